@@ -1,0 +1,43 @@
+"""SPQ: make causal language models smaller, and say what it cost.
+
+Importing this package registers the checkpoint format with transformers, so that
+`AutoModelForCausalLM.from_pretrained` reads compressed checkpoints.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from spq.errors import CheckpointError, SpqError
+from spq.integrations.source import load_model
+from spq.pipeline import CompressionResult, compress
+from spq.recipe import Recipe, load_recipe
+
+__all__ = [
+    "CheckpointError",
+    "CompressionResult",
+    "Recipe",
+    "SpqError",
+    "compress",
+    "load",
+    "load_recipe",
+]
+__version__ = "0.1.0"
+
+
+def load(model: str | Path, **options: Any) -> PreTrainedModel:
+    """Load a checkpoint of ours, or any other causal language model.
+
+    Args:
+        model: directory, hub id, `.gguf` file or `demo`.
+        options: `dtype`, `device_map` and whatever else `from_pretrained` takes.
+
+    Returns:
+        the model in eval mode.
+
+    Raises:
+        SpqError: there is no such model.
+        CheckpointError: a checkpoint of ours is truncated or does not match its config.
+    """
+    return load_model(model, **options).model

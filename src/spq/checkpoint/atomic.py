@@ -1,0 +1,82 @@
+"""A directory that appears whole or not at all."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from spq.errors import SpqError
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Refuse an output that would cost the user something.
+
+    Raises:
+        SpqError: `out` is a file, or a directory that is not empty and may not be overwritten.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise SpqError(f"output {str(out)!r} exists and is not a directory")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise SpqError(
+            f"output directory {str(out)!r} is not empty; pass --overwrite to replace it"
+        )
+
+
+@contextmanager
+def atomic_directory(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Path]:
+    """A new directory beside `out` that becomes `out` when the block ends well.
+
+    On any failure, an interrupt included, it is removed, and what `out` held before is untouched.
+    A kill that no handler sees leaves only the directory beside it.
+
+    Args:
+        out: final place.
+        overwrite: whether a non-empty `out` may be replaced.
+        needed_bytes: refuse at once where the disk has less.
+
+    Raises:
+        SpqError: see `check_output`; or the disk is full or cannot be written to.
+    """
+    check_output(out, overwrite=overwrite)
+    out = out.absolute()
+    partial = out.with_name(f"{out.name}.partial-{secrets.token_hex(4)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if free < needed_bytes:
+            raise SpqError(
+                f"the disk of {out.name!r} has {free / 1e6:.0f} MB free, "
+                f"but the checkpoint needs {needed_bytes / 1e6:.0f} MB"
+            )
+        partial.mkdir()
+        yield partial
+        _publish(partial, out)
+    except (OSError, SafetensorError) as error:
+        raise SpqError(f"cannot write {out.name!r}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(partial: Path, out: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in partial.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)  # safetensors writes files that only their owner can read
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    if not out.exists():
+        partial.rename(out)
+        return
+    replaced = out.with_name(f"{out.name}.replaced-{secrets.token_hex(4)}")
+    out.rename(replaced)
+    try:
+        partial.rename(out)
+    except BaseException:
+        replaced.rename(out)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,143 @@
+"""What a checkpoint states about each module that differs from the dense model.
+
+Everything needed to rebuild a module is written down; nothing is derived when loading.
+"""
+
+from functools import singledispatch
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter
+from torch import nn
+
+from spq.modules.low_rank_linear import LowRankLinear
+from spq.modules.quantized_embedding import QuantizedEmbedding
+from spq.modules.quantized_linear import Granularity, QuantizedLinear
+
+FORMAT_VERSION = 1
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _LinearShape(_Spec):
+    in_features: PositiveInt
+    out_features: PositiveInt
+    bias: bool
+
+
+class LinearSpec(_LinearShape):
+    """A dense linear layer of another shape than the config's (pruned)."""
+
+    format: Literal["linear"] = "linear"
+
+    def build(self, dtype: torch.dtype) -> nn.Module:
+        """Allocate the module without values."""
+        return nn.Linear(self.in_features, self.out_features, bias=self.bias, dtype=dtype)
+
+
+class QuantizedLinearSpec(_LinearShape):
+    """`codes` int8 [out, in] and `scale` [out] or [1]."""
+
+    format: Literal["int8"] = "int8"
+    granularity: Granularity
+
+    def build(self, dtype: torch.dtype) -> nn.Module:
+        """Allocate the module without values."""
+        return QuantizedLinear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias,
+            granularity=self.granularity,
+            dtype=dtype,
+        )
+
+
+class LowRankSpec(_LinearShape):
+    """`right` [rank, in] and `left` [out, rank]; quantised factors have entries of their own."""
+
+    format: Literal["low_rank"] = "low_rank"
+    rank: PositiveInt
+
+    def build(self, dtype: torch.dtype) -> nn.Module:
+        """Allocate the module without values."""
+        return LowRankLinear.empty(
+            self.in_features, self.out_features, self.rank, bias=self.bias, dtype=dtype
+        )
+
+
+class QuantizedEmbeddingSpec(_Spec):
+    """`codes` int8 [num_embeddings, embedding_dim] and `scale` [num_embeddings] or [1]."""
+
+    format: Literal["int8_embedding"] = "int8_embedding"
+    num_embeddings: PositiveInt
+    embedding_dim: PositiveInt
+    granularity: Granularity
+    embed_scale: float = Field(gt=0)
+    padding_idx: int | None
+
+    def build(self, dtype: torch.dtype) -> nn.Module:
+        """Allocate the module without values."""
+        return QuantizedEmbedding(
+            self.num_embeddings,
+            self.embedding_dim,
+            granularity=self.granularity,
+            embed_scale=self.embed_scale,
+            padding_idx=self.padding_idx,
+            dtype=dtype,
+        )
+
+
+class AttentionSpec(_Spec):
+    """The head count of an attention block that keeps it in an attribute (OPT)."""
+
+    format: Literal["attention"] = "attention"
+    num_heads: PositiveInt
+
+
+ModuleSpec = Annotated[
+    LinearSpec | QuantizedLinearSpec | LowRankSpec | QuantizedEmbeddingSpec | AttentionSpec,
+    Field(discriminator="format"),
+]
+SPECS: TypeAdapter[dict[str, ModuleSpec]] = TypeAdapter(dict[str, ModuleSpec])
+
+
+@singledispatch
+def spec_of(module: nn.Module) -> ModuleSpec | None:
+    """The spec that rebuilds `module`, or None for a module that has none."""
+    return None
+
+
+@spec_of.register
+def _(module: nn.Linear) -> ModuleSpec:
+    return LinearSpec(**_shape(module))
+
+
+@spec_of.register
+def _(module: QuantizedLinear) -> ModuleSpec:
+    return QuantizedLinearSpec(granularity=module.granularity, **_shape(module))
+
+
+@spec_of.register
+def _(module: LowRankLinear) -> ModuleSpec:
+    return LowRankSpec(rank=module.rank, **_shape(module))
+
+
+@spec_of.register
+def _(module: QuantizedEmbedding) -> ModuleSpec:
+    return QuantizedEmbeddingSpec(
+        num_embeddings=module.num_embeddings,
+        embedding_dim=module.embedding_dim,
+        granularity=module.granularity,
+        embed_scale=module.embed_scale,
+        padding_idx=module.padding_idx,
+    )
+
+
+def _shape(module: nn.Module) -> dict[str, Any]:
+    return {
+        "in_features": module.in_features,
+        "out_features": module.out_features,
+        "bias": module.bias is not None,
+    }

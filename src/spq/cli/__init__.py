@@ -1,0 +1,71 @@
+"""The command line: one file per command, found by name."""
+
+import logging
+import pkgutil
+import signal
+import sys
+from importlib import import_module
+from typing import Any
+
+import typer
+
+from spq.errors import SpqError
+
+app = typer.Typer(
+    name="spq",
+    help="Make causal language models smaller and say what it cost.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    debug: bool = typer.Option(False, "--debug", help="Show a traceback on errors."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens."),
+) -> None:
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", force=True)
+    for noisy in ("httpx", "urllib3", "filelock", "fsspec", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _register() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        if module.name not in ("options", "tables"):
+            command = import_module(f"{__name__}.{module.name}").command
+            app.command(name=module.name)(command)
+
+
+def _quiet_transformers() -> None:
+    """Our own progress and messages replace the library's."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def _terminate(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line and exit: 0 on success, 1 on bad input, 130 when interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in sys.argv
+    _quiet_transformers()
+    try:
+        app(standalone_mode=True)
+    except SpqError as error:
+        if debug:
+            raise
+        typer.echo(f"spq: error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("spq: interrupted; nothing was written", err=True)
+        sys.exit(130)
+
+
+_register()

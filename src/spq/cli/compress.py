@@ -1,0 +1,94 @@
+"""`spq compress MODEL OUT`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from spq.cli.options import Device, Dtype, Json, Model
+from spq.cli.tables import show, table
+from spq.manifest import Manifest
+from spq.pipeline import compress
+from spq.report.units import megabytes, ratio
+
+
+def command(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
+    recipe: Annotated[str, typer.Option(help="Shipped name or YAML file.")] = "default",
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to calibrate and train on: a .txt or .jsonl file, a name in "
+            "$SPQ_DATA_DIR, or `builtin`.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    recover: Annotated[
+        bool, typer.Option("--recover/--no-recover", help="Run the stages that train.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT if it is not empty.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Plan only: train nothing, write nothing.")
+    ] = False,
+    max_shard_size: Annotated[str, typer.Option(help="Of one weight file.")] = "4GB",
+    as_json: Json = False,
+) -> None:
+    """Compress MODEL into OUT, a directory that loads in transformers after `import spq`."""
+    result = compress(
+        model,
+        out,
+        recipe=recipe,
+        calibration=calibration,
+        recover=recover,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        max_shard_size=max_shard_size,
+    )
+    if as_json:
+        typer.echo(result.manifest.model_dump_json(indent=2))
+        return
+    _show(result.manifest, out if result.directory else None)
+
+
+def _show(manifest: Manifest, out: Path | None) -> None:
+    stages = table("stages", "stage", "saved", "time", "peak memory", "what it did")
+    stages.columns[-1].justify = "left"
+    stages.columns[-1].no_wrap = False
+    for record in manifest.stages:
+        plan = record.plan
+        stages.add_row(
+            plan.stage,
+            megabytes(plan.bytes_saved),
+            f"{record.seconds:.1f} s",
+            megabytes(record.peak_bytes),
+            plan.summary,
+        )
+    sizes, source = manifest.sizes, manifest.source
+    size = table("size", "", "bytes", "of the source")
+    size.add_row(f"source weights, {source.dtype}", megabytes(sizes.source), "100.0 %")
+    if out is not None:
+        size.add_row("weight files on disk", megabytes(sizes.disk), ratio(sizes.disk, sizes.source))
+    size.add_row(
+        "weights in memory", megabytes(sizes.resident), ratio(sizes.resident, sizes.source)
+    )
+    size.add_row("source in float32 (SPQ paper's baseline)", megabytes(sizes.fp32), "")
+    show(*([stages] if manifest.stages else []), size)
+    if source.note:
+        show(f"Note: {escape(source.note)}.")
+    if out is None:
+        show("Dry run: nothing was trained or written.")
+        return
+    show(
+        f"Wrote {escape(str(out))}, reloaded it and compared its logits. Load it with\n"
+        f'  import spq; model = spq.load("{escape(str(out))}")'
+    )

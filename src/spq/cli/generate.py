@@ -1,0 +1,57 @@
+"""`spq generate MODEL --prompt TEXT`."""
+
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import TextStreamer, set_seed
+
+from spq.cli.options import Device, Dtype, Model
+from spq.errors import SpqError
+from spq.integrations.source import load_model
+
+
+def command(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="What to continue or to answer.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")
+    ] = 0.0,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat/--plain", help="Wrap the prompt in the tokenizer's chat template."),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Stream text from any checkpoint."""
+    if not prompt:
+        raise SpqError("--prompt is empty; give some text to continue")
+    loaded = load_model(model, dtype=dtype, device_map=device)
+    tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        raise SpqError(f"model {model!r} has no tokenizer, which generation needs")
+    inputs: Any
+    if chat:
+        if not tokenizer.chat_template:
+            raise SpqError(f"the tokenizer of {model!r} has no chat template; leave out --chat")
+        messages = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        typer.echo(prompt, nl=False)
+    set_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+    with torch.inference_mode():
+        loaded.model.generate(
+            input_ids=inputs["input_ids"].to(loaded.model.device),
+            attention_mask=inputs["attention_mask"].to(loaded.model.device),
+            max_new_tokens=max_new_tokens,
+            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            **({"do_sample": False} | sampling),
+        )

@@ -1,0 +1,20 @@
+"""Text to calibrate on and to evaluate on, kept apart.
+
+Sources are resolved by `load_text`; `fingerprint` and `overlap` tell whether two texts share
+passages; `encode`, `consecutive` and `sample` turn text into windows of tokens.
+"""
+
+from spq.data.fingerprints import fingerprint, overlap
+from spq.data.sources import Split, Text, load_text
+from spq.data.windows import consecutive, encode, sample
+
+__all__ = [
+    "Split",
+    "Text",
+    "consecutive",
+    "encode",
+    "fingerprint",
+    "load_text",
+    "overlap",
+    "sample",
+]

@@ -1,0 +1,75 @@
+"""Reading documents from `.txt` and `.jsonl` files."""
+
+import json
+from pathlib import Path
+
+from spq.errors import SpqError
+
+SUFFIXES = (".txt", ".jsonl")
+# A record is text by the first of these sets of fields that it has; those after "?" may be missing.
+RECORD_FIELDS = (
+    (("text",), ()),
+    (("instruction", "output"), ("input",)),
+    (("question", "answer"), ()),
+)
+FIELD_ORDER = ("text", "instruction", "input", "output", "question", "answer")
+
+
+def read_documents(path: Path, limit: int | None = None) -> tuple[str, ...]:
+    """Read a `.txt` file as one document, or a `.jsonl` file as one document a record.
+
+    Args:
+        path: the file; UTF-8.
+        limit: the most documents to return; None for all.
+
+    Returns:
+        Documents with at least one visible character each, unchanged; at least one of them.
+
+    Raises:
+        SpqError: if the file is missing, unreadable, empty, of another kind, or has a record that
+            is not JSON or lacks the fields; the file and the line are named.
+    """
+    if path.suffix not in SUFFIXES:
+        raise SpqError(f"'{path}' is not a text source: use a .txt or .jsonl file.")
+    text = _read(path)
+    documents = [text] if path.suffix == ".txt" else _records(text, path)
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise SpqError(f"'{path}' is empty: it must hold some text.")
+    return tuple(documents[:limit])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise SpqError(f"There is no file '{path}'.") from error
+    except UnicodeDecodeError as error:
+        raise SpqError(
+            f"'{path}' is not UTF-8 text (byte {error.start}): convert it first."
+        ) from error
+    except OSError as error:
+        raise SpqError(f"'{path}' cannot be read: {error.strerror}.") from error
+
+
+def _records(text: str, path: Path) -> list[str]:
+    # Not splitlines(): it also breaks at characters that JSON strings may hold, as U+2028.
+    lines = enumerate(text.split("\n"), start=1)
+    return [_document(line, f"'{path}', line {number}") for number, line in lines if line.strip()]
+
+
+def _document(line: str, place: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SpqError(f"{place}: not valid JSON ({error}).") from error
+    if isinstance(record, dict):
+        for required, optional in RECORD_FIELDS:
+            if all(isinstance(record.get(field), str) for field in required):
+                fields = [field for field in FIELD_ORDER if field in (*required, *optional)]
+                parts = (record.get(field) for field in fields)
+                return "\n".join(part for part in parts if isinstance(part, str) and part)
+    raise SpqError(
+        f"{place}: the record needs a string field 'text', or 'instruction' and 'output'"
+        " ('input' if any), or 'question' and 'answer'."
+    )

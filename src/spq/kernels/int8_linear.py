@@ -1,0 +1,55 @@
+"""Activations times int8 weights, without keeping a float copy of the weight."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def _product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    # Codes up to 127 are exact in every float dtype, so only the products round.
+    return functional.linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
+
+
+class _Int8Linear(torch.autograd.Function):
+    """Saves the codes for the backward pass; plain autograd would save the weight in float."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        needs_input = ctx.needs_input_grad[2]
+        ctx.save_for_backward(codes, scale, x if needs_input else None)
+        return _product(x, codes, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        codes, scale, x = ctx.saved_tensors
+        (gradient,) = gradients
+        grad_x = grad_scale = None
+        if ctx.needs_input_grad[0]:
+            scaled = gradient * scale.to(gradient.dtype)
+            grad_x = scaled @ codes.to(gradient.dtype)
+        if ctx.needs_input_grad[2]:
+            unscaled = functional.linear(x, codes.to(x.dtype))
+            per_row = (gradient * unscaled).float().flatten(0, -2).sum(0)
+            grad_scale = (per_row if len(scale) > 1 else per_row.sum(0, keepdim=True)).to(
+                scale.dtype
+            )
+        return grad_x, None, grad_scale
+
+
+def int8_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Scale · (codes x) + bias.
+
+    Args:
+        x: [..., in], floating point.
+        codes: int8 [out, in].
+        scale: [out] or [1].
+        bias: [out] or None.
+
+    Returns:
+        [..., out] in the dtype of x. Differentiable in x and scale.
+    """
+    training = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
+    product = _Int8Linear.apply(x, codes, scale) if training else _product(x, codes, scale)
+    return product if bias is None else product + bias.to(x.dtype)

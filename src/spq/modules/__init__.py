@@ -1,0 +1,1 @@
+"""Runtime layers of compressed models; each knows its own spec."""

@@ -1,0 +1,102 @@
+"""Truncated singular value decomposition, computed through the smaller Gram matrix.
+
+Eigenvalues of W Wᵀ (or Wᵀ W, whichever is smaller) are the squared singular values, which is what
+retained variance sums, and cost a fraction of a full decomposition. Its leading eigenvectors give
+the best rank-r approximation as a projection, so no singular value is ever divided by.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+SingularValuesIn = Literal["left", "right", "both"]
+
+
+def _gram(weight: Tensor) -> Tensor:
+    """W Wᵀ or Wᵀ W, float32 [n, n] with n = min(W.shape)."""
+    weight = weight.to(torch.float32)
+    wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
+    return wide @ wide.T
+
+
+def variances(weight: Tensor) -> Tensor:
+    """Squared singular values of `weight`, in descending order.
+
+    Args:
+        weight: [out, in], any float dtype.
+
+    Returns:
+        float64 [min(out, in)], non-negative. Computed in float32: shares of the total below about
+        1e-6 are rounding.
+    """
+    return torch.linalg.eigvalsh(_gram(weight)).flip(0).clamp_min_(0).double()
+
+
+def rank_for_variance(variances: Tensor, variance: float) -> int:
+    """Least r with sum(variances[:r]) >= variance * sum(variances) (SPQ, rank selection).
+
+    Args:
+        variances: squared singular values in descending order, [n].
+        variance: τ in (0, 1]; 1 keeps the full rank.
+
+    Returns:
+        a rank in [1, n].
+
+    Raises:
+        ValueError: τ outside (0, 1].
+    """
+    if not 0 < variance <= 1:
+        raise ValueError(f"variance must lie in (0, 1], got {variance}")
+    if variance == 1:
+        return len(variances)
+    retained = variances.cumsum(0)
+    return min(int((retained < variance * retained[-1]).sum()) + 1, len(variances))
+
+
+def snap_rank(rank: int, in_features: int, out_features: int, multiple_of: int) -> int | None:
+    """The rank to factorise a linear layer at, or None where that would not save anything.
+
+    Rounds up to `multiple_of` where the rounded rank still saves, keeps the exact rank where only
+    that does. A rank r saves where r · (in + out) < in · out.
+
+    Returns:
+        rank, or None to leave the layer dense.
+    """
+    rounded = -(-rank // multiple_of) * multiple_of
+    for candidate in (rounded, rank):
+        if candidate * (in_features + out_features) < in_features * out_features:
+            return candidate
+    return None
+
+
+def truncate(
+    weight: Tensor, rank: int, singular_values_in: SingularValuesIn = "right"
+) -> tuple[Tensor, Tensor]:
+    """Best rank-r approximation of `weight` as a product (Eckart–Young).
+
+    Args:
+        weight: [out, in], any float dtype.
+        rank: r in [1, min(out, in)].
+        singular_values_in: the factor that carries the singular values. `left` is the published
+            U_r S_r, V_rᵀ; `right` lets per-row scales of a quantised right factor absorb them.
+
+    Returns:
+        left [out, r] and right [r, in], float32, with left @ right ≈ weight.
+    """
+    weight = weight.to(torch.float32)
+    wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
+    energy, basis = torch.linalg.eigh(_gram(weight))
+    energy, basis = energy.flip(0)[:rank], basis.flip(1)[:, :rank]
+    projected = basis.T @ wide
+    left, right = (basis, projected) if wide is weight else (projected.T, basis.T)
+    values_are_in = "right" if wide is weight else "left"
+    if singular_values_in != values_are_in:
+        power = 0.5 if singular_values_in == "both" else 1.0
+        moved = energy.clamp_min(torch.finfo(torch.float32).tiny).sqrt() ** power
+        left, right = (
+            (left * moved, right / moved[:, None])
+            if values_are_in == "right"
+            else (left / moved, right * moved[:, None])
+        )
+    return left.contiguous(), right.contiguous()

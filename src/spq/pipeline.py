@@ -1,0 +1,219 @@
+"""The whole run on one page: load, apply the stages in order, save, verify, report."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spq.calibration import Statistics, collect
+from spq.checkpoint.atomic import atomic_directory, check_output
+from spq.checkpoint.verify import check_logits, fixed_logits
+from spq.data import Text, encode, fingerprint, load_text, sample
+from spq.errors import SpqError
+from spq.evaluation import PeakMemory, resident_bytes, weight_file_bytes
+from spq.integrations.quantizer import attach
+from spq.integrations.source import Loaded, Source, describe_source, load_model, load_tokenizer
+from spq.manifest import FILE, CalibrationRecord, Manifest, Sizes, StageRecord, versions
+from spq.recipe import Recipe, load_recipe
+from spq.report.model_card import model_card
+from spq.stages.base import Stage, TrainingText
+from spq.view import ModelView
+
+logger = logging.getLogger(__name__)
+
+SHARD_SIZE = "4GB"
+
+
+@dataclass
+class CompressionResult:
+    """What a run produced.
+
+    Attributes:
+        model: the compressed model in memory, ready to use.
+        tokenizer: of the source.
+        manifest: how it came to be; the same as on disk.
+        directory: the checkpoint, or None after a dry run or without an output.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    manifest: Manifest
+    directory: Path | None
+
+
+@dataclass
+class _Calibration:
+    """Calibration text, read when the first stage asks for it."""
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase | None
+    seed: int
+    _text: Text | None = None
+    _ids: torch.Tensor | None = None
+    records: list[CalibrationRecord] = field(default_factory=list)
+
+    @property
+    def ids(self) -> torch.Tensor:
+        if self._ids is None:
+            config = self.recipe.calibration
+            if self.tokenizer is None:
+                raise SpqError("this recipe reads calibration text, but the model has no tokenizer")
+            self._text = load_text(config.source, "calibration")
+            self._ids = encode(self.tokenizer, self._text.text, minimum=config.context)
+            self.records.append(
+                CalibrationRecord(
+                    source=config.source,
+                    origin=self._text.origin,
+                    tokens=len(self._ids),
+                    windows=config.windows,
+                    context=config.context,
+                    fingerprints=fingerprint(self._text.text),
+                )
+            )
+        return self._ids
+
+    def statistics(self, view: ModelView, stage: Stage) -> Statistics:
+        wanted = stage.needs(view)
+        if not wanted:
+            return Statistics()
+        config = self.recipe.calibration
+        windows = sample(self.ids, config.context, config.windows, self.seed)
+        return collect(view.model, windows, wanted)
+
+
+def compress(
+    model: str | Path | PreTrainedModel,
+    out: str | Path | None = None,
+    *,
+    recipe: str | Path | Recipe = "default",
+    calibration: str | None = None,
+    recover: bool = True,
+    seed: int = 0,
+    dtype: str | torch.dtype = "auto",
+    device: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    max_shard_size: str = SHARD_SIZE,
+) -> CompressionResult:
+    """Compress a causal language model and write a checkpoint that loads in transformers.
+
+    Args:
+        model: hub id, directory, `.gguf` file, `demo`, or a model object, which is compressed in
+            place.
+        out: directory to write; None leaves the result in memory only.
+        recipe: shipped name, YAML file or `Recipe`.
+        calibration: text source that replaces the recipe's.
+        recover: False leaves out the stages that train.
+        seed: of everything random.
+        dtype: of float weights while compressing and in the result; `auto` is the source's own.
+        device: such as `cpu` or `cuda`; None is the CPU.
+        tokenizer: for a model object; else the source's own.
+        overwrite: whether a non-empty `out` may be replaced.
+        dry_run: plan and apply in memory, but train nothing and write nothing.
+        max_shard_size: of one weight file.
+
+    Returns:
+        the compressed model and its manifest.
+
+    Raises:
+        SpqError: bad input; nothing was written and `out` is as it was.
+        CheckpointError: the written checkpoint did not reload to the same logits; it was removed.
+    """
+    steps = load_recipe(recipe)
+    if calibration is not None:
+        steps = steps.calibrated_on(calibration)
+    if not recover or dry_run:
+        steps = steps.without_training()
+    target = None if out is None or dry_run else Path(out)
+    if target is not None:
+        check_output(target, overwrite=overwrite)
+    loaded = _load(model, tokenizer, dtype, device)
+    _check_finite(loaded.model)
+    view = ModelView(loaded.model)
+    text = _Calibration(steps, loaded.tokenizer, seed)
+    records = [_run_stage(stage, view, text) for stage in steps.stages]
+    attach(loaded.model)
+    manifest = Manifest(
+        recipe=steps.to_dict(),
+        seed=seed,
+        source=loaded.source,
+        calibration=text.records[0] if text.records else None,
+        stages=records,
+        sizes=_sizes(loaded.source, loaded.model, disk=0),
+        versions=versions(),
+    )
+    if target is not None:
+        manifest = _save(loaded, manifest, target, overwrite, max_shard_size)
+    return CompressionResult(loaded.model, loaded.tokenizer, manifest, target)
+
+
+def _load(
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dtype: str | torch.dtype,
+    device: str | None,
+) -> Loaded:
+    if isinstance(model, PreTrainedModel):
+        name = model.config.name_or_path or type(model).__name__
+        if dtype != "auto" or device is not None:
+            raise SpqError("dtype and device apply to models that are loaded; move the object")
+        tokenizer = tokenizer or load_tokenizer(name)
+        return Loaded(model.eval(), tokenizer, describe_source(name, "object", model))
+    loaded = load_model(model, dtype=dtype, device_map=device)
+    loaded.tokenizer = tokenizer or loaded.tokenizer
+    return loaded
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            raise SpqError(f"weight {name!r} holds NaN or Inf; the source checkpoint is damaged")
+
+
+def _run_stage(stage: Stage, view: ModelView, text: _Calibration) -> StageRecord:
+    with PeakMemory() as memory:
+        statistics = text.statistics(view, stage)
+        plan = stage.plan(view, statistics)
+        training = TrainingText(text.ids, text.seed) if stage.trains else None
+        stage.apply(view, plan, training)
+    logger.info("%s: %s (%.1f s)", stage.key, plan.summary, memory.seconds)
+    return StageRecord(
+        config={stage.key: stage.model_dump(mode="json")},
+        plan=plan,
+        seconds=round(memory.seconds, 3),
+        peak_bytes=memory.peak_bytes,
+    )
+
+
+def _sizes(source: Source, model: PreTrainedModel, disk: int) -> Sizes:
+    return Sizes(
+        source=source.bytes,
+        disk=disk,
+        resident=resident_bytes(model),
+        fp32=source.parameters * 4,
+    )
+
+
+def _save(
+    loaded: Loaded, manifest: Manifest, out: Path, overwrite: bool, max_shard_size: str
+) -> Manifest:
+    """Write into a directory beside `out`, check that it reloads, and only then publish it."""
+    needed = int(manifest.sizes.resident * 1.05)
+    expected = fixed_logits(loaded.model)
+    with atomic_directory(out, overwrite=overwrite, needed_bytes=needed) as partial:
+        loaded.model.save_pretrained(partial, max_shard_size=max_shard_size)
+        if loaded.tokenizer is not None:
+            loaded.tokenizer.save_pretrained(partial)
+        sizes = manifest.sizes.model_copy(update={"disk": weight_file_bytes(partial)})
+        manifest = manifest.model_copy(update={"sizes": sizes})
+        (partial / FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        (partial / "README.md").write_text(model_card(manifest, out.name), encoding="utf-8")
+        options: dict[str, Any] = {"dtype": loaded.model.dtype, "device_map": None}
+        if loaded.model.device.type != "cpu":
+            options["device_map"] = str(loaded.model.device)
+        check_logits(expected, fixed_logits(load_model(partial, **options).model))
+    return manifest

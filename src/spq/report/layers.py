@@ -1,0 +1,86 @@
+"""Layer by layer: what a checkpoint holds, from its config and file headers alone."""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from spq.checkpoint.headers import TensorHeader, read_header
+from spq.errors import CheckpointError, SpqError
+from spq.integrations.quantizer import METHOD, SpqConfig
+
+
+class Layer(BaseModel):
+    """One module of a checkpoint.
+
+    Attributes:
+        module: full name.
+        format: `dense`, or as the checkpoint states it, with the granularity of its scales.
+        shape: [out, in] of the matrix that it applies, or the shape of its largest tensor.
+        rank: of a low-rank layer.
+        bits: per stored weight, without scales.
+        bytes: on disk, scales and biases included.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    module: str
+    format: str
+    shape: tuple[int, ...]
+    rank: int | None
+    bits: float
+    bytes: int
+
+
+def layers(directory: Path) -> list[Layer]:
+    """All modules with tensors, in the order of the model's files.
+
+    Raises:
+        SpqError: not a checkpoint directory.
+        CheckpointError: a damaged one.
+    """
+    config_file = directory / "config.json"
+    files = sorted(directory.glob("*.safetensors"))
+    if not config_file.is_file() or not files:
+        raise SpqError(f"{str(directory)!r} is not a checkpoint: no config.json or no weights")
+    try:
+        stated = json.loads(config_file.read_text(encoding="utf-8")).get("quantization_config")
+    except (ValueError, AttributeError):
+        raise CheckpointError(f"config.json in {str(directory)!r} is not a JSON object") from None
+    config = None
+    if stated is not None:
+        if not isinstance(stated, dict) or stated.get("quant_method") != METHOD:
+            raise SpqError(f"{str(directory)!r} was not written by spq")
+        config = SpqConfig(**stated)
+    headers: dict[str, TensorHeader] = {}
+    for file in files:
+        headers.update(read_header(file))
+    if config is not None:
+        headers.pop(config.guard or "", None)
+    grouped: dict[str, dict[str, TensorHeader]] = {}
+    for name, header in headers.items():
+        module, _, parameter = name.rpartition(".")
+        grouped.setdefault(module, {})[parameter] = header
+    rows = [_layer(module, tensors, config) for module, tensors in grouped.items()]
+    return sorted(rows, key=lambda row: _natural(row.module))
+
+
+def _layer(module: str, tensors: dict[str, TensorHeader], config: SpqConfig | None) -> Layer:
+    specs = config.specs if config else {}
+    main = max(tensors.values(), key=lambda header: header.bytes)
+    spec = specs.get(module)
+    parent = specs.get(module.rpartition(".")[0])
+    granularity = getattr(spec, "granularity", None)
+    return Layer(
+        module=module,
+        format=f"int8 {granularity}" if granularity else "dense",
+        shape=main.shape,
+        rank=getattr(parent, "rank", None),
+        bits=8 * main.dtype.itemsize,
+        bytes=sum(header.bytes for header in tensors.values()),
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

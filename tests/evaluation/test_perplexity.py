@@ -1,0 +1,143 @@
+import math
+import statistics
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from spq.errors import SpqError
+from spq.evaluation import Perplexity, perplexity
+
+VOCABULARY = 64
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        initializer_range=0.5,
+        attention_dropout=0.5,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(VOCABULARY, (1500,), generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def window_losses(model, ids, context, count) -> list[float]:
+    """The straightforward script."""
+    losses = []
+    for window in ids[: count * context].view(count, context):
+        logits = model(window[None]).logits[0].float()
+        losses.append(cross_entropy(logits[:-1], window[1:]).item())
+    return losses
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("context", [2, 100, 129, 300])
+def test_equals_the_straightforward_script(model, ids, context, dtype):
+    model = model.to(dtype)
+    result = perplexity(model, ids, context, limit=4)
+    losses = window_losses(model, ids, context, 4)
+    assert result.nll == pytest.approx(statistics.mean(losses), rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(statistics.mean(losses)), rel=1e-5)
+
+
+def test_states_its_protocol(model, ids):
+    result = perplexity(model, ids, 100)
+    assert (result.windows, result.context, result.stride) == (15, 100, 100)
+    assert result.tokens == 15 * 99
+    assert (result.dtype, result.device) == ("float32", "cpu")
+    assert "15 non-overlapping windows of 100 tokens" in result.protocol
+    assert Perplexity.model_validate_json(result.model_dump_json()) == result
+
+
+def test_limit_takes_the_first_windows(model, ids):
+    assert perplexity(model, ids, 100, limit=3) == perplexity(model, ids[:300], 100)
+
+
+def test_standard_error_is_that_of_the_windows_by_the_delta_method(model, ids):
+    result = perplexity(model, ids, 100, limit=5)
+    losses = window_losses(model, ids, 100, 5)
+    expected = math.exp(statistics.mean(losses)) * statistics.stdev(losses) / math.sqrt(5)
+    assert result.standard_error == pytest.approx(expected, rel=1e-4)
+    assert perplexity(model, ids, 100, limit=1).standard_error is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_leaves_every_module_in_its_mode(model, ids, training):
+    evaluated = perplexity(model, ids, 100, limit=2)
+    model.train(training)
+    model.model.layers[0].train(not training)
+    before = [module.training for module in model.modules()]
+    assert perplexity(model, ids, 100, limit=2) == evaluated  # no dropout either way
+    assert [module.training for module in model.modules()] == before
+
+
+def test_restores_the_mode_after_an_error(model, ids, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model.model.layers[0], "forward", interrupt)
+    model.train()
+    with pytest.raises(KeyboardInterrupt):
+        perplexity(model, ids, 100)
+    assert all(module.training for module in model.modules())
+
+
+def test_leaves_no_gradients_to_the_model(model, ids):
+    perplexity(model, ids, 100, limit=1)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("context", "limit", "message"),
+    [
+        (513, None, "context 513 exceeds the model's 512 positions"),
+        (1, None, "context must be at least 2"),
+        (100, 0, "limit must be at least 1"),
+    ],
+)
+def test_refuses_impossible_windows(model, ids, context, limit, message):
+    with pytest.raises(SpqError, match=message):
+        perplexity(model, ids, context, limit=limit)
+
+
+def test_refuses_a_text_shorter_than_one_window(model, ids):
+    with pytest.raises(SpqError, match="has 99 tokens, and at least 100 are needed"):
+        perplexity(model, ids[:99], 100)
+
+
+def test_refuses_tokens_of_another_model(model, ids):
+    with pytest.raises(SpqError, match="Token 64 is outside the model's vocabulary of 64"):
+        perplexity(model, torch.cat([ids[:10], torch.tensor([64])]), 11)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_refuses_a_loss_that_is_not_finite(model, ids, value):
+    with torch.no_grad():
+        model.lm_head.weight.fill_(1.0)
+        model.lm_head.weight[0].fill_(value)
+    ids = ids.clamp(min=1)
+    with pytest.raises(SpqError, match=r"The loss is .* on window 1"):
+        perplexity(model, ids, 100, limit=3)
+
+
+def test_result_is_frozen_and_strict(model, ids):
+    result = perplexity(model, ids, 100, limit=1)
+    with pytest.raises(ValidationError):
+        result.perplexity = 1.0
+    with pytest.raises(ValidationError):
+        Perplexity(**result.model_dump(), surprise=1)
