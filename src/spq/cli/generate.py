@@ -46,10 +46,11 @@ def command(
         typer.echo(prompt, nl=False)
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+    writer: Any = loaded.model
     with torch.inference_mode():
-        loaded.model.generate(
-            input_ids=inputs["input_ids"].to(loaded.model.device),
-            attention_mask=inputs["attention_mask"].to(loaded.model.device),
+        writer.generate(
+            input_ids=inputs["input_ids"].to(writer.device),
+            attention_mask=inputs["attention_mask"].to(writer.device),
             max_new_tokens=max_new_tokens,
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,

@@ -35,8 +35,9 @@ def select_inputs(module: nn.Module, index: Tensor) -> nn.Module:
 
 
 def module_bytes(module: nn.Module) -> int:
-    """Bytes of the module's parameters and persistent buffers, each storage once."""
-    tensors = {tensor.data_ptr(): tensor for tensor in module.state_dict().values()}
+    """Bytes of the module's parameters and buffers, each storage once."""
+    held = [*module.parameters(), *module.buffers()]
+    tensors = {tensor.data_ptr(): tensor for tensor in held}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
