@@ -3,6 +3,7 @@
 Each function dispatches on the layer's class; a new kind of layer registers its own.
 """
 
+import copy
 from functools import singledispatch
 
 import torch
@@ -35,10 +36,21 @@ def select_inputs(module: nn.Module, index: Tensor) -> nn.Module:
 
 
 def module_bytes(module: nn.Module) -> int:
-    """Bytes of the module's parameters and buffers, each storage once."""
+    """Bytes of the module's parameters and buffers, each once."""
     held = [*module.parameters(), *module.buffers()]
-    tensors = {tensor.data_ptr(): tensor for tensor in held}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """A twin of the module with shapes and dtypes but no data, to try a change of shape on."""
+    held = [*module.parameters(), *module.buffers()]
+    twins = {id(tensor): tensor.detach().to("meta") for tensor in held}
+    parameters = {id(p) for p in module.parameters()}
+    memo = {
+        key: nn.Parameter(twin, requires_grad=False) if key in parameters else twin
+        for key, twin in twins.items()
+    }
+    return copy.deepcopy(module, memo)
 
 
 def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:

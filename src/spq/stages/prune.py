@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from spq.calibration import Moments, Observation, Statistics
-from spq.modules.ops import module_bytes, select_inputs, select_outputs
+from spq.modules.ops import module_bytes, on_meta, select_inputs, select_outputs
 from spq.numerics import importance
 from spq.stages.base import Change, Plan, Stage, TrainingText
 from spq.view import LayerView, ModelView
@@ -113,7 +113,7 @@ def _changes(layer: LayerView, unit: Unit, scores: Tensor, kept: int) -> list[Ch
             "removed": removed,
         }
         select = select_outputs if side == "output" else select_inputs
-        after = module_bytes(select(named.module, _channels_kept(details)))
+        after = module_bytes(select(on_meta(named.module), _channels_kept(details).to("meta")))
         changes.append(
             Change(
                 module=named.name,

@@ -1,0 +1,204 @@
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from spq.checkpoint import atomic
+from spq.checkpoint.atomic import atomic_directory, check_output
+from spq.errors import SpqError
+
+OLD = {"config.json": b"old", "deep/weights.bin": bytes(range(256))}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """A directory that already holds something, alone in its parent."""
+    folder = tmp_path / "parent" / "out"
+    for name, data in OLD.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    return folder
+
+
+def untouched(out: Path) -> bool:
+    return contents(out) == OLD and [entry.name for entry in out.parent.iterdir()] == ["out"]
+
+
+def write(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "config.json").write_bytes(b"new")
+    (folder / "sub" / "more.bin").write_bytes(b"more")
+
+
+NEW = {"config.json": b"new", "sub/more.bin": b"more"}
+
+
+@pytest.mark.parametrize("existing", ["absent", "empty"])
+def test_a_new_directory_appears_whole_once_the_block_ends(tmp_path, existing):
+    out = tmp_path / "made" / "on" / "demand"
+    if existing == "empty":
+        out.mkdir(parents=True)
+    with atomic_directory(out, overwrite=False) as partial:
+        assert partial.parent == out.parent
+        write(partial)
+        assert not out.exists() or not any(out.iterdir())
+    assert contents(out) == NEW
+    assert [entry.name for entry in out.parent.iterdir()] == ["demand"]
+
+
+def test_a_full_directory_is_replaced_where_overwriting_is_allowed(out):
+    with atomic_directory(out, overwrite=True) as partial:
+        write(partial)
+        assert contents(out) == OLD
+    assert contents(out) == NEW
+    assert [entry.name for entry in out.parent.iterdir()] == ["out"]
+
+
+def test_a_full_directory_is_refused_without_overwrite_before_any_work(out):
+    entered = False
+    with (
+        pytest.raises(SpqError, match=r"'.*out' is not empty; pass --overwrite"),
+        atomic_directory(out, overwrite=False),
+    ):
+        entered = True
+    assert not entered
+    assert untouched(out)
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_file_or_a_link_is_refused_whatever_was_allowed(tmp_path, out, overwrite):
+    file, link, dangling = tmp_path / "file", tmp_path / "link", tmp_path / "dangling"
+    file.write_bytes(b"keep")
+    link.symlink_to(out)
+    dangling.symlink_to(tmp_path / "nowhere")
+    for path in (file, link, dangling):
+        with pytest.raises(SpqError, match="exists and is not a directory"):
+            check_output(path, overwrite=overwrite)
+    assert file.read_bytes() == b"keep"
+
+
+def test_an_absent_or_empty_output_passes_the_check(tmp_path):
+    check_output(tmp_path / "absent", overwrite=False)
+    check_output(tmp_path, overwrite=False)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError, SpqError])
+def test_a_failure_leaves_what_was_there_and_nothing_beside_it(out, error):
+    with pytest.raises(error), atomic_directory(out, overwrite=True) as partial:
+        write(partial)
+        raise error("stop")
+    assert untouched(out)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), PermissionError(), SafetensorError("io")],
+)
+def test_an_error_of_the_disk_becomes_one_sentence(out, error):
+    with (
+        pytest.raises(SpqError, match="cannot write 'out'") as caught,
+        atomic_directory(out, overwrite=True) as partial,
+    ):
+        write(partial)
+        raise error
+    assert caught.value.__cause__ is error
+    assert "\n" not in str(caught.value)
+    assert untouched(out)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_any_work(out, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 5_000_000))
+    entered = False
+    with (
+        pytest.raises(SpqError, match="'out' has 5 MB free, but the checkpoint needs 7 MB"),
+        atomic_directory(out, overwrite=True, needed_bytes=7_000_000),
+    ):
+        entered = True
+    assert not entered
+    assert untouched(out)
+    with atomic_directory(out, overwrite=True, needed_bytes=5_000_000) as partial:
+        write(partial)
+    assert contents(out) == NEW
+
+
+def test_a_parent_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"keep")
+    with pytest.raises(SpqError, match="cannot write 'out'"):
+        with atomic_directory(tmp_path / "file" / "out", overwrite=False):
+            pytest.fail("the block must not run")
+    assert contents(tmp_path) == {"file": b"keep"}
+
+
+def test_what_was_there_comes_back_where_the_last_rename_fails(out, monkeypatch):
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError(errno.EIO, "input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with (
+        pytest.raises(SpqError, match="cannot write"),
+        atomic_directory(out, overwrite=True) as partial,
+    ):
+        write(partial)
+    assert untouched(out)
+
+
+def test_files_reach_the_disk_before_the_directory_appears(tmp_path, monkeypatch):
+    out, synced = tmp_path / "out", []
+
+    def fsync(descriptor: int) -> None:
+        assert not out.exists()
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+
+    monkeypatch.setattr(atomic.os, "fsync", fsync)
+    with atomic_directory(out, overwrite=False) as partial:
+        write(partial)
+    assert {"config.json", "more.bin"} <= set(synced)
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from spq.checkpoint.atomic import atomic_directory
+
+with atomic_directory(Path(sys.argv[1]), overwrite=True) as partial:
+    (partial / "config.json").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_what_was_there(out):
+    child = subprocess.run([sys.executable, "-c", CHILD, str(out)], env=environment(), check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert contents(out) == OLD
+    # The next run is not disturbed by what the killed one left beside it.
+    with atomic_directory(out, overwrite=True) as partial:
+        write(partial)
+    assert contents(out) == NEW
+
+
+def environment() -> dict[str, str]:
+    """Where this process found the package, the child finds it too."""
+    package = str(Path(atomic.__file__).parents[2])
+    paths = [package, os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
