@@ -83,9 +83,9 @@ def main() -> None:
         )
     console.print(table)
     console.print(
-        f"Perplexity: {WINDOWS} windows of {CONTEXT} tokens of `builtin` evaluation text, bfloat16; "
-        "lower is better.\n`paper` was tuned on the calibration half of the same kind of text, "
-        "int8 and dense on none.\n"
+        f"Perplexity: {WINDOWS} windows of {CONTEXT} tokens of `builtin` evaluation text, "
+        "bfloat16; lower is better.\n`paper` was tuned on the calibration half of the same "
+        "kind of text, int8 and dense on none.\n"
     )
     best = verdict(results)
     console.print(best)

