@@ -53,12 +53,10 @@ class Recipe(BaseModel):
         if not isinstance(fields, dict):
             raise SpqError(f"recipe {name!r} must be a mapping with the key `stages`")
         try:
-            return cls(**fields)
+            return cls.model_validate(fields)
         except ValidationError as error:
             raise SpqError(f"recipe {name!r}: {_sentence(cls, error)}") from None
         except SpqError as error:
-            raise SpqError(f"recipe {name!r}: {error}") from None
-        except TypeError as error:
             raise SpqError(f"recipe {name!r}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,7 +96,8 @@ def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
     try:
         fields = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpqError(f"recipe {name!r} is not valid YAML: {error}") from None
+        reason = " ".join(str(error).split())  # PyYAML's messages have several lines
+        raise SpqError(f"recipe {name!r} is not valid YAML: {reason}") from None
     return Recipe.from_dict(fields, name)
 
 
@@ -112,7 +111,7 @@ def _stage(entry: Any) -> Stage:
     if parameters is not None and not isinstance(parameters, dict):
         raise SpqError(f"stage {key!r}: parameters must be a mapping, got {parameters!r}")
     try:
-        return kind(**(parameters or {}))
+        return kind.model_validate(parameters or {})
     except ValidationError as error:
         raise SpqError(f"stage {key!r}: {_sentence(kind, error)}") from None
 

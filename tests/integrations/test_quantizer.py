@@ -31,15 +31,6 @@ PROJECTIONS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """These models are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def change(model: PreTrainedModel, name: str, operation: Callable) -> None:
     model.set_submodule(name, operation(model.get_submodule(name)))
 

@@ -62,7 +62,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
                 )
                 for name, entry in entries.items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path.name} has a damaged header: {error}") from None
     for name, header in sorted(headers.items(), key=lambda item: item[1].end):
         if header.end > size:

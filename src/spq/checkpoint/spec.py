@@ -74,7 +74,7 @@ class QuantizedEmbeddingSpec(_Spec):
     num_embeddings: PositiveInt
     embedding_dim: PositiveInt
     granularity: Granularity
-    embed_scale: float = Field(gt=0)
+    embed_scale: float = Field(gt=0, allow_inf_nan=False)
     padding_idx: int | None
 
     def build(self, dtype: torch.dtype) -> nn.Module:

@@ -1,5 +1,7 @@
 """Between a model's structure and its specs, both ways."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -10,6 +12,7 @@ from spq.checkpoint.spec import (
     LowRankSpec,
     ModuleSpec,
     QuantizedEmbeddingSpec,
+    QuantizedLinearSpec,
     spec_of,
 )
 from spq.errors import CheckpointError
@@ -63,6 +66,11 @@ def rebuild(model: PreTrainedModel, specs: dict[str, ModuleSpec], dtype: torch.d
                 f"quantization_config names the module {name!r}, which this model does not have"
             ) from None
         _check(name, spec, module)
+        inside_low_rank = isinstance(specs.get(name.rpartition(".")[0]), LowRankSpec)
+        if inside_low_rank and isinstance(spec, LinearSpec | QuantizedLinearSpec):
+            sizes: Any = (module.in_features, module.out_features)
+            if (spec.in_features, spec.out_features) != sizes:
+                raise CheckpointError(f"factor {name!r} does not fit its low-rank layer")
         if isinstance(spec, AttentionSpec):
             setattr(module, "num_heads", spec.num_heads)  # noqa: B010  (modules type no ints)
         else:

@@ -11,6 +11,8 @@ import typer
 
 from spq.errors import SpqError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="spq",
     help="Make causal language models smaller and say what it cost.",
@@ -63,9 +65,11 @@ def main() -> None:
             raise
         typer.echo(f"spq: error: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("spq: interrupted; nothing was written", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        # Typer turns the interrupt of a command into this code, and says nothing.
+        if stop.code == INTERRUPTED:
+            typer.echo("spq: interrupted; nothing was written", err=True)
+        raise
 
 
 _register()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from spq.cli.options import Device, Dtype, Json, Model
+from spq.cli.options import Device, Dtype, Json, Model, ShardSize
 from spq.cli.tables import show, table
 from spq.manifest import Manifest
 from spq.pipeline import compress
@@ -37,7 +37,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Plan only: train nothing, write nothing.")
     ] = False,
-    max_shard_size: Annotated[str, typer.Option(help="Of one weight file.")] = "4GB",
+    max_shard_size: ShardSize = "4GB",
     as_json: Json = False,
 ) -> None:
     """Compress MODEL into OUT, a directory that loads in transformers after `import spq`."""

@@ -37,6 +37,8 @@ def command(
         raise SpqError("--tasks is empty; name at least one of wikitext2, c4, builtin or a file")
     if limit is not None and limit < 1:
         raise SpqError(f"--limit must be at least 1, got {limit}")
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise SpqError(f"--output {str(output)!r} is a directory, or in one that does not exist")
     loaded = load_model(model, dtype=dtype, device_map=device)
     if loaded.tokenizer is None:
         raise SpqError(f"model {model!r} has no tokenizer, which evaluation needs")

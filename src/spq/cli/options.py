@@ -1,14 +1,50 @@
-"""Options that several commands share."""
+"""Options that several commands share, checked before anything is loaded."""
 
+import re
 from typing import Annotated
 
+import torch
 import typer
 
+from spq.errors import SpqError
+
 MODEL_HELP = "Hub id, directory, .gguf file, or `demo` (SmolLM2-135M-Instruct)."
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _known_dtype(value: str) -> str:
+    if value not in DTYPES:
+        raise SpqError(f"--dtype {value!r} is none of {', '.join(DTYPES)}")
+    return value
+
+
+def _present_device(value: str | None) -> str | None:
+    if value is not None:
+        try:
+            torch.empty(1, device=value).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise SpqError(f"--device {value!r} cannot be used here: {reason}") from None
+    return value
+
+
+def _readable_size(value: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?(KB|MB|GB|TB)", value):
+        raise SpqError(f"--max-shard-size {value!r} is not a size such as 500MB or 4GB")
+    return value
+
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 Dtype = Annotated[
-    str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")
+    str,
+    typer.Option(
+        help="float32, bfloat16, float16, or auto for the checkpoint's own.",
+        callback=_known_dtype,
+    ),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default="cpu")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, ...", show_default="cpu", callback=_present_device),
+]
+ShardSize = Annotated[str, typer.Option(help="Of one weight file.", callback=_readable_size)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]

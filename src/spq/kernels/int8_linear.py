@@ -8,6 +8,9 @@ from torch.nn import functional
 
 
 def _product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    if x.dtype == torch.float16:
+        # Sums of x · code leave float16's range where those of x · weight do not.
+        return functional.linear(x, codes.to(x.dtype) * scale.to(x.dtype)[:, None])
     # Codes up to 127 are exact in every float dtype, so only the products round.
     return functional.linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
 
@@ -31,7 +34,7 @@ class _Int8Linear(torch.autograd.Function):
             grad_x = scaled @ codes.to(gradient.dtype)
         if ctx.needs_input_grad[2]:
             unscaled = functional.linear(x, codes.to(x.dtype))
-            per_row = (gradient * unscaled).float().flatten(0, -2).sum(0)
+            per_row = (gradient * unscaled).float().reshape(-1, len(codes)).sum(0)
             grad_scale = (per_row if len(scale) > 1 else per_row.sum(0, keepdim=True)).to(
                 scale.dtype
             )

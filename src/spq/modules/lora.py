@@ -57,7 +57,7 @@ class LoraLinear(nn.Module):
         """
         base = self.base
         if isinstance(base, QuantizedLinear):
-            weight = base.dequantize().float() + self.delta
+            weight = integer.dequantize(base.codes, base.scale.detach().float()) + self.delta
             codes = integer.quantize_stochastic(weight, base.scale.detach(), generator)
             return QuantizedLinear.from_tensors(codes, base.scale.detach(), base.bias)
         if not isinstance(base, nn.Linear):

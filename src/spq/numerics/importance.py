@@ -40,6 +40,8 @@ def kept_count(width: int, ratio: float, multiple_of: int) -> int:
         a count in [min(multiple_of, width), width].
     """
     kept = width - round(width * ratio)
+    if kept == width:
+        return width
     snapped = round(kept / multiple_of) * multiple_of
     return min(max(snapped, multiple_of), width)
 

@@ -94,7 +94,8 @@ def quantize_stochastic(
     limit = largest_code(bits)
     scaled = _scaled(weight, scale)
     noise = torch.rand(scaled.shape, generator=generator, device=scaled.device)
-    return scaled.add_(noise).floor_().clamp_(-limit, limit).to(torch.int8)
+    below = scaled.floor()
+    return (below + (noise < scaled - below)).clamp_(-limit, limit).to(torch.int8)
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:

@@ -86,14 +86,14 @@ def truncate(
     """
     weight = weight.to(torch.float32)
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
-    energy, basis = torch.linalg.eigh(_gram(weight))
-    energy, basis = energy.flip(0)[:rank], basis.flip(1)[:, :rank]
+    basis = torch.linalg.eigh(_gram(weight)).eigenvectors.flip(1)[:, :rank].clone()
     projected = basis.T @ wide
     left, right = (basis, projected) if wide is weight else (projected.T, basis.T)
     values_are_in = "right" if wide is weight else "left"
     if singular_values_in != values_are_in:
         power = 0.5 if singular_values_in == "both" else 1.0
-        moved = energy.clamp_min(torch.finfo(torch.float32).tiny).sqrt() ** power
+        values = torch.linalg.vector_norm(projected, dim=1)
+        moved = values.clamp_min(torch.finfo(torch.float32).tiny) ** power
         left, right = (
             (left * moved, right / moved[:, None])
             if values_are_in == "right"

@@ -1,0 +1,380 @@
+import hashlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+import torch
+from tests.helpers import logits
+from transformers import BertConfig, BertForMaskedLM
+from transformers.utils import logging as transformers_logging
+
+import spq
+import spq.cli
+from spq.cli import main
+from spq.manifest import Manifest, read_manifest
+
+COMMANDS = ("compress", "eval", "inspect", "generate")
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    """Undo what a command sets for its whole process."""
+    root, terminate = logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()  # or the command would close pytest's own
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    signal.signal(signal.SIGTERM, terminate)
+    transformers_logging.set_verbosity_warning()
+    transformers_logging.enable_progress_bar()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run `spq` in this process; the exit code, standard output and standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["spq", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def int8(source, tmp_path):
+    spq.compress(source, tmp_path / "int8", recipe="int8")
+    return tmp_path / "int8"
+
+
+def contents(directory):
+    return {
+        str(file.relative_to(directory)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+
+
+# --- help and usage -------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(run, command):
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: spq {command}" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("compress", "a", "b", "--bogus"), ("compress", "a"), ("squash",), ("--bogus",)],
+    ids=["option", "argument", "command", "global"],
+)
+def test_wrong_usage_exits_with_2(run, arguments):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: spq" in err and "Traceback" not in err
+
+
+# --- what each command does -----------------------------------------------------------------------
+
+
+def test_compress_writes_a_checkpoint_and_says_how_to_load_it(run, source, tmp_path):
+    code, out, _ = run("compress", source, tmp_path / "out", "--recipe", "int8")
+    assert code == 0
+    assert "weight files on disk" in out and "spq.load" in out
+    assert torch.isfinite(logits(spq.load(tmp_path / "out"))).all()
+
+
+def test_compress_as_json_is_the_manifest(run, source, tmp_path):
+    code, out, _ = run("compress", source, tmp_path / "out", "--json", "--seed", 7)
+    assert code == 0
+    assert Manifest.model_validate_json(out) == read_manifest(tmp_path / "out")
+    assert json.loads(out)["seed"] == 7
+
+
+def test_a_dry_run_says_so_and_writes_nothing(run, source, tmp_path):
+    code, out, _ = run("compress", source, tmp_path / "out", "--dry-run")
+    assert code == 0
+    assert "nothing was trained or written" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_recover_leaves_out_training(run, source, text_file, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("stages: [quantize, recover: {steps: 100000}]\n")
+    code, out, _ = run(
+        *("compress", source, tmp_path / "out", "--recipe", recipe, "--no-recover", "--json"),
+        *("--calibration", text_file),
+    )
+    assert code == 0
+    assert [next(iter(stage["config"])) for stage in json.loads(out)["stages"]] == ["quantize"]
+
+
+def test_overwrite_replaces(run, source, int8):
+    assert run("compress", source, int8, "--recipe", "dense", "--overwrite")[0] == 0
+    assert read_manifest(int8).stages == []
+
+
+def test_eval_states_its_protocol(run, int8, tmp_path):
+    arguments = ("eval", int8, "--context", 64, "--limit", 3)
+    code, out, _ = run(*arguments, "--json", "--output", tmp_path / "result.json")
+    assert code == 0
+    (task,) = json.loads(out)["tasks"]
+    assert json.loads((tmp_path / "result.json").read_text()) == json.loads(out)
+    figure = task["perplexity"]
+    assert (task["task"], task["contaminated"]) == ("builtin", False)
+    assert (figure["context"], figure["windows"], figure["tokens"]) == (64, 3, 3 * 63)
+    assert figure["dtype"] == "float32" and figure["standard_error"] > 0
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert f"{figure['perplexity']:.3f}" in out and "builtin" in out
+
+
+def test_eval_on_the_calibration_text_is_marked(run, source, text_file, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("calibration: {windows: 2, context: 32}\nstages: [prune: {maximum: 0.5}]\n")
+    out = tmp_path / "out"
+    assert run("compress", source, out, "--recipe", recipe, "--calibration", text_file)[0] == 0
+    code, shown, _ = run("eval", out, "--tasks", f"{text_file},builtin", "--context", 64)
+    assert code == 0
+    assert "calibration.txt (contaminated)" in shown and "not a fair one" in shown
+    assert "builtin (contaminated)" not in shown
+
+
+def test_inspect_lists_every_layer(run, int8):
+    code, out, _ = run("inspect", int8, "--json")
+    assert code == 0
+    rows = {row["module"]: row for row in json.loads(out)}
+    assert rows["lm_head"]["format"] == "int8 per_channel"
+    assert rows["lm_head"]["bytes"] == 260 * 64 + 4 * 260
+    code, out, _ = run("inspect", int8)
+    assert code == 0
+    assert "model.layers.1.mlp.down_proj" in out and f"{len(rows)} modules" in out
+
+
+def test_generate_continues_the_prompt(run, int8):
+    first, again = (run("generate", int8, "--prompt", "The quick") for _ in range(2))
+    assert first[0] == 0 and first == again
+    assert first[1].startswith("The quick") and len(first[1]) > len("The quick")
+
+
+def test_sampling_follows_the_seed(run, int8):
+    def sampled(seed):
+        arguments = ("--temperature", 1.5, "--max-new-tokens", 24, "--seed", seed)
+        return run("generate", int8, "--prompt", "The", *arguments)[1]
+
+    assert sampled(1) == sampled(1) != sampled(2)
+
+
+def test_verbose_logs_each_stage(run, source, tmp_path):
+    _, _, err = run("-v", "compress", source, tmp_path / "out")
+    assert "quantize: 16 weights to int8" in err
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def write_recipe(path, text):
+    path.write_text(text)
+    return path
+
+
+BAD = {
+    "model": lambda d: (("compress", d / "nowhere", d / "out"), "does not exist"),
+    "encoder": lambda d: (("compress", d / "bert", d / "out"), "not a causal language model"),
+    "recipe": lambda d: (("compress", d / "source", d / "out", "--recipe", "papper"), "papper"),
+    "recipe key": lambda d: (
+        (
+            *("compress", d / "source", d / "out", "--recipe"),
+            write_recipe(d / "r.yaml", "stages: [svd: {varience: 1}]"),
+        ),
+        "did you mean 'variance'",
+    ),
+    "recipe value": lambda d: (
+        (
+            *("compress", d / "source", d / "out", "--recipe"),
+            write_recipe(d / "r.yaml", "stages: [svd: {variance: 1.5}]"),
+        ),
+        "stage 'svd': variance",
+    ),
+    "not yaml": lambda d: (
+        (
+            *("compress", d / "source", d / "out", "--recipe"),
+            write_recipe(d / "r.yaml", "stages: [svd"),
+        ),
+        "not valid YAML",
+    ),
+    "occupied": lambda d: (("compress", d / "source", d / "source"), "--overwrite"),
+    "calibration": lambda d: (
+        (*("compress", d / "source", d / "out", "--recipe", "paper"), "--calibration", d / "a.txt"),
+        "no file",
+    ),
+    "dtype": lambda d: (("compress", d / "source", d / "out", "--dtype", "int4"), "--dtype 'int4'"),
+    "device": lambda d: (("eval", d / "source", "--device", "abacus"), "--device 'abacus'"),
+    "no device": lambda d: (("eval", d / "source", "--device", "meta"), "--device 'meta'"),
+    "shards": lambda d: (
+        ("compress", d / "source", d / "out", "--max-shard-size", "huge"),
+        "--max-shard-size 'huge'",
+    ),
+    "task": lambda d: (("eval", d / "source", "--tasks", "nosuch"), "no text source 'nosuch'"),
+    "no task": lambda d: (("eval", d / "source", "--tasks", ","), "--tasks is empty"),
+    "limit": lambda d: (("eval", d / "source", "--limit", "0"), "--limit must be at least 1"),
+    "context": lambda d: (("eval", d / "source", "--context", "999"), "128 positions"),
+    "output": lambda d: (("eval", d / "source", "--output", d / "no" / "x.json"), "--output"),
+    "prompt": lambda d: (("generate", d / "source", "--prompt", ""), "--prompt is empty"),
+    "chat": lambda d: (("generate", d / "source", "--prompt", "a", "--chat"), "no chat template"),
+    "inspect": lambda d: (("inspect", d), "not a checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_sentence(run, source, tmp_path, case):
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    if case == "encoder":
+        BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    arguments, expected = BAD[case](tmp_path)
+    before = contents(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("spq: error: ") and expected in err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert contents(tmp_path) == before
+
+
+def test_a_truncated_checkpoint_is_refused(run, int8):
+    file = int8 / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    for command in (("inspect", int8), ("eval", int8, "--context", 64), ("compress", int8, "x")):
+        code, out, err = run(*command)
+        assert (code, out) == (1, "")
+        assert "cut short" in err and err.count("\n") == 1
+
+
+def test_debug_raises_the_error_itself(monkeypatch, tmp_path):
+    arguments = ["spq", "--debug", "compress", str(tmp_path / "nowhere"), str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(spq.SpqError, match="does not exist"):
+        main()
+
+
+# --- processes that are stopped -------------------------------------------------------------------
+
+SLOW_SAVE = """
+    import sys, time
+    import spq.pipeline
+    from spq.cli import main
+
+    def wait(*_):
+        print("SAVING", file=sys.stderr, flush=True)
+        time.sleep(300)
+
+    spq.pipeline.model_card = wait  # after the weights, before the directory is published
+    main()
+"""
+PLAIN = "from spq.cli import main; main()"
+
+
+def start(script, *arguments):
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    guard = threading.Timer(120, process.kill)  # a test that would hang fails instead
+    guard.daemon = True
+    guard.start()
+    return process
+
+
+def wait_for(process, pattern):
+    """Read standard error until a line matches; what was read."""
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if re.search(pattern, line):
+            return seen
+    pytest.fail(f"ended with {process.wait()} before {pattern!r}: {seen}")
+
+
+def finish(process):
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def test_a_traceback_is_shown_only_with_debug(tmp_path):
+    process = start(PLAIN, "--debug", "inspect", tmp_path)
+    code, _, err = finish(process)
+    assert code == 1
+    assert "Traceback" in err and "not a checkpoint" in err.splitlines()[-1]
+
+
+def test_ctrl_c_while_training_leaves_no_output(source, text_file, tmp_path):
+    recipe = tmp_path / "long.yaml"
+    recipe.write_text("stages: [quantize, recover: {steps: 1000000, context: 8}]\n")
+    before = contents(tmp_path)
+    process = start(
+        *(PLAIN, "-v", "compress", source, tmp_path / "out"),
+        *("--recipe", recipe, "--calibration", text_file),
+    )
+    wait_for(process, "quantize: ")
+    time.sleep(0.5)  # recovery follows at once
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "spq: interrupted; nothing was written"
+    assert "Traceback" not in err
+    assert contents(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+def test_sigterm_while_saving_leaves_the_old_checkpoint(source, int8, tmp_path):
+    before = contents(tmp_path)
+    process = start(SLOW_SAVE, "compress", source, int8, "--recipe", "dense", "--overwrite")
+    wait_for(process, "SAVING")
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 130
+    assert "interrupted" in err and "Traceback" not in err
+    assert contents(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8", "source"]
+
+
+def test_a_kill_while_saving_leaves_the_old_checkpoint(source, int8, tmp_path):
+    before, expected = contents(int8), logits(spq.load(int8))
+    process = start(SLOW_SAVE, "compress", source, int8, "--recipe", "dense", "--overwrite")
+    wait_for(process, "SAVING")
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    assert contents(int8) == before
+    assert torch.equal(logits(spq.load(int8)), expected)
+    (left,) = [path for path in tmp_path.iterdir() if path.name not in ("int8", "source")]
+    assert left.name.startswith("int8.partial-")
