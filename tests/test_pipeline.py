@@ -268,7 +268,6 @@ def test_a_recipe_that_needs_text_needs_a_tokenizer(source, recipe):
     refused(source, recipe=recipe, match="no tokenizer")
 
 
-@pytest.mark.xfail(strict=True, reason="calibration does not check the context and the ids")
 @pytest.mark.parametrize("case", ["positions", "vocabulary"])
 def test_calibration_that_does_not_suit_the_model_is_refused(case, tokenizer, text_file):
     context = 200 if case == "positions" else 32
@@ -356,7 +355,7 @@ def test_a_run_that_stops_while_saving_leaves_what_was_there(
 def evaluated(directory, file):
     """What `spq eval` does."""
     manifest = read_manifest(directory)
-    fingerprints = manifest.calibration.fingerprints if manifest.calibration else ()
+    fingerprints = manifest.fingerprints
     return evaluate(
         spq.load(directory), tiny_tokenizer(), str(file), context=64, fingerprints=fingerprints
     )
@@ -370,7 +369,6 @@ def test_evaluating_on_the_calibration_text_is_flagged(source, recipe, text_file
     assert not evaluated(tmp_path / "out", other).contaminated
 
 
-@pytest.mark.xfail(strict=True, reason="the fingerprints of a compressed source are dropped")
 def test_compressing_again_does_not_forget_the_calibration_text(
     source, recipe, text_file, tmp_path
 ):

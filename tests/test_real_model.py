@@ -18,8 +18,11 @@ pytestmark = [
     ),
 ]
 
+# Four windows cannot resolve half a percent: int8 is 0.6 % worse than dense over the first 4 and
+# 0.2 % over the first 12 (float32: 0.4 and 0.0 %).
+WINDOWS = 12
 # Perplexity over dense, recipe `paper` without recovery, measured with Python 3.11's built-in text.
-PAPER_RATIO = 1.0
+PAPER_RATIO = 1.615
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +40,7 @@ def demo(_all_cores):
 
 def score(model, tokenizer, fingerprints=()):
     result = evaluate(
-        model, tokenizer, "builtin", context=512, limit=4, fingerprints=fingerprints
+        model, tokenizer, "builtin", context=512, limit=WINDOWS, fingerprints=fingerprints
     )
     assert not result.contaminated
     return result.perplexity
@@ -55,12 +58,9 @@ def compress(demo, out, **options):
 def test_int8_is_half_the_size_and_as_good(demo, dense, tmp_path):
     result = compress(demo, tmp_path / "out", recipe="int8")
     assert result.manifest.source.dtype == dense.dtype == "bfloat16"
-    disk = sum(file.stat().st_size for file in (tmp_path / "out").rglob("*") if file.is_file())
-    print("int8 disk", disk)
     assert weight_file_bytes(tmp_path / "out") == result.manifest.sizes.disk
     assert result.manifest.sizes.disk <= 136e6
     found = score(spq.load(tmp_path / "out"), demo.tokenizer)
-    print("dense", dense.perplexity, "int8", found.perplexity)
     assert found.perplexity == pytest.approx(dense.perplexity, rel=0.005)
 
 
@@ -69,6 +69,5 @@ def test_paper_without_recovery_reloads_to_its_recorded_quality(demo, dense, tmp
     reloaded = spq.load(tmp_path / "out")
     prints = result.manifest.calibration.fingerprints
     found = score(reloaded, demo.tokenizer, prints)
-    print("paper", found.perplexity, found.perplexity / dense.perplexity, result.manifest.sizes)
     assert found.perplexity == pytest.approx(PAPER_RATIO * dense.perplexity, rel=0.03)
     assert result.manifest.sizes.resident < result.manifest.sizes.source

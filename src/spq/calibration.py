@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spq.data import sample
+from spq.evaluation.limits import check_context, check_vocabulary
 from spq.progress import track
 
 
@@ -84,6 +86,31 @@ def _hooked(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def draw_windows(
+    model: PreTrainedModel, ids: Tensor, context: int, count: int, seed: int
+) -> Tensor:
+    """Random windows of calibration text that the model can read.
+
+    Args:
+        model: that will read them.
+        ids: int64 [tokens].
+        context: tokens in a window.
+        count: how many.
+        seed: of the draw.
+
+    Returns:
+        int64 [count, context].
+
+    Raises:
+        SpqError: too little text, more context than the model has positions for, or token ids that
+            are not the model's.
+    """
+    check_context(model, context)
+    windows = sample(ids, context, count, seed)
+    check_vocabulary(model, windows)
+    return windows
 
 
 @torch.inference_mode()

@@ -73,7 +73,18 @@ class Sizes(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Everything needed to tell how a checkpoint was made, and to make it again."""
+    """Everything needed to tell how a checkpoint was made, and to make it again.
+
+    Attributes:
+        recipe: with every parameter.
+        seed: of everything random.
+        source: the baseline.
+        calibration: the text of this run, if it read any.
+        seen_before: fingerprints of what the source had been calibrated on, if it was ours.
+        stages: in the order they ran.
+        sizes: in bytes.
+        versions: of the packages that decide the result.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -81,9 +92,16 @@ class Manifest(BaseModel):
     seed: int
     source: Source
     calibration: CalibrationRecord | None
+    seen_before: list[str] = Field(default_factory=list)
     stages: list[StageRecord]
     sizes: Sizes
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of all text that the checkpoint was ever calibrated or tuned on."""
+        own = self.calibration.fingerprints if self.calibration else []
+        return sorted({*own, *self.seen_before})
 
 
 def versions() -> dict[str, str]:

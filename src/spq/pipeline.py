@@ -8,15 +8,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spq.calibration import Statistics, collect
+from spq.calibration import Statistics, collect, draw_windows
 from spq.checkpoint.atomic import atomic_directory, check_output
 from spq.checkpoint.verify import check_logits, fixed_logits
-from spq.data import Text, encode, fingerprint, load_text, sample
+from spq.data import Text, encode, fingerprint, load_text
 from spq.errors import SpqError
 from spq.evaluation import PeakMemory, resident_bytes, weight_file_bytes
 from spq.integrations.quantizer import attach
 from spq.integrations.source import Loaded, Source, describe_source, load_model, load_tokenizer
-from spq.manifest import FILE, CalibrationRecord, Manifest, Sizes, StageRecord, versions
+from spq.manifest import (
+    FILE,
+    CalibrationRecord,
+    Manifest,
+    Sizes,
+    StageRecord,
+    read_manifest,
+    versions,
+)
 from spq.recipe import Recipe, load_recipe
 from spq.report.model_card import model_card
 from spq.stages.base import Stage, TrainingText
@@ -80,7 +88,7 @@ class _Calibration:
         if not wanted:
             return Statistics()
         config = self.recipe.calibration
-        windows = sample(self.ids, config.context, config.windows, self.seed)
+        windows = draw_windows(view.model, self.ids, config.context, config.windows, self.seed)
         return collect(view.model, windows, wanted)
 
 
@@ -142,6 +150,7 @@ def compress(
         seed=seed,
         source=loaded.source,
         calibration=text.records[0] if text.records else None,
+        seen_before=_seen_before(loaded),
         stages=records,
         sizes=_sizes(loaded.source, loaded.model, disk=0),
         versions=versions(),
@@ -166,6 +175,12 @@ def _load(
     loaded = load_model(model, dtype=dtype, device_map=device)
     loaded.tokenizer = tokenizer or loaded.tokenizer
     return loaded
+
+
+def _seen_before(loaded: Loaded) -> list[str]:
+    """Fingerprints of the text that a source of ours was itself calibrated on."""
+    earlier = read_manifest(loaded.directory) if loaded.directory else None
+    return earlier.fingerprints if earlier else []
 
 
 def _check_finite(model: PreTrainedModel) -> None:

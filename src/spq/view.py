@@ -8,9 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spq.families import Family, family_for
+from spq.modules.coded import Coded
 from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.quantized_embedding import QuantizedEmbedding
-from spq.modules.quantized_linear import QuantizedLinear
 
 Role = Literal["attention", "mlp", "embedding", "lm_head"]
 
@@ -149,7 +148,7 @@ class ModelView:
     def tied(self) -> bool:
         """Whether embedding and output projection are one tensor."""
         embedding, head = self.embedding.module, self.lm_head.module
-        attribute = "codes" if isinstance(embedding, QuantizedEmbedding) else "weight"
+        attribute = "codes" if isinstance(embedding, Coded) else "weight"
         shared = getattr(embedding, attribute)
         return getattr(head, attribute, None) is shared
 
@@ -179,5 +178,4 @@ class ModelView:
     @property
     def quantized(self) -> bool:
         """Whether any weight is already in integers."""
-        kinds = (QuantizedLinear, QuantizedEmbedding)
-        return any(isinstance(module, kinds) for module in self.model.modules())
+        return any(isinstance(module, Coded) for module in self.model.modules())

@@ -12,6 +12,7 @@ LARGEST_HEADER = 100_000_000
 # What our checkpoints hold; a tensor of another kind is refused.
 DTYPES = {
     "I8": torch.int8,
+    "U8": torch.uint8,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F32": torch.float32,

@@ -4,17 +4,21 @@ Everything needed to rebuild a module is written down; nothing is derived when l
 """
 
 from functools import singledispatch
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, model_validator
 from torch import nn
 
+from spq.modules.int4_embedding import Int4Embedding
+from spq.modules.int4_linear import Int4Linear
 from spq.modules.low_rank_linear import LowRankLinear
 from spq.modules.quantized_embedding import QuantizedEmbedding
 from spq.modules.quantized_linear import Granularity, QuantizedLinear
 
 FORMAT_VERSION = 1
+
+GroupSize = Annotated[int, Field(ge=2, multiple_of=2)]
 
 
 class _Spec(BaseModel):
@@ -54,6 +58,29 @@ class QuantizedLinearSpec(_LinearShape):
         )
 
 
+class Int4LinearSpec(_LinearShape):
+    """`codes` uint8 [out, in / 2], two to a byte, and `scale` [out, in / group_size]."""
+
+    format: Literal["int4"] = "int4"
+    group_size: GroupSize
+
+    def build(self, dtype: torch.dtype) -> nn.Module:
+        """Allocate the module without values."""
+        return Int4Linear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias,
+            group_size=self.group_size,
+            dtype=dtype,
+        )
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.in_features % self.group_size:
+            raise ValueError(f"group_size must divide in_features {self.in_features}")
+        return self
+
+
 class LowRankSpec(_LinearShape):
     """`right` [rank, in] and `left` [out, rank]; quantised factors have entries of their own."""
 
@@ -89,6 +116,34 @@ class QuantizedEmbeddingSpec(_Spec):
         )
 
 
+class Int4EmbeddingSpec(_Spec):
+    """`codes` uint8 [num_embeddings, embedding_dim / 2] and `scale` [.., embedding_dim / group]."""
+
+    format: Literal["int4_embedding"] = "int4_embedding"
+    num_embeddings: PositiveInt
+    embedding_dim: PositiveInt
+    group_size: GroupSize
+    embed_scale: float = Field(gt=0, allow_inf_nan=False)
+    padding_idx: int | None
+
+    def build(self, dtype: torch.dtype) -> nn.Module:
+        """Allocate the module without values."""
+        return Int4Embedding(
+            self.num_embeddings,
+            self.embedding_dim,
+            group_size=self.group_size,
+            embed_scale=self.embed_scale,
+            padding_idx=self.padding_idx,
+            dtype=dtype,
+        )
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.embedding_dim % self.group_size:
+            raise ValueError(f"group_size must divide embedding_dim {self.embedding_dim}")
+        return self
+
+
 class AttentionSpec(_Spec):
     """The head count of an attention block that keeps it in an attribute (OPT)."""
 
@@ -97,7 +152,13 @@ class AttentionSpec(_Spec):
 
 
 ModuleSpec = Annotated[
-    LinearSpec | QuantizedLinearSpec | LowRankSpec | QuantizedEmbeddingSpec | AttentionSpec,
+    LinearSpec
+    | QuantizedLinearSpec
+    | Int4LinearSpec
+    | LowRankSpec
+    | QuantizedEmbeddingSpec
+    | Int4EmbeddingSpec
+    | AttentionSpec,
     Field(discriminator="format"),
 ]
 SPECS: TypeAdapter[dict[str, ModuleSpec]] = TypeAdapter(dict[str, ModuleSpec])
@@ -117,6 +178,22 @@ def _(module: nn.Linear) -> ModuleSpec:
 @spec_of.register
 def _(module: QuantizedLinear) -> ModuleSpec:
     return QuantizedLinearSpec(granularity=module.granularity, **_shape(module))
+
+
+@spec_of.register
+def _(module: Int4Linear) -> ModuleSpec:
+    return Int4LinearSpec(group_size=module.group_size, **_shape(module))
+
+
+@spec_of.register
+def _(module: Int4Embedding) -> ModuleSpec:
+    return Int4EmbeddingSpec(
+        num_embeddings=module.num_embeddings,
+        embedding_dim=module.embedding_dim,
+        group_size=module.group_size,
+        embed_scale=module.embed_scale,
+        padding_idx=module.padding_idx,
+    )
 
 
 @spec_of.register

@@ -8,6 +8,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spq.checkpoint.spec import (
     AttentionSpec,
+    Int4EmbeddingSpec,
+    Int4LinearSpec,
     LinearSpec,
     LowRankSpec,
     ModuleSpec,
@@ -67,7 +69,7 @@ def rebuild(model: PreTrainedModel, specs: dict[str, ModuleSpec], dtype: torch.d
             ) from None
         _check(name, spec, module)
         inside_low_rank = isinstance(specs.get(name.rpartition(".")[0]), LowRankSpec)
-        if inside_low_rank and isinstance(spec, LinearSpec | QuantizedLinearSpec):
+        if inside_low_rank and isinstance(spec, LinearSpec | QuantizedLinearSpec | Int4LinearSpec):
             sizes: Any = (module.in_features, module.out_features)
             if (spec.in_features, spec.out_features) != sizes:
                 raise CheckpointError(f"factor {name!r} does not fit its low-rank layer")
@@ -83,7 +85,7 @@ def _check(name: str, spec: ModuleSpec, module: nn.Module) -> None:
     if isinstance(spec, AttentionSpec):
         heads = getattr(module, "num_heads", None)
         fits = isinstance(heads, int) and spec.num_heads <= heads
-    elif isinstance(spec, QuantizedEmbeddingSpec):
+    elif isinstance(spec, QuantizedEmbeddingSpec | Int4EmbeddingSpec):
         shape = (spec.num_embeddings, spec.embedding_dim)
         fits = isinstance(module, nn.Embedding) and shape == tuple(module.weight.shape)
     else:

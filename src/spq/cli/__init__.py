@@ -59,7 +59,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     _quiet_transformers()
     try:
-        app(standalone_mode=True)
+        app(prog_name="spq")
     except SpqError as error:
         if debug:
             raise

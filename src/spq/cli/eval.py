@@ -43,7 +43,7 @@ def command(
     if loaded.tokenizer is None:
         raise SpqError(f"model {model!r} has no tokenizer, which evaluation needs")
     manifest = read_manifest(loaded.directory) if loaded.directory else None
-    fingerprints = manifest.calibration.fingerprints if manifest and manifest.calibration else ()
+    fingerprints = manifest.fingerprints if manifest else ()
     results = [
         evaluate(
             loaded.model,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from spq.data import consecutive
 from spq.errors import SpqError
+from spq.evaluation.limits import check_context, check_vocabulary
 from spq.progress import track
 
 # Positions whose logits are held in float32 at a time: 25 MB for a vocabulary of 49,152.
@@ -73,9 +74,9 @@ def perplexity(
         SpqError: if `context` does not suit the model, the ids do not fill one window or are not
             all in the model's vocabulary, or the loss is not finite.
     """
-    _check_context(model, context)
+    check_context(model, context)
     windows = consecutive(ids, context, limit)
-    _check_vocabulary(model, windows)
+    check_vocabulary(model, windows)
     with _evaluating(model), torch.inference_mode():
         tracked = track(windows, description, len(windows))
         losses = [_window_nll(model, window) for window in tracked]
@@ -129,26 +130,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _check_context(model: PreTrainedModel, context: int) -> None:
-    if context < 2:
-        raise SpqError(f"context must be at least 2 tokens, not {context}.")
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and context > positions:
-        raise SpqError(
-            f"context {context} exceeds the model's {positions} positions: use at most {positions}."
-        )
-
-
-def _check_vocabulary(model: PreTrainedModel, windows: Tensor) -> None:
-    size = model.config.get_text_config().vocab_size
-    largest = int(windows.max())
-    if largest >= size:
-        raise SpqError(
-            f"Token {largest} is outside the model's vocabulary of {size}:"
-            " use the tokenizer that belongs to the model."
-        )
 
 
 def _dtype(model: PreTrainedModel) -> str:

@@ -14,11 +14,10 @@ from spq.checkpoint.headers import TensorHeader, check_tensors, read_header
 from spq.checkpoint.spec import FORMAT_VERSION, SPECS, ModuleSpec
 from spq.checkpoint.structure import describe, rebuild
 from spq.errors import CheckpointError
-from spq.modules.quantized_embedding import QuantizedEmbedding
-from spq.modules.quantized_linear import QuantizedLinear
+from spq.modules.coded import Coded
 
 METHOD = "spq"
-_WEIGHTLESS = {"int8", "low_rank", "int8_embedding"}
+_DENSE = {"linear", "attention"}
 
 
 @register_quantization_config(METHOD)
@@ -78,7 +77,7 @@ class SpqConfig(QuantizationConfigMixin):
         names = [
             name
             for name, spec in self.specs.items()
-            if spec.format in _WEIGHTLESS and name.rpartition(".")[0] not in self.specs
+            if spec.format not in _DENSE and name.rpartition(".")[0] not in self.specs
         ]
         # The last by name: not lm_head where there is another, since loaders skip a tied one.
         return f"{max(names)}.weight" if names else None
@@ -118,12 +117,14 @@ class SpqQuantizer(HfQuantizer):
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
         for name, module in model.named_modules():
-            if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+            if isinstance(module, Coded):
                 scale = module.scale
                 if scale.is_meta:
                     continue
-                if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-                    raise CheckpointError(f"module {name!r} has a scale that is not positive")
+                signed = module.codes.dtype == torch.uint8
+                sound = torch.isfinite(scale) & ((scale != 0) if signed else (scale > 0))
+                if not bool(sound.all()):
+                    raise CheckpointError(f"module {name!r} has a scale that is zero or negative")
         return model
 
     def get_state_dict_and_metadata(

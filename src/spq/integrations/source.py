@@ -118,6 +118,10 @@ def load_model(
         CheckpointError: a checkpoint of ours that is damaged.
     """
     name = str(model)
+    if isinstance(dtype, str) and dtype != "auto":
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise SpqError(f"dtype {dtype!r} is unknown; use float32, bfloat16, float16 or auto")
+        dtype = getattr(torch, dtype)
     path = Path(name)
     if name == "demo" or (path.suffix == ".gguf" and path.is_file()):
         file = demo_file() if name == "demo" else path

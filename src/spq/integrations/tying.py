@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from spq.modules.quantized_embedding import QuantizedEmbedding
+from spq.modules.coded import Coded
 
 
 def retie(model: PreTrainedModel) -> None:
@@ -18,7 +18,7 @@ def retie(model: PreTrainedModel) -> None:
     for target, source in model.all_tied_weights_keys.items():
         source_module = source.rpartition(".")[0]
         target_module = target.rpartition(".")[0]
-        if isinstance(model.get_submodule(source_module), QuantizedEmbedding):
+        if isinstance(model.get_submodule(source_module), Coded):
             for part in ("codes", "scale"):
                 tied[f"{target_module}.{part}"] = f"{source_module}.{part}"
         else:

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from spq.modules.coded import Coded
 from spq.modules.quantized_linear import Granularity
 from spq.numerics import integer
 
 
-class QuantizedEmbedding(nn.Module):
+class QuantizedEmbedding(Coded):
     """Row lookup in scale · codes, times a constant that some models apply to embeddings.
 
     Attributes:

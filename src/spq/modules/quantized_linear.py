@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from spq.kernels.int8_linear import int8_linear
+from spq.modules.coded import Coded
 from spq.modules.ops import dense_weight, select_inputs, select_outputs
 from spq.numerics import integer
 
 Granularity = Literal["per_channel", "per_tensor"]
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(Coded):
     """y = scale · (codes x) + bias.
 
     Attributes:

@@ -1,7 +1,9 @@
 """Symmetric linear quantisation to signed integers.
 
-w ≈ scale · code with codes in [-q, q], q = 2^(bits-1) - 1, and no zero point. Scales are rounded up
-to eight significant bits inside the range of float16, so that one scale means exactly the same
+w ≈ scale · code without a zero point. Eight bits: codes in [-127, 127], a scale per row or tensor.
+Four bits: codes in [-8, 7], one scale per group of consecutive inputs, of either sign, so that the
+sixteenth level serves whichever end of the group is longer; two codes to a byte. Scales are rounded
+up to eight significant bits inside the range of float16, so that one scale means exactly the same
 number in float16, bfloat16 and float32: a model can be cast, saved and exported without moving
 its weights.
 """
@@ -12,6 +14,8 @@ from torch import Tensor
 SMALLEST_SCALE = 2.0**-24
 LARGEST_SCALE = 65280.0
 SIGNIFICANT_BITS = 8
+# Shares of the largest magnitude that a 4-bit scale is tried at.
+SHRINKS = tuple(1.0 - 0.025 * step for step in range(17))
 
 
 def largest_code(bits: int) -> int:
@@ -99,13 +103,93 @@ def quantize_stochastic(
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """Scale · codes in the scale's dtype.
+    """Codes times scale, in the scale's dtype.
 
     Args:
-        codes: int8 [rows, columns].
-        scale: [rows] or [1].
+        codes: int8 [rows, columns], or packed 4-bit codes, uint8 [rows, columns / 2].
+        scale: [rows] or [1]; with packed codes [rows, groups].
 
     Returns:
         [rows, columns], dtype of `scale`.
     """
-    return codes.to(scale.dtype) * scale[:, None]
+    if codes.dtype != torch.uint8:
+        return codes.to(scale.dtype) * scale[:, None]
+    grouped = unpack_int4(codes).to(scale.dtype).unflatten(1, (scale.shape[1], -1))
+    return (grouped * scale[..., None]).flatten(1)
+
+
+def pack_int4(codes: Tensor) -> Tensor:
+    """Two 4-bit codes to a byte, the even column in the low nibble, offset by 8.
+
+    Args:
+        codes: int8 [rows, columns] in [-8, 7], columns even.
+
+    Returns:
+        uint8 [rows, columns / 2].
+
+    Raises:
+        ValueError: an odd number of columns.
+    """
+    if codes.shape[1] % 2:
+        raise ValueError(f"4-bit codes pack in pairs, but there are {codes.shape[1]} columns")
+    shifted = (codes + 8).to(torch.uint8)
+    return shifted[:, ::2] | (shifted[:, 1::2] << 4)
+
+
+def unpack_int4(packed: Tensor) -> Tensor:
+    """Inverse of `pack_int4`.
+
+    Args:
+        packed: uint8 [rows, columns / 2].
+
+    Returns:
+        int8 [rows, columns] in [-8, 7].
+    """
+    return torch.stack((packed & 15, packed >> 4), dim=2).flatten(1).to(torch.int8) - 8
+
+
+def quantize_groups(weight: Tensor, scale: Tensor) -> Tensor:
+    """Nearest 4-bit codes, unpacked.
+
+    Args:
+        weight: [rows, columns].
+        scale: [rows, groups], not zero, of either sign; groups divides columns.
+
+    Returns:
+        int8 [rows, columns] in [-8, 7].
+    """
+    grouped = weight.to(torch.float32).unflatten(1, (scale.shape[1], -1))
+    codes = (grouped / scale.to(torch.float32)[..., None]).round_().clamp_(-8, 7)
+    return codes.flatten(1).to(torch.int8)
+
+
+def search_group_scale(weight: Tensor, importance: Tensor | None, group_size: int) -> Tensor:
+    """4-bit scales of the least weighted squared error over a grid.
+
+    The largest magnitude of a group maps to ±8 (its sign decides the scale's), then the scale is
+    shrunk step by step: clipping a few weights makes the grid finer for the rest.
+
+    Args:
+        weight: [rows, columns]; `group_size` divides columns.
+        importance: how much an error in each column matters, [columns], >= 0; None for alike.
+        group_size: consecutive columns that share a scale.
+
+    Returns:
+        float32 [rows, columns / group_size], each exact in float16 and bfloat16 too.
+    """
+    groups = weight.to(torch.float32).unflatten(1, (-1, group_size))
+    shape = (1, groups.shape[1], group_size)
+    cost = torch.ones(shape) if importance is None else importance.float().reshape(shape)
+    cost = cost.to(groups.device)
+    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))[..., 0]
+    sign = torch.where(largest > 0, -1.0, 1.0)
+    best = torch.full_like(largest, torch.inf)
+    chosen = torch.full_like(largest, SMALLEST_SCALE)
+    for shrink in SHRINKS:
+        scale = sign * round_scale_up(largest.abs() * (shrink / 8))
+        codes = (groups / scale[..., None]).round_().clamp_(-8, 7)
+        error = (codes.mul_(scale[..., None]).sub_(groups).square_() * cost).sum(2)
+        better = error < best
+        best = torch.where(better, error, best)
+        chosen = torch.where(better, scale, chosen)
+    return chosen

@@ -20,8 +20,8 @@ class Prune(Stage):
 
     key: ClassVar[str] = "prune"
 
-    minimum: float = Field(0.0, ge=0, le=1, description="p_min: share lost by the strongest layer")
-    maximum: float = Field(0.05, ge=0, le=1, description="p_max: share lost by the weakest layer")
+    minimum: float = Field(0.0, ge=0, lt=1, description="p_min: share lost by the strongest layer")
+    maximum: float = Field(0.05, ge=0, lt=1, description="p_max: share lost by the weakest layer")
     score: Literal["l1", "l2"] = Field(
         "l1", description="mean magnitude (l1) or root mean square (l2) of a unit's activations"
     )
@@ -33,7 +33,9 @@ class Prune(Stage):
     multiple_of: int = Field(32, ge=1, description="MLP widths are rounded to a multiple of this")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _consistent(self) -> Self:
+        if len(set(self.modules)) < len(self.modules):
+            raise ValueError("modules must be named once each")
         if self.minimum > self.maximum:
             raise ValueError(f"minimum {self.minimum} must not exceed maximum {self.maximum}")
         return self

@@ -10,8 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import get_scheduler
 
-from spq.calibration import Statistics
-from spq.data import sample
+from spq.calibration import Statistics, draw_windows
 from spq.errors import SpqError
 from spq.modules.lora import LoraLinear
 from spq.progress import track
@@ -53,7 +52,7 @@ class Recover(Stage):
         if text is None:
             raise SpqError("recovery trains on text, but no calibration text was given")
         count = self.steps * self.batch_size
-        sequences = sample(text.ids, self.context, count, text.seed)
+        sequences = draw_windows(view.model, text.ids, self.context, count, text.seed)
         with _trainable(view, self.rank, self.alpha, text.seed) as adapters:
             first, last = self._train(view, adapters, sequences)
         logger.info("recovery: loss %.3f over the first tenth, %.3f over the last", first, last)
@@ -67,19 +66,25 @@ class Recover(Stage):
         losses = []
         batches = sequences.to(view.model.device).split(self.batch_size)
         for step, batch in enumerate(track(batches, "recover")):
-            loss = view.model(input_ids=batch, labels=batch, use_cache=False).loss
-            if not torch.isfinite(loss):
-                raise SpqError(
-                    f"recovery's loss became {loss.item()} at step {step}; "
-                    f"a learning rate below {self.learning_rate} would be more stable"
-                )
+            loss = self._loss(view, batch, step)
             loss.backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
+        with torch.no_grad():
+            self._loss(view, batches[-1], self.steps)  # the last step's result is checked too
         tenth = max(1, len(losses) // 10)
         return sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+
+    def _loss(self, view: ModelView, batch: Tensor, step: int) -> Tensor:
+        loss: Tensor = view.model(input_ids=batch, labels=batch, use_cache=False).loss
+        if not torch.isfinite(loss):
+            raise SpqError(
+                f"recovery's loss became {loss.item()} at step {step}; "
+                f"a learning rate below {self.learning_rate} would be more stable"
+            )
+        return loss
 
 
 @contextmanager

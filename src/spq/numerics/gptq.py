@@ -1,0 +1,137 @@
+"""Rounding that corrects itself: GPTQ (arXiv 2210.17323) with any positive metric.
+
+Columns are rounded one after the other; what each rounding got wrong is made up for by the columns
+not yet rounded, in the least-squares sense of the metric H. Updates reach the columns of a block at
+once and the rest of the matrix after the block.
+"""
+
+import torch
+from torch import Tensor
+
+from spq.numerics.integer import quantize, quantize_groups, search_group_scale
+
+BLOCK = 128
+
+
+def damped(hessian: Tensor, share: float) -> Tensor:
+    """H with a ridge of `share` of the median of its diagonal.
+
+    The median, because a single channel of huge activations would make a share of the mean larger
+    than every ordinary direction. Channels that never fire get a one on the diagonal.
+
+    Args:
+        hessian: [n, n], symmetric, positive semi-definite.
+        share: of the median of the positive diagonal entries.
+
+    Returns:
+        a new [n, n] matrix, positive definite for share > 0.
+    """
+    diagonal = hessian.diagonal()
+    alive = diagonal > 0
+    ridge = share * diagonal[alive].median() if bool(alive.any()) else hessian.new_tensor(1.0)
+    added = torch.where(alive, ridge, torch.ones_like(diagonal))
+    return hessian + torch.diag(added)
+
+
+def inverse_factor(hessian: Tensor, share: float) -> tuple[Tensor, float]:
+    """Upper Cholesky factor of the inverse of the damped H.
+
+    Damping is raised tenfold until the factorisation succeeds.
+
+    Returns:
+        U [n, n] with Uᵀ U = (H + damping)⁻¹, and the share that was used.
+
+    Raises:
+        ValueError: H is not finite.
+    """
+    if not bool(torch.isfinite(hessian).all()):
+        raise ValueError("the Hessian holds NaN or Inf")
+    while True:
+        lower, failed = torch.linalg.cholesky_ex(damped(hessian, share))
+        if not failed:
+            inverse = torch.cholesky_inverse(lower)
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed:
+                return upper, share
+        share *= 10
+
+
+def round_int4(
+    weight: Tensor, hessian: Tensor, group_size: int, damping: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """4-bit codes and scales; a group's scale is searched when its turn comes.
+
+    Args:
+        weight: [rows, columns]; `group_size` divides columns.
+        hessian: metric of errors [columns, columns].
+        group_size: columns that share a scale.
+        damping: see `damped`.
+
+    Returns:
+        int8 codes [rows, columns] in [-8, 7] and float32 scales [rows, groups].
+    """
+    weight = weight.to(torch.float32).clone()
+    factor, _ = inverse_factor(hessian.to(torch.float32), damping)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = []
+    # What a rounding error of a column costs after the columns behind it have made up for it.
+    importance = factor.diagonal().square().reciprocal()
+    step = max(BLOCK // group_size, 1) * group_size
+    for start in range(0, weight.shape[1], step):
+        stop = min(start + step, weight.shape[1])
+        errors = torch.empty_like(weight[:, start:stop])
+        for column in range(start, stop):
+            if column % group_size == 0:
+                group = slice(column, column + group_size)
+                scale = search_group_scale(weight[:, group], importance[group], group_size)
+                scales.append(scale)
+            rounded = quantize_groups(weight[:, column : column + 1], scales[-1])
+            codes[:, column] = rounded[:, 0]
+            error = (weight[:, column] - rounded[:, 0] * scales[-1][:, 0]) / factor[column, column]
+            weight[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
+            errors[:, column - start] = error
+        weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
+    return codes, torch.cat(scales, dim=1)
+
+
+def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = 0.01) -> Tensor:
+    """8-bit codes at given scales.
+
+    Args:
+        weight: [rows, columns].
+        hessian: metric of errors [columns, columns].
+        scale: [rows] or [1].
+        damping: see `damped`.
+
+    Returns:
+        int8 [rows, columns].
+    """
+    weight = weight.to(torch.float32).clone()
+    factor, _ = inverse_factor(hessian.to(torch.float32), damping)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for start in range(0, weight.shape[1], BLOCK):
+        stop = min(start + BLOCK, weight.shape[1])
+        errors = torch.empty_like(weight[:, start:stop])
+        for column in range(start, stop):
+            rounded = quantize(weight[:, column : column + 1], scale)[:, 0]
+            codes[:, column] = rounded
+            error = (weight[:, column] - rounded * scale) / factor[column, column]
+            weight[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
+            errors[:, column - start] = error
+        weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
+    return codes
+
+
+def predicted_loss(error: Tensor, hessian: Tensor, output: Tensor) -> float:
+    """½ Σ_i E[g_i²] (ΔW H ΔWᵀ)_ii: what changing a weight by `error` costs.
+
+    Args:
+        error: ΔW [rows, columns].
+        hessian: E[‖g‖² x xᵀ] / E[‖g‖²], [columns, columns].
+        output: E[g_i²] of the gradient of the summed loss at the output, [rows].
+
+    Returns:
+        nats per token.
+    """
+    error = error.to(torch.float32)
+    return 0.5 * float((output * ((error @ hessian) * error).sum(1)).sum())
