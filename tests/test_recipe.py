@@ -203,4 +203,4 @@ def test_an_empty_file_is_refused(tmp_path):
 def test_a_recipe_that_is_not_there_names_the_shipped_ones(name):
     with pytest.raises(SpqError) as caught:
         load_recipe(name)
-    assert repr(name) in str(caught.value) and "dense, int8, paper" in str(caught.value)
+    assert repr(name) in str(caught.value) and ", ".join(shipped()) in str(caught.value)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from spq.data import sample
 from spq.evaluation.limits import check_context, check_vocabulary
 from spq.progress import track
+from spq.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ class Statistics:
 
     Attributes:
         moments: by the observation that asked for them.
+        sensitivities: by the full name of the module.
     """
 
     moments: dict[Observation, Moments] = field(default_factory=dict)
+    sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
 
 
 @contextmanager

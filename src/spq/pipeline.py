@@ -27,7 +27,9 @@ from spq.manifest import (
 )
 from spq.recipe import Recipe, load_recipe
 from spq.report.model_card import model_card
-from spq.stages.base import Stage, TrainingText
+from spq.sensitivity_cache import cached_sensitivities
+from spq.sizes import parse_ratio, parse_size
+from spq.stages.base import Inputs, Stage
 from spq.view import ModelView
 
 logger = logging.getLogger(__name__)
@@ -84,19 +86,24 @@ class _Calibration:
         return self._ids
 
     def statistics(self, view: ModelView, stage: Stage) -> Statistics:
-        wanted = stage.needs(view)
-        if not wanted:
+        wanted, sensitive = stage.needs(view), stage.sensitive(view)
+        if not wanted and not sensitive:
             return Statistics()
         config = self.recipe.calibration
         windows = draw_windows(view.model, self.ids, config.context, config.windows, self.seed)
-        return collect(view.model, windows, wanted)
+        statistics = collect(view.model, windows, wanted)
+        if sensitive:
+            statistics.sensitivities = cached_sensitivities(view, windows, sensitive)
+        return statistics
 
 
 def compress(
     model: str | Path | PreTrainedModel,
     out: str | Path | None = None,
     *,
-    recipe: str | Path | Recipe = "default",
+    recipe: str | Path | Recipe | None = None,
+    target_size: str | int | None = None,
+    target_ratio: str | float | None = None,
     calibration: str | None = None,
     recover: bool = True,
     seed: int = 0,
@@ -113,7 +120,9 @@ def compress(
         model: hub id, directory, `.gguf` file, `demo`, or a model object, which is compressed in
             place.
         out: directory to write; None leaves the result in memory only.
-        recipe: shipped name, YAML file or `Recipe`.
+        recipe: shipped name, YAML file or `Recipe`; None is `default`, or `mixed` with a target.
+        target_size: most bytes of all weights on disk: a number, or such as `90MB` or `85MiB`.
+        target_ratio: the same as a share of the source's weights: `0.3` or `30%`.
         calibration: text source that replaces the recipe's.
         recover: False leaves out the stages that train.
         seed: of everything random.
@@ -131,7 +140,7 @@ def compress(
         SpqError: bad input; nothing was written and `out` is as it was.
         CheckpointError: the written checkpoint did not reload to the same logits; it was removed.
     """
-    steps = load_recipe(recipe)
+    steps, ratio = _targeted(recipe, target_size, target_ratio)
     if calibration is not None:
         steps = steps.calibrated_on(calibration)
     if not recover or dry_run:
@@ -141,6 +150,8 @@ def compress(
         check_output(target, overwrite=overwrite)
     loaded = _load(model, tokenizer, dtype, device)
     _check_finite(loaded.model)
+    if ratio is not None:
+        steps = steps.within(int(ratio * loaded.source.bytes))
     view = ModelView(loaded.model)
     text = _Calibration(steps, loaded.tokenizer, seed)
     records = [_run_stage(stage, view, text) for stage in steps.stages]
@@ -158,6 +169,22 @@ def compress(
     if target is not None:
         manifest = _save(loaded, manifest, target, overwrite, max_shard_size)
     return CompressionResult(loaded.model, loaded.tokenizer, manifest, target)
+
+
+def _targeted(
+    recipe: str | Path | Recipe | None,
+    target_size: str | int | None,
+    target_ratio: str | float | None,
+) -> tuple[Recipe, float | None]:
+    """The recipe, with its budget where that is known before the model is, and the ratio if not."""
+    if target_size is not None and target_ratio is not None:
+        raise SpqError("give a target size or a target ratio, not both")
+    if target_size is not None:
+        return load_recipe(recipe or "mixed").within(parse_size(target_size)), None
+    if target_ratio is not None:
+        # Any budget: this refuses a recipe without one before a model is loaded.
+        return load_recipe(recipe or "mixed").within(1), parse_ratio(target_ratio)
+    return load_recipe(recipe or "default"), None
 
 
 def _load(
@@ -193,8 +220,7 @@ def _run_stage(stage: Stage, view: ModelView, text: _Calibration) -> StageRecord
     with PeakMemory() as memory:
         statistics = text.statistics(view, stage)
         plan = stage.plan(view, statistics)
-        training = TrainingText(text.ids, text.seed) if stage.trains else None
-        stage.apply(view, plan, training)
+        stage.apply(view, plan, Inputs(statistics, text.ids if stage.trains else None, text.seed))
     logger.info("%s: %s (%.1f s)", stage.key, plan.summary, memory.seconds)
     return StageRecord(
         config={stage.key: stage.model_dump(mode="json")},

@@ -70,6 +70,25 @@ class Recipe(BaseModel):
         stages = tuple(stage for stage in self.stages if not stage.trains)
         return self.model_copy(update={"stages": stages})
 
+    def within(self, target_bytes: int) -> Self:
+        """The recipe with another byte budget.
+
+        Raises:
+            SpqError: no stage of it takes one.
+        """
+        if not any(stage.key == "budget" for stage in self.stages):
+            raise SpqError(
+                "a target size needs a recipe with the stage `budget`, such as `mixed`; "
+                "this one has none"
+            )
+        stages = tuple(
+            stage.model_copy(update={"target_bytes": target_bytes})
+            if stage.key == "budget"
+            else stage
+            for stage in self.stages
+        )
+        return self.model_copy(update={"stages": stages})
+
     def calibrated_on(self, source: str) -> Self:
         """The recipe with another calibration text."""
         calibration = self.calibration.model_copy(update={"source": source})

@@ -28,7 +28,7 @@ class Sensitivity:
     Attributes:
         hessian: Σ ‖g‖² x xᵀ over tokens, float32 [in, in]; for an embedding the diagonal
             diag(Σ g²) that its columns see.
-        weight: Σ ‖g‖².
+        weight: Σ ‖g‖²; without weighting, and for an embedding, the number of tokens.
         squares: Σ g_i², float32 [out]; for an embedding the number of times each row was read.
         tokens: how many were seen.
     """
@@ -54,14 +54,15 @@ def _observe(found: dict[str, Sensitivity], name: str, weighted: bool) -> Callab
         x = inputs[0].detach().flatten(0, -2)
 
         def on_gradient(gradient: Tensor) -> None:
-            squares = gradient.detach().flatten(0, -2).float().square_()
+            # Not in place: in float32 this is the very gradient that goes on down the model.
+            squares = gradient.detach().flatten(0, -2).float().square()
             if name not in found:
                 zeros = torch.zeros(x.shape[1], x.shape[1], device=x.device)
                 found[name] = Sensitivity(zeros, 0.0, torch.zeros_like(squares[0]))
             sums = found[name]
             per_token = squares.sum(1)
             if not weighted:
-                per_token = torch.full_like(per_token, float(per_token.mean()))
+                per_token = torch.ones_like(per_token)
             rows = x.float() * per_token.sqrt()[:, None]
             sums.hessian.addmm_(rows.T, rows)
             sums.weight += float(per_token.sum())

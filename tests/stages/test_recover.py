@@ -8,7 +8,7 @@ from spq.evaluation import resident_bytes
 from spq.modules.lora import LoraLinear
 from spq.modules.low_rank_linear import LowRankLinear
 from spq.modules.quantized_linear import QuantizedLinear
-from spq.stages.base import Plan, TrainingText
+from spq.stages.base import Inputs, Plan
 from spq.stages.quantize import Quantize
 from spq.stages.recover import Recover
 from spq.stages.svd import Svd
@@ -23,13 +23,13 @@ QUICK = {"steps": 4, "context": 16, "learning_rate": 1e-3}
 def compressed(request):
     model = tiny_model()
     for stage in FORMS[request.param]:
-        stage.apply(ModelView(model), stage.plan(ModelView(model), Statistics()), None)
+        stage.apply(ModelView(model), stage.plan(ModelView(model), Statistics()))
     return model
 
 
 @pytest.fixture
 def text(tokenizer):
-    return TrainingText(torch.tensor(tokenizer(TEXT)["input_ids"]), seed=0)
+    return Inputs(ids=torch.tensor(tokenizer(TEXT)["input_ids"]))
 
 
 def run(stage, model, text):
@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_weights(text):
         model = tiny_model()
         INT8.apply(ModelView(model), INT8.plan(ModelView(model), Statistics()))
         torch.manual_seed(seed + len(states))  # the global generator must not matter
-        run(Recover(**QUICK), model, TrainingText(text.ids, seed))
+        run(Recover(**QUICK), model, Inputs(ids=text.ids, seed=seed))
         states.append(state(model))
     assert equal(states[0], states[1])
     assert not equal(states[0], states[2])
@@ -109,7 +109,7 @@ def test_training_is_on_the_text_given(text):
     """Other text, other weights."""
     first, second = tiny_model(), tiny_model()
     run(Recover(**QUICK), first, text)
-    run(Recover(**QUICK), second, TrainingText(text.ids.flip(0), seed=0))
+    run(Recover(**QUICK), second, Inputs(ids=text.ids.flip(0)))
     assert not equal(state(first), state(second))
 
 
@@ -164,12 +164,12 @@ def test_the_plan_costs_nothing_and_survives_json(compressed):
 
 def test_text_shorter_than_one_sequence_is_an_error(model, text):
     with pytest.raises(SpqError, match="100 tokens, and at least 128"):
-        run(Recover(), model, TrainingText(text.ids[:100], seed=0))
+        run(Recover(), model, Inputs(ids=text.ids[:100]))
 
 
 def test_no_text_is_an_error(model):
     with pytest.raises(SpqError, match="calibration text"):
-        run(Recover(), model, None)
+        run(Recover(), model, Inputs())
 
 
 def test_a_last_step_that_diverges_is_an_error(compressed, text):

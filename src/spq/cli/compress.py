@@ -16,7 +16,20 @@ from spq.report.units import megabytes, ratio
 def command(
     model: Model,
     out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
-    recipe: Annotated[str, typer.Option(help="Shipped name or YAML file.")] = "default",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Shipped name or YAML file.", show_default="default, or mixed with a target"
+        ),
+    ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(help="Most bytes of all weights: 90MB, 1.5GB, 85MiB.", show_default=False),
+    ] = None,
+    target_ratio: Annotated[
+        str | None,
+        typer.Option(help="The same as a share of the source: 0.3 or 30%.", show_default=False),
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -45,6 +58,8 @@ def command(
         model,
         out,
         recipe=recipe,
+        target_size=target_size,
+        target_ratio=target_ratio,
         calibration=calibration,
         recover=recover,
         seed=seed,

@@ -124,7 +124,10 @@ class SpqQuantizer(HfQuantizer):
                 signed = module.codes.dtype == torch.uint8
                 sound = torch.isfinite(scale) & ((scale != 0) if signed else (scale > 0))
                 if not bool(sound.all()):
-                    raise CheckpointError(f"module {name!r} has a scale that is zero or negative")
+                    wrong = "zero" if signed else "zero, negative"
+                    raise CheckpointError(
+                        f"module {name!r} has a scale that is {wrong} or not finite"
+                    )
         return model
 
     def get_state_dict_and_metadata(

@@ -26,7 +26,7 @@ class _Int4Linear(torch.autograd.Function):
             grad_x = gradient @ dequantize(codes, scale.to(gradient.dtype))
         if ctx.needs_input_grad[2]:
             rows = gradient.reshape(-1, len(codes))
-            grad_weight = rows.T @ x.reshape(len(rows), -1)
+            grad_weight = rows.T @ x.reshape(-1, x.shape[-1])
             grouped = (grad_weight.float() * unpack_int4(codes)).unflatten(1, (scale.shape[1], -1))
             grad_scale = grouped.sum(2).to(scale.dtype)
         return grad_x, None, grad_scale

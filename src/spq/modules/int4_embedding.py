@@ -61,7 +61,8 @@ class Int4Embedding(Coded):
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids [...] -> rows [..., embedding_dim] in the scale's dtype."""
         ids = input_ids.flatten()
-        rows = integer.dequantize(self.codes[ids], self.scale[ids]).view(*input_ids.shape, -1)
+        rows = integer.dequantize(self.codes[ids], self.scale[ids])
+        rows = rows.view(*input_ids.shape, self.embedding_dim)
         if self.embed_scale == 1.0:
             return rows
         # The dense table rounds this factor to its own dtype too.

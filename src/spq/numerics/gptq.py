@@ -11,6 +11,9 @@ from torch import Tensor
 from spq.numerics.integer import quantize, quantize_groups, search_group_scale
 
 BLOCK = 128
+# Raised damping starts and ends here.
+SMALLEST_DAMPING = 1e-6
+LARGEST_DAMPING = 1e4
 
 
 def damped(hessian: Tensor, share: float) -> Tensor:
@@ -36,24 +39,27 @@ def damped(hessian: Tensor, share: float) -> Tensor:
 def inverse_factor(hessian: Tensor, share: float) -> tuple[Tensor, float]:
     """Upper Cholesky factor of the inverse of the damped H.
 
-    Damping is raised tenfold until the factorisation succeeds.
+    In float64: in float32 one direction of huge activations makes it fail, and the damping that
+    it then takes swamps all others. Damping is raised tenfold until the factorisation succeeds.
 
     Returns:
-        U [n, n] with Uᵀ U = (H + damping)⁻¹, and the share that was used.
+        U float32 [n, n] with Uᵀ U = (H + damping)⁻¹, and the share that was used.
 
     Raises:
-        ValueError: H is not finite.
+        ValueError: H is not finite, or far from positive semi-definite.
     """
     if not bool(torch.isfinite(hessian).all()):
         raise ValueError("the Hessian holds NaN or Inf")
-    while True:
+    hessian = hessian.to(torch.float64)
+    while share <= LARGEST_DAMPING:
         lower, failed = torch.linalg.cholesky_ex(damped(hessian, share))
         if not failed:
             inverse = torch.cholesky_inverse(lower)
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed:
-                return upper, share
-        share *= 10
+                return upper.to(torch.float32), share
+        share = max(10 * share, SMALLEST_DAMPING)
+    raise ValueError("the Hessian is not positive semi-definite")
 
 
 def round_int4(
@@ -71,7 +77,7 @@ def round_int4(
         int8 codes [rows, columns] in [-8, 7] and float32 scales [rows, groups].
     """
     weight = weight.to(torch.float32).clone()
-    factor, _ = inverse_factor(hessian.to(torch.float32), damping)
+    factor, _ = inverse_factor(hessian, damping)
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scales = []
     # What a rounding error of a column costs after the columns behind it have made up for it.
@@ -106,8 +112,8 @@ def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = 
     Returns:
         int8 [rows, columns].
     """
-    weight = weight.to(torch.float32).clone()
-    factor, _ = inverse_factor(hessian.to(torch.float32), damping)
+    weight, scale = weight.to(torch.float32).clone(), scale.to(torch.float32)
+    factor, _ = inverse_factor(hessian, damping)
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for start in range(0, weight.shape[1], BLOCK):
         stop = min(start + BLOCK, weight.shape[1])

@@ -176,7 +176,12 @@ def search_group_scale(weight: Tensor, importance: Tensor | None, group_size: in
 
     Returns:
         float32 [rows, columns / group_size], each exact in float16 and bfloat16 too.
+
+    Raises:
+        ValueError: a weight or an importance is not finite, or a weight is too large.
     """
+    if importance is not None and not bool(torch.isfinite(importance).all()):
+        raise ValueError("the importance of columns holds NaN or Inf")
     groups = weight.to(torch.float32).unflatten(1, (-1, group_size))
     shape = (1, groups.shape[1], group_size)
     cost = torch.ones(shape) if importance is None else importance.float().reshape(shape)

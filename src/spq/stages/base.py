@@ -1,7 +1,7 @@
 """What a stage is: a documented config with a pure plan and an apply that changes the model."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,16 +45,21 @@ class Plan(BaseModel):
 
 
 @dataclass(frozen=True)
-class TrainingText:
-    """Calibration text as tokens.
+class Inputs:
+    """What `apply` may read besides the plan.
 
     Attributes:
-        ids: int64 [tokens].
-        seed: for whatever a stage draws from it.
+        statistics: the same as `plan` saw.
+        ids: calibration text as tokens, int64 [tokens]; None for stages that do not train.
+        seed: for whatever a stage draws.
     """
 
-    ids: Tensor
-    seed: int
+    statistics: Statistics = field(default_factory=Statistics)
+    ids: Tensor | None = None
+    seed: int = 0
+
+
+NO_INPUTS = Inputs()
 
 
 class Stage(BaseModel, ABC):
@@ -69,16 +74,20 @@ class Stage(BaseModel, ABC):
         """Activation statistics that `plan` reads; none unless overridden."""
         return set()
 
+    def sensitive(self, view: ModelView) -> set[str]:
+        """Weights whose gradient-weighted moments `plan` reads; none unless overridden."""
+        return set()
+
     @abstractmethod
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Decide, without changing anything."""
 
     @abstractmethod
-    def apply(self, view: ModelView, plan: Plan, text: TrainingText | None) -> None:
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Change the model as planned.
 
         Args:
             view: the model that `plan` saw, unchanged since.
             plan: what to do.
-            text: calibration tokens; given to stages that train.
+            inputs: statistics, and calibration text for stages that train.
         """

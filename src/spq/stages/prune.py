@@ -9,7 +9,7 @@ from torch import Tensor
 from spq.calibration import Moments, Observation, Statistics
 from spq.modules.ops import module_bytes, on_meta, select_inputs, select_outputs
 from spq.numerics import importance
-from spq.stages.base import Change, Plan, Stage, TrainingText
+from spq.stages.base import NO_INPUTS, Change, Inputs, Plan, Stage
 from spq.view import LayerView, ModelView
 
 Unit = Literal["mlp", "attention"]
@@ -74,7 +74,7 @@ class Prune(Stage):
         return channels if self.score == "l1" else channels.sqrt()
 
     @torch.no_grad()
-    def apply(self, view: ModelView, plan: Plan, text: TrainingText | None = None) -> None:
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Drop rows and columns together, so that widths keep matching."""
         for change in plan.changes:
             module = view.module(change.module)

@@ -12,7 +12,7 @@ from spq.modules.ops import module_bytes
 from spq.modules.quantized_embedding import QuantizedEmbedding
 from spq.modules.quantized_linear import Granularity, QuantizedLinear
 from spq.progress import track
-from spq.stages.base import Change, Plan, Stage, TrainingText
+from spq.stages.base import NO_INPUTS, Change, Inputs, Plan, Stage
 from spq.view import ModelView, Named, Role
 
 Mode = Literal["per_tensor", "per_channel", "by_name", "by_percentile", "by_size"]
@@ -77,7 +77,7 @@ class Quantize(Stage):
         return "per_channel" if named.module.out_features >= threshold else "per_tensor"
 
     @torch.no_grad()
-    def apply(self, view: ModelView, plan: Plan, text: TrainingText | None = None) -> None:
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Replace float weights by codes, one layer at a time."""
         shared = view.embedding.name if view.tied else None
         for change in track(plan.changes, "quantize"):

@@ -14,7 +14,7 @@ from spq.calibration import Statistics, draw_windows
 from spq.errors import SpqError
 from spq.modules.lora import LoraLinear
 from spq.progress import track
-from spq.stages.base import Plan, Stage, TrainingText
+from spq.stages.base import NO_INPUTS, Inputs, Plan, Stage
 from spq.view import ModelView
 
 logger = logging.getLogger(__name__)
@@ -43,17 +43,17 @@ class Recover(Stage):
         summary = f"LoRA rank {self.rank} on {layers} layers, {self.steps} steps, {tokens} tokens"
         return Plan(stage=self.key, summary=summary)
 
-    def apply(self, view: ModelView, plan: Plan, text: TrainingText | None) -> None:
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Train the adapters and merge them; no adapter is left in the model.
 
         Raises:
             SpqError: no text, too little of it, or the loss stops being finite.
         """
-        if text is None:
+        if inputs.ids is None:
             raise SpqError("recovery trains on text, but no calibration text was given")
         count = self.steps * self.batch_size
-        sequences = draw_windows(view.model, text.ids, self.context, count, text.seed)
-        with _trainable(view, self.rank, self.alpha, text.seed) as adapters:
+        sequences = draw_windows(view.model, inputs.ids, self.context, count, inputs.seed)
+        with _trainable(view, self.rank, self.alpha, inputs.seed) as adapters:
             first, last = self._train(view, adapters, sequences)
         logger.info("recovery: loss %.3f over the first tenth, %.3f over the last", first, last)
 

@@ -10,7 +10,7 @@ from spq.modules.low_rank_linear import LowRankLinear
 from spq.modules.ops import dense_weight, module_bytes
 from spq.numerics import low_rank
 from spq.progress import track
-from spq.stages.base import Change, Plan, Stage, TrainingText
+from spq.stages.base import NO_INPUTS, Change, Inputs, Plan, Stage
 from spq.view import ModelView
 
 
@@ -66,7 +66,7 @@ class Svd(Stage):
         return Plan(stage=self.key, changes=changes, summary=summary)
 
     @torch.no_grad()
-    def apply(self, view: ModelView, plan: Plan, text: TrainingText | None = None) -> None:
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Compute the leading vectors of the layers that were chosen and swap those in."""
         for change in track(plan.changes, "svd: factors"):
             module = view.module(change.module)

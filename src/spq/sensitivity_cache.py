@@ -1,0 +1,108 @@
+"""Sensitivities on disk, so that a second run at another size does not collect them again."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spq.sensitivity import Sensitivity, collect_sensitivities
+from spq.view import ModelView
+
+logger = logging.getLogger(__name__)
+
+DIRECTORY_VARIABLE = "SPQ_CACHE_DIR"
+KEPT_FILES = 4
+# Raised whenever what is computed changes, so that older files are not read.
+COMPUTATION = 1
+
+
+def cache_directory() -> Path:
+    """$SPQ_CACHE_DIR, or `spq` in the user's cache directory."""
+    given = os.environ.get(DIRECTORY_VARIABLE)
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(given) if given else Path(base).expanduser() / "spq"
+
+
+def cached_sensitivities(
+    view: ModelView, windows: Tensor, names: Iterable[str]
+) -> dict[str, Sensitivity]:
+    """`collect_sensitivities`, or what an earlier run collected on the same weights and text.
+
+    A cache that cannot be read or written is logged and done without. The newest few files are
+    kept: each holds in² floats per linear layer.
+
+    Args:
+        view: the model.
+        windows: token ids, int64 [windows, context].
+        names: of linear layers, and of the embedding.
+    """
+    wanted = sorted(names)
+    file = cache_directory() / f"sensitivities-{_key(view, windows, wanted)}.safetensors"
+    try:
+        if file.is_file():
+            found = _read(file)
+            if sorted(found) == wanted:
+                logger.info("sensitivities from %s", file.name)
+                return found
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
+    found = collect_sensitivities(view, windows, wanted)
+    try:
+        _write(file, found)
+    except (OSError, SafetensorError) as error:
+        logger.warning("sensitivities were not cached: %s", error)
+    return found
+
+
+def _key(view: ModelView, windows: Tensor, names: list[str]) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(f"{COMPUTATION} {tuple(windows.shape)}".encode())
+    digest.update(windows.cpu().numpy().tobytes())
+    digest.update("\n".join(names).encode())
+    for name, parameter in view.model.named_parameters():
+        digest.update(f"{name} {parameter.dtype}".encode())
+        data = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(data.numpy().data)
+    return digest.hexdigest()
+
+
+def _write(file: Path, found: dict[str, Sensitivity]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, item in found.items():
+        tensors[f"{name}/hessian"] = item.hessian.contiguous().cpu()
+        tensors[f"{name}/squares"] = item.squares.contiguous().cpu()
+        totals = torch.tensor([item.weight, float(item.tokens)], dtype=torch.float64)
+        tensors[f"{name}/totals"] = totals
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    newest = sorted(
+        file.parent.glob("sensitivities-*.safetensors"), key=lambda f: f.stat().st_mtime
+    )
+    for old in newest[:-KEPT_FILES]:
+        old.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> dict[str, Sensitivity]:
+    with safe_open(file, framework="pt") as opened:
+        names = {key.rpartition("/")[0] for key in opened.keys()}
+        found = {}
+        for name in names:
+            weight, tokens = opened.get_tensor(f"{name}/totals").tolist()
+            found[name] = Sensitivity(
+                opened.get_tensor(f"{name}/hessian"),
+                weight,
+                opened.get_tensor(f"{name}/squares"),
+                int(tokens),
+            )
+    return found
