@@ -2,8 +2,8 @@
 
     SPQ_DATA_DIR=... python benchmarks/sizes.py [--sizes 136 110 90 85 75] [--calibration NAME]
 
-No recovery. Perplexity over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of C4,
-model reloaded in float32; Δ = ln(ppl / dense ppl). Sensitivities are collected once: the first
+No recovery. Perplexity over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of
+C4, model reloaded in float32; Δ = ln(ppl / dense ppl). Sensitivities are collected once: the first
 size's time includes that, the others' do not.
 """
 

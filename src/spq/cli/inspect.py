@@ -16,7 +16,7 @@ def command(
     directory: Annotated[Path, typer.Argument(help="A checkpoint directory.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """What each layer of a checkpoint is: format, shape, rank, bits and bytes.
+    """What each layer of a checkpoint is: format, shape, rank, bits, bytes, predicted loss.
 
     Reads config.json and the headers of the weight files; no weight is loaded.
     """
@@ -24,14 +24,15 @@ def command(
     if as_json:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=2))
         return
-    shown = table(str(directory), "module", "format", "out × in", "rank", "bits", "bytes")
+    shown = table(str(directory), "module", "format", "out × in", "rank", "bits", "bytes", "nats")
     for row in rows:
         shown.add_row(*_cells(row))
     total = sum(row.bytes for row in rows)
-    show(shown, f"{len(rows)} modules, {megabytes(total)}")
+    show(shown, f"{len(rows)} modules, {megabytes(total)}; nats: predicted loss per token")
 
 
 def _cells(row: Layer) -> list[str]:
     shape = " × ".join(str(size) for size in row.shape)
     rank = "-" if row.rank is None else str(row.rank)
-    return [row.module, row.format, shape, rank, f"{row.bits:g}", f"{row.bytes:,}"]
+    loss = "-" if row.predicted_loss is None else f"{row.predicted_loss:.5f}"
+    return [row.module, row.format, shape, rank, f"{row.bits:g}", f"{row.bytes:,}", loss]

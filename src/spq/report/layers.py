@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from spq.checkpoint.headers import TensorHeader, read_header
 from spq.errors import CheckpointError, SpqError
 from spq.integrations.quantizer import METHOD, SpqConfig
+from spq.manifest import read_manifest
 
 
 class Layer(BaseModel):
@@ -20,6 +21,7 @@ class Layer(BaseModel):
         rank: of a low-rank layer.
         bits: per stored weight, without scales.
         bytes: on disk, scales and biases included.
+        predicted_loss: in nats per token, where the stage that made the choice priced it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +32,7 @@ class Layer(BaseModel):
     rank: int | None
     bits: float
     bytes: int
+    predicted_loss: float | None = None
 
 
 def layers(directory: Path) -> list[Layer]:
@@ -61,7 +64,11 @@ def layers(directory: Path) -> list[Layer]:
     for name, header in headers.items():
         module, _, parameter = name.rpartition(".")
         grouped.setdefault(module, {})[parameter] = header
-    rows = [_layer(module, tensors, config) for module, tensors in grouped.items()]
+    prices = _predicted(directory)
+    rows = [
+        _layer(module, tensors, config).model_copy(update={"predicted_loss": prices.get(module)})
+        for module, tensors in grouped.items()
+    ]
     return sorted(rows, key=lambda row: _natural(row.module))
 
 
@@ -71,14 +78,30 @@ def _layer(module: str, tensors: dict[str, TensorHeader], config: SpqConfig | No
     spec = specs.get(module)
     parent = specs.get(module.rpartition(".")[0])
     granularity = getattr(spec, "granularity", None)
+    group_size = getattr(spec, "group_size", None)
+    packing = 2 if group_size else 1
+    stored = f"int8 {granularity}" if granularity else "dense"
+    stored = f"int4 group {group_size}" if group_size else stored
     return Layer(
         module=module,
-        format=f"int8 {granularity}" if granularity else "dense",
-        shape=main.shape,
+        format=stored,
+        shape=(*main.shape[:-1], main.shape[-1] * packing),
         rank=getattr(parent, "rank", None),
-        bits=8 * main.dtype.itemsize,
+        bits=8 * main.dtype.itemsize / packing,
         bytes=sum(header.bytes for header in tensors.values()),
     )
+
+
+def _predicted(directory: Path) -> dict[str, float]:
+    """What the manifest says each module's change was priced at."""
+    manifest = read_manifest(directory)
+    records = manifest.stages if manifest else []
+    changes = [change for record in records for change in record.plan.changes]
+    return {
+        change.module: change.details["predicted_loss"]
+        for change in changes
+        if "predicted_loss" in change.details
+    }
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

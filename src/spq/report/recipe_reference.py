@@ -41,7 +41,8 @@ def _section(key: str, kind: type[BaseModel]) -> str:
 
 def _row(name: str, field: FieldInfo) -> str:
     default = field.default
-    shown = ", ".join(default) if isinstance(default, tuple) else str(default)
+    several = isinstance(default, tuple)
+    shown = ", ".join(str(item) for item in default) if several else str(default)
     return f"| `{name}` | {shown} | {_allowed(field)} | {field.description} |"
 
 
