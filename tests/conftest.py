@@ -15,6 +15,11 @@ def _no_data_directory(monkeypatch):
     monkeypatch.delenv("SPQ_DATA_DIR", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def tokenizer():
     return tiny_tokenizer()

@@ -65,6 +65,7 @@ def _key(view: ModelView, windows: Tensor, names: list[str]) -> str:
     digest.update(f"{COMPUTATION} {tuple(windows.shape)}".encode())
     digest.update(windows.cpu().numpy().tobytes())
     digest.update("\n".join(names).encode())
+    digest.update(view.model.config.to_json_string().encode())
     for name, parameter in view.model.named_parameters():
         digest.update(f"{name} {parameter.dtype}".encode())
         data = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)

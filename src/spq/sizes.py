@@ -21,7 +21,7 @@ def parse_size(text: str | int) -> int:
     Raises:
         SpqError: not a size, or not more than zero.
     """
-    matched = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    matched = re.fullmatch(r"\s*(-?\d{1,18}(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     unit = (matched[2].upper() or "B") if matched else ""
     if matched is None or unit not in UNITS:
         raise SpqError(f"{text!r} is not a size; write for example 90MB, 1.5GB or 85MiB")

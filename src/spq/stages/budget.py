@@ -105,7 +105,7 @@ class Budget(Stage):
         if fixed + smallest > self.target_bytes:
             raise SpqError(
                 f"a target of {self.target_bytes / 1e6:.1f} MB cannot be reached; "
-                f"the smallest with these options is {(fixed + smallest) / 1e6:.1f} MB"
+                f"the smallest with these options is {-(-(fixed + smallest) // 10**5) / 10:.1f} MB"
             )
         return self.target_bytes - fixed
 

@@ -1,0 +1,312 @@
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from tests.helpers import greedy, logits, tiny_model, tiny_tokenizer
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import spq
+from spq.calibration import Statistics
+from spq.errors import SpqError
+from spq.evaluation import resident_bytes, weight_file_bytes
+from spq.modules.coded import Coded
+from spq.modules.int4_embedding import Int4Embedding
+from spq.modules.int4_linear import Int4Linear
+from spq.modules.low_rank_linear import LowRankLinear
+from spq.modules.ops import module_bytes
+from spq.modules.quantized_embedding import QuantizedEmbedding
+from spq.modules.quantized_linear import QuantizedLinear
+from spq.numerics.knapsack import RELATIVE_GAP
+from spq.recipe import Recipe
+from spq.sensitivity import collect_sensitivities
+from spq.stages.base import Inputs, Plan
+from spq.stages.budget import Budget
+from spq.view import ModelView
+
+FAMILIES = ("llama", "opt", "gemma3_text")
+HUGE = 10**12
+FOUR = {"bits": (4,), "embedding_bits": (4,)}
+EIGHT = {"bits": (8,), "embedding_bits": (8,)}
+# Of the file's header, beyond what the tensors hold.
+HEADERS = 16_384
+
+
+def budget(**fields) -> Budget:
+    return Budget(**({"group_sizes": (32,)} | fields))
+
+
+def priced(model, stage: Budget) -> Statistics:
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(3, 256, (2, 32), generator=generator)
+    view = ModelView(model)
+    return Statistics(sensitivities=collect_sensitivities(view, windows, stage.sensitive(view)))
+
+
+def run(stage: Budget, model) -> Plan:
+    view, statistics = ModelView(model), priced(model, stage)
+    made = stage.plan(view, statistics)
+    stage.apply(view, made, Inputs(statistics))
+    return made
+
+
+def parameter_bytes(model) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def reach(model) -> tuple[int, int]:
+    """Bytes of the model with everything in int4 and with everything in int8."""
+    statistics = priced(model, budget())
+    four, eight = (
+        budget(**bits).plan(ModelView(model), statistics).bytes_saved for bits in (FOUR, EIGHT)
+    )
+    return resident_bytes(model) - four, resident_bytes(model) - eight
+
+
+def predicted(plan: Plan) -> float:
+    return sum(change.details["predicted_loss"] for change in plan.changes)
+
+
+def recipe(text_file, *stages) -> Recipe:
+    calibration = {"source": str(text_file), "windows": 2, "context": 32}
+    return Recipe.from_dict({"calibration": calibration, "stages": list(stages)})
+
+
+def compress(model, text_file, out=None, stages=({"budget": {"group_sizes": [32]}},), **options):
+    return spq.compress(
+        model, out, recipe=recipe(text_file, *stages), tokenizer=tiny_tokenizer(), **options
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_target_holds_on_disk_and_the_result_reloads(model_type, tied, tmp_path, text_file):
+    model = tiny_model(model_type, tie_word_embeddings=tied)
+    before, (four, eight) = resident_bytes(model), reach(model)
+    target = (four + eight) // 2 + HEADERS // 2
+    result = compress(model, text_file, tmp_path / "out", target_size=target)
+    [record] = result.manifest.stages
+    assert {change.details["bits"] for change in record.plan.changes} == {4, 8}
+    disk = weight_file_bytes(tmp_path / "out")
+    assert result.manifest.sizes.disk == disk <= target
+    assert disk > target - HEADERS
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(reloaded), logits(model))
+    assert greedy(reloaded) == greedy(model)
+    planned = before - record.plan.bytes_saved
+    assert resident_bytes(reloaded) == resident_bytes(model) == planned
+    for change in record.plan.changes:
+        module = model.get_submodule(change.module)
+        assert module_bytes(module) == change.bytes_after, change.module
+        four_bits = isinstance(module, Int4Linear | Int4Embedding)
+        assert change.details["bits"] == (4 if four_bits else 8)
+    assert ModelView(reloaded).tied == tied
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_tied_embedding_and_its_head_share_one_storage(model_type, bits):
+    model = tiny_model(model_type, tie_word_embeddings=True)
+    made = run(budget(embedding_bits=(bits,)), model)
+    view = ModelView(model)
+    table, head = view.embedding.module, view.lm_head.module
+    assert isinstance(table, Int4Embedding if bits == 4 else QuantizedEmbedding)
+    assert isinstance(head, Int4Linear if bits == 4 else QuantizedLinear)
+    assert table.codes is head.codes and table.scale is head.scale
+    assert view.lm_head.name not in {change.module for change in made.changes}
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_four_bits_everywhere_without_a_target(model_type, tied, tmp_path, text_file):
+    model = tiny_model(model_type, tie_word_embeddings=tied)
+    four, _ = reach(model)
+    stage = {"budget": {"group_sizes": [32], "bits": [4], "embedding_bits": [4]}}
+    compress(model, text_file, tmp_path / "out", [stage])
+    coded = [module for module in model.modules() if isinstance(module, Coded)]
+    assert coded and all(isinstance(module, Int4Linear | Int4Embedding) for module in coded)
+    assert not any(isinstance(module, nn.Linear) for module in model.modules())
+    assert resident_bytes(model) == four
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(reloaded), logits(model))
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_target_above_everything_takes_int8_throughout(tied, text_file):
+    model = tiny_model(tie_word_embeddings=tied)
+    dense = logits(model)
+    result = compress(model, text_file, target_size="1GB")
+    [record] = result.manifest.stages
+    assert {change.details["bits"] for change in record.plan.changes} == {8}
+    assert len(record.plan.changes) == 14 + (1 if tied else 2)
+    assert (logits(model) - dense).norm() < 0.05 * dense.norm()
+
+
+@pytest.mark.parametrize("vocabulary", [260, 500, 900, 1300])
+def test_a_target_out_of_reach_is_refused_with_one_that_is_not(vocabulary):
+    model = tiny_model(vocab_size=vocabulary)
+    view, statistics = ModelView(model), priced(model, budget())
+    with pytest.raises(SpqError, match=r"a target of 0\.0 MB cannot be reached") as refused:
+        budget(target_bytes=1000).plan(view, statistics)
+    smallest = float(re.search(r"is (\d+\.\d+) MB", str(refused.value))[1]) * 1e6
+    four, _ = reach(model)
+    assert four < smallest < four + 2 * HEADERS + 100_000
+    made = budget(target_bytes=round(smallest)).plan(view, statistics)
+    assert parameter_bytes(model) - made.bytes_saved <= smallest
+
+
+def test_a_refused_target_writes_nothing(tmp_path, text_file):
+    with pytest.raises(SpqError, match="cannot be reached"):
+        compress(tiny_model(), text_file, tmp_path / "out", target_size=1000)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_predicted_loss_never_rises_with_the_target(model_type):
+    model = tiny_model(model_type)
+    view, statistics, (four, eight) = ModelView(model), priced(model, budget()), reach(model)
+    start, stop = four + HEADERS, eight + HEADERS
+    made = [
+        budget(target_bytes=start + (stop - start) * step // 6, rounding="nearest").plan(
+            view, statistics
+        )
+        for step in range(7)
+    ]
+    losses = [predicted(plan) for plan in made]
+    assert losses[0] > losses[-1] > 0
+    for more, less in pairwise(losses):
+        assert less <= more * (1 + 2 * RELATIVE_GAP)
+
+
+def test_planning_changes_nothing_and_the_plan_survives_json():
+    model = tiny_model()
+    expected, stage = logits(model), budget(target_bytes=sum(reach(model)) // 2 + HEADERS // 2)
+    view, statistics = ModelView(model), priced(model, stage)
+    made = stage.plan(view, statistics)
+    assert torch.equal(logits(model), expected)
+    again = Plan.model_validate_json(made.model_dump_json())
+    assert again == made == stage.plan(view, statistics)
+    stage.apply(view, again, Inputs(statistics))
+    assert resident_bytes(model) == resident_bytes(tiny_model()) - made.bytes_saved
+
+
+def test_a_width_that_no_group_divides_is_refused_by_name_unless_8_is_allowed():
+    model = tiny_model(intermediate_size=96)
+    stage = budget(bits=(4,), group_sizes=(64,))
+    statistics = priced(model, stage)
+    message = r"group sizes \[64\] do not divide the width 96 of '.*layers\.0\.mlp\.down_proj'"
+    with pytest.raises(SpqError, match=message):
+        stage.plan(ModelView(model), statistics)
+    made = run(budget(group_sizes=(64,)), model)
+    bits = {change.module: change.details["bits"] for change in made.changes}
+    assert {name for name, count in bits.items() if count == 8} == {
+        f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)
+    }
+    assert run(budget(bits=(4,), group_sizes=(64, 32)), tiny_model(intermediate_size=96)).changes
+
+
+def test_the_budget_picks_a_group_size():
+    model = tiny_model()
+    stage = budget(group_sizes=(32, 64), **FOUR)
+    view, statistics = ModelView(model), priced(model, stage)
+
+    def sizes(target):
+        fields = stage.model_dump() | {"target_bytes": target}
+        changes = Budget(**fields).plan(view, statistics).changes
+        return {change.details["group_size"] for change in changes}
+
+    assert sizes(None) == {64}
+    assert sizes(HUGE) == {32}
+
+
+@pytest.mark.parametrize("target", [None, HUGE])
+def test_layers_whose_gradient_is_zero_are_rounded_all_the_same(target):
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+    expected = logits(model)
+    made = run(budget(target_bytes=target), model)
+    losses = {change.module: change.details["predicted_loss"] for change in made.changes}
+    assert losses["model.layers.0.self_attn.v_proj"] == 0
+    assert bool(torch.isfinite(logits(model)).all())
+    if target:
+        assert (logits(model) - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("target", [None, HUGE])
+def test_sensitivities_of_zero_everywhere(target):
+    model = tiny_model()
+    stage = budget(target_bytes=target)
+    statistics = priced(model, stage)
+    for item in statistics.sensitivities.values():
+        item.hessian.zero_()
+        item.squares.zero_()
+        item.weight = 0.0
+    made = stage.plan(ModelView(model), statistics)
+    stage.apply(ModelView(model), made, Inputs(statistics))
+    assert predicted(made) == 0
+    assert not any(isinstance(module, nn.Linear) for module in model.modules())
+
+
+def test_low_rank_factors_are_weights_of_their_own(tmp_path, text_file):
+    model = tiny_model()
+    svd = {"svd": {"variance": 0.5, "multiple_of": 32, "modules": ["mlp"]}}
+    factored = compress(tiny_model(), text_file, None, [svd]).model
+    four, eight = reach(factored)
+    result = compress(
+        model,
+        text_file,
+        tmp_path / "out",
+        [svd, {"budget": {"group_sizes": [32]}}],
+        target_size=(four + eight) // 2 + HEADERS // 2,
+    )
+    layer = model.model.layers[0].mlp.down_proj
+    assert isinstance(layer, LowRankLinear)
+    assert isinstance(layer.left, Coded) and isinstance(layer.right, Coded)
+    names = {change.module for change in result.manifest.stages[1].plan.changes}
+    assert {f"model.layers.0.mlp.down_proj.{part}" for part in ("left", "right")} <= names
+    assert weight_file_bytes(tmp_path / "out") <= (four + eight) // 2 + HEADERS // 2
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(reloaded), logits(model))
+
+
+def test_a_second_time_finds_nothing_left():
+    model = tiny_model()
+    stage = budget()
+    run(stage, model)
+    assert stage.sensitive(ModelView(model)) == set()
+    assert stage.plan(ModelView(model), Statistics()).changes == []
+
+
+def test_bfloat16_keeps_its_dtype_and_the_target(tmp_path, text_file):
+    model = tiny_model(dtype=torch.bfloat16)
+    four, eight = reach(model)
+    target = (four + eight) // 2 + HEADERS // 2
+    compress(model, text_file, tmp_path / "out", target_size=target)
+    assert weight_file_bytes(tmp_path / "out") <= target
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert reloaded.dtype == torch.bfloat16
+    assert torch.equal(logits(reloaded), logits(model))
+
+
+@pytest.mark.parametrize("ratio", [0.3, "30%"])
+def test_a_ratio_is_a_share_of_the_sources_weights(ratio, tmp_path, text_file):
+    model = tiny_model()
+    source = parameter_bytes(model)
+    result = compress(model, text_file, tmp_path / "out", target_ratio=ratio)
+    assert weight_file_bytes(tmp_path / "out") <= 0.3 * result.manifest.sizes.source
+    assert result.manifest.sizes.source == pytest.approx(source, rel=0.01)
+    asked = result.manifest.recipe["stages"][0]["budget"]["target_bytes"]
+    assert asked == int(0.3 * result.manifest.sizes.source)
+
+
+@pytest.mark.parametrize("options", [{"target_size": "90MB"}, {"target_ratio": 0.5}], ids=str)
+def test_a_target_without_the_stage_is_refused(options, text_file):
+    with pytest.raises(SpqError, match="needs a recipe with the stage `budget`"):
+        compress(tiny_model(), text_file, None, [{"quantize": {}}], **options)
+
+
+def test_a_size_and_a_ratio_at_once_are_refused(text_file):
+    with pytest.raises(SpqError, match="not both"):
+        compress(tiny_model(), text_file, target_size="90MB", target_ratio=0.5)
