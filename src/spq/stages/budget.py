@@ -79,7 +79,10 @@ class Budget(Stage):
             )
             for i, (unit, pick) in enumerate(zip(units, taken, strict=True))
         ]
-        return Plan(stage=self.key, changes=changes, summary=_summary(changes))
+        summary = _summary(changes)
+        if taken == [options.index(min(options)) for options in losses]:
+            summary += "; the target asks for nothing smaller"
+        return Plan(stage=self.key, changes=changes, summary=summary)
 
     def _options(self, unit: Named) -> list[Option]:
         bits = self.embedding_bits if unit.role in ("embedding", "lm_head") else self.bits
@@ -138,12 +141,16 @@ def _units(view: ModelView) -> list[Named]:
 
 
 def _metric(view: ModelView, unit: Named, sensitivities: dict[str, Sensitivity]) -> Metric:
-    own = sensitivities[unit.name]
-    terms = [(own.metric, own.output)]
+    names = [unit.name]
     if unit.role == "embedding" and view.tied:
-        head = sensitivities[view.lm_head.name]
-        terms.append((head.metric, head.output))
-    return Metric(terms)
+        names.append(view.lm_head.name)
+    found = [sensitivities[name] for name in names]
+    if not all(bool(torch.isfinite(item.hessian).all()) for item in found):
+        raise SpqError(
+            f"the gradients at {unit.name!r} are not finite in {view.model.dtype}; "
+            "compress with --dtype float32"
+        )
+    return Metric([(item.metric, item.output) for item in found])
 
 
 def _bytes(unit: Named, option: Option) -> int:
