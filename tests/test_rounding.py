@@ -56,12 +56,19 @@ def test_the_loss_is_that_of_the_codes_by_definition(option, rounding, count):
     assert low <= int(rounded.codes.min()) and int(rounded.codes.max()) <= high
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-def test_int8_goes_to_nearest_with_a_scale_per_row(rounding):
-    rounded = round_weight(weight(), Option(bits=8), Metric([term(0)]), rounding)
+def test_nearest_int8_has_a_scale_per_row():
+    rounded = round_weight(weight(), Option(bits=8), Metric([term(0)]), "nearest")
     assert rounded.scale.shape == (ROWS,)
     error = (restored(rounded.codes, rounded.scale) - weight().double()).abs()
     assert bool((error <= rounded.scale[:, None] / 2 * (1 + 1e-6)).all())
+
+
+def test_int8_by_gptq_loses_no_more_than_to_nearest():
+    metric = Metric([term(0)])
+    nearest = round_weight(weight(), Option(bits=8), metric, "nearest")
+    corrected = round_weight(weight(), Option(bits=8), metric, "gptq")
+    assert torch.equal(corrected.scale, nearest.scale)
+    assert corrected.loss <= nearest.loss
 
 
 @pytest.mark.parametrize("option", OPTIONS[1:], ids=str)

@@ -19,9 +19,9 @@ def collected(monkeypatch):
     """The names of every collection that is really made."""
     calls = []
 
-    def collect(view, windows, names):
+    def collect(view, windows, names, **options):
         calls.append(sorted(names))
-        return collect_sensitivities(view, windows, names)
+        return collect_sensitivities(view, windows, names, **options)
 
     monkeypatch.setattr(sensitivity_cache, "collect_sensitivities", collect)
     return calls

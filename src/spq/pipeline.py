@@ -93,7 +93,9 @@ class _Calibration:
         windows = draw_windows(view.model, self.ids, config.context, config.windows, self.seed)
         statistics = collect(view.model, windows, wanted)
         if sensitive:
-            statistics.sensitivities = cached_sensitivities(view, windows, sensitive)
+            statistics.sensitivities = cached_sensitivities(
+                view, windows, sensitive, weighted=config.weighted
+            )
         return statistics
 
 

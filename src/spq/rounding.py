@@ -82,13 +82,15 @@ def round_weight(weight: Tensor, option: Option, metric: Metric, rounding: Round
         weight: [rows, columns].
         option: how to store it.
         metric: of errors.
-        rounding: `gptq` lets later columns make up for earlier ones; int8 always goes to nearest,
-            which loses next to nothing.
+        rounding: `gptq` lets later columns make up for earlier ones.
     """
     weight = weight.to(torch.float32)
     if option.bits == 8:
         scale = integer.absmax_scale(weight, per_channel=True)
-        codes = integer.quantize(weight, scale)
+        if rounding == "gptq":
+            codes = gptq.round_int8(weight, metric.hessian, scale)
+        else:
+            codes = integer.quantize(weight, scale)
         return Rounded(codes, scale, metric.loss(codes * scale[:, None] - weight))
     group_size = option.group_size or weight.shape[1]
     hessian = metric.hessian

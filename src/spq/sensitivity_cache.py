@@ -30,7 +30,7 @@ def cache_directory() -> Path:
 
 
 def cached_sensitivities(
-    view: ModelView, windows: Tensor, names: Iterable[str]
+    view: ModelView, windows: Tensor, names: Iterable[str], *, weighted: bool = True
 ) -> dict[str, Sensitivity]:
     """`collect_sensitivities`, or what an earlier run collected on the same weights and text.
 
@@ -41,9 +41,10 @@ def cached_sensitivities(
         view: the model.
         windows: token ids, int64 [windows, context].
         names: of linear layers, and of the embedding.
+        weighted: False for the plain H = E[x xᵀ].
     """
     wanted = sorted(names)
-    file = cache_directory() / f"sensitivities-{_key(view, windows, wanted)}.safetensors"
+    file = cache_directory() / f"sensitivities-{_key(view, windows, wanted, weighted)}.safetensors"
     try:
         if file.is_file():
             found = _read(file)
@@ -52,7 +53,7 @@ def cached_sensitivities(
                 return found
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
-    found = collect_sensitivities(view, windows, wanted)
+    found = collect_sensitivities(view, windows, wanted, weighted=weighted)
     try:
         _write(file, found)
     except (OSError, SafetensorError) as error:
@@ -60,9 +61,9 @@ def cached_sensitivities(
     return found
 
 
-def _key(view: ModelView, windows: Tensor, names: list[str]) -> str:
+def _key(view: ModelView, windows: Tensor, names: list[str], weighted: bool) -> str:
     digest = hashlib.blake2b(digest_size=12)
-    digest.update(f"{COMPUTATION} {tuple(windows.shape)}".encode())
+    digest.update(f"{COMPUTATION} {weighted} {tuple(windows.shape)}".encode())
     digest.update(windows.cpu().numpy().tobytes())
     digest.update("\n".join(names).encode())
     digest.update(view.model.config.to_json_string().encode())

@@ -1,6 +1,10 @@
 """What all quantised modules have in common."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from spq.modules.ops import dense_weight
+from spq.numerics import integer
 
 
 class Coded(nn.Module):
@@ -13,3 +17,61 @@ class Coded(nn.Module):
 
     codes: nn.Parameter
     scale: nn.Parameter
+
+    def hold(self, codes: Tensor, scale: Tensor) -> None:
+        """Take exactly these tensors, without a copy."""
+        self.codes = nn.Parameter(codes, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+
+
+class CodedLinear(Coded):
+    """A linear layer of codes.
+
+    Attributes:
+        in_features: width of the input.
+        out_features: width of the output.
+        bias: parameter [out_features] or None.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: Tensor | None) -> None:
+        """Codes and scale are taken afterwards, by `hold`."""
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def dequantize(self) -> Tensor:
+        """The weight [out_features, in_features] in the scale's dtype."""
+        return integer.dequantize(self.codes, self.scale.detach())
+
+
+class CodedEmbedding(Coded):
+    """An embedding table of codes.
+
+    Attributes:
+        num_embeddings: rows.
+        embedding_dim: columns.
+        embed_scale: factor on the looked-up rows (Gemma: the square root of the hidden size).
+        padding_idx: as in `nn.Embedding`.
+    """
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, embed_scale: float, padding_idx: int | None
+    ) -> None:
+        """Codes and scale are taken afterwards, by `hold`."""
+        super().__init__()
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.embed_scale = embed_scale
+        self.padding_idx = padding_idx
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Looked-up rows times `embed_scale`, which the dense table rounds to its dtype too."""
+        if self.embed_scale == 1.0:
+            return rows
+        return rows * torch.tensor(self.embed_scale, dtype=rows.dtype, device=rows.device)
+
+
+@dense_weight.register
+def _(module: CodedLinear) -> Tensor:
+    return module.dequantize()

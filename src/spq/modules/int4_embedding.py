@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from spq.modules.coded import Coded
+from spq.modules.coded import CodedEmbedding
 from spq.numerics import integer
 
 
-class Int4Embedding(Coded):
+class Int4Embedding(CodedEmbedding):
     """Row lookup in scale · codes, times a constant that some models apply to embeddings.
 
     Attributes:
@@ -27,16 +27,11 @@ class Int4Embedding(Coded):
         dtype: torch.dtype | None = None,
     ) -> None:
         """Allocate without values."""
-        super().__init__()
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
+        super().__init__(num_embeddings, embedding_dim, embed_scale, padding_idx)
         self.group_size = group_size
-        self.embed_scale = embed_scale
-        self.padding_idx = padding_idx
         codes = torch.empty(num_embeddings, embedding_dim // 2, dtype=torch.uint8)
         scale = torch.empty(num_embeddings, embedding_dim // group_size, dtype=dtype)
-        self.codes = nn.Parameter(codes, requires_grad=False)
-        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.hold(codes, scale)
 
     @classmethod
     def from_codes(cls, embedding: nn.Embedding, codes: Tensor, scale: Tensor) -> "Int4Embedding":
@@ -54,19 +49,14 @@ class Int4Embedding(Coded):
                 embed_scale=float(getattr(embedding, "scalar_embed_scale", 1.0)),
                 padding_idx=embedding.padding_idx,
             )
-        table.codes = nn.Parameter(integer.pack_int4(codes), requires_grad=False)
-        table.scale = nn.Parameter(scale, requires_grad=False)
+        table.hold(integer.pack_int4(codes), scale)
         return table
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids [...] -> rows [..., embedding_dim] in the scale's dtype."""
         ids = input_ids.flatten()
         rows = integer.dequantize(self.codes[ids], self.scale[ids])
-        rows = rows.view(*input_ids.shape, self.embedding_dim)
-        if self.embed_scale == 1.0:
-            return rows
-        # The dense table rounds this factor to its own dtype too.
-        return rows * torch.tensor(self.embed_scale, dtype=rows.dtype, device=rows.device)
+        return self.scaled(rows.view(*input_ids.shape, self.embedding_dim))
 
     def extra_repr(self) -> str:
         """Shape and group size, for `print(model)`."""

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from spq.kernels.int4_linear import int4_linear
-from spq.modules.coded import Coded
-from spq.modules.ops import dense_weight, select_outputs
+from spq.modules.coded import CodedLinear
+from spq.modules.ops import select_outputs
 from spq.numerics import integer
 
 
-class Int4Linear(Coded):
+class Int4Linear(CodedLinear):
     """y = (scale · codes) x + bias, with codes in [-8, 7].
 
     Attributes:
@@ -28,19 +28,12 @@ class Int4Linear(Coded):
         dtype: torch.dtype | None = None,
     ) -> None:
         """Allocate without values; `group_size` must divide `in_features` and be even."""
-        super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
+        empty_bias = torch.empty(out_features, dtype=dtype) if bias else None
+        super().__init__(in_features, out_features, empty_bias)
         self.group_size = group_size
         codes = torch.empty(out_features, in_features // 2, dtype=torch.uint8)
         scale = torch.empty(out_features, in_features // group_size, dtype=dtype)
-        self.codes = nn.Parameter(codes, requires_grad=False)
-        self.scale = nn.Parameter(scale, requires_grad=False)
-        self.bias = (
-            nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False)
-            if bias
-            else None
-        )
+        self.hold(codes, scale)
 
     @classmethod
     def from_codes(cls, codes: Tensor, scale: Tensor, bias: Tensor | None) -> "Int4Linear":
@@ -57,8 +50,7 @@ class Int4Linear(Coded):
             layer = cls(
                 width, len(packed), bias=bias is not None, group_size=width // scale.shape[1]
             )
-        layer.codes = nn.Parameter(packed, requires_grad=False)
-        layer.scale = nn.Parameter(scale, requires_grad=False)
+        layer.hold(packed, scale)
         layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         return layer
 
@@ -66,21 +58,12 @@ class Int4Linear(Coded):
         """X [..., in_features] -> [..., out_features], in the dtype of x."""
         return int4_linear(x, self.codes, self.scale, self.bias)
 
-    def dequantize(self) -> Tensor:
-        """The weight [out_features, in_features] in the scale's dtype."""
-        return integer.dequantize(self.codes, self.scale.detach())
-
     def extra_repr(self) -> str:
         """Shape and group size, for `print(model)`."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, int4, group_size={self.group_size}"
         )
-
-
-@dense_weight.register
-def _(module: Int4Linear) -> Tensor:
-    return module.dequantize()
 
 
 @select_outputs.register

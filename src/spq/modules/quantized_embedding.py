@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from spq.modules.coded import Coded
+from spq.modules.coded import CodedEmbedding
 from spq.modules.quantized_linear import Granularity
 from spq.numerics import integer
 
 
-class QuantizedEmbedding(Coded):
+class QuantizedEmbedding(CodedEmbedding):
     """Row lookup in scale · codes, times a constant that some models apply to embeddings.
 
     Attributes:
@@ -28,16 +28,11 @@ class QuantizedEmbedding(Coded):
         dtype: torch.dtype | None = None,
     ) -> None:
         """Allocate without values; see `from_embedding` for a table with some."""
-        super().__init__()
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
+        super().__init__(num_embeddings, embedding_dim, embed_scale, padding_idx)
         self.granularity = granularity
-        self.embed_scale = embed_scale
-        self.padding_idx = padding_idx
         codes = torch.empty(num_embeddings, embedding_dim, dtype=torch.int8)
         scales = num_embeddings if granularity == "per_channel" else 1
-        self.codes = nn.Parameter(codes, requires_grad=False)
-        self.scale = nn.Parameter(torch.empty(scales, dtype=dtype), requires_grad=False)
+        self.hold(codes, torch.empty(scales, dtype=dtype))
 
     @classmethod
     def from_embedding(
@@ -54,19 +49,14 @@ class QuantizedEmbedding(Coded):
             )
         scale = integer.absmax_scale(weight, per_channel=granularity == "per_channel")
         codes = integer.quantize(weight, scale)
-        table.codes = nn.Parameter(codes, requires_grad=False)
-        table.scale = nn.Parameter(scale.to(weight.dtype), requires_grad=False)
+        table.hold(codes, scale.to(weight.dtype))
         return table
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids [...] -> rows [..., embedding_dim] in the scale's dtype."""
         dtype = self.scale.dtype
         scale = self.scale if self.granularity == "per_tensor" else self.scale[input_ids][..., None]
-        rows = self.codes[input_ids].to(dtype) * scale
-        if self.embed_scale == 1.0:
-            return rows
-        # The dense table rounds this factor to its own dtype too.
-        return rows * torch.tensor(self.embed_scale, dtype=dtype, device=rows.device)
+        return self.scaled(self.codes[input_ids].to(dtype) * scale)
 
     def extra_repr(self) -> str:
         """Shape and granularity, for `print(model)`."""

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from spq.kernels.int8_linear import int8_linear
-from spq.modules.coded import Coded
-from spq.modules.ops import dense_weight, select_inputs, select_outputs
+from spq.modules.coded import CodedLinear
+from spq.modules.ops import select_inputs, select_outputs
 from spq.numerics import integer
 
 Granularity = Literal["per_channel", "per_tensor"]
 
 
-class QuantizedLinear(Coded):
+class QuantizedLinear(CodedLinear):
     """y = scale · (codes x) + bias.
 
     Attributes:
@@ -32,19 +32,12 @@ class QuantizedLinear(Coded):
         dtype: torch.dtype | None = None,
     ) -> None:
         """Allocate without values; see `from_weight` for a layer with some."""
-        super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
+        empty_bias = torch.empty(out_features, dtype=dtype) if bias else None
+        super().__init__(in_features, out_features, empty_bias)
         self.granularity = granularity
         codes = torch.empty(out_features, in_features, dtype=torch.int8)
         scales = out_features if granularity == "per_channel" else 1
-        self.codes = nn.Parameter(codes, requires_grad=False)
-        self.scale = nn.Parameter(torch.empty(scales, dtype=dtype), requires_grad=False)
-        self.bias = (
-            nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False)
-            if bias
-            else None
-        )
+        self.hold(codes, torch.empty(scales, dtype=dtype))
 
     @classmethod
     def from_tensors(cls, codes: Tensor, scale: Tensor, bias: Tensor | None) -> "QuantizedLinear":
@@ -63,8 +56,7 @@ class QuantizedLinear(Coded):
                 bias=bias is not None,
                 granularity="per_channel" if per_channel else "per_tensor",
             )
-        layer.codes = nn.Parameter(codes, requires_grad=False)
-        layer.scale = nn.Parameter(scale, requires_grad=False)
+        layer.hold(codes, scale)
         layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         return layer
 
@@ -81,21 +73,12 @@ class QuantizedLinear(Coded):
         """X [..., in_features] -> [..., out_features], in the dtype of x."""
         return int8_linear(x, self.codes, self.scale, self.bias)
 
-    def dequantize(self) -> Tensor:
-        """The weight [out_features, in_features] in the scale's dtype."""
-        return integer.dequantize(self.codes, self.scale.detach())
-
     def extra_repr(self) -> str:
         """Shape and granularity, for `print(model)`."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, int8, {self.granularity}"
         )
-
-
-@dense_weight.register
-def _(module: QuantizedLinear) -> Tensor:
-    return module.dequantize()
 
 
 @select_outputs.register

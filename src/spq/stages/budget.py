@@ -47,7 +47,10 @@ class Budget(Stage):
     group_sizes: tuple[Literal[32, 64, 128], ...] = Field(
         (64,), min_length=1, description="inputs that share a 4-bit scale; the budget picks one"
     )
-    rounding: Rounding = Field("gptq", description="of 4-bit weights: `nearest` or `gptq`")
+    rounding: Rounding = Field("gptq", description="of 4-bit weights")
+    rounding_int8: Rounding = Field(
+        "nearest", description="of 8-bit weights, where `gptq` gains next to nothing"
+    )
 
     def sensitive(self, view: ModelView) -> set[str]:
         """All weights that are still dense."""
@@ -57,10 +60,7 @@ class Budget(Stage):
         """Price every option of every weight, then spend the budget."""
         units = _units(view)
         priced = [
-            [
-                (option, round_weight(unit.module.weight, option, metric, self.rounding).loss)
-                for option in self._options(unit)
-            ]
+            [(option, self._round(unit, option, metric).loss) for option in self._options(unit)]
             for unit in track(units, "pricing")
             for metric in [_metric(view, unit, statistics.sensitivities)]
         ]
@@ -83,6 +83,10 @@ class Budget(Stage):
         if taken == [options.index(min(options)) for options in losses]:
             summary += "; the target asks for nothing smaller"
         return Plan(stage=self.key, changes=changes, summary=summary)
+
+    def _round(self, unit: Named, option: Option, metric: Metric) -> Rounded:
+        rounding = self.rounding if option.bits == 4 else self.rounding_int8
+        return round_weight(unit.module.weight, option, metric, rounding)
 
     def _options(self, unit: Named) -> list[Option]:
         bits = self.embedding_bits if unit.role in ("embedding", "lm_head") else self.bits
@@ -120,7 +124,7 @@ class Budget(Stage):
             named = next(unit for unit in _units(view) if unit.name == change.module)
             option = Option(bits=change.details["bits"], group_size=change.details["group_size"])
             metric = _metric(view, named, inputs.statistics.sensitivities)
-            rounded = round_weight(named.module.weight, option, metric, self.rounding)
+            rounded = self._round(named, option, metric)
             view.replace(named.name, _coded(named.module, rounded))
             if named.role == "embedding" and tied:
                 _share(view)
