@@ -114,6 +114,7 @@ def measure(model: str, name: str, stages: list, tokens: dict[str, torch.Tensor]
         "source": manifest.sizes.source,
         "fp32": manifest.sizes.fp32,
         "seconds": seconds,
+        "threads": torch.get_num_threads(),
         "scores": scores,
         "stages": [
             {

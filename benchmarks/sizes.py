@@ -77,7 +77,10 @@ def main() -> None:
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"calibrations": {}}
     stored["machine"] = machine()
     stored["dense"] = {task: math.exp(value) for task, value in dense.items()}
-    stored["calibrations"][arguments.calibration] = rows
+    measured = {row["target"]: row for row in stored["calibrations"].get(arguments.calibration, [])}
+    measured |= {row["target"]: row for row in rows}
+    ordered = sorted(measured.values(), key=lambda row: -row["target"])
+    stored["calibrations"][arguments.calibration] = ordered
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
 
