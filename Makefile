@@ -26,7 +26,7 @@ help: ## list the targets
 install: $(STAMP) ## make the virtual environment and install into it
 
 demo: $(STAMP) ## compress a small model, measure it before and after, print one table
-	HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
+	@TQDM_DISABLE=1 HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
 
 # The tests run even where a check fails, so that one run shows everything; either one fails the
 # target. pytest comes last: its summary is the last line.

@@ -129,7 +129,12 @@ def load_model(
     if path.is_dir():
         _check_directory(path)
         kind: Kind = "directory"
-    elif path.exists() or path.suffix == ".gguf" or name.startswith((".", "/", "~")):
+    elif (
+        path.exists()
+        or path.suffix == ".gguf"
+        or name.startswith((".", "/", "~"))
+        or name.endswith("/")
+    ):
         what = "is neither a directory nor a .gguf file" if path.exists() else "does not exist"
         raise SpqError(f"model {name!r} {what}")
     else:
