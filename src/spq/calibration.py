@@ -53,10 +53,12 @@ class Statistics:
     Attributes:
         moments: by the observation that asked for them.
         sensitivities: by the full name of the module.
+        windows: token ids that these were collected on, int64 [windows, context].
     """
 
     moments: dict[Observation, Moments] = field(default_factory=dict)
     sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
+    windows: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
 
 
 @contextmanager

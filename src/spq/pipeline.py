@@ -93,9 +93,8 @@ class _Calibration:
         windows = draw_windows(view.model, self.ids, config.context, config.windows, self.seed)
         statistics = collect(view.model, windows, wanted)
         if sensitive:
-            statistics.sensitivities = cached_sensitivities(
-                view, windows, sensitive, weighted=config.weighted
-            )
+            statistics.sensitivities = cached_sensitivities(view, windows, sensitive)
+            statistics.windows = windows
         return statistics
 
 

@@ -21,9 +21,6 @@ class CalibrationConfig(BaseModel):
     source: str = Field("builtin", description="text file, name in $SPQ_DATA_DIR, or `builtin`")
     windows: int = Field(32, ge=1, description="windows to measure activations on")
     context: int = Field(512, ge=2, description="tokens in each")
-    weighted: bool = Field(
-        True, description="weight tokens by their gradient in the metric that weights are priced by"
-    )
 
 
 class Recipe(BaseModel):

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spq.sensitivity import Sensitivity, collect_sensitivities
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 DIRECTORY_VARIABLE = "SPQ_CACHE_DIR"
 KEPT_FILES = 4
 # Raised whenever what is computed changes, so that older files are not read.
-COMPUTATION = 1
+COMPUTATION = 2
 
 
 def cache_directory() -> Path:
@@ -30,30 +30,29 @@ def cache_directory() -> Path:
 
 
 def cached_sensitivities(
-    view: ModelView, windows: Tensor, names: Iterable[str], *, weighted: bool = True
+    view: ModelView, windows: Tensor, names: Iterable[str]
 ) -> dict[str, Sensitivity]:
     """`collect_sensitivities`, or what an earlier run collected on the same weights and text.
 
     A cache that cannot be read or written is logged and done without. The newest few files are
-    kept: each holds in² floats per linear layer.
+    kept: each holds a float per token and linear layer, and what the lm_head read.
 
     Args:
         view: the model.
         windows: token ids, int64 [windows, context].
         names: of linear layers, and of the embedding.
-        weighted: False for the plain H = E[x xᵀ].
     """
     wanted = sorted(names)
-    file = cache_directory() / f"sensitivities-{_key(view, windows, wanted, weighted)}.safetensors"
+    file = cache_directory() / f"sensitivities-{_key(view, windows, wanted)}.safetensors"
     try:
         if file.is_file():
             found = _read(file)
             if sorted(found) == wanted:
                 logger.info("sensitivities from %s", file.name)
                 return found
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, TypeError) as error:
         logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
-    found = collect_sensitivities(view, windows, wanted, weighted=weighted)
+    found = collect_sensitivities(view, windows, wanted)
     try:
         _write(file, found)
     except (OSError, SafetensorError) as error:
@@ -61,9 +60,9 @@ def cached_sensitivities(
     return found
 
 
-def _key(view: ModelView, windows: Tensor, names: list[str], weighted: bool) -> str:
+def _key(view: ModelView, windows: Tensor, names: list[str]) -> str:
     digest = hashlib.blake2b(digest_size=12)
-    digest.update(f"{COMPUTATION} {weighted} {tuple(windows.shape)}".encode())
+    digest.update(f"{COMPUTATION} {tuple(windows.shape)}".encode())
     digest.update(windows.cpu().numpy().tobytes())
     digest.update("\n".join(names).encode())
     digest.update(view.model.config.to_json_string().encode())
@@ -76,12 +75,12 @@ def _key(view: ModelView, windows: Tensor, names: list[str], weighted: bool) -> 
 
 def _write(file: Path, found: dict[str, Sensitivity]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, item in found.items():
-        tensors[f"{name}/hessian"] = item.hessian.contiguous().cpu()
-        tensors[f"{name}/squares"] = item.squares.contiguous().cpu()
-        totals = torch.tensor([item.weight, float(item.tokens)], dtype=torch.float64)
-        tensors[f"{name}/totals"] = totals
+    tensors = {
+        f"{name}/{key}": value.contiguous().cpu()
+        for name, item in found.items()
+        for key, value in vars(item).items()
+        if value is not None
+    }
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
         save_file(tensors, partial)
@@ -96,15 +95,8 @@ def _write(file: Path, found: dict[str, Sensitivity]) -> None:
 
 
 def _read(file: Path) -> dict[str, Sensitivity]:
-    with safe_open(file, framework="pt") as opened:
-        names = {key.rpartition("/")[0] for key in opened.keys()}
-        found = {}
-        for name in names:
-            weight, tokens = opened.get_tensor(f"{name}/totals").tolist()
-            found[name] = Sensitivity(
-                opened.get_tensor(f"{name}/hessian"),
-                weight,
-                opened.get_tensor(f"{name}/squares"),
-                int(tokens),
-            )
-    return found
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(file).items():
+        name, _, attribute = key.rpartition("/")
+        found.setdefault(name, {})[attribute] = value
+    return {name: Sensitivity(**tensors) for name, tensors in found.items()}

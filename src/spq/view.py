@@ -12,6 +12,9 @@ from spq.modules.coded import Coded
 from spq.modules.low_rank_linear import LowRankLinear
 
 Role = Literal["attention", "mlp", "embedding", "lm_head"]
+# What can be pruned: MLP neurons, and attention heads by whole key/value groups.
+Unit = Literal["mlp", "attention"]
+Side = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,13 @@ class Named:
     name: str
     role: Role
     module: Any
+
+
+def _leaves(named: Named) -> list[Named]:
+    if not isinstance(named.module, LowRankLinear):
+        return [named]
+    parts = ("right", "left")
+    return [Named(f"{named.name}.{p}", named.role, getattr(named.module, p)) for p in parts]
 
 
 class LayerView:
@@ -91,6 +101,11 @@ class LayerView:
         return [*attention, *self.mlp_inputs, self.mlp_output]
 
     @property
+    def leaves(self) -> list[Named]:
+        """Projections that hold a weight: dense and quantised ones, and both factors of a pair."""
+        return [leaf for named in self.linears for leaf in _leaves(named)]
+
+    @property
     def intermediate_size(self) -> int:
         """Neurons the MLP has now."""
         return int(self.mlp_output.module.in_features)
@@ -104,6 +119,24 @@ class LayerView:
     def query_heads(self) -> int:
         """Query heads the layer has now."""
         return int(self.query.module.out_features) // self.head_dim
+
+    def units(self, unit: Unit) -> int:
+        """Neurons or key/value groups that the layer has now."""
+        return self.intermediate_size if unit == "mlp" else self.key_value_groups
+
+    def sides(self, unit: Unit) -> list[tuple[Named, Side]]:
+        """The projections that lose something with a unit, and on which side; the reader last."""
+        if unit == "mlp":
+            writers, reader = self.mlp_inputs, self.mlp_output
+        else:
+            writers, reader = [self.query, self.key, self.value], self.attention_output
+        return [*((named, "output") for named in writers), (reader, "input")]
+
+    def settle_heads(self) -> None:
+        """Tell an attention block that counts its heads how many it has now."""
+        block: Any = self._model.get_submodule(self.attention_name)
+        if hasattr(block, "num_heads"):
+            block.num_heads = self.query_heads
 
 
 class ModelView:
@@ -161,11 +194,7 @@ class ModelView:
     def leaves(self, roles: Iterable[Role] = ("attention", "mlp", "lm_head")) -> Iterator[Named]:
         """Linear layers that hold a weight: dense and quantised ones, and both factors."""
         for named in self.linears(roles):
-            if isinstance(named.module, LowRankLinear):
-                for part in ("right", "left"):
-                    yield Named(f"{named.name}.{part}", named.role, getattr(named.module, part))
-            else:
-                yield named
+            yield from _leaves(named)
 
     def module(self, name: str) -> Any:
         """The module called `name`."""

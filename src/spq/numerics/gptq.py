@@ -11,6 +11,8 @@ from torch import Tensor
 from spq.numerics.integer import quantize, quantize_groups, search_group_scale
 
 BLOCK = 128
+# Share of the median of H's diagonal that is added to all of it.
+DAMPING = 0.1
 # Raised damping starts and ends here.
 SMALLEST_DAMPING = 1e-6
 LARGEST_DAMPING = 1e4
@@ -36,34 +38,58 @@ def damped(hessian: Tensor, share: float) -> Tensor:
     return hessian + torch.diag(added)
 
 
-def inverse_factor(hessian: Tensor, share: float) -> tuple[Tensor, float]:
-    """Upper Cholesky factor of the inverse of the damped H.
+def inverse(hessian: Tensor, share: float = DAMPING) -> Tensor:
+    """Inverse of the damped H, in float64.
 
-    In float64: in float32 one direction of huge activations makes it fail, and the damping that
-    it then takes swamps all others. Damping is raised tenfold until the factorisation succeeds.
+    In float32 one direction of huge activations makes it fail, and the damping that it then takes
+    swamps all others. Damping is raised tenfold until the factorisation succeeds.
 
     Returns:
-        U float32 [n, n] with Uᵀ U = (H + damping)⁻¹, and the share that was used.
+        float64 [n, n], positive definite.
 
     Raises:
         ValueError: H is not finite, or far from positive semi-definite.
     """
+    lower, _ = _cholesky(hessian, share)
+    return torch.cholesky_inverse(lower)
+
+
+def inverse_factor(hessian: Tensor, share: float = DAMPING) -> tuple[Tensor, float]:
+    """Upper Cholesky factor of the inverse of the damped H.
+
+    Returns:
+        U float32 [n, n] with Uᵀ U = (H + damping)⁻¹, and the share that was used, which is raised
+        as for `inverse`.
+
+    Raises:
+        ValueError: as for `inverse`.
+    """
+    while True:
+        lower, share = _cholesky(hessian, share)
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed:
+            return upper.to(torch.float32), share
+        share = _raised(share)
+
+
+def _cholesky(hessian: Tensor, share: float) -> tuple[Tensor, float]:
     if not bool(torch.isfinite(hessian).all()):
         raise ValueError("the Hessian holds NaN or Inf")
     hessian = hessian.to(torch.float64)
     while share <= LARGEST_DAMPING:
         lower, failed = torch.linalg.cholesky_ex(damped(hessian, share))
         if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                return upper.to(torch.float32), share
-        share = max(10 * share, SMALLEST_DAMPING)
+            return lower, share
+        share = _raised(share)
     raise ValueError("the Hessian is not positive semi-definite")
 
 
+def _raised(share: float) -> float:
+    return max(10 * share, SMALLEST_DAMPING)
+
+
 def round_int4(
-    weight: Tensor, hessian: Tensor, group_size: int, damping: float = 0.01
+    weight: Tensor, hessian: Tensor, group_size: int, damping: float = DAMPING
 ) -> tuple[Tensor, Tensor]:
     """4-bit codes and scales; a group's scale is searched when its turn comes.
 
@@ -100,7 +126,7 @@ def round_int4(
     return codes, torch.cat(scales, dim=1)
 
 
-def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = 0.01) -> Tensor:
+def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = DAMPING) -> Tensor:
     """8-bit codes at given scales.
 
     Args:

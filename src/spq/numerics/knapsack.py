@@ -1,63 +1,190 @@
-"""One option per item, the least total loss within a byte budget."""
+"""One way to shape and store every part of a model, the least total loss within a byte budget."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.sparse import coo_array
 
 RELATIVE_GAP = 1e-4
 
+Priced = tuple[int, float]
 
-def choose(
-    sizes: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], budget: int
-) -> list[int]:
-    """Solve the multiple-choice knapsack (integer programme, HiGHS).
+
+@dataclass(frozen=True)
+class Alternative:
+    """One shape that a unit may take.
+
+    Attributes:
+        loss: what the shape itself costs, in nats per token.
+        parts: for each weight of the unit in that shape, its options as (bytes, nats per token).
+    """
+
+    loss: float
+    parts: Sequence[Sequence[Priced]]
+
+    @property
+    def smallest(self) -> int:
+        """Fewest bytes that the parts can take."""
+        return sum(min(size for size, _ in options) for options in self.parts)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a unit.
+
+    Attributes:
+        alternative: index among the unit's alternatives.
+        options: index of the option of each part.
+    """
+
+    alternative: int
+    options: list[int]
+
+
+@dataclass
+class _Programme:
+    """min costs · x over binary x: one alternative per unit, one option per part of it."""
+
+    costs: NDArray[np.float64]
+    sizes: NDArray[np.float64]
+    equations: coo_array
+    right: NDArray[np.float64]
+    # Position of each alternative's variable; its parts' options follow in order.
+    starts: list[list[int]]
+
+
+def smallest(units: Sequence[Sequence[Alternative]]) -> int:
+    """Fewest bytes that the units can take."""
+    return sum(min(alternative.smallest for alternative in unit) for unit in units)
+
+
+def choose(units: Sequence[Sequence[Alternative]], budget: int) -> list[Choice]:
+    """Solve the nested multiple-choice knapsack (integer programme, HiGHS).
 
     Args:
-        sizes: bytes of every option of every item.
-        losses: what each costs, same shape.
+        units: the alternatives of each.
         budget: most bytes in all.
 
     Returns:
-        the index of the chosen option for each item; its total loss is within 0.01 % of the least,
-        or a millionth of the largest single loss.
+        a choice for each unit; their total loss is within 0.01 % of the least, or a millionth of
+        the largest single loss.
 
     Raises:
-        ValueError: even the smallest options exceed the budget.
+        ValueError: even the smallest choice exceeds the budget.
     """
-    smallest = sum(min(options) for options in sizes)
-    if smallest > budget:
-        raise ValueError(f"the smallest choice takes {smallest} bytes, more than {budget}")
-    if not sizes:
+    least = smallest(units)
+    if least > budget:
+        raise ValueError(f"the smallest choice takes {least} bytes, more than {budget}")
+    if not units:
         return []
-    # Over the smallest: the solver's tolerance is a share of the budget.
-    spare = max(budget - smallest, 1)
-    extra = [[size - min(options) for size in options] for options in sizes]
-    flat_sizes = np.concatenate([np.asarray(options, dtype=float) for options in extra])
-    flat_losses = np.concatenate([np.asarray(options, dtype=float) for options in losses])
-    owner = np.repeat(np.arange(len(sizes)), [len(options) for options in sizes])
-    count = len(flat_sizes)
-    one_each = csr_array((np.ones(count), (owner, np.arange(count))), shape=(len(sizes), count))
-    scale = max(float(np.abs(flat_losses).max()), 1e-30)
-    starts = np.concatenate([[0], np.cumsum([len(options) for options in sizes])])
-    allowed = budget - smallest
+    programme = _programme(units)
+    scale = max(float(np.abs(programme.costs).max()), 1e-30)
+    # Bytes over the smallest choice: the solver's tolerance is a share of the right-hand side.
+    spare = max(budget - least, 1)
+    allowed = budget - least
     while allowed >= 0:
         solved = milp(
-            flat_losses / scale,
-            integrality=np.ones(count),
+            programme.costs / scale,
+            integrality=np.ones(len(programme.costs)),
             bounds=Bounds(0, 1),
             constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint(flat_sizes[None, :] / spare, -np.inf, allowed / spare),
+                LinearConstraint(programme.equations, programme.right, programme.right),
+                LinearConstraint(programme.sizes[None, :] / spare, -np.inf, allowed / spare),
             ],
             options={"mip_rel_gap": RELATIVE_GAP},
         )
-        taken = [int(np.argmax(solved.x[start:stop])) for start, stop in pairwise(starts)]
-        over = sum(options[pick] for options, pick in zip(sizes, taken, strict=True)) - budget
+        taken = _read(units, programme, solved.x)
+        over = _bytes(units, taken) - budget
         if over <= 0:
             return taken
         # By no more than the tolerance: ask for a little less.
         allowed -= over
-    return [min(range(len(options)), key=options.__getitem__) for options in sizes]
+    return [_smallest_choice(unit) for unit in units]
+
+
+def worth_of_a_byte(units: Sequence[Sequence[Alternative]], budget: int) -> float:
+    """Nats per token that one more byte of budget would save: the dual of the relaxed programme.
+
+    An alternative that costs more than this for every byte it saves is in no best solution of the
+    relaxed programme.
+
+    Returns:
+        nats per token and byte; infinity where the budget cannot be met.
+    """
+    least = smallest(units)
+    if least > budget:
+        return float("inf")
+    programme = _programme(units)
+    scale = max(float(np.abs(programme.costs).max()), 1e-30)
+    spare = max(budget - least, 1)
+    solved = linprog(
+        programme.costs / scale,
+        A_ub=programme.sizes[None, :] / spare,
+        b_ub=[(budget - least) / spare],
+        A_eq=programme.equations,
+        b_eq=programme.right,
+        bounds=(0, 1),
+    )
+    return float(-solved.ineqlin.marginals[0]) * scale / spare
+
+
+def _programme(units: Sequence[Sequence[Alternative]]) -> _Programme:
+    costs: list[float] = []
+    sizes: list[float] = []
+    entries: list[tuple[int, int, float]] = []
+    right: list[float] = []
+    starts: list[list[int]] = []
+    for unit in units:
+        least = min(alternative.smallest for alternative in unit)
+        one_of_unit = len(right)
+        right.append(1.0)
+        starts.append([])
+        for alternative in unit:
+            shape = len(costs)
+            starts[-1].append(shape)
+            costs.append(alternative.loss)
+            sizes.append(alternative.smallest - least)
+            entries.append((one_of_unit, shape, 1.0))
+            for options in alternative.parts:
+                fewest = min(size for size, _ in options)
+                entries.append((len(right), shape, -1.0))
+                for size, loss in options:
+                    entries.append((len(right), len(costs), 1.0))
+                    costs.append(loss)
+                    sizes.append(size - fewest)
+                right.append(0.0)
+    rows, columns, values = zip(*entries, strict=True)
+    equations = coo_array((values, (rows, columns)), shape=(len(right), len(costs)))
+    return _Programme(np.array(costs), np.array(sizes), equations, np.array(right), starts)
+
+
+def _read(
+    units: Sequence[Sequence[Alternative]], programme: _Programme, solution: NDArray[np.float64]
+) -> list[Choice]:
+    taken = []
+    for unit, starts in zip(units, programme.starts, strict=True):
+        index = int(np.argmax(solution[starts]))
+        position = starts[index] + 1
+        options = []
+        for part in unit[index].parts:
+            options.append(int(np.argmax(solution[position : position + len(part)])))
+            position += len(part)
+        taken.append(Choice(index, options))
+    return taken
+
+
+def _smallest_choice(unit: Sequence[Alternative]) -> Choice:
+    index = min(range(len(unit)), key=lambda i: unit[i].smallest)
+    parts = unit[index].parts
+    return Choice(index, [min(range(len(part)), key=lambda i: part[i][0]) for part in parts])
+
+
+def _bytes(units: Sequence[Sequence[Alternative]], taken: Sequence[Choice]) -> int:
+    return sum(
+        part[pick][0]
+        for unit, choice in zip(units, taken, strict=True)
+        for part, pick in zip(unit[choice.alternative].parts, choice.options, strict=True)
+    )

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 SingularValuesIn = Literal["left", "right", "both"]
+# Share of the mean E[g²] that an output without gradients counts for.
+DEAD_OUTPUT = 1e-6
 
 
 def _gram(weight: Tensor) -> Tensor:
@@ -100,3 +102,53 @@ def truncate(
             else (left / moved, right * moved[:, None])
         )
     return left.contiguous(), right.contiguous()
+
+
+def weighted_basis(weight: Tensor, hessian: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions of the output, by how much the loss minds losing them.
+
+    The error of truncation costs ½ ‖D (W - W_r) L‖² with D² = diag(E[g²]) and L Lᵀ = H, so the best
+    W_r keeps the leading left singular vectors of D W L (Eckart–Young in that metric). They are the
+    eigenvectors of D W H Wᵀ D: no factor of H is needed, and nothing is inverted but D.
+
+    Args:
+        weight: W [out, in], any float dtype.
+        hessian: H [in, in], positive semi-definite.
+        output: E[g_i²], [out], >= 0.
+
+    Returns:
+        float64 losses [out] in descending order, in nats per token: rank r costs the sum of those
+        from r on; and the basis, float64 [out, out], one direction per column, already in the units
+        of the loss.
+    """
+    scaled = _root(output)[:, None] * weight.double()
+    values, vectors = torch.linalg.eigh(scaled @ hessian.double() @ scaled.T)
+    return 0.5 * values.flip(0).clamp_min_(0), vectors.flip(1)
+
+
+def weighted_truncate(
+    weight: Tensor, basis: Tensor, output: Tensor, rank: int
+) -> tuple[Tensor, Tensor]:
+    """The best rank-r approximation in the metric that `basis` was made in.
+
+    Args:
+        weight: W [out, in].
+        basis: from `weighted_basis`.
+        output: E[g_i²], the same.
+        rank: r in [1, out].
+
+    Returns:
+        left [out, r] and right [r, in], float32; the right one carries the magnitudes.
+    """
+    root = _root(output)
+    leading = basis[:, :rank]
+    left = leading / root[:, None]
+    right = leading.T @ (root[:, None] * weight.double())
+    return left.float().contiguous(), right.float().contiguous()
+
+
+def _root(output: Tensor) -> Tensor:
+    """√E[g_i²], float64, with a floor where no gradient arrived: those rows still are rows."""
+    output = output.double()
+    mean = output.mean()
+    return output.clamp_min(DEAD_OUTPUT * mean if mean > 0 else 1.0).sqrt()

@@ -1,36 +1,33 @@
-"""Mixed 8- and 4-bit weights within a byte budget, chosen by predicted loss."""
+"""A byte budget, spent on width, rank and bits together, chosen by predicted loss."""
 
-from typing import Any, ClassVar, Literal
+from collections import Counter
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
+from spq.allocation.apply import apply_changes
+from spq.allocation.pricing import Menu, Unit
+from spq.allocation.search import Search, alternatives, dense_weights
+from spq.allocation.storage import Rounding
 from spq.calibration import Statistics
 from spq.errors import SpqError
-from spq.integrations.tying import retie
-from spq.modules.coded import Coded
-from spq.modules.int4_embedding import Int4Embedding
-from spq.modules.int4_linear import Int4Linear
 from spq.modules.ops import module_bytes
-from spq.modules.quantized_embedding import QuantizedEmbedding
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.numerics.knapsack import choose
-from spq.progress import track
-from spq.rounding import Metric, Option, Rounded, Rounding, round_weight
-from spq.sensitivity import Sensitivity
+from spq.numerics.knapsack import Choice, choose, smallest, worth_of_a_byte
 from spq.stages.base import NO_INPUTS, Change, Inputs, Plan, Stage
-from spq.view import ModelView, Named
+from spq.view import ModelView
 
 # A tensor's entry in the header of a weight file, generously.
 HEADER_BYTES = 200
+Bits = Literal[4, 8, 16]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Budget(Stage):
-    """Every weight in int8 or int4, whichever way costs the least within the budget.
+    """Width, rank and bits of every weight, whichever way costs the least within the budget.
 
     The price of an option is ½ Σ_i E[g_i²] (ΔW H ΔWᵀ)_ii in nats per token, with the
-    gradient-weighted H: see `spq.sensitivity`.
+    gradient-weighted H of text held out from what weights are fitted to: see `spq.sensitivity`.
     """
 
     key: ClassVar[str] = "budget"
@@ -38,156 +35,153 @@ class Budget(Stage):
     target_bytes: int | None = Field(
         None, gt=0, description="of all weights on disk; null takes the smallest there is"
     )
-    bits: tuple[Literal[4, 8], ...] = Field(
-        (4, 8), min_length=1, description="for attention and MLP weights"
+    bits: tuple[Bits, ...] = Field(
+        (4, 8),
+        min_length=1,
+        description="for attention and MLP weights; 16 is the model's own dtype",
     )
-    embedding_bits: tuple[Literal[4, 8], ...] = Field(
+    embedding_bits: tuple[Bits, ...] = Field(
         (4, 8), min_length=1, description="for the embedding and lm_head"
     )
     group_sizes: tuple[Literal[32, 64, 128], ...] = Field(
         (64,), min_length=1, description="inputs that share a 4-bit scale; the budget picks one"
     )
+    widths: tuple[Share, ...] = Field(
+        (), description="shares of its neurons that an MLP may be cut to"
+    )
+    key_value_groups: tuple[Share, ...] = Field(
+        (), description="shares of its key/value groups that an attention block may be cut to"
+    )
+    ranks: tuple[Share, ...] = Field(
+        (),
+        description="ranks that attention weights may be cut to, as shares of the one that saves "
+        "nothing",
+    )
+    multiple_of: int = Field(64, ge=1, description="MLP widths are rounded to a multiple of this")
     rounding: Rounding = Field("gptq", description="of 4-bit weights")
     rounding_int8: Rounding = Field(
         "nearest", description="of 8-bit weights, where `gptq` gains next to nothing"
     )
+    token_power: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="tokens count by this power of their squared gradient where weights are "
+        "fitted; 0 is plain E[x xᵀ]",
+    )
 
     def sensitive(self, view: ModelView) -> set[str]:
         """All weights that are still dense."""
-        return {named.name for named in _dense(view)}
+        return {named.name for named in dense_weights(view)}
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
-        """Price every option of every weight, then spend the budget."""
-        units = _units(view)
-        priced = [
-            [(option, self._round(unit, option, metric).loss) for option in self._options(unit)]
-            for unit in track(units, "pricing")
-            for metric in [_metric(view, unit, statistics.sensitivities)]
-        ]
-        sizes = [
-            [_bytes(unit, option) for option, _ in options]
-            for unit, options in zip(units, priced, strict=True)
-        ]
-        losses = [[loss for _, loss in options] for options in priced]
-        taken = choose(sizes, losses, self._available(view, units, sizes))
+        """Price the options of every weight, then spend the budget."""
+        search = Search(
+            view,
+            statistics,
+            self._menu(),
+            {"attention": self.key_value_groups, "mlp": self.widths},
+            self.multiple_of,
+            self.token_power,
+        )
+        units = search.units()
+        available = self._available(view, units)
+        search.deepen(units, worth_of_a_byte([alternatives(unit) for unit in units], available))
+        self._check_reach(view, units, available)
+        taken = choose([alternatives(unit) for unit in units], available)
         changes = [
-            Change(
-                module=unit.name,
-                bytes_before=module_bytes(unit.module),
-                bytes_after=sizes[i][pick],
-                details={**priced[i][pick][0].model_dump(), "predicted_loss": losses[i][pick]},
-            )
-            for i, (unit, pick) in enumerate(zip(units, taken, strict=True))
+            change
+            for unit, choice in zip(units, taken, strict=True)
+            for change in _changes(unit, choice)
         ]
         summary = _summary(changes)
-        if taken == [options.index(min(options)) for options in losses]:
+        if sum(change.bytes_after for change in changes) == _largest(units):
             summary += "; the target asks for nothing smaller"
+        if search.short_of_text:
+            summary += f"; {search.short_of_text}"
         return Plan(stage=self.key, changes=changes, summary=summary)
 
-    def _round(self, unit: Named, option: Option, metric: Metric) -> Rounded:
-        rounding = self.rounding if option.bits == 4 else self.rounding_int8
-        return round_weight(unit.module.weight, option, metric, rounding)
+    def _menu(self) -> Menu:
+        return Menu(
+            bits={
+                "attention": self.bits,
+                "mlp": self.bits,
+                "embedding": self.embedding_bits,
+                "lm_head": self.embedding_bits,
+            },
+            group_sizes=self.group_sizes,
+            ranks={"attention": self.ranks},
+            rounding={4: self.rounding, 8: self.rounding_int8, 16: "nearest"},
+        )
 
-    def _options(self, unit: Named) -> list[Option]:
-        bits = self.embedding_bits if unit.role in ("embedding", "lm_head") else self.bits
-        width = unit.module.weight.shape[1]
-        grouped = [Option(bits=4, group_size=size) for size in self.group_sizes if 4 in bits]
-        fitting = [option for option in grouped if option.fits(width)]
-        if grouped and not fitting and 8 not in bits:
-            raise SpqError(
-                f"group sizes {list(self.group_sizes)} do not divide the width {width} of "
-                f"{unit.name!r}; allow 8 bits or another group size"
-            )
-        return fitting + ([Option(bits=8)] if 8 in bits else [])
-
-    def _available(self, view: ModelView, units: list[Named], sizes: list[list[int]]) -> int:
-        """Bytes left for the units once everything else is paid for."""
-        state = {id(p): p for p in view.model.parameters()}
-        fixed = sum(p.numel() * p.element_size() for p in state.values())
-        fixed += HEADER_BYTES * (len(state) + len(units))
-        fixed -= sum(module_bytes(unit.module) for unit in units)
-        smallest = sum(min(options) for options in sizes)
+    def _available(self, view: ModelView, units: list[Unit]) -> int:
+        """Bytes left for the units once everything else is paid for; may be too few, or < 0."""
         if self.target_bytes is None:
-            return smallest
-        if fixed + smallest > self.target_bytes:
+            return sum(unit.smallest for unit in units)
+        return self.target_bytes - _fixed(view, units)
+
+    def _check_reach(self, view: ModelView, units: list[Unit], available: int) -> None:
+        least = smallest([alternatives(unit) for unit in units])
+        if least > available and self.target_bytes is not None:
+            reachable = -(-(_fixed(view, units) + least) // 10**5) / 10
             raise SpqError(
                 f"a target of {self.target_bytes / 1e6:.1f} MB cannot be reached; "
-                f"the smallest with these options is {-(-(fixed + smallest) // 10**5) / 10:.1f} MB"
+                f"the smallest with these options is {reachable:.1f} MB"
             )
-        return self.target_bytes - fixed
 
     @torch.no_grad()
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
-        """Round as planned, one weight at a time."""
-        tied = view.tied
-        for change in track(plan.changes, "rounding"):
-            named = next(unit for unit in _units(view) if unit.name == change.module)
-            option = Option(bits=change.details["bits"], group_size=change.details["group_size"])
-            metric = _metric(view, named, inputs.statistics.sensitivities)
-            rounded = self._round(named, option, metric)
-            view.replace(named.name, _coded(named.module, rounded))
-            if named.role == "embedding" and tied:
-                _share(view)
-        retie(view.model)
+        """Shape and store as planned, layer by layer."""
+        chosen = {change.module: change.details for change in plan.changes}
+        rounding = self._menu().rounding
+        apply_changes(view, chosen, inputs.statistics, rounding, self.token_power)
 
 
-def _dense(view: ModelView) -> list[Named]:
-    """The linear layers and the embedding that are not yet in integers."""
-    linears = [named for named in view.leaves() if isinstance(named.module, nn.Linear)]
-    embedding = [view.embedding] if isinstance(view.embedding.module, nn.Embedding) else []
-    return linears + embedding
+def _fixed(view: ModelView, units: list[Unit]) -> int:
+    """Bytes of everything else, and of file headers."""
+    state = {id(p): p for p in view.model.parameters()}
+    total = sum(p.numel() * p.element_size() for p in state.values())
+    parts = [part for unit in units for part in unit.priced[0].parts]
+    # Codes and scale instead of a weight, twice where there are two factors.
+    total += HEADER_BYTES * (len(state) + 3 * len(parts))
+    return total - sum(module_bytes(part.named.module) for part in parts)
 
 
-def _units(view: ModelView) -> list[Named]:
-    """Weights that are decided on; a tied pair is one, under the embedding's name."""
-    dense = _dense(view)
-    return [named for named in dense if named.role != "lm_head"] if view.tied else dense
+def _largest(units: list[Unit]) -> int:
+    return sum(max(part.sizes) for unit in units for part in unit.priced[0].parts)
 
 
-def _metric(view: ModelView, unit: Named, sensitivities: dict[str, Sensitivity]) -> Metric:
-    names = [unit.name]
-    if unit.role == "embedding" and view.tied:
-        names.append(view.lm_head.name)
-    found = [sensitivities[name] for name in names]
-    if not all(bool(torch.isfinite(item.hessian).all()) for item in found):
-        raise SpqError(
-            f"the gradients at {unit.name!r} are not finite in {view.model.dtype}; "
-            "compress with --dtype float32"
+def _changes(unit: Unit, choice: Choice) -> list[Change]:
+    """What was chosen, with the price of the shape on the weight that reads what was cut."""
+    shaped = unit.priced[choice.alternative]
+    changes = []
+    for part, pick in zip(shaped.parts, choice.options, strict=True):
+        loss = part.losses[pick]
+        details: dict[str, Any] = part.options[pick].model_dump()
+        if part.cut is not None:
+            details["cut"] = part.cut.model_dump()
+            loss += shaped.shape.loss if part.cut.side == "input" else 0.0
+        changes.append(
+            Change(
+                module=part.named.name,
+                bytes_before=module_bytes(part.named.module),
+                bytes_after=part.sizes[pick],
+                details={**details, "predicted_loss": loss},
+            )
         )
-    return Metric([(item.metric, item.output) for item in found])
-
-
-def _bytes(unit: Named, option: Option) -> int:
-    weight, bias = unit.module.weight, getattr(unit.module, "bias", None)
-    extra = 0 if bias is None else bias.numel() * bias.element_size()
-    rows, columns = weight.shape
-    return option.stored_bytes(rows, columns, weight.element_size()) + extra
-
-
-def _coded(module: Any, rounded: Rounded) -> Coded:
-    """The module with its weight in integers."""
-    scale = rounded.scale.to(module.weight.dtype)
-    if isinstance(module, nn.Embedding):
-        if scale.ndim == 2:
-            return Int4Embedding.from_codes(module, rounded.codes, scale)
-        return QuantizedEmbedding.from_embedding(module, "per_channel")
-    kind = Int4Linear.from_codes if scale.ndim == 2 else QuantizedLinear.from_tensors
-    return kind(rounded.codes, scale, module.bias)
-
-
-def _share(view: ModelView) -> None:
-    """Give the tied lm_head the embedding's codes and scale."""
-    table, head = view.embedding.module, view.lm_head
-    kind = Int4Linear.from_codes if table.scale.ndim == 2 else QuantizedLinear.from_tensors
-    layer = kind(table.codes, table.scale, head.module.bias)
-    layer.codes, layer.scale = table.codes, table.scale
-    view.replace(head.name, layer)
+    return changes
 
 
 def _summary(changes: list[Change]) -> str:
-    four = sum(change.details["bits"] == 4 for change in changes)
+    counts = Counter(change.details["bits"] for change in changes)
+    words = [f"{counts[4]} weights to int4, {counts[8]} to int8"]
+    ranks = sum(change.details["rank"] is not None for change in changes)
+    cuts = sum("cut" in change.details for change in changes)
+    words += [f"{counts[16]} left as they are"] if counts[16] else []
+    words += [f"{ranks} factorised"] if ranks else []
+    words += [f"{cuts} cut"] if cuts else []
     loss = sum(change.details["predicted_loss"] for change in changes)
-    return f"{four} weights to int4, {len(changes) - four} to int8; predicted loss {loss:.4f} nats"
+    return f"{', '.join(words)}; predicted loss {loss:.4f} nats"
 
 
 STAGE = Budget

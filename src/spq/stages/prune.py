@@ -10,9 +10,7 @@ from spq.calibration import Moments, Observation, Statistics
 from spq.modules.ops import module_bytes, on_meta, select_inputs, select_outputs
 from spq.numerics import importance
 from spq.stages.base import NO_INPUTS, Change, Inputs, Plan, Stage
-from spq.view import LayerView, ModelView
-
-Unit = Literal["mlp", "attention"]
+from spq.view import LayerView, ModelView, Unit
 
 
 class Prune(Stage):
@@ -83,9 +81,7 @@ class Prune(Stage):
             index = _channels_kept(change.details).to(device)
             view.replace(change.module, select(module, index))
         for layer in view.layers:
-            block = view.module(layer.attention_name)
-            if hasattr(block, "num_heads"):
-                block.num_heads = layer.query_heads
+            layer.settle_heads()
 
 
 def _observation(layer: LayerView, unit: Unit) -> Observation:
@@ -98,13 +94,8 @@ def _changes(layer: LayerView, unit: Unit, scores: Tensor, kept: int) -> list[Ch
     """The layer's modules that change together, with what each loses."""
     strongest = set(importance.strongest(scores, kept).tolist())
     removed = [index for index in range(len(scores)) if index not in strongest]
-    if unit == "mlp":
-        sides = [(named, "output") for named in layer.mlp_inputs] + [(layer.mlp_output, "input")]
-    else:
-        projections = (layer.query, layer.key, layer.value)
-        sides = [(named, "output") for named in projections] + [(layer.attention_output, "input")]
     changes = []
-    for named, side in sides:
+    for named, side in layer.sides(unit):
         width = named.module.out_features if side == "output" else named.module.in_features
         details = {
             "side": side,

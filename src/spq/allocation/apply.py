@@ -1,0 +1,111 @@
+"""Carry out what a budget chose: cut, factorise and round, layer by layer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from spq.allocation.metrics import Weighting, layer_metrics, outer_metric
+from spq.allocation.shapes import Cut
+from spq.allocation.storage import Factored, Kept, Metric, Option, Rounded, Rounding, Stored, store
+from spq.calibration import Statistics
+from spq.integrations.tying import retie
+from spq.modules.int4_embedding import Int4Embedding
+from spq.modules.int4_linear import Int4Linear
+from spq.modules.low_rank_linear import LowRankLinear
+from spq.modules.ops import linear_from
+from spq.modules.quantized_embedding import QuantizedEmbedding
+from spq.modules.quantized_linear import QuantizedLinear
+from spq.progress import track
+from spq.view import ModelView, Named
+from spq.walk import Walk
+
+
+def apply_changes(
+    view: ModelView,
+    chosen: Mapping[str, Mapping[str, Any]],
+    statistics: Statistics,
+    rounding: Mapping[int, Rounding],
+    token_power: float,
+) -> None:
+    """Replace every module that was decided on.
+
+    Weights are fitted on all windows, to what enters a layer behind the compressed ones.
+
+    Args:
+        view: the model, as it was priced.
+        chosen: by full name the fields of an `Option`, and possibly a `cut`.
+        statistics: sensitivities and windows.
+        rounding: by bits.
+        token_power: see `Weighting`.
+    """
+    everything = Weighting(range(len(statistics.windows)), token_power)
+    walk = Walk(view, statistics.windows)
+    for layer in track(view.layers, "rounding"):
+        found = [named for named in layer.leaves if named.name in chosen]
+        [metrics] = layer_metrics(walk, layer, statistics.sensitivities, [everything])
+        for named in found:
+            module = _changed(named, chosen[named.name], metrics[named.name], rounding)
+            view.replace(named.name, module)
+        layer.settle_heads()
+        walk.advance(layer)
+    for named in (view.embedding, view.lm_head):
+        if named.name in chosen:
+            tied = view.tied
+            metric = outer_metric(view, named.name, statistics.sensitivities, everything)
+            view.replace(named.name, _changed(named, chosen[named.name], metric, rounding))
+            if tied:
+                _share(view)
+    retie(view.model)
+
+
+def _changed(
+    named: Named, chosen: Mapping[str, Any], metric: Metric, rounding: Mapping[int, Rounding]
+) -> nn.Module:
+    option = Option(**{key: chosen[key] for key in Option.model_fields})
+    weight, bias = named.module.weight.detach().float(), getattr(named.module, "bias", None)
+    if "cut" in chosen:
+        cut = Cut(**chosen["cut"])
+        weight, metric = cut.weight(weight, metric), cut.metric(metric)
+        if bias is not None and cut.side == "output":
+            bias = bias.detach()[cut.index.to(bias.device)]
+    stored = store(weight, option, metric, rounding[option.bits])
+    return _module(named.module, stored, bias)
+
+
+def _module(module: Any, stored: Stored, bias: Tensor | None) -> nn.Module:
+    dtype = module.weight.dtype
+    if isinstance(module, nn.Embedding):
+        return _embedding(module, stored)
+    if isinstance(stored, Factored):
+        right, left = _linear(stored.right, None, dtype), _linear(stored.left, bias, dtype)
+        return LowRankLinear(right, left)
+    return _linear(stored, bias, dtype)
+
+
+def _linear(stored: Kept | Rounded, bias: Tensor | None, dtype: Any) -> nn.Module:
+    if isinstance(stored, Kept):
+        return linear_from(stored.restored.to(dtype), bias)
+    scale = stored.scale.to(dtype)
+    if scale.ndim == 2:
+        return Int4Linear.from_codes(stored.codes, scale, bias)
+    return QuantizedLinear.from_tensors(stored.codes, scale, bias)
+
+
+def _embedding(module: nn.Embedding, stored: Stored) -> nn.Module:
+    if isinstance(stored, Rounded) and stored.scale.ndim == 2:
+        return Int4Embedding.from_codes(module, stored.codes, stored.scale.to(module.weight.dtype))
+    if isinstance(stored, Rounded):
+        return QuantizedEmbedding.from_embedding(module, "per_channel")
+    return module
+
+
+def _share(view: ModelView) -> None:
+    """Give the tied lm_head the embedding's codes and scale."""
+    table, head = view.embedding.module, view.lm_head
+    if isinstance(table, nn.Embedding):
+        return
+    kind = Int4Linear.from_codes if table.scale.ndim == 2 else QuantizedLinear.from_tensors
+    layer = kind(table.codes, table.scale, head.module.bias)
+    layer.codes, layer.scale = table.codes, table.scale
+    view.replace(head.name, layer)

@@ -1,0 +1,136 @@
+"""From a model and its sensitivities to priced units: one walk, and a second where it could pay."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from spq.allocation.metrics import Weighting, layer_metrics, outer_metric, split
+from spq.allocation.pricing import Menu, PricedShape, Pricer, Unit
+from spq.allocation.shapes import Shape, shapes
+from spq.calibration import Statistics
+from spq.numerics.knapsack import Alternative
+from spq.progress import track
+from spq.sensitivity import Sensitivity
+from spq.view import LayerView, ModelView, Named
+from spq.view import Unit as UnitName
+from spq.walk import Walk
+
+Shares = Mapping[UnitName, tuple[float, ...]]
+
+
+@dataclass
+class Search:
+    """Prices the units of a model.
+
+    Attributes:
+        view: with dense weights.
+        statistics: sensitivities and the windows they were collected on.
+        menu: options of each weight.
+        shares: sizes that each kind of unit may take, as shares.
+        multiple_of: what widths are rounded to.
+        token_power: see `Weighting`.
+    """
+
+    view: ModelView
+    statistics: Statistics
+    menu: Menu
+    shares: Shares
+    multiple_of: int
+    token_power: float
+
+    @property
+    def _sensitivities(self) -> Mapping[str, Sensitivity]:
+        return self.statistics.sensitivities
+
+    @property
+    def _weightings(self) -> tuple[Weighting, Weighting]:
+        return split(len(self.statistics.windows), self.token_power)
+
+    @property
+    def short_of_text(self) -> str:
+        """What to say where some layer is wider than there are tokens to fit it on, else empty."""
+        tokens = len(self._weightings[0].windows) * self.statistics.windows.shape[1]
+        widest = max(named.module.weight.shape[1] for named in dense_weights(self.view))
+        if tokens >= widest:
+            return ""
+        return (
+            f"fitted on {tokens} tokens of calibration text, fewer than the {widest} inputs of the "
+            "widest layer, so damping was raised; more text would serve it better"
+        )
+
+    def units(self) -> list[Unit]:
+        """Every unit, priced in the shape and at the rank that it has."""
+        found: list[Unit] = []
+
+        def price(layer: LayerView, pricer: Pricer) -> None:
+            found.extend(self._unit(layer, kind, pricer) for kind in self.shares)
+
+        self._walk(self.view.layers, price, "pricing")
+        return found + [self._outer(named) for named in outer_weights(self.view)]
+
+    def deepen(self, units: list[Unit], worth: float) -> None:
+        """Price the shapes and ranks that could pay at `worth` nats per byte."""
+        per_layer = len(self.shares)
+        wanted = {
+            layer.name: [
+                unit
+                for unit in units[index * per_layer : (index + 1) * per_layer]
+                if unit.promising_shapes(worth) or unit.promising_ranks(worth)
+            ]
+            for index, layer in enumerate(self.view.layers)
+        }
+
+        def price(layer: LayerView, pricer: Pricer) -> None:
+            for unit in wanted[layer.name]:
+                pricer.deepen(unit, worth)
+
+        if any(wanted.values()):
+            self._walk(self.view.layers, price, "pricing shapes")
+
+    def _walk(
+        self, layers: list[LayerView], price: Callable[[LayerView, Pricer], None], title: str
+    ) -> None:
+        walk = Walk(self.view, self.statistics.windows)
+        for layer in track(layers, title):
+            metrics = layer_metrics(walk, layer, self._sensitivities, self._weightings)
+            price(layer, Pricer(self.menu, *metrics))
+            walk.advance(layer)
+
+    def _unit(self, layer: LayerView, kind: UnitName, pricer: Pricer) -> Unit:
+        members = [named for named in layer.leaves if named.role == kind]
+        members = [named for named in members if named.name in self._sensitivities]
+        whole = [pricer.part(named, Shape()) for named in members]
+        unit = Unit([PricedShape(Shape(), whole)])
+        if len(members) == len(layer.sides(kind)):
+            multiple_of = self.multiple_of if kind == "mlp" else 1
+            for shape in shapes(
+                layer, kind, self.shares[kind], multiple_of, pricer.fit, pricer.price
+            ):
+                unit.shapes.append((shape, sum(pricer.smallest(n, shape) for n in members)))
+        return unit
+
+    def _outer(self, named: Named) -> Unit:
+        fit, price = (
+            {named.name: outer_metric(self.view, named.name, self._sensitivities, weighting)}
+            for weighting in self._weightings
+        )
+        part = Pricer(self.menu, fit, price).part(named, Shape())
+        return Unit([PricedShape(Shape(), [part])])
+
+
+def outer_weights(view: ModelView) -> list[Named]:
+    """Embedding and lm_head, as far as they are dense; a tied pair is one, the embedding."""
+    pair = [view.embedding] if view.tied else [view.embedding, view.lm_head]
+    return [named for named in pair if isinstance(named.module, nn.Linear | nn.Embedding)]
+
+
+def dense_weights(view: ModelView) -> list[Named]:
+    """Every weight that is not yet in integers; of a tied pair both."""
+    leaves = [named for named in view.leaves() if isinstance(named.module, nn.Linear)]
+    return leaves + [named for named in outer_weights(view) if named.role == "embedding"]
+
+
+def alternatives(unit: Unit) -> list[Alternative]:
+    """For the knapsack."""
+    return [shaped.alternative for shaped in unit.priced]

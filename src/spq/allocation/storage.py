@@ -1,0 +1,201 @@
+"""Ways to store a weight: integers, or integers of two thin factors; how each is made."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from spq.numerics import gptq, integer, low_rank
+
+Rounding = Literal["nearest", "gptq"]
+
+
+class Option(BaseModel):
+    """A way to store a weight.
+
+    Attributes:
+        bits: of a code; 16 keeps the weight in the model's own dtype.
+        group_size: inputs that share a scale; None for one scale per output channel.
+        rank: of two factors that are stored this way; None for the weight itself.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bits: Literal[4, 8, 16]
+    group_size: int | None = None
+    rank: int | None = None
+
+    def stored_bytes(self, rows: int, columns: int, scale_bytes: int) -> int:
+        """Of codes and scales."""
+        if self.rank is not None:
+            factor = self.model_copy(update={"rank": None})
+            right = factor.stored_bytes(self.rank, columns, scale_bytes)
+            return right + factor.stored_bytes(rows, self.rank, scale_bytes)
+        if self.bits == 16:
+            return rows * columns * scale_bytes
+        scales = rows if self.group_size is None else rows * columns // self.group_size
+        return rows * columns * self.bits // 8 + scales * scale_bytes
+
+    def fits(self, columns: int) -> bool:
+        """Whether the groups divide the width, and the rank."""
+        widths = [columns] if self.rank is None else [columns, self.rank]
+        return self.group_size is None or not any(width % self.group_size for width in widths)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What an error of a weight costs: ½ Σ_terms Σ_i o_i (ΔW H ΔWᵀ)_ii nats per token.
+
+    A linear layer has one term; a tied embedding has one as the output projection and one as the
+    lookup table.
+
+    Attributes:
+        terms: pairs of H [columns, columns] and o [rows].
+        damping: of H where it is inverted, see `gptq.damped`.
+    """
+
+    terms: list[tuple[Tensor, Tensor]]
+    damping: float = gptq.DAMPING
+
+    @cached_property
+    def hessian(self) -> Tensor:
+        """One matrix for all rows, to round by; rows differ in weight only."""
+        weighted = [hessian * output.mean() for hessian, output in self.terms]
+        return torch.stack(weighted).sum(0)
+
+    @cached_property
+    def output(self) -> Tensor:
+        """One o for all terms, [rows]."""
+        return torch.stack([output for _, output in self.terms]).sum(0)
+
+    def loss(self, error: Tensor) -> float:
+        """Nats per token."""
+        return sum(gptq.predicted_loss(error, h, o) for h, o in self.terms)
+
+    def rows(self, index: Tensor) -> "Metric":
+        """For the outputs in `index` alone."""
+        return replace(self, terms=[(h, o[index]) for h, o in self.terms])
+
+    def columns(self, index: Tensor) -> "Metric":
+        """For the inputs in `index` alone."""
+        return replace(self, terms=[(h[index][:, index], o) for h, o in self.terms])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A weight in floating point."""
+
+    restored: Tensor
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A weight in integers.
+
+    Attributes:
+        codes: int8 [rows, columns], not packed.
+        scale: float32 [rows] or [rows, groups].
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    @property
+    def restored(self) -> Tensor:
+        """Float32 [rows, columns]."""
+        if self.scale.ndim == 1:
+            return self.codes * self.scale[:, None]
+        return (self.codes.unflatten(1, (self.scale.shape[1], -1)) * self.scale[..., None]).flatten(
+            1
+        )
+
+
+@dataclass(frozen=True)
+class Factored:
+    """A weight as the product of two.
+
+    Attributes:
+        left: [rows, rank].
+        right: [rank, columns].
+    """
+
+    left: Kept | Rounded
+    right: Kept | Rounded
+
+    @property
+    def restored(self) -> Tensor:
+        """Float32 [rows, columns]."""
+        return self.left.restored @ self.right.restored
+
+
+Stored = Kept | Rounded | Factored
+
+
+@torch.no_grad()
+def store(weight: Tensor, option: Option, metric: Metric, rounding: Rounding) -> Stored:
+    """Bring a weight into the form that `option` says.
+
+    Args:
+        weight: [rows, columns].
+        option: how to store it.
+        metric: of errors, to fit by.
+        rounding: `gptq` lets later columns make up for earlier ones.
+    """
+    weight = weight.to(torch.float32)
+    if option.rank is None:
+        return _round(weight, option, metric, rounding)
+    (hessian, output), *_ = metric.terms
+    _, basis = low_rank.weighted_basis(weight, hessian, output)
+    return factorise(weight, basis, option, metric, rounding)
+
+
+@torch.no_grad()
+def factorise(
+    weight: Tensor, basis: Tensor, option: Option, metric: Metric, rounding: Rounding
+) -> Factored:
+    """`store` for an option with a rank, where the basis is at hand.
+
+    The basis is orthonormal in the units of the loss, so errors of the right factor cost alike in
+    every row; the left factor is then refitted to the right one as it was rounded.
+
+    Args:
+        weight: float32 [rows, columns].
+        basis: from `low_rank.weighted_basis`.
+        option: with a rank.
+        metric: with one term.
+        rounding: of both factors.
+    """
+    assert option.rank is not None
+    ((hessian, output),) = metric.terms
+    _, right = low_rank.weighted_truncate(weight, basis, output, option.rank)
+    alike = torch.ones(option.rank, device=weight.device)
+    rounded_right = _round(right, option, replace(metric, terms=[(hessian, alike)]), rounding)
+    restored = rounded_right.restored.double()
+    seen = restored @ hessian.double()
+    inner = seen @ restored.T
+    left = weight.double() @ seen.T @ gptq.inverse(inner, LEAST_DAMPING)
+    inner_metric = replace(metric, terms=[(inner.float(), output)])
+    return Factored(_round(left.float(), option, inner_metric, rounding), rounded_right)
+
+
+# Of the factors' own metric, which has as many directions as it has rows.
+LEAST_DAMPING = 1e-6
+
+
+def _round(weight: Tensor, option: Option, metric: Metric, rounding: Rounding) -> Kept | Rounded:
+    if option.bits == 16:
+        return Kept(weight)
+    hessian = metric.hessian
+    if option.bits == 8:
+        scale = integer.absmax_scale(weight, per_channel=True)
+        if rounding == "gptq":
+            return Rounded(gptq.round_int8(weight, hessian, scale, metric.damping), scale)
+        return Rounded(integer.quantize(weight, scale), scale)
+    group_size = option.group_size or weight.shape[1]
+    if rounding == "gptq":
+        return Rounded(*gptq.round_int4(weight, hessian, group_size, metric.damping))
+    scale = integer.search_group_scale(weight, hessian.diagonal(), group_size)
+    return Rounded(integer.quantize_groups(weight, scale), scale)

@@ -1,0 +1,143 @@
+"""The decoder one layer at a time, over calibration windows, in the memory of one layer."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spq.view import LayerView, ModelView
+
+# Windows that go through a layer together.
+CHUNK = 4
+
+Observe = Callable[[str, slice, Tensor], None]
+
+
+class _Reached(Exception):
+    """The first layer was reached; nothing after it needs to run."""
+
+
+class Walk:
+    """Hidden states of all windows at one layer of a decoder.
+
+    Attributes:
+        states: what enters the next layer, [windows, context, hidden], in the model's dtype.
+    """
+
+    def __init__(self, view: ModelView, windows: Tensor) -> None:
+        """Bring every window to the first layer.
+
+        Args:
+            view: the model; layers may be changed while walking, up to the one walked to.
+            windows: token ids, int64 [windows, context], without padding.
+        """
+        self._view = view
+        self._arguments: dict[str, dict[str, Any]] = {}
+        ids = windows.to(view.model.device)
+        with _evaluating(view.model):
+            self._capture_arguments(ids[:1])
+            self.states = torch.cat([self._first_inputs(chunk) for chunk in ids.split(CHUNK)])
+
+    def _capture_arguments(self, ids: Tensor) -> None:
+        """What the model passes to each layer besides the states: the same for every window."""
+
+        def hook(name: str) -> Callable[..., None]:
+            def keep(_: nn.Module, __: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+                kept = {key: value for key, value in arguments.items() if key != "hidden_states"}
+                self._arguments[name] = kept
+
+            return keep
+
+        handles = [
+            self._view.module(layer.name).register_forward_pre_hook(
+                hook(layer.name), with_kwargs=True
+            )
+            for layer in self._view.layers
+        ]
+        try:
+            self._view.model.get_decoder()(input_ids=ids, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _first_inputs(self, ids: Tensor) -> Tensor:
+        found: list[Tensor] = []
+
+        def stop(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+            found.append(arguments[0] if arguments else named["hidden_states"])
+            raise _Reached
+
+        first = self._view.module(self._view.layers[0].name)
+        handle = first.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self._view.model.get_decoder()(input_ids=ids, use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
+
+    def run(self, layer: LayerView, states: Tensor) -> Tensor:
+        """One layer on some windows, [windows, context, hidden] -> the same; differentiable."""
+        output = self._view.module(layer.name)(states, **self._arguments[layer.name])
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    @torch.no_grad()
+    def observe(self, layer: LayerView, on_input: Observe) -> None:
+        """Run the layer without moving on.
+
+        Args:
+            layer: the next one.
+            on_input: called with the name of each leaf, the windows as a slice, and what
+                enters the layer, [windows, context, in].
+        """
+        with _evaluating(self._view.model), _hooked(layer, on_input) as now:
+            for now.windows in _slices(len(self.states)):
+                self.run(layer, self.states[now.windows])
+
+    @torch.no_grad()
+    def advance(self, layer: LayerView) -> None:
+        """Run the layer as it is now and move on to the next."""
+        with _evaluating(self._view.model):
+            for windows in _slices(len(self.states)):
+                self.states[windows] = self.run(layer, self.states[windows])
+
+
+class _Now:
+    windows = slice(0, 0)
+
+
+@contextmanager
+def _hooked(layer: LayerView, on_input: Observe) -> Iterator[_Now]:
+    now = _Now()
+
+    def hook(name: str) -> Callable[..., None]:
+        def on_forward(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            on_input(name, now.windows, inputs[0])
+
+        return on_forward
+
+    handles = [named.module.register_forward_pre_hook(hook(named.name)) for named in layer.leaves]
+    try:
+        yield now
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def _slices(count: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
