@@ -1,5 +1,6 @@
 """The whole run on one page: load, apply the stages in order, save, verify, report."""
 
+import copy
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +156,9 @@ def compress(
         steps = steps.within(int(ratio * loaded.source.bytes))
     view = ModelView(loaded.model)
     text = _Calibration(steps, loaded.tokenizer, seed)
-    records = [_run_stage(stage, view, text) for stage in steps.stages]
+    # A second model in memory, for recipes that look back at it.
+    dense = copy.deepcopy(loaded.model) if any(s.compares for s in steps.stages) else None
+    records = [_run_stage(stage, view, text, dense) for stage in steps.stages]
     attach(loaded.model)
     manifest = Manifest(
         recipe=steps.to_dict(),
@@ -217,11 +220,14 @@ def _check_finite(model: PreTrainedModel) -> None:
             raise SpqError(f"weight {name!r} holds NaN or Inf; the source checkpoint is damaged")
 
 
-def _run_stage(stage: Stage, view: ModelView, text: _Calibration) -> StageRecord:
+def _run_stage(
+    stage: Stage, view: ModelView, text: _Calibration, dense: PreTrainedModel | None
+) -> StageRecord:
     with PeakMemory() as memory:
         statistics = text.statistics(view, stage)
         plan = stage.plan(view, statistics)
-        stage.apply(view, plan, Inputs(statistics, text.ids if stage.trains else None, text.seed))
+        ids = text.ids if stage.trains else None
+        stage.apply(view, plan, Inputs(statistics, ids, text.seed, dense))
     logger.info("%s: %s (%.1f s)", stage.key, plan.summary, memory.seconds)
     return StageRecord(
         config={stage.key: stage.model_dump(mode="json")},

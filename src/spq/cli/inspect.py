@@ -9,30 +9,49 @@ import typer
 from spq.cli.options import Json
 from spq.cli.tables import show, table
 from spq.report.layers import Layer, layers
+from spq.report.measured import measure_checkpoint
 from spq.report.units import megabytes
 
 
 def command(
     directory: Annotated[Path, typer.Argument(help="A checkpoint directory.", show_default=False)],
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure what each module costs by itself: minutes."),
+    ] = False,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of 512 tokens to measure on.")] = 2,
+    text: Annotated[
+        str, typer.Option("--text", help="What to measure on: a source as for eval.")
+    ] = "builtin",
     as_json: Json = False,
 ) -> None:
     """What each layer of a checkpoint is: format, shape, rank, bits, bytes, predicted loss.
 
-    Reads config.json and the headers of the weight files; no weight is loaded.
+    Reads config.json and the headers of the weight files; no weight is loaded, unless --measure
+    swaps each module into the model that it was made from.
     """
     rows = layers(directory)
+    if measure:
+        losses = measure_checkpoint(directory, text, windows)
+        rows = [row.model_copy(update={"measured_loss": losses.get(row.module)}) for row in rows]
     if as_json:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=2))
         return
-    shown = table(str(directory), "module", "format", "out × in", "rank", "bits", "bytes", "nats")
+    columns = ["module", "format", "out × in", "rank", "bits", "bytes", "predicted"]
+    shown = table(str(directory), *columns, *(["measured"] if measure else []))
     for row in rows:
-        shown.add_row(*_cells(row))
+        shown.add_row(*_cells(row), *([_nats(row.measured_loss)] if measure else []))
     total = sum(row.bytes for row in rows)
-    show(shown, f"{len(rows)} modules, {megabytes(total)}; nats: predicted loss per token")
+    losses_note = "predicted and measured" if measure else "predicted"
+    show(shown, f"{len(rows)} modules, {megabytes(total)}; {losses_note} loss in nats per token")
 
 
 def _cells(row: Layer) -> list[str]:
     shape = " × ".join(str(size) for size in row.shape)
     rank = "-" if row.rank is None else str(row.rank)
-    loss = "-" if row.predicted_loss is None else f"{row.predicted_loss:.5f}"
+    loss = _nats(row.predicted_loss)
     return [row.module, row.format, shape, rank, f"{row.bits:g}", f"{row.bytes:,}", loss]
+
+
+def _nats(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.5f}"

@@ -36,11 +36,34 @@ def round_scale_up(scale: Tensor) -> Tensor:
         ValueError: a scale beyond float16's range or not finite.
     """
     scale = scale.to(torch.float32)
-    if not bool(torch.isfinite(scale).all()) or bool((scale > LARGEST_SCALE).any()):
+    step = _step_of(scale)
+    return (torch.ceil(scale / step) * step).clamp_min(SMALLEST_SCALE)
+
+
+def round_scale(scale: Tensor) -> Tensor:
+    """The nearest number that float16, bfloat16 and float32 all hold exactly, never zero.
+
+    Args:
+        scale: float tensor of any shape, of either sign.
+
+    Returns:
+        float32, same shape and signs.
+
+    Raises:
+        ValueError: a magnitude beyond float16's range or not finite.
+    """
+    scale = scale.to(torch.float32)
+    step = _step_of(scale)
+    magnitude = (torch.round(scale.abs() / step) * step).clamp_min(SMALLEST_SCALE)
+    return torch.copysign(magnitude, scale)
+
+
+def _step_of(scale: Tensor) -> Tensor:
+    """Distance between numbers of eight significant bits that are as large as these."""
+    if not bool(torch.isfinite(scale).all()) or bool((scale.abs() > LARGEST_SCALE).any()):
         raise ValueError(f"scales must be finite and at most {LARGEST_SCALE}")
     _, exponent = torch.frexp(scale)
-    step = torch.exp2((exponent - SIGNIFICANT_BITS).clamp_min(-24).to(torch.float32))
-    return (torch.ceil(scale / step) * step).clamp_min(SMALLEST_SCALE)
+    return torch.exp2((exponent - SIGNIFICANT_BITS).clamp_min(-24).to(torch.float32))
 
 
 def absmax_scale(weight: Tensor, *, per_channel: bool, bits: int = 8) -> Tensor:

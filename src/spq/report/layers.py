@@ -22,6 +22,7 @@ class Layer(BaseModel):
         bits: per stored weight, without scales.
         bytes: on disk, scales and biases included.
         predicted_loss: in nats per token, where the stage that made the choice priced it.
+        measured_loss: of this module alone, where it was measured.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +34,7 @@ class Layer(BaseModel):
     bits: float
     bytes: int
     predicted_loss: float | None = None
+    measured_loss: float | None = None
 
 
 def layers(directory: Path) -> list[Layer]:

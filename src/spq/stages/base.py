@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from spq.calibration import Observation, Statistics
 from spq.view import ModelView
@@ -52,11 +53,13 @@ class Inputs:
         statistics: the same as `plan` saw.
         ids: calibration text as tokens, int64 [tokens]; None for stages that do not train.
         seed: for whatever a stage draws.
+        dense: the model as it was before the first stage; None for stages that do not compare.
     """
 
     statistics: Statistics = field(default_factory=Statistics)
     ids: Tensor | None = None
     seed: int = 0
+    dense: PreTrainedModel | None = None
 
 
 NO_INPUTS = Inputs()
@@ -69,6 +72,8 @@ class Stage(BaseModel, ABC):
 
     key: ClassVar[str]
     trains: ClassVar[bool] = False
+    # Whether `apply` needs the dense model beside the compressed one.
+    compares: ClassVar[bool] = False
 
     def needs(self, view: ModelView) -> set[Observation]:
         """Activation statistics that `plan` reads; none unless overridden."""

@@ -1,0 +1,185 @@
+"""Tune scales and norms until the compressed model predicts what the dense one does."""
+
+import logging
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from spq.calibration import Statistics, draw_windows
+from spq.errors import SpqError
+from spq.modules.coded import Coded
+from spq.numerics.integer import round_scale
+from spq.progress import track
+from spq.stages.base import NO_INPUTS, Inputs, Plan, Stage
+from spq.view import ModelView
+
+logger = logging.getLogger(__name__)
+
+# Of the calibration text, kept for choosing among what training passed through.
+HELD_OUT_SHARE = 0.1
+
+
+class Distill(Stage):
+    """Train what is not a code by the KL divergence to the dense model; codes stay as they are.
+
+    Sizes do not change. What is kept is the best state on held-out text, at worst the one before.
+    """
+
+    key: ClassVar[str] = "distill"
+    trains: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
+
+    learning_rate: float = Field(
+        1e-3, gt=0, description="Adam's peak rate, as a share of each tensor's mean magnitude"
+    )
+    steps: int = Field(100, ge=1, description="optimiser steps")
+    batch_size: int = Field(2, ge=1, description="windows per step")
+    context: int = Field(512, ge=2, description="tokens per window")
+    held_out: int = Field(8, ge=1, description="windows that decide which state is kept")
+    check_every: int = Field(20, ge=1, description="steps between two looks at those")
+
+    def plan(self, view: ModelView, statistics: Statistics) -> Plan:
+        """Sizes do not change; the summary says what will be trained."""
+        count = sum(parameter.numel() for parameter in _trained(view).values())
+        tokens = self.steps * self.batch_size * self.context
+        summary = f"{count} scales, norm weights and biases by distillation, {tokens} tokens"
+        return Plan(stage=self.key, summary=summary)
+
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
+        """Train, and keep the best state.
+
+        Raises:
+            SpqError: no text, too little of it, no dense model, or the loss stops being finite.
+        """
+        if inputs.ids is None or inputs.dense is None:
+            raise SpqError("distillation needs calibration text and the dense model")
+        training, held_out = self._windows(view, inputs)
+        with _Training(view, self.learning_rate) as trained:
+            best = before = _divergence(view.model, inputs.dense, held_out)
+            kept = trained.state()
+            for step, batch in enumerate(track(training.split(self.batch_size), "distill")):
+                self._step(view.model, inputs.dense, batch, trained, step)
+                if (step + 1) % self.check_every == 0 or step + 1 == self.steps:
+                    found = _divergence(view.model, inputs.dense, held_out)
+                    logger.info("distill: step %d, held-out KL %.5f", step + 1, found)
+                    if found < best:
+                        best, kept = found, trained.state()
+            trained.restore(kept)
+        logger.info("distill: held-out KL %.5f before, %.5f after", before, best)
+
+    def _windows(self, view: ModelView, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Windows to train on and, from another part of the text, to check on."""
+        assert inputs.ids is not None
+        held = max(int(len(inputs.ids) * HELD_OUT_SHARE), self.context + 1)
+        count = self.steps * self.batch_size
+        parts = ((inputs.ids[:-held], count), (inputs.ids[-held:], self.held_out))
+        training, checked = (
+            draw_windows(view.model, ids, self.context, number, inputs.seed).to(view.model.device)
+            for ids, number in parts
+        )
+        return training, checked
+
+    def _step(
+        self,
+        model: PreTrainedModel,
+        dense: PreTrainedModel,
+        batch: Tensor,
+        trained: "_Training",
+        step: int,
+    ) -> None:
+        # Window by window: logits are the largest tensors there are.
+        for window in batch:
+            loss = _kl(model, dense, window) / len(batch)
+            if not torch.isfinite(loss):
+                raise SpqError(
+                    f"distillation's loss became {loss.item()} at step {step}; a learning rate "
+                    f"below {self.learning_rate} would be more stable"
+                )
+            loss.backward()
+        trained.step(1 - step / self.steps)
+
+
+class _Training:
+    """Float32 masters of what is trained, with Adam; the model holds them rounded."""
+
+    def __init__(self, view: ModelView, learning_rate: float) -> None:
+        self._view = view
+        self._rate = learning_rate
+        self._parameters = _trained(view)
+        self._scales = {
+            id(module.scale) for module in view.model.modules() if isinstance(module, Coded)
+        }
+
+    def __enter__(self) -> "_Training":
+        model = self._view.model
+        self._mode = model.training
+        self._flags = [(p, p.requires_grad) for p in model.parameters()]
+        model.requires_grad_(False).eval()
+        self._masters = {}
+        groups = []
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(True)
+            master = parameter.detach().float().clone()
+            self._masters[name] = master
+            size = float(master.abs().mean())
+            groups.append({"params": [master], "lr": self._rate * size, "peak": self._rate * size})
+        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, flag in self._flags:
+            parameter.grad = None
+            parameter.requires_grad_(flag)
+        self._view.model.train(self._mode)
+
+    @torch.no_grad()
+    def step(self, share: float) -> None:
+        """One step at a share of the peak rate; then the model gets the masters, rounded."""
+        for name, parameter in self._parameters.items():
+            gradient = parameter.grad
+            self._masters[name].grad = None if gradient is None else gradient.float()
+            parameter.grad = None
+        for group in self._optimizer.param_groups:
+            group["lr"] = share * group["peak"]
+        self._optimizer.step()
+        for name, parameter in self._parameters.items():
+            master = self._masters[name]
+            parameter.copy_(round_scale(master) if id(parameter) in self._scales else master)
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            self._parameters[name].copy_(value)
+
+
+def _trained(view: ModelView) -> dict[str, nn.Parameter]:
+    """Scales of codes, norm weights and biases of the decoder layers."""
+    found = {}
+    for layer in view.layers:
+        for name, parameter in view.module(layer.name).named_parameters(prefix=layer.name):
+            if parameter.is_floating_point() and (parameter.ndim == 1 or name.endswith(".scale")):
+                found[name] = parameter
+    return found
+
+
+def _kl(model: PreTrainedModel, dense: PreTrainedModel, window: Tensor) -> Tensor:
+    """KL divergence from the dense model's predictions, in nats per token."""
+    with torch.no_grad():
+        wanted = dense(input_ids=window[None], use_cache=False).logits[0].float().log_softmax(-1)
+    found = model(input_ids=window[None], use_cache=False).logits[0].float().log_softmax(-1)
+    return functional.kl_div(found, wanted, reduction="sum", log_target=True) / len(window)
+
+
+@torch.no_grad()
+def _divergence(model: PreTrainedModel, dense: PreTrainedModel, windows: Tensor) -> float:
+    return sum(float(_kl(model, dense, window)) for window in windows) / len(windows)
+
+
+STAGE = Distill
