@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spq.allocation.metrics import Weighting, layer_metrics, outer_metric
@@ -39,6 +40,9 @@ def apply_changes(
         rounding: by bits.
         token_power: see `Weighting`.
     """
+    if not statistics.sensitivities:
+        _apply_unfitted(view, chosen)
+        return
     everything = Weighting(range(len(statistics.windows)), token_power)
     walk = Walk(view, statistics.windows)
     for layer in track(view.layers, "rounding"):
@@ -56,6 +60,20 @@ def apply_changes(
             view.replace(named.name, _changed(named, chosen[named.name], metric, rounding))
             if tied:
                 _share(view)
+    retie(view.model)
+
+
+def _apply_unfitted(view: ModelView, chosen: Mapping[str, Mapping[str, Any]]) -> None:
+    """Round to nearest: nothing is known of the text."""
+    tied = view.tied
+    for named in track([*view.leaves(), view.embedding], "rounding"):
+        if named.name in chosen:
+            rows, columns = named.module.weight.shape
+            metric = Metric([(torch.eye(columns), torch.ones(rows))])
+            nearest: dict[int, Rounding] = {4: "nearest", 8: "nearest", 16: "nearest"}
+            view.replace(named.name, _changed(named, chosen[named.name], metric, nearest))
+    if tied:
+        _share(view)
     retie(view.model)
 
 

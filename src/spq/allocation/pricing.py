@@ -134,11 +134,6 @@ class Unit:
     priced: list[PricedShape]
     shapes: list[tuple[Shape, int]] = field(default_factory=list)
 
-    @property
-    def smallest(self) -> int:
-        """Fewest bytes among the shapes that were priced."""
-        return min(shaped.alternative.smallest for shaped in self.priced)
-
     def promising_shapes(self, worth: float) -> list[Shape]:
         """Shapes that could be in a best solution."""
         value = min(

@@ -131,6 +131,12 @@ def dense_weights(view: ModelView) -> list[Named]:
     return leaves + [named for named in outer_weights(view) if named.role == "embedding"]
 
 
+def priced_weights(view: ModelView) -> list[Named]:
+    """Every weight that is decided on; a tied pair is one, the embedding."""
+    inner = [named for named in dense_weights(view) if named.role in ("attention", "mlp")]
+    return inner + outer_weights(view)
+
+
 def alternatives(unit: Unit) -> list[Alternative]:
     """For the knapsack."""
     return [shaped.alternative for shaped in unit.priced]

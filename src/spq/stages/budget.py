@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 
 from spq.allocation.apply import apply_changes
-from spq.allocation.pricing import Menu, Unit
-from spq.allocation.search import Search, alternatives, dense_weights
+from spq.allocation.pricing import Menu, Unit, stored_bytes
+from spq.allocation.search import Search, alternatives, dense_weights, priced_weights
 from spq.allocation.storage import Rounding
 from spq.calibration import Statistics
 from spq.errors import SpqError
@@ -33,7 +33,7 @@ class Budget(Stage):
     key: ClassVar[str] = "budget"
 
     target_bytes: int | None = Field(
-        None, gt=0, description="of all weights on disk; null takes the smallest there is"
+        None, gt=0, description="of all weights on disk; null takes the most bits of each weight"
     )
     bits: tuple[Bits, ...] = Field(
         (4, 8),
@@ -71,11 +71,16 @@ class Budget(Stage):
     )
 
     def sensitive(self, view: ModelView) -> set[str]:
-        """All weights that are still dense."""
+        """All weights that are still dense; none where they just get their widest integers."""
+        widest = {max(self.bits), max(self.embedding_bits)}
+        if self.target_bytes is None and min(widest) > 4 and self.rounding_int8 == "nearest":
+            return set()
         return {named.name for named in dense_weights(view)}
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Price the options of every weight, then spend the budget."""
+        if self.target_bytes is None:
+            return Plan(stage=self.key, changes=self._widest(view), summary="no target: most bits")
         search = Search(
             view,
             statistics,
@@ -101,6 +106,23 @@ class Budget(Stage):
             summary += f"; {search.short_of_text}"
         return Plan(stage=self.key, changes=changes, summary=summary)
 
+    def _widest(self, view: ModelView) -> list[Change]:
+        menu = self._menu()
+        changes = []
+        for named in priced_weights(view):
+            rows, columns = named.module.weight.shape
+            option = max(menu.options(named, columns), key=lambda option: option.bits)
+            size = stored_bytes(named, option, rows, columns)
+            changes.append(
+                Change(
+                    module=named.name,
+                    bytes_before=module_bytes(named.module),
+                    bytes_after=size,
+                    details=option.model_dump(),
+                )
+            )
+        return changes
+
     def _menu(self) -> Menu:
         return Menu(
             bits={
@@ -116,9 +138,7 @@ class Budget(Stage):
 
     def _available(self, view: ModelView, units: list[Unit]) -> int:
         """Bytes left for the units once everything else is paid for; may be too few, or < 0."""
-        if self.target_bytes is None:
-            return sum(unit.smallest for unit in units)
-        return self.target_bytes - _fixed(view, units)
+        return (self.target_bytes or 0) - _fixed(view, units)
 
     def _check_reach(self, view: ModelView, units: list[Unit], available: int) -> None:
         least = smallest([alternatives(unit) for unit in units])
