@@ -122,7 +122,8 @@ def compress(
         model: hub id, directory, `.gguf` file, `demo`, or a model object, which is compressed in
             place.
         out: directory to write; None leaves the result in memory only.
-        recipe: shipped name, YAML file or `Recipe`; None is `default`, or `mixed` with a target.
+        recipe: shipped name, YAML file or `Recipe`; None is `default`, which without a target is
+            int8 and trains nothing.
         target_size: most bytes of all weights on disk: a number, or such as `90MB` or `85MiB`.
         target_ratio: the same as a share of the source's weights: `0.3` or `30%`.
         calibration: text source that replaces the recipe's.
@@ -184,11 +185,14 @@ def _targeted(
     if target_size is not None and target_ratio is not None:
         raise SpqError("give a target size or a target ratio, not both")
     if target_size is not None:
-        return load_recipe(recipe or "mixed").within(parse_size(target_size)), None
+        return load_recipe(recipe or "default").within(parse_size(target_size)), None
     if target_ratio is not None:
         # Any budget: this refuses a recipe without one before a model is loaded.
-        return load_recipe(recipe or "mixed").within(1), parse_ratio(target_ratio)
-    return load_recipe(recipe or "default"), None
+        return load_recipe(recipe or "default").within(1), parse_ratio(target_ratio)
+    if recipe is None:
+        # Nothing is lost that training could bring back.
+        return load_recipe("default").without_training(), None
+    return load_recipe(recipe), None
 
 
 def _load(

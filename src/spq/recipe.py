@@ -78,7 +78,7 @@ class Recipe(BaseModel):
         """
         if not any(stage.key == "budget" for stage in self.stages):
             raise SpqError(
-                "a target size needs a recipe with the stage `budget`, such as `mixed`; "
+                "a target size needs a recipe with the stage `budget`, such as `default`; "
                 "this one has none"
             )
         stages = tuple(

@@ -18,9 +18,7 @@ def command(
     out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
     recipe: Annotated[
         str | None,
-        typer.Option(
-            help="Shipped name or YAML file.", show_default="default, or mixed with a target"
-        ),
+        typer.Option(help="Shipped name or YAML file.", show_default="default"),
     ] = None,
     target_size: Annotated[
         str | None,

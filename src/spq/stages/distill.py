@@ -41,6 +41,9 @@ class Distill(Stage):
     context: int = Field(512, ge=2, description="tokens per window")
     held_out: int = Field(8, ge=1, description="windows that decide which state is kept")
     check_every: int = Field(20, ge=1, description="steps between two looks at those")
+    worthwhile: float = Field(
+        0.005, ge=0, description="held-out KL, in nats, below which nothing is trained"
+    )
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Sizes do not change; the summary says what will be trained."""
@@ -60,6 +63,9 @@ class Distill(Stage):
         training, held_out = self._windows(view, inputs)
         with _Training(view, self.learning_rate) as trained:
             best = before = _divergence(view.model, inputs.dense, held_out)
+            if before < self.worthwhile:
+                logger.info("distill: held-out KL is %.5f already; nothing was trained", before)
+                return
             kept = trained.state()
             for step, batch in enumerate(track(training.split(self.batch_size), "distill")):
                 self._step(view.model, inputs.dense, batch, trained, step)
