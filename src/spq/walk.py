@@ -86,8 +86,8 @@ class Walk:
         return result
 
     @torch.no_grad()
-    def observe(self, layer: LayerView, on_input: Observe) -> None:
-        """Run the layer without moving on.
+    def advance(self, layer: LayerView, on_input: Observe) -> None:
+        """Run the layer as it is now on all windows and move on to the next.
 
         Args:
             layer: the next one.
@@ -96,14 +96,7 @@ class Walk:
         """
         with _evaluating(self._view.model), _hooked(layer, on_input) as now:
             for now.windows in _slices(len(self.states)):
-                self.run(layer, self.states[now.windows])
-
-    @torch.no_grad()
-    def advance(self, layer: LayerView) -> None:
-        """Run the layer as it is now and move on to the next."""
-        with _evaluating(self._view.model):
-            for windows in _slices(len(self.states)):
-                self.states[windows] = self.run(layer, self.states[windows])
+                self.states[now.windows] = self.run(layer, self.states[now.windows])
 
 
 class _Now:

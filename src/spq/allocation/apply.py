@@ -31,7 +31,8 @@ def apply_changes(
 ) -> None:
     """Replace every module that was decided on.
 
-    Weights are fitted on all windows, to what enters a layer behind the compressed ones.
+    Weights are fitted on all windows, to what enters them in the dense model. Fitting each layer
+    to what the compressed ones before it put out was measured and gained nothing.
 
     Args:
         view: the model, as it was priced.
@@ -52,7 +53,6 @@ def apply_changes(
             module = _changed(named, chosen[named.name], metrics[named.name], rounding)
             view.replace(named.name, module)
         layer.settle_heads()
-        walk.advance(layer)
     for named in (view.embedding, view.lm_head):
         if named.name in chosen:
             tied = view.tied

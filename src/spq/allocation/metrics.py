@@ -81,7 +81,7 @@ def layer_metrics(
     sensitivities: Mapping[str, Sensitivity],
     weightings: Sequence[Weighting],
 ) -> list[dict[str, Metric]]:
-    """Metrics of a layer's weights on what enters them now.
+    """Metrics of a layer's weights on what enters them; the walk moves on.
 
     Args:
         walk: at this layer.
@@ -101,8 +101,7 @@ def layer_metrics(
                 norms = sensitivities[name].norms[windows]
                 by_name[name].add(x, weighting.weights(norms, windows.start))
 
-    if wanted:
-        walk.observe(layer, on_input)
+    walk.advance(layer, on_input)
     return [
         {name: total.metric(sensitivities[name].output) for name, total in by_name.items()}
         for by_name in sums

@@ -95,7 +95,6 @@ class Search:
         for layer in track(layers, title):
             metrics = layer_metrics(walk, layer, self._sensitivities, self._weightings)
             price(layer, Pricer(self.menu, *metrics))
-            walk.advance(layer)
 
     def _unit(self, layer: LayerView, kind: UnitName, pricer: Pricer) -> Unit:
         members = [named for named in layer.leaves if named.role == kind]
