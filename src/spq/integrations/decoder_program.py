@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from spq import native
 from spq.families import supported
-from spq.modules.coded import CodedEmbedding, CodedLinear
+from spq.modules.coded import CodedEmbedding
 from spq.modules.low_rank_linear import LowRankLinear
+from spq.modules.ops import stored, watched
 from spq.native import decoder
 from spq.view import LayerView, ModelView
 
@@ -46,11 +47,10 @@ class _Builder:
 
     def factor(self, module: nn.Module) -> native.Matrix:
         _check_plain(module)
-        if isinstance(module, CodedLinear):
-            return self.matrix(module.codes, module.scale, module.bias)
-        if type(module) is nn.Linear:
-            return self.matrix(module.weight, None, module.bias)
-        raise Unsuitable(f"{type(module).__name__} is not a layer that the native kernels know")
+        parts = stored(module)
+        if parts is None:
+            raise Unsuitable(f"{type(module).__name__} is not a layer that the kernels know")
+        return self.matrix(*parts)
 
     def linear(self, module: nn.Module) -> decoder.Linear:
         if isinstance(module, LowRankLinear):
@@ -146,8 +146,7 @@ def _check_model(model: PreTrainedModel) -> tuple[ModelView, Any]:
 
 def _check_plain(module: nn.Module) -> None:
     """Refuse a module that somebody watches or has changed: that would go unnoticed."""
-    watched = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-    if watched:
+    if watched(module):
         raise Unsuitable(f"a {type(module).__name__} has hooks or another forward")
 
 

@@ -1,7 +1,6 @@
 """Decoding one token at a time in one native call, inside transformers' own `generate`."""
 
 import logging
-from functools import cache
 from typing import Any
 
 import torch
@@ -43,8 +42,6 @@ class Session:
         if self.refused:
             return None
         position = layers[0].get_seq_length()
-        if not 0 <= token < model.get_input_embeddings().num_embeddings:
-            return None
         if self.program is None or position >= self.program.decoder.capacity:
             try:
                 self._prepare(model, layers, position)
@@ -53,6 +50,8 @@ class Session:
                 self.refused = True
                 return None
         assert self.program is not None
+        if not 0 <= token < self.program.decoder.embedding.rows:
+            return None
         logits = self.program.step(token, position)
         for layer in layers:
             assert layer.held is not None
@@ -63,7 +62,8 @@ class Session:
     def _prepare(self, model: PreTrainedModel, layers: list[GrowingLayer], position: int) -> None:
         if self.program is None:
             self.program = build(model)
-        keys, values = [], []
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
         for index, layer in enumerate(layers):
             if layer.held is None or any(growing.length != position for growing in layer.held):
                 raise Unsuitable("the cache is not filled evenly")
@@ -105,7 +105,11 @@ class NativeDecoding(PreTrainedModel):
             or self.config.output_hidden_states
             or self.config.output_attentions
             or kwargs.get("return_dict") is False
-            or any(value for name, value in kwargs.items() if name != "return_dict")
+            or any(
+                value is not None and value is not False
+                for name, value in kwargs.items()
+                if name != "return_dict"
+            )
         )
         layers = _growing(past_key_values)
         if layers:
@@ -115,7 +119,7 @@ class NativeDecoding(PreTrainedModel):
                 logits = session.step(self, layers, int(input_ids))  # type: ignore[arg-type]
                 if logits is not None:
                     return CausalLMOutputWithPast(
-                        logits=logits[None, None],  # type: ignore[arg-type]
+                        logits=logits[None, None],
                         past_key_values=past_key_values,
                     )
             else:
@@ -138,7 +142,7 @@ class NativeDecoding(PreTrainedModel):
 def _check(model: PreTrainedModel, input_ids: Tensor, past: Cache | None) -> None:
     if not input_ids.numel():
         raise SpqError(
-            f"input_ids is {list(input_ids.shape)}; give at least one sequence of at least one token"
+            f"input_ids is {list(input_ids.shape)}; give one sequence of one token or more"
         )
     length = input_ids.shape[-1] + (past.get_seq_length() if isinstance(past, Cache) else 0)
     context = model.config.max_position_embeddings
@@ -178,17 +182,22 @@ def _with_room(model: PreTrainedModel, past: Cache | None, use_cache: bool | Non
             return None
         past = DynamicCache()
     fresh = type(past) is DynamicCache and not past.offloading
-    if fresh and not any(layer.is_initialized for layer in past.layers):
+    if fresh and not any(getattr(layer, "is_initialized", True) for layer in past.layers):
         session = Session()
         past.layer_class_to_replicate = None
         past.layers = [GrowingLayer(session) for _ in range(model.config.num_hidden_layers)]
     return past
 
 
-@cache
-def _decoding(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+_CLASSES: dict[type[Any], type[Any]] = {}
+
+
+def _decoding(base: type[Any]) -> type[Any]:
     # The name stays: it is what `save_pretrained` writes as the architecture.
-    return type(base.__name__, (NativeDecoding, base), {"__module__": base.__module__})
+    if base not in _CLASSES:
+        fields = {"__module__": base.__module__}
+        _CLASSES[base] = type(base.__name__, (NativeDecoding, base), fields)
+    return _CLASSES[base]
 
 
 def optimize(model: PreTrainedModel) -> PreTrainedModel:

@@ -25,8 +25,39 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+Stored = tuple[Tensor, Tensor | None, Tensor | None]
+"""A weight as it lies in memory: the weight or its codes, the scale, and the bias."""
+
+
+def native_low_rank(x: Tensor, right: Stored, left: Stored) -> Tensor | None:
+    """Few rows times both factors of a low-rank weight, in one call; None where that cannot be.
+
+    The vector between the factors stays in float32.
+
+    Args:
+        x: [..., in], in any layout.
+        right: [rank, in], and scale and bias where it has them.
+        left: [out, rank], the same.
+
+    Returns:
+        [..., out] in the dtype of x, not differentiable.
+    """
+    library = native.library()
+    if library is None or x.dtype not in native.FLOATS or not x.numel():
+        return None
+    if x.numel() > FEW_ROWS * x.shape[-1] or needs_gradient(x, *right, *left):
+        return None
+    x = x.contiguous()
+    if not native.addressable(x, *right, *left):
+        return None
+    inner, outer = native.matrix_of(*right), native.matrix_of(*left)
+    if x.shape[-1] != inner.columns or inner.rows != outer.columns:
+        return None
+    return native.linear(library, x, outer, inner)
+
+
 def native_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
-    """x times the weight, transposed, plus bias; None where the native kernels cannot.
+    """Inputs times the weight, transposed, plus bias; None where the native kernels cannot.
 
     Args:
         x: [..., in], in any layout.

@@ -97,7 +97,7 @@ def _declare(found: ctypes.CDLL) -> None:
     matrix = ctypes.POINTER(Matrix)
     found.spq_instruction_set.restype = ctypes.c_char_p
     found.spq_choose.argtypes = [ctypes.c_char_p]
-    found.spq_linear.argtypes = [matrix, pointer, small, whole, pointer, small]
+    found.spq_linear.argtypes = [matrix, matrix, pointer, small, whole, pointer, small]
     found.spq_linear.restype = None
     found.spq_dequantize.argtypes = [matrix, whole, whole, pointer, small, small]
     found.spq_dequantize.restype = None
@@ -153,13 +153,14 @@ def matrix_of(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Matr
     )
 
 
-def linear(found: ctypes.CDLL, x: Tensor, matrix: Matrix) -> Tensor:
-    """Inputs times a matrix, summed in float32.
+def linear(found: ctypes.CDLL, x: Tensor, matrix: Matrix, inner: Matrix | None = None) -> Tensor:
+    """Inputs times a matrix, or times two in turn, summed in float32.
 
     Args:
         found: the library.
         x: [..., in], addressable, in a float type.
-        matrix: [out, in].
+        matrix: [out, in], or with an inner one [out, rank].
+        inner: [rank, in].
 
     Returns:
         [..., out] in the dtype of x.
@@ -167,7 +168,13 @@ def linear(found: ctypes.CDLL, x: Tensor, matrix: Matrix) -> Tensor:
     y = x.new_empty(*x.shape[:-1], matrix.rows)
     count = y.numel() // matrix.rows
     found.spq_linear(
-        matrix, x.data_ptr(), FORMATS[x.dtype], count, y.data_ptr(), torch.get_num_threads()
+        matrix,
+        inner,
+        x.data_ptr(),
+        FORMATS[x.dtype],
+        count,
+        y.data_ptr(),
+        torch.get_num_threads(),
     )
     return y
 

@@ -1,4 +1,5 @@
 // What Python calls: the choice of the instruction set, and one linear layer at a time.
+#include <algorithm>
 #include <vector>
 
 #include "kernels.h"
@@ -65,6 +66,30 @@ void convert(const void* from, int32_t from_type, int64_t size, void* to, int32_
   kernels().dequantize(row, 0, 1, to, to_type);
 }
 
+// y [count, rows] of `type` from inputs that were of `input_type` before they became float32.
+void multiply(const Matrix& matrix, const float* input, int32_t input_type, int64_t count, void* y,
+              int32_t type, int32_t threads) {
+  const int64_t columns = matrix.columns, rows = matrix.rows, padded = padded_columns(columns);
+  const Pairs* pairs = input_type == BFLOAT16 ? pairs_for(matrix) : nullptr;
+  uint16_t* arranged = pairs ? scratch<uint16_t>(count * padded) : nullptr;
+  for (int64_t m = 0; pairs && m < count; m += BATCH)
+    pairs->arrange(input + m * columns, std::min(count - m, BATCH), columns, arranged + m * padded);
+  in_parallel(threads, (rows + ROWS - 1) / ROWS, count * rows * columns, [&](int64_t block) {
+    const int64_t first = block * ROWS, last = std::min(first + ROWS, rows);
+    float sums[BATCH * ROWS];
+    for (int64_t m = 0; m < count; m += BATCH) {
+      const int64_t some = std::min(count - m, BATCH);
+      if (pairs)
+        pairs->product(matrix, arranged + m * padded, some, first, last, sums - first, ROWS);
+      else
+        kernels().product(matrix, input + m * columns, some, first, last, sums - first, ROWS);
+      for (int64_t i = 0; i < some; i++)
+        convert(sums + i * ROWS, FLOAT32, last - first,
+                (char*)y + ((m + i) * rows + first) * (type == FLOAT32 ? 4 : 2), type);
+    }
+  });
+}
+
 }  // namespace
 
 const Kernels& kernels() { return *chosen->kernels; }
@@ -93,36 +118,22 @@ EXPORTED int spq_choose(const char* name) {
   return 0;
 }
 
-// y [count, rows] = x [count, columns] times the matrix, transposed, plus its bias; both of `type`.
-EXPORTED void spq_linear(const Matrix* matrix, const void* x, int32_t type, int64_t count, void* y,
-                int32_t threads) {
-  const int64_t columns = matrix->columns, rows = matrix->rows;
+// y [count, rows of outer] = x [count, columns] times the matrix, transposed, plus its bias: outer,
+// or inner and then outer where inner is not null. x and y are of `type`, sums in float32.
+EXPORTED void spq_linear(const Matrix* outer, const Matrix* inner, const void* x, int32_t type,
+                         int64_t count, void* y, int32_t threads) {
+  const int64_t size = count * (inner ? inner->columns : outer->columns);
+  float* room = scratch<float>(size + (inner ? count * inner->rows : 0));
   const float* input = (const float*)x;
   if (type != FLOAT32 || (uintptr_t)x % sizeof(float)) {
-    float* room = scratch<float>(count * columns);
-    convert(x, type, count * columns, room, FLOAT32);
+    convert(x, type, size, room, FLOAT32);
     input = room;
   }
-  const Pairs* pairs = type == BFLOAT16 ? pairs_for(*matrix) : nullptr;
-  const int64_t padded = padded_columns(columns);
-  uint16_t* arranged = pairs ? scratch<uint16_t>(count * padded) : nullptr;
-  for (int64_t m = 0; pairs && m < count; m += BATCH)
-    pairs->arrange(input + m * columns, count - m < BATCH ? count - m : BATCH, columns,
-                   arranged + m * padded);
-  in_parallel(threads, (rows + ROWS - 1) / ROWS, count * rows * columns, [&](int64_t block) {
-    const int64_t first = block * ROWS, last = first + ROWS < rows ? first + ROWS : rows;
-    float sums[BATCH * ROWS];
-    for (int64_t m = 0; m < count; m += BATCH) {
-      const int64_t some = count - m < BATCH ? count - m : BATCH;
-      if (pairs)
-        pairs->product(*matrix, arranged + m * padded, some, first, last, sums - first, ROWS);
-      else
-        kernels().product(*matrix, input + m * columns, some, first, last, sums - first, ROWS);
-      for (int64_t i = 0; i < some; i++)
-        convert(sums + i * ROWS, FLOAT32, last - first,
-                (char*)y + ((m + i) * rows + first) * (type == FLOAT32 ? 4 : 2), type);
-    }
-  });
+  if (inner) {
+    multiply(*inner, input, type, count, room + size, FLOAT32, threads);
+    input = room + size;
+  }
+  multiply(*outer, input, type, count, y, type, threads);
 }
 
 // The rows first <= row < last as numbers of `type`, out [last - first, columns].
@@ -130,7 +141,7 @@ EXPORTED void spq_dequantize(const Matrix* matrix, int64_t first, int64_t last, 
                     int32_t threads) {
   const int64_t bytes = matrix->columns * (type == FLOAT32 ? 4 : 2), count = last - first;
   in_parallel(threads, (count + ROWS - 1) / ROWS, count * matrix->columns, [&](int64_t block) {
-    const int64_t start = first + block * ROWS, end = start + ROWS < last ? start + ROWS : last;
+    const int64_t start = first + block * ROWS, end = std::min(start + ROWS, last);
     kernels().dequantize(*matrix, start, end, (char*)out + (start - first) * bytes, type);
   });
 }
