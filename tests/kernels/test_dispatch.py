@@ -9,6 +9,7 @@ from spq.kernels import dispatch
 from spq.kernels.int4_linear import int4_linear
 from spq.kernels.int8_linear import int8_linear
 from spq.modules.low_rank_linear import LowRankLinear
+from spq.modules.ops import linear_from
 from spq.modules.quantized_linear import QuantizedLinear
 from spq.numerics import integer
 
@@ -131,7 +132,7 @@ def low_rank() -> LowRankLinear:
     right = torch.randn(8, IN, generator=generator)
     left = torch.randn(OUT, 8, generator=generator)
     quantized = QuantizedLinear.from_weight(left, torch.ones(OUT), "per_channel")
-    return LowRankLinear(torch.nn.Linear(IN, 8, bias=False), quantized).requires_grad_(False)
+    return LowRankLinear(linear_from(right, None), quantized)
 
 
 @needs_library

@@ -99,9 +99,7 @@ def test_two_factors_equal_one_after_the_other(library, instruction_set, dtype):
     right, left = int8(20, 96, True, dtype), int4(50, 20, 4, dtype)
     x = random(3, 96, dtype=dtype)
     bias = random(50)
-    y = native.linear(
-        library, x, native.matrix_of(*left, bias), native.matrix_of(*right, None)
-    )
+    y = native.linear(library, x, native.matrix_of(*left, bias), native.matrix_of(*right, None))
     between = exact(x, *right, None)
     expected = exact(between, *left, bias)
     off = (y.double() - expected).abs().max()
