@@ -126,7 +126,7 @@ class NativeDecoding(PreTrainedModel):
                 session.reset()
         elif not plain and input_ids is not None and len(input_ids) == 1:
             past_key_values = _with_room(self, past_key_values, use_cache)
-        return super().forward(  # type: ignore[misc]
+        return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
