@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spq.errors import CheckpointError, SpqError
+from spq.integrations.decoding import optimize as decode_natively
 from spq.integrations.source import load_model
 from spq.pipeline import CompressionResult, compress
 from spq.recipe import Recipe, load_recipe
@@ -26,11 +27,13 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def load(model: str | Path, **options: Any) -> PreTrainedModel:
+def load(model: str | Path, *, optimize: bool = False, **options: Any) -> PreTrainedModel:
     """Load a checkpoint of ours, or any other causal language model.
 
     Args:
         model: directory, hub id, `.gguf` file or `demo`.
+        optimize: decode natively on the CPU wherever that is possible, in `generate` too; see
+            docs/kernels.md.
         options: `dtype`, `device_map` and whatever else `from_pretrained` takes.
 
     Returns:
@@ -40,4 +43,5 @@ def load(model: str | Path, **options: Any) -> PreTrainedModel:
         SpqError: there is no such model.
         CheckpointError: a checkpoint of ours is truncated or does not match its config.
     """
-    return load_model(model, **options).model
+    loaded = load_model(model, **options).model
+    return decode_natively(loaded) if optimize else loaded

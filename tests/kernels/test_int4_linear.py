@@ -58,7 +58,7 @@ def test_equals_the_dense_layer_in_float64(groups, with_bias, shape, dtype, tole
 def test_scale_of_another_dtype_than_the_input_is_accepted(trained):
     x, codes, scale, bias = make(3, 4)
     packed = integer.pack_int4(codes)
-    expected = int4_linear(x, packed, scale, bias)
+    expected = int4_linear(x, packed, scale.clone().requires_grad_(trained), bias)
     half = scale.to(torch.bfloat16).requires_grad_(trained)
     y = int4_linear(x, packed, half, bias)
     assert y.dtype == torch.float32

@@ -4,10 +4,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from transformers import TextStreamer, set_seed
+from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from spq.cli.options import Device, Dtype, Model
 from spq.errors import SpqError
+from spq.integrations.decoding import optimize
 from spq.integrations.source import load_model
 
 
@@ -44,9 +45,10 @@ def command(
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
         typer.echo(prompt, nl=False)
+    _check_length(loaded.model, inputs["input_ids"], max_new_tokens)
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
-    writer: Any = loaded.model
+    writer: Any = optimize(loaded.model)
     with torch.inference_mode():
         writer.generate(
             input_ids=inputs["input_ids"].to(writer.device),
@@ -55,4 +57,15 @@ def command(
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             **({"do_sample": False} | sampling),
+        )
+
+
+def _check_length(model: PreTrainedModel, input_ids: torch.Tensor, new_tokens: int) -> None:
+    prompt, context = input_ids.shape[-1], model.config.max_position_embeddings
+    if not prompt:
+        raise SpqError("--prompt has no tokens; give some text to continue")
+    if prompt + new_tokens > context:
+        raise SpqError(
+            f"the prompt has {prompt} tokens and --max-new-tokens is {new_tokens}, "
+            f"but the model's context is {context}; ask for less"
         )

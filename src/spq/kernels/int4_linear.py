@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spq.kernels.dispatch import native_product, needs_gradient
 from spq.numerics.integer import dequantize, unpack_int4
 
 
@@ -44,9 +45,11 @@ def int4_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) ->
     Returns:
         [..., out] in the dtype of x. Differentiable in x and scale.
     """
-    product: Tensor
-    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-        product = _Int4Linear.apply(x, codes, scale)
+    if needs_gradient(x, scale, bias):
+        product: Tensor = _Int4Linear.apply(x, codes, scale)
     else:
+        found = native_product(x, codes, scale, bias)
+        if found is not None:
+            return found
         product = functional.linear(x, dequantize(codes, scale.to(x.dtype)))
     return product if bias is None else product + bias.to(x.dtype)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spq.kernels.dispatch import native_product, needs_gradient
+
 
 def _product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     if x.dtype == torch.float16:
@@ -53,6 +55,11 @@ def int8_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) ->
     Returns:
         [..., out] in the dtype of x. Differentiable in x and scale.
     """
-    training = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
-    product = _Int8Linear.apply(x, codes, scale) if training else _product(x, codes, scale)
+    if needs_gradient(x, scale, bias):
+        product: Tensor = _Int8Linear.apply(x, codes, scale)
+    else:
+        found = native_product(x, codes, scale, bias)
+        if found is not None:
+            return found
+        product = _product(x, codes, scale)
     return product if bias is None else product + bias.to(x.dtype)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from spq.modules.ops import dense_weight
+from spq.modules.ops import dense_weight, stored
 from spq.numerics import integer
 
 
@@ -75,3 +75,8 @@ class CodedEmbedding(Coded):
 @dense_weight.register
 def _(module: CodedLinear) -> Tensor:
     return module.dequantize()
+
+
+@stored.register
+def _(module: CodedLinear) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return module.codes, module.scale, module.bias

@@ -5,7 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spq.modules.ops import dense_weight, linear_from, select_inputs, select_outputs
+from spq.kernels.dispatch import native_low_rank
+from spq.modules.ops import (
+    dense_weight,
+    linear_from,
+    select_inputs,
+    select_outputs,
+    stored,
+    watched,
+)
 
 
 class LowRankLinear(nn.Module):
@@ -61,6 +69,11 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X [..., in_features] -> [..., out_features]."""
+        right, left = stored(self.right), stored(self.left)
+        if right and left and not watched(self.right) and not watched(self.left):
+            product = native_low_rank(x, right, left)
+            if product is not None:
+                return product
         output: Tensor = self.left(self.right(x))
         return output
 

@@ -35,6 +35,18 @@ def select_inputs(module: nn.Module, index: Tensor) -> nn.Module:
     raise TypeError(f"{type(module).__name__} is not a linear layer")
 
 
+@singledispatch
+def stored(module: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """The weight or codes, the scale and the bias that the layer computes with; None if unknown."""
+    return None
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether somebody would notice if the module's weights were used without calling it."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooked) or "forward" in module.__dict__
+
+
 def module_bytes(module: nn.Module) -> int:
     """Bytes of the module's parameters and buffers, each once."""
     held = [*module.parameters(), *module.buffers()]
@@ -71,6 +83,11 @@ def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 @dense_weight.register
 def _(module: nn.Linear) -> Tensor:
     return module.weight.detach()
+
+
+@stored.register
+def _(module: nn.Linear) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    return (module.weight, None, module.bias) if type(module) is nn.Linear else None
 
 
 @select_outputs.register

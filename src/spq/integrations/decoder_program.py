@@ -1,0 +1,162 @@
+"""A transformers model as the native decode step sees it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spq import native
+from spq.families import supported
+from spq.modules.coded import CodedEmbedding
+from spq.modules.low_rank_linear import LowRankLinear
+from spq.modules.ops import stored, watched
+from spq.native import decoder
+from spq.view import LayerView, ModelView
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Those of Llama's layout. Others decode in transformers."""
+
+CHANGING_ROTARY = ("dynamic", "longrope")
+"""Kinds of rotary embedding whose angles depend on the length of the text."""
+
+
+class Unsuitable(Exception):
+    """Why a model cannot be decoded natively."""
+
+
+class _Builder:
+    """Takes addresses, and holds on to the tensors they belong to."""
+
+    def __init__(self) -> None:
+        self.held: list[Tensor] = []
+
+    def float32(self, weight: Tensor) -> Tensor:
+        copy = weight.detach().to(torch.float32).contiguous()
+        self.held.append(copy)
+        return copy
+
+    def matrix(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> native.Matrix:
+        tensors = [weight, scale, bias]
+        if not native.addressable(*tensors):
+            raise Unsuitable("a weight is not on the CPU, not contiguous, or of an unknown type")
+        # Another view of the same memory, which stays even if the parameter is given other data.
+        views = [None if tensor is None else tensor.detach() for tensor in tensors]
+        self.held += [view for view in views if view is not None]
+        return native.matrix_of(*views)  # type: ignore[arg-type]
+
+    def factor(self, module: nn.Module) -> native.Matrix:
+        _check_plain(module)
+        parts = stored(module)
+        if parts is None:
+            raise Unsuitable(f"{type(module).__name__} is not a layer that the kernels know")
+        return self.matrix(*parts)
+
+    def linear(self, module: nn.Module) -> decoder.Linear:
+        if isinstance(module, LowRankLinear):
+            _check_plain(module)
+            return decoder.Linear(self.factor(module.left), self.factor(module.right))
+        return decoder.Linear(self.factor(module))
+
+    def embedding(self, module: nn.Module) -> native.Matrix:
+        _check_plain(module)
+        if isinstance(module, CodedEmbedding) and module.embed_scale == 1.0:
+            return self.matrix(module.codes, module.scale, None)
+        if type(module) is nn.Embedding:
+            return self.matrix(module.weight, None, None)
+        raise Unsuitable(f"{type(module).__name__} is not an embedding that the kernels know")
+
+    def layer(self, view: LayerView, module: Any, config: Any) -> decoder.Layer:
+        attention = module.self_attn
+        gate, up = view.mlp_inputs
+        for part in (module, attention, module.mlp):
+            _check_plain(part)
+        names = ("input_layernorm", "post_attention_layernorm")
+        norms = [self.norm(getattr(module, name)) for name in names]
+        per_head = [
+            self.norm(norm) if norm is not None else None
+            for norm in (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+        ]
+        window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+        return decoder.Layer(
+            *(self.linear(part.module) for part in (view.query, view.key, view.value)),
+            self.linear(view.attention_output.module),
+            *(self.linear(part.module) for part in (gate, up, view.mlp_output)),
+            *(None if norm is None else norm.data_ptr() for norm in (*norms, *per_head)),
+            None,
+            None,
+            view.query_heads,
+            view.key_value_groups,
+            window or 0,
+        )
+
+    def norm(self, module: Any) -> Tensor:
+        _check_plain(module)
+        return self.float32(module.weight)
+
+
+def build(model: PreTrainedModel) -> decoder.Program:
+    """Describe a model to the native library.
+
+    Raises:
+        Unsuitable: it cannot be decoded natively, and why.
+    """
+    library = native.library()
+    if library is None:
+        raise Unsuitable("the native kernels are not there")
+    view, config = _check_model(model)
+    builder = _Builder()
+    inner: Any = view.model.get_submodule("model")
+    modules = list(inner.layers)
+    for part in (inner, inner.rotary_emb):
+        _check_plain(part)
+    layers = [
+        builder.layer(layer, module, config)
+        for layer, module in zip(view.layers, modules, strict=True)
+    ]
+    return decoder.program(
+        library,
+        layers,
+        norm=builder.norm(inner.norm),
+        embedding=builder.embedding(view.embedding.module),
+        head=builder.linear(view.lm_head.module),
+        head_width=view.head_dim,
+        epsilon=config.rms_norm_eps,
+        attention_scale=modules[0].self_attn.scaling,
+        dtype=model.dtype,
+        held=builder.held,
+    )
+
+
+def _check_model(model: PreTrainedModel) -> tuple[ModelView, Any]:
+    config = model.config
+    if config.model_type not in FAMILIES or config.model_type not in supported():
+        raise Unsuitable(f"only {', '.join(FAMILIES)} are supported, not {config.model_type}")
+    if config.hidden_act != "silu":
+        raise Unsuitable(f"the activation is {config.hidden_act}, not silu")
+    if config.rope_parameters.get("rope_type") in CHANGING_ROTARY:
+        raise Unsuitable("the rotary embedding changes with the length of the text")
+    if model.dtype not in native.FLOATS:
+        raise Unsuitable(f"the dtype is {model.dtype}")
+    view = ModelView(model)
+    if view.head_dim % 2 or view.head_dim > decoder.WIDEST_HEAD:
+        raise Unsuitable(f"attention heads are {view.head_dim} wide")
+    return view, config
+
+
+def _check_plain(module: nn.Module) -> None:
+    """Refuse a module that somebody watches or has changed: that would go unnoticed."""
+    if watched(module):
+        raise Unsuitable(f"a {type(module).__name__} has hooks or another forward")
+
+
+def rotary_table(model: PreTrainedModel, length: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary embedding, rounded as the model rounds them.
+
+    Returns:
+        float32 [length, head width] each.
+    """
+    inner: Any = model.get_submodule("model")
+    like = torch.empty(0, dtype=model.dtype)
+    cosine, sine = inner.rotary_emb(like, torch.arange(length)[None])
+    return cosine[0].float().contiguous(), sine[0].float().contiguous()

@@ -1,0 +1,93 @@
+"""Which arithmetic a compressed layer uses for the call at hand.
+
+Gradients needed: the autograd functions beside this file. Else, where the native kernels are there
+and can take the tensors: few rows of input go to a kernel that reads the codes as they are stored,
+which costs their bytes; for many rows the weight is turned into the dtype of the activations, a
+block at a time, for PyTorch's matrix product, which costs arithmetic. Everything else (another
+device, tracing, float64) goes to the PyTorch reference. docs/kernels.md has the measurements.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spq import native
+
+FEW_ROWS = 16
+"""Up to here the kernels for few rows are the faster ones."""
+
+BLOCK_BYTES = 8 * 2**20
+"""A block of dequantised weight: it stays in the last cache, and fresh memory is slower."""
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd must see what happens to these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+Stored = tuple[Tensor, Tensor | None, Tensor | None]
+"""A weight as it lies in memory: the weight or its codes, the scale, and the bias."""
+
+
+def native_low_rank(x: Tensor, right: Stored, left: Stored) -> Tensor | None:
+    """Few rows times both factors of a low-rank weight, in one call; None where that cannot be.
+
+    The vector between the factors stays in float32.
+
+    Args:
+        x: [..., in], in any layout.
+        right: [rank, in], and scale and bias where it has them.
+        left: [out, rank], the same.
+
+    Returns:
+        [..., out] in the dtype of x, not differentiable.
+    """
+    library = native.library()
+    if library is None or x.dtype not in native.FLOATS or not x.numel():
+        return None
+    if x.numel() > FEW_ROWS * x.shape[-1] or needs_gradient(x, *right, *left):
+        return None
+    x = x.contiguous()
+    if not native.addressable(x, *right, *left):
+        return None
+    inner, outer = native.matrix_of(*right), native.matrix_of(*left)
+    if x.shape[-1] != inner.columns or inner.rows != outer.columns:
+        return None
+    return native.linear(library, x, outer, inner)
+
+
+def native_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Inputs times the weight, transposed, plus bias; None where the native kernels cannot.
+
+    Args:
+        x: [..., in], in any layout.
+        codes: int8 [out, in], or packed 4-bit codes, uint8 [out, in / 2].
+        scale: [out] or [1], or with packed codes [out, groups].
+        bias: [out] or None.
+
+    Returns:
+        [..., out] in the dtype of x, not differentiable.
+    """
+    library = native.library()
+    if library is None or x.dtype not in native.FLOATS or not x.numel():
+        return None
+    x = x.contiguous()
+    if not native.addressable(x, codes, scale, bias):
+        return None
+    matrix = native.matrix_of(codes, scale, bias)
+    if matrix.rows == 0 or x.shape[-1] != matrix.columns:
+        return None
+    if x.numel() <= FEW_ROWS * matrix.columns:
+        return native.linear(library, x, matrix)
+    height = max(1, BLOCK_BYTES // (x.element_size() * matrix.columns))
+    weight = x.new_empty(min(height, matrix.rows), matrix.columns)
+    if height >= matrix.rows:
+        native.dequantize(library, matrix, 0, matrix.rows, weight)
+        return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    y = x.new_empty(*x.shape[:-1], matrix.rows)
+    for first in range(0, matrix.rows, height):
+        last = min(first + height, matrix.rows)
+        native.dequantize(library, matrix, first, last, weight)
+        block = y.view(-1, matrix.rows)[:, first:last]
+        torch.mm(x.view(-1, matrix.columns), weight[: last - first].T, out=block)
+    return y if bias is None else y.add_(bias.to(x.dtype))

@@ -1,0 +1,91 @@
+// Kernels for processors with AVX2, FMA and F16C.
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#include "kernels_impl.h"
+
+namespace {
+
+struct Avx2 {
+  using F = __m256;
+  static constexpr int width = 8;
+  static constexpr int tile = 8;
+
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set(float value) { return _mm256_set1_ps(value); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static float sum(F a) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+  }
+  static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static F load_int8(const char* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+  }
+  static F load_bfloat16(const char* p) {
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+  }
+  static F load_float16(const char* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+  }
+
+  using Codes = __m256;  // the scale
+  static Codes codes(float scale) { return _mm256_set1_ps(scale); }
+  static void unpack(Codes scale, const char* p, F& even, F& odd) {
+    const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+    const F offset = _mm256_mul_ps(scale, _mm256_set1_ps(8));
+    const __m256i low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+    even = _mm256_fmsub_ps(_mm256_cvtepi32_ps(low), scale, offset);
+    odd = _mm256_fmsub_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4)), scale, offset);
+  }
+  static void deinterleave(const float* p, F& even, F& odd) {
+    const F low = load(p), high = load(p + 8);
+    const F a = _mm256_permute2f128_ps(low, high, 0x20);  // columns 0-3 and 8-11
+    const F b = _mm256_permute2f128_ps(low, high, 0x31);  // columns 4-7 and 12-15
+    even = _mm256_shuffle_ps(a, b, 0x88);
+    odd = _mm256_shuffle_ps(a, b, 0xdd);
+  }
+  static void interleave(F even, F odd, F& low, F& high) {
+    const F a = _mm256_unpacklo_ps(even, odd), b = _mm256_unpackhi_ps(even, odd);
+    low = _mm256_permute2f128_ps(a, b, 0x20);
+    high = _mm256_permute2f128_ps(a, b, 0x31);
+  }
+
+  template <int S>
+  static void store(char* p, F a) {
+    if constexpr (S == FLOAT32) {
+      _mm256_storeu_ps((float*)p, a);
+    } else if constexpr (S == FLOAT16) {
+      _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    } else {
+      const __m256i bits = _mm256_castps_si256(a);
+      const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+      const __m256i up = _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff));
+      const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, up), 16);
+      const __m256i packed = _mm256_packus_epi32(rounded, rounded);
+      const __m256i joined = _mm256_permute4x64_epi64(packed, 0xd8);
+      _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(joined));
+    }
+  }
+};
+
+}  // namespace
+
+const Kernels kernels_avx2 = make_kernels<Avx2>();
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

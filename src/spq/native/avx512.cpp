@@ -1,0 +1,89 @@
+// Kernels for processors with AVX-512 F, BW, DQ and VL.
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
+#endif
+
+#include "kernels_impl.h"
+
+namespace {
+
+struct Avx512 {
+  using F = __m512;
+  static constexpr int width = 16;
+  static constexpr int tile = 16;  // accumulators; the other half of the registers is for inputs
+
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set(float value) { return _mm512_set1_ps(value); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static float sum(F a) { return _mm512_reduce_add_ps(a); }
+  static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static F load_int8(const char* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+  }
+  static F load_bfloat16(const char* p) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  }
+  static F load_float16(const char* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  }
+
+  // The sixteen values that a code can stand for.
+  using Codes = __m512;
+  static Codes codes(float scale) {
+    const F values = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+    return _mm512_mul_ps(values, _mm512_set1_ps(scale));
+  }
+  static void unpack(Codes table, const char* p, F& even, F& odd) {
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+    even = _mm512_permutexvar_ps(bytes, table);  // reads the low four bits alone
+    odd = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table);
+  }
+  static void deinterleave(const float* p, F& even, F& odd) {
+    const __m512i evens =
+        _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const F low = load(p), high = load(p + 16);
+    even = _mm512_permutex2var_ps(low, evens, high);
+    odd = _mm512_permutex2var_ps(low, _mm512_add_epi32(evens, _mm512_set1_epi32(1)), high);
+  }
+  static void interleave(F even, F odd, F& low, F& high) {
+    const __m512i first =
+        _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    low = _mm512_permutex2var_ps(even, first, odd);
+    high = _mm512_permutex2var_ps(even, _mm512_add_epi32(first, _mm512_set1_epi32(8)), odd);
+  }
+
+  template <int S>
+  static void store(char* p, F a) {
+    if constexpr (S == FLOAT32) {
+      _mm512_storeu_ps((float*)p, a);
+    } else if constexpr (S == FLOAT16) {
+      _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+    } else {
+      const __m512i bits = _mm512_castps_si512(a);
+      const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+      const __m512i up = _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff));
+      const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, up), 16);
+      _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(rounded));
+    }
+  }
+};
+
+}  // namespace
+
+const Kernels kernels_avx512 = make_kernels<Avx512>();
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,288 @@
+// One token through a whole decoder of Llama's layout in one call, by threads that stay together.
+#include <algorithm>
+
+#include "kernels.h"
+#include "pairs.h"
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+// The structures are mirrored by spq/native/decoder.py.
+
+// outer x, or outer (inner x) where there is an inner one.
+struct Linear {
+  Matrix outer;
+  Matrix inner;  // rows = 0: there is none
+};
+
+struct Layer {
+  Linear query, key, value, output, gate, up, down;
+  const float* attention_norm;  // [hidden]
+  const float* mlp_norm;
+  const float* query_norm;  // [head_width] or null
+  const float* key_norm;
+  void* keys;  // the cache, [key_heads, capacity, head_width] of the model's type
+  void* values;
+  int64_t query_heads;
+  int64_t key_heads;
+  int64_t window;  // positions that a token sees, itself included; 0: all
+};
+
+struct Decoder {
+  const Layer* layers;
+  const float* norm;  // [hidden]
+  Matrix embedding;   // [vocabulary, hidden]
+  Linear head;
+  int64_t layer_count;
+  int64_t hidden;
+  int64_t head_width;
+  int64_t capacity;
+  float epsilon;
+  float attention_scale;
+  int32_t type;  // of the cache and the logits
+  int32_t unused;
+};
+
+namespace {
+
+// Weight that one thread takes at a time.
+constexpr int64_t BLOCK_BYTES = 1 << 15;
+constexpr int64_t WIDEST_HEAD = 512;
+
+int64_t block_height(const Matrix& matrix) {
+  const int64_t rows = BLOCK_BYTES / std::max<int64_t>(1, row_bytes(matrix)) / 4 * 4;
+  return std::clamp<int64_t>(rows, 4, 128);
+}
+
+int64_t block_count(const Matrix& matrix) {
+  const int64_t height = block_height(matrix);
+  return (matrix.rows + height - 1) / height;
+}
+
+int64_t widest(const Decoder& decoder) {
+  int64_t width = std::max(decoder.hidden, decoder.head.inner.rows);
+  for (int64_t i = 0; i < decoder.layer_count; i++) {
+    const Layer& layer = decoder.layers[i];
+    for (const Linear* linear : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate,
+                                 &layer.up, &layer.down})
+      width = std::max({width, linear->outer.rows, linear->outer.columns, linear->inner.columns});
+  }
+  return padded_columns(width);
+}
+
+// A vector that several matrices are multiplied with, in the forms that they read.
+struct Input {
+  const float* exact;
+  uint16_t* pairs;  // room
+  bool arranged;
+
+  void set(const float* x) {
+    exact = x;
+    arranged = false;
+  }
+};
+
+struct Job {
+  const Matrix* matrix;
+  Input* input;
+  float* y;
+};
+
+// What all threads see. Every phase writes one of these before a barrier and reads it after.
+struct Shared {
+  float *query, *key, *value, *attended, *delta, *gate, *up, *inner, *logits;
+};
+
+// What one thread does; all threads run the same member functions and meet at the end of each loop.
+struct Worker {
+  const Decoder& decoder;
+  Shared shared;
+  int64_t width;
+  float *state, *x, *scores;
+  Input input, inner[3];
+
+  void multiply(const Job& job, int64_t block) {
+    const Matrix& matrix = *job.matrix;
+    const int64_t height = block_height(matrix), first = block * height;
+    const int64_t last = std::min(first + height, matrix.rows);
+    const Pairs* pairs = decoder.type == BFLOAT16 ? pairs_for(matrix) : nullptr;
+    if (!pairs) return kernels().product(matrix, job.input->exact, 1, first, last, job.y, 0);
+    if (!job.input->arranged) {
+      pairs->arrange(job.input->exact, 1, matrix.columns, job.input->pairs);
+      job.input->arranged = true;
+    }
+    pairs->product(matrix, job.input->pairs, 1, first, last, job.y, 0);
+  }
+
+  void run(const Job* jobs, int count) {
+    int64_t total = 0;
+    for (int i = 0; i < count; i++) total += block_count(*jobs[i].matrix);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t index = 0; index < total; index++) {
+      int64_t block = index;
+      const Job* job = jobs;
+      while (block >= block_count(*job->matrix)) block -= block_count(*job++->matrix);
+      multiply(*job, block);
+    }
+  }
+
+  // y[i] = linears[i] x, for up to three layers that share their input.
+  void apply(const Linear* const* linears, float* const* y, int count) {
+    Job first[3], second[3];
+    int inners = 0;
+    for (int i = 0; i < count; i++) {
+      const Linear& linear = *linears[i];
+      second[i] = {&linear.outer, &input, y[i]};
+      if (!linear.inner.rows) continue;
+      float* between = shared.inner + i * width;
+      first[inners++] = {&linear.inner, &input, between};
+      inner[i].set(between);
+      second[i].input = &inner[i];
+    }
+    if (inners) run(first, inners);
+    run(second, count);
+  }
+
+  void apply(const Linear& linear, float* y) {
+    const Linear* linears[] = {&linear};
+    float* outputs[] = {y};
+    apply(linears, outputs, 1);
+  }
+
+  void normalize(const float* weight) {
+    kernels().normalize(state, weight, decoder.epsilon, decoder.hidden, x);
+    input.set(x);
+  }
+
+  void add_delta() {
+    for (int64_t i = 0; i < decoder.hidden; i++) state[i] += shared.delta[i];
+  }
+
+  // Norm (where the family has one) and rotary embedding (arXiv 2104.09864) of one head.
+  void rotate(const float* head, const float* norm, const float* cosine, const float* sine,
+              float* out) {
+    const int64_t size = decoder.head_width, half = size / 2;
+    float normed[WIDEST_HEAD];
+    if (norm) {
+      kernels().normalize(head, norm, decoder.epsilon, size, normed);
+      head = normed;
+    }
+    for (int64_t i = 0; i < half; i++) {
+      out[i] = head[i] * cosine[i] - head[half + i] * sine[i];
+      out[half + i] = head[half + i] * cosine[half + i] + head[i] * sine[half + i];
+    }
+  }
+
+  char* cached(void* cache, int64_t head, int64_t position) const {
+    const int64_t bytes = decoder.type == FLOAT32 ? 4 : 2;
+    return (char*)cache + (head * decoder.capacity + position) * decoder.head_width * bytes;
+  }
+
+  void attend(const Layer& layer, int64_t position, const float* cosine, const float* sine) {
+    const int64_t size = decoder.head_width, share = layer.query_heads / layer.key_heads;
+    const int64_t first = layer.window ? std::max<int64_t>(0, position + 1 - layer.window) : 0;
+    float room[WIDEST_HEAD];
+#pragma omp for schedule(static)
+    for (int64_t head = 0; head < layer.key_heads; head++) {
+      rotate(shared.key + head * size, layer.key_norm, cosine, sine, room);
+      char* keys = cached(layer.keys, head, position);
+      char* values = cached(layer.values, head, position);
+      for (int64_t i = 0; i < size; i++) {
+        write_float(keys, decoder.type, i, room[i]);
+        write_float(values, decoder.type, i, shared.value[head * size + i]);
+      }
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t head = 0; head < layer.query_heads; head++) {
+      rotate(shared.query + head * size, layer.query_norm, cosine, sine, room);
+      for (int64_t i = 0; i < size; i++) room[i] *= decoder.attention_scale;
+      kernels().attend(room, cached(layer.keys, head / share, first),
+                       cached(layer.values, head / share, first), decoder.type,
+                       position + 1 - first, size, scores, shared.attended + head * size);
+    }
+  }
+
+  void layer(const Layer& layer, int64_t position, const float* cosine, const float* sine) {
+    normalize(layer.attention_norm);
+    const Linear* projections[] = {&layer.query, &layer.key, &layer.value};
+    float* projected[] = {shared.query, shared.key, shared.value};
+    apply(projections, projected, 3);
+    attend(layer, position, cosine, sine);
+    input.set(shared.attended);
+    apply(layer.output, shared.delta);
+    add_delta();
+
+    normalize(layer.mlp_norm);
+    const Linear* inputs[] = {&layer.gate, &layer.up};
+    float* neurons[] = {shared.gate, shared.up};
+    apply(inputs, neurons, 2);
+    const int64_t size = layer.gate.outer.rows;
+    std::copy(shared.gate, shared.gate + size, x);
+    kernels().gated(x, shared.up, size);
+    input.set(x);
+    apply(layer.down, shared.delta);
+    add_delta();
+  }
+
+  void step(int64_t token, int64_t position, const float* cosine, const float* sine) {
+    kernels().dequantize(decoder.embedding, token, token + 1, state, FLOAT32);
+    for (int64_t i = 0; i < decoder.layer_count; i++)
+      layer(decoder.layers[i], position, cosine, sine);
+    normalize(decoder.norm);
+    apply(decoder.head, shared.logits);
+  }
+};
+
+constexpr int SHARED = 10;   // vectors of the widest layer's width that all threads see
+constexpr int PRIVATE = 4;   // and that each has for itself
+
+}  // namespace
+
+// float32 numbers that `spq_decode` needs to work in.
+EXPORTED int64_t spq_decode_room(const Decoder* decoder, int32_t threads) {
+  const int64_t width = widest(*decoder);
+  return SHARED * width + decoder->head.outer.rows +
+         threads * (PRIVATE * width + decoder->capacity);
+}
+
+// Logits [vocabulary] of the token after `token`, which stands at `position` (< capacity) and whose
+// keys and values go into the cache. cosine and sine are those of the position, [head_width].
+EXPORTED void spq_decode(const Decoder* decoder, int64_t token, int64_t position,
+                         const float* cosine, const float* sine, float* room, void* logits,
+                         int32_t threads) {
+  const int64_t width = widest(*decoder);
+  float* next = room;
+  const auto take = [&next](int64_t size) {
+    next += size;
+    return next - size;
+  };
+  Shared shared;
+  for (float** vector : {&shared.query, &shared.key, &shared.value, &shared.attended, &shared.delta,
+                         &shared.gate, &shared.up})
+    *vector = take(width);
+  shared.inner = take(3 * width);
+  shared.logits = take(decoder->head.outer.rows);
+#pragma omp parallel num_threads(threads)
+  {
+    float *own, *scores;
+#pragma omp critical
+    {
+      own = take(PRIVATE * width);
+      scores = take(decoder->capacity);
+    }
+    uint16_t* pairs = (uint16_t*)(own + 2 * width);
+    Worker worker{*decoder,
+                  shared,
+                  width,
+                  own,
+                  own + width,
+                  scores,
+                  {nullptr, pairs, false},
+                  {{nullptr, pairs + width, false},
+                   {nullptr, pairs + 2 * width, false},
+                   {nullptr, pairs + 3 * width, false}}};
+    worker.step(token, position, cosine, sine);
+  }
+  const int64_t size = decoder->head.outer.rows;
+  const Matrix row = {shared.logits, nullptr, nullptr, 1, size, 0, FLOAT32, 0, 0, 0};
+  kernels().dequantize(row, 0, 1, logits, decoder->type);
+}

@@ -1,0 +1,32 @@
+// The arithmetic that is compiled once for every instruction set.
+#pragma once
+
+#include "matrix.h"
+
+struct Kernels {
+  // y[m * y_stride + row] = matrix[row] · x[m] + bias[row], summed in float32, for the rows
+  // first <= row < last and m < count; x is [count, columns].
+  void (*product)(const Matrix&, const float* x, int64_t count, int64_t first, int64_t last,
+                  float* y, int64_t y_stride);
+
+  // The rows first <= row < last as numbers of `type`, into out [last - first, columns].
+  void (*dequantize)(const Matrix&, int64_t first, int64_t last, void* out, int32_t type);
+
+  // Attention of one head: softmax(keys query) values. keys and values are [length, width] of
+  // `type`; query and out are [width]; scores is room for `length` numbers.
+  void (*attend)(const float* query, const void* keys, const void* values, int32_t type,
+                 int64_t length, int64_t width, float* scores, float* out);
+
+  // gate = silu(gate) * up, [size].
+  void (*gated)(float* gate, const float* up, int64_t size);
+
+  // out = x / rms(x) * weight (RMSNorm, arXiv 1910.07467), [size].
+  void (*normalize)(const float* x, const float* weight, float epsilon, int64_t size, float* out);
+};
+
+extern const Kernels kernels_portable;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+
+// The fastest set that this processor can run, or the one chosen by `spq_choose`.
+const Kernels& kernels();

@@ -1,0 +1,307 @@
+// The kernels, written once over a vector type V; included by one file for each instruction set.
+#pragma once
+
+#include "kernels.h"
+
+namespace {
+
+template <class V, int T>
+struct Elements;
+
+template <class V>
+struct Elements<V, FLOAT32> {
+  static constexpr int bytes = 4;
+  static typename V::F load(const char* p) { return V::load((const float*)p); }
+  static float one(const char* p) { return read_float(p, FLOAT32, 0); }
+};
+
+template <class V>
+struct Elements<V, BFLOAT16> {
+  static constexpr int bytes = 2;
+  static typename V::F load(const char* p) { return V::load_bfloat16(p); }
+  static float one(const char* p) { return read_float(p, BFLOAT16, 0); }
+};
+
+template <class V>
+struct Elements<V, FLOAT16> {
+  static constexpr int bytes = 2;
+  static typename V::F load(const char* p) { return V::load_float16(p); }
+  static float one(const char* p) { return read_float(p, FLOAT16, 0); }
+};
+
+template <class V>
+struct Elements<V, INT8> {
+  static constexpr int bytes = 1;
+  static typename V::F load(const char* p) { return V::load_int8(p); }
+  static float one(const char* p) { return (float)*(const int8_t*)p; }
+};
+
+template <int R, int M>
+inline void finish(const Matrix& w, int64_t row, float (&sum)[R][M], float* y, int64_t y_stride) {
+  for (int r = 0; r < R; r++) {
+    const float scale = row_scale(w, row + r);
+    const float bias = w.bias ? read_float(w.bias, w.bias_type, row + r) : 0.0f;
+    for (int m = 0; m < M; m++) y[m * y_stride + row + r] = sum[r][m] * scale + bias;
+  }
+}
+
+// R rows of a matrix whose elements stand one by one, times M inputs.
+template <class V, int T, int R, int M>
+struct Plain {
+  static void run(const Matrix& w, const float* x, int64_t row, float* y, int64_t y_stride) {
+    using E = Elements<V, T>;
+    const int64_t columns = w.columns, stride = columns * E::bytes;
+    const char* base = (const char*)w.weight + row * stride;
+    typename V::F acc[R][M];
+    for (int r = 0; r < R; r++)
+      for (int m = 0; m < M; m++) acc[r][m] = V::zero();
+    int64_t k = 0;
+    for (; k + V::width <= columns; k += V::width) {
+      for (int r = 0; r < R; r++) {
+        const char* p = base + r * stride + k * E::bytes;
+        V::prefetch(p + R * stride);
+        const typename V::F weight = E::load(p);
+        for (int m = 0; m < M; m++)
+          acc[r][m] = V::fma(weight, V::load(x + m * columns + k), acc[r][m]);
+      }
+    }
+    float sum[R][M];
+    for (int r = 0; r < R; r++)
+      for (int m = 0; m < M; m++) {
+        sum[r][m] = V::sum(acc[r][m]);
+        for (int64_t t = k; t < columns; t++)
+          sum[r][m] += E::one(base + r * stride + t * E::bytes) * x[m * columns + t];
+      }
+    finish<R, M>(w, row, sum, y, y_stride);
+  }
+};
+
+inline float one_int4(const Matrix& w, int64_t row, int64_t column) {
+  const uint8_t byte = ((const uint8_t*)w.weight)[(row * w.columns + column) / 2];
+  const int code = (column % 2 ? byte >> 4 : byte & 15) - 8;
+  const int64_t group = column / (w.columns / w.groups);
+  return (float)code * read_float(w.scale, w.scale_type, row * w.groups + group);
+}
+
+// R rows of packed 4-bit codes, times M inputs.
+template <class V, int R, int M>
+struct Packed {
+  static void run(const Matrix& w, const float* x, int64_t row, float* y, int64_t y_stride) {
+    const int64_t columns = w.columns, size = columns / w.groups, stride = columns / 2;
+    const char* base = (const char*)w.weight + row * stride;
+    float sum[R][M];
+    if (size % (2 * V::width)) {
+      for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) {
+          sum[r][m] = 0.0f;
+          for (int64_t k = 0; k < columns; k++)
+            sum[r][m] += one_int4(w, row + r, k) * x[m * columns + k];
+        }
+      return finish<R, M>(w, row, sum, y, y_stride);
+    }
+    typename V::F acc[R][M];
+    for (int r = 0; r < R; r++)
+      for (int m = 0; m < M; m++) acc[r][m] = V::zero();
+    for (int64_t group = 0; group < w.groups; group++) {
+      typename V::Codes codes[R];
+      for (int r = 0; r < R; r++)
+        codes[r] = V::codes(read_float(w.scale, w.scale_type, (row + r) * w.groups + group));
+      for (int64_t k = group * size; k < (group + 1) * size; k += 2 * V::width) {
+        typename V::F even[R], odd[R];
+        for (int r = 0; r < R; r++) {
+          const char* p = base + r * stride + k / 2;
+          V::prefetch(p + R * stride);
+          V::unpack(codes[r], p, even[r], odd[r]);
+        }
+        for (int m = 0; m < M; m++) {
+          typename V::F x_even, x_odd;
+          V::deinterleave(x + m * columns + k, x_even, x_odd);
+          for (int r = 0; r < R; r++)
+            acc[r][m] = V::fma(odd[r], x_odd, V::fma(even[r], x_even, acc[r][m]));
+        }
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int m = 0; m < M; m++) sum[r][m] = V::sum(acc[r][m]);
+    finish<R, M>(w, row, sum, y, y_stride);
+  }
+};
+
+template <class V>
+struct Tiles {
+  template <int R, int M>
+  static void tile(const Matrix& w, const float* x, int64_t row, float* y, int64_t y_stride) {
+    switch (w.format) {
+      case FLOAT32: return Plain<V, FLOAT32, R, M>::run(w, x, row, y, y_stride);
+      case BFLOAT16: return Plain<V, BFLOAT16, R, M>::run(w, x, row, y, y_stride);
+      case FLOAT16: return Plain<V, FLOAT16, R, M>::run(w, x, row, y, y_stride);
+      case INT8: return Plain<V, INT8, R, M>::run(w, x, row, y, y_stride);
+      default: return Packed<V, R, M>::run(w, x, row, y, y_stride);
+    }
+  }
+
+  // `high` rows of the matrix times M inputs, as many at a time as there are registers for.
+  template <int M>
+  static void rows(const Matrix& w, const float* x, int64_t row, int64_t high, float* y,
+                   int64_t y_stride) {
+    constexpr int R = V::tile / M < 4 ? V::tile / M : 4;
+    int64_t r = 0;
+    for (; r + R <= high; r += R) tile<R, M>(w, x, row + r, y, y_stride);
+    for (; r < high; r++) tile<1, M>(w, x, row + r, y, y_stride);
+  }
+
+  static void product(const Matrix& w, const float* x, int64_t count, int64_t first, int64_t last,
+                      float* y, int64_t y_stride) {
+    for (int64_t row = first; row < last; row += 4) {
+      const int64_t high = last - row < 4 ? last - row : 4;
+      int64_t m = 0;
+      for (; m + 4 <= count; m += 4)
+        rows<4>(w, x + m * w.columns, row, high, y + m * y_stride, y_stride);
+      for (; m + 2 <= count; m += 2)
+        rows<2>(w, x + m * w.columns, row, high, y + m * y_stride, y_stride);
+      if (m < count) rows<1>(w, x + m * w.columns, row, high, y + m * y_stride, y_stride);
+    }
+  }
+};
+
+template <class V, int T, int S>
+void dequantize_plain(const Matrix& w, int64_t row, char* out) {
+  using E = Elements<V, T>;
+  const char* p = (const char*)w.weight + row * w.columns * E::bytes;
+  const float scale = row_scale(w, row);
+  const typename V::F scales = V::set(scale);
+  int64_t k = 0;
+  for (; k + V::width <= w.columns; k += V::width)
+    V::template store<S>(out + k * Elements<V, S>::bytes,
+                         V::mul(E::load(p + k * E::bytes), scales));
+  for (; k < w.columns; k++) write_float(out, S, k, E::one(p + k * E::bytes) * scale);
+}
+
+template <class V, int S>
+void dequantize_packed(const Matrix& w, int64_t row, char* out) {
+  const int64_t size = w.columns / w.groups;
+  if (size % (2 * V::width)) {
+    for (int64_t k = 0; k < w.columns; k++) write_float(out, S, k, one_int4(w, row, k));
+    return;
+  }
+  const char* p = (const char*)w.weight + row * w.columns / 2;
+  constexpr int bytes = Elements<V, S>::bytes;
+  for (int64_t group = 0; group < w.groups; group++) {
+    const auto codes = V::codes(read_float(w.scale, w.scale_type, row * w.groups + group));
+    for (int64_t k = group * size; k < (group + 1) * size; k += 2 * V::width) {
+      typename V::F even, odd, low, high;
+      V::unpack(codes, p + k / 2, even, odd);
+      V::interleave(even, odd, low, high);
+      V::template store<S>(out + k * bytes, low);
+      V::template store<S>(out + (k + V::width) * bytes, high);
+    }
+  }
+}
+
+template <class V, int S>
+void dequantize_row(const Matrix& w, int64_t row, char* out) {
+  switch (w.format) {
+    case FLOAT32: return dequantize_plain<V, FLOAT32, S>(w, row, out);
+    case BFLOAT16: return dequantize_plain<V, BFLOAT16, S>(w, row, out);
+    case FLOAT16: return dequantize_plain<V, FLOAT16, S>(w, row, out);
+    case INT8: return dequantize_plain<V, INT8, S>(w, row, out);
+    default: return dequantize_packed<V, S>(w, row, out);
+  }
+}
+
+template <class V>
+void dequantize(const Matrix& w, int64_t first, int64_t last, void* out, int32_t type) {
+  for (int64_t row = first; row < last; row++) {
+    char* to = (char*)out + (row - first) * w.columns * (type == FLOAT32 ? 4 : 2);
+    if (type == FLOAT32) dequantize_row<V, FLOAT32>(w, row, to);
+    else if (type == BFLOAT16) dequantize_row<V, BFLOAT16>(w, row, to);
+    else dequantize_row<V, FLOAT16>(w, row, to);
+  }
+}
+
+// e^x within 2 ulp for |x| < 87, in a form that compilers turn into vector code.
+inline float exponential(float x) {
+  x = x < -87.0f ? -87.0f : (x > 87.0f ? 87.0f : x);
+  const int32_t n = (int32_t)(x * 1.44269504f + (x < 0 ? -0.5f : 0.5f));
+  const float r = (x - (float)n * 0.693359375f) + (float)n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return (p * r * r + r + 1.0f) * float_from_bits((uint32_t)(n + 127) << 23);
+}
+
+inline void gated(float* gate, const float* up, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+}
+
+inline void normalize(const float* x, const float* weight, float epsilon, int64_t size,
+                      float* out) {
+  float squares = 0.0f;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < size; i++) squares += x[i] * x[i];
+  const float factor = 1.0f / __builtin_sqrtf(squares / (float)size + epsilon);
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) out[i] = x[i] * factor * weight[i];
+}
+
+inline void softmax(float* scores, int64_t length) {
+  float largest = scores[0];
+  for (int64_t t = 1; t < length; t++) largest = scores[t] > largest ? scores[t] : largest;
+  float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+  for (int64_t t = 0; t < length; t++) {
+    scores[t] = exponential(scores[t] - largest);
+    total += scores[t];
+  }
+#pragma omp simd
+  for (int64_t t = 0; t < length; t++) scores[t] /= total;
+}
+
+// out = sum of scores[t] * values[t], a few columns at a time so that sums stay in registers.
+template <class V, int T>
+void weighted_sum(const float* scores, const char* values, int64_t length, int64_t width,
+                  float* out) {
+  using E = Elements<V, T>;
+  constexpr int N = 4;
+  const int64_t stride = width * E::bytes;
+  int64_t k = 0;
+  for (; k + N * V::width <= width; k += N * V::width) {
+    typename V::F acc[N];
+    for (int n = 0; n < N; n++) acc[n] = V::zero();
+    for (int64_t t = 0; t < length; t++) {
+      const char* p = values + t * stride + k * E::bytes;
+      const typename V::F score = V::set(scores[t]);
+      for (int n = 0; n < N; n++)
+        acc[n] = V::fma(E::load(p + n * V::width * E::bytes), score, acc[n]);
+    }
+    for (int n = 0; n < N; n++) V::template store<FLOAT32>((char*)(out + k + n * V::width), acc[n]);
+  }
+  for (; k < width; k++) {
+    out[k] = 0.0f;
+    for (int64_t t = 0; t < length; t++)
+      out[k] += scores[t] * E::one(values + t * stride + k * E::bytes);
+  }
+}
+
+template <class V>
+void attend(const float* query, const void* keys, const void* values, int32_t type, int64_t length,
+            int64_t width, float* scores, float* out) {
+  const Matrix matrix = {keys, nullptr, nullptr, length, width, 0, type, 0, 0, 0};
+  Tiles<V>::product(matrix, query, 1, 0, length, scores, length);
+  softmax(scores, length);
+  const char* data = (const char*)values;
+  if (type == FLOAT32) weighted_sum<V, FLOAT32>(scores, data, length, width, out);
+  else if (type == BFLOAT16) weighted_sum<V, BFLOAT16>(scores, data, length, width, out);
+  else weighted_sum<V, FLOAT16>(scores, data, length, width, out);
+}
+
+template <class V>
+constexpr Kernels make_kernels() {
+  return {Tiles<V>::product, dequantize<V>, attend<V>, gated, normalize};
+}
+
+}  // namespace

@@ -1,0 +1,147 @@
+// What Python calls: the choice of the instruction set, and one linear layer at a time.
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+#include "pairs.h"
+#include "parallel.h"
+
+namespace {
+
+struct Set {
+  const char* name;
+  const Kernels* kernels;
+  const Pairs* pairs;
+};
+
+// From fastest to slowest.
+const Set sets[] = {
+#if defined(__x86_64__) && defined(__GNUC__)
+    {"avx512_bf16", &kernels_avx512, &pairs_avx512},
+    {"avx512", &kernels_avx512, nullptr},
+    {"avx2", &kernels_avx2, nullptr},
+#endif
+    {"portable", &kernels_portable, nullptr},
+};
+
+bool runs_here(const Set& set) {
+  if (set.kernels == &kernels_portable) return true;
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+      !__builtin_cpu_supports("f16c")) return false;
+  if (set.kernels == &kernels_avx2) return true;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+    return false;
+  return !set.pairs ||
+         (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"));
+#else
+  return false;
+#endif
+}
+
+const Set* fastest() {
+  const Set* set = sets;
+  while (!runs_here(*set)) set++;
+  return set;
+}
+
+const Set* chosen = fastest();
+
+// Rows of input that are multiplied at a time, so that their outputs fit on the stack.
+constexpr int64_t BATCH = 16;
+constexpr int64_t ROWS = 32;
+
+// Room for inputs, kept from call to call.
+template <class T>
+T* scratch(int64_t size) {
+  static thread_local std::vector<T> room;
+  if (room.size() < (size_t)size) room.resize(size);
+  return room.data();
+}
+
+// `size` numbers of one float type as those of another.
+void convert(const void* from, int32_t from_type, int64_t size, void* to, int32_t to_type) {
+  const Matrix row = {from, nullptr, nullptr, 1, size, 0, from_type, 0, 0, 0};
+  kernels().dequantize(row, 0, 1, to, to_type);
+}
+
+// y [count, rows] of `type` from inputs that were of `input_type` before they became float32.
+void multiply(const Matrix& matrix, const float* input, int32_t input_type, int64_t count, void* y,
+              int32_t type, int32_t threads) {
+  const int64_t columns = matrix.columns, rows = matrix.rows, padded = padded_columns(columns);
+  const Pairs* pairs = input_type == BFLOAT16 ? pairs_for(matrix) : nullptr;
+  uint16_t* arranged = pairs ? scratch<uint16_t>(count * padded) : nullptr;
+  for (int64_t m = 0; pairs && m < count; m += BATCH)
+    pairs->arrange(input + m * columns, std::min(count - m, BATCH), columns, arranged + m * padded);
+  in_parallel(threads, (rows + ROWS - 1) / ROWS, count * rows * columns, [&](int64_t block) {
+    const int64_t first = block * ROWS, last = std::min(first + ROWS, rows);
+    float sums[BATCH * ROWS];
+    for (int64_t m = 0; m < count; m += BATCH) {
+      const int64_t some = std::min(count - m, BATCH);
+      if (pairs)
+        pairs->product(matrix, arranged + m * padded, some, first, last, sums - first, ROWS);
+      else
+        kernels().product(matrix, input + m * columns, some, first, last, sums - first, ROWS);
+      for (int64_t i = 0; i < some; i++)
+        convert(sums + i * ROWS, FLOAT32, last - first,
+                (char*)y + ((m + i) * rows + first) * (type == FLOAT32 ? 4 : 2), type);
+    }
+  });
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen->kernels; }
+
+const Pairs* pairs_for(const Matrix& matrix) {
+  if (!chosen->pairs || matrix.format != INT4) return nullptr;
+  const int64_t size = matrix.columns / matrix.groups;
+  return size % 128 == 0 || (size % 16 == 0 && 128 % size == 0) ? chosen->pairs : nullptr;
+}
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+
+// Raised with every change of a signature or structure below.
+EXPORTED int spq_interface() { return 1; }
+
+EXPORTED const char* spq_instruction_set() { return chosen->name; }
+
+// 0 where this processor or this build lacks the set of that name; then nothing changes.
+EXPORTED int spq_choose(const char* name) {
+  for (const Set& set : sets)
+    if (!strcmp(set.name, name) && runs_here(set)) {
+      chosen = &set;
+      return 1;
+    }
+  return 0;
+}
+
+// y [count, rows of outer] = x [count, columns] times the matrix, transposed, plus its bias: outer,
+// or inner and then outer where inner is not null. x and y are of `type`, sums in float32.
+EXPORTED void spq_linear(const Matrix* outer, const Matrix* inner, const void* x, int32_t type,
+                         int64_t count, void* y, int32_t threads) {
+  const int64_t size = count * (inner ? inner->columns : outer->columns);
+  float* room = scratch<float>(size + (inner ? count * inner->rows : 0));
+  const float* input = (const float*)x;
+  if (type != FLOAT32 || (uintptr_t)x % sizeof(float)) {
+    convert(x, type, size, room, FLOAT32);
+    input = room;
+  }
+  if (inner) {
+    multiply(*inner, input, type, count, room + size, FLOAT32, threads);
+    input = room + size;
+  }
+  multiply(*outer, input, type, count, y, type, threads);
+}
+
+// The rows first <= row < last as numbers of `type`, out [last - first, columns].
+EXPORTED void spq_dequantize(const Matrix* matrix, int64_t first, int64_t last, void* out, int32_t type,
+                    int32_t threads) {
+  const int64_t bytes = matrix->columns * (type == FLOAT32 ? 4 : 2), count = last - first;
+  in_parallel(threads, (count + ROWS - 1) / ROWS, count * matrix->columns, [&](int64_t block) {
+    const int64_t start = first + block * ROWS, end = std::min(start + ROWS, last);
+    kernels().dequantize(*matrix, start, end, (char*)out + (start - first) * bytes, type);
+  });
+}

@@ -1,0 +1,73 @@
+// Kernels for any processor.
+#include "kernels_impl.h"
+
+namespace {
+
+struct Portable {
+  struct F {
+    float at[8];
+  };
+  static constexpr int width = 8;
+  static constexpr int tile = 4;
+
+  template <class Function>
+  static F each(Function function) {
+    F result;
+    for (int i = 0; i < width; i++) result.at[i] = function(i);
+    return result;
+  }
+
+  static F zero() { return set(0.0f); }
+  static F set(float value) {
+    return each([=](int) { return value; });
+  }
+  static F mul(F a, F b) {
+    return each([&](int i) { return a.at[i] * b.at[i]; });
+  }
+  static F fma(F a, F b, F c) {
+    return each([&](int i) { return a.at[i] * b.at[i] + c.at[i]; });
+  }
+  static float sum(F a) {
+    float total = 0.0f;
+    for (int i = 0; i < width; i++) total += a.at[i];
+    return total;
+  }
+  static void prefetch(const char*) {}
+
+  static F load(const float* p) {
+    return each([=](int i) { return read_float(p, FLOAT32, i); });
+  }
+  static F load_int8(const char* p) {
+    return each([=](int i) { return (float)((const int8_t*)p)[i]; });
+  }
+  static F load_bfloat16(const char* p) {
+    return each([=](int i) { return read_float(p, BFLOAT16, i); });
+  }
+  static F load_float16(const char* p) {
+    return each([=](int i) { return read_float(p, FLOAT16, i); });
+  }
+
+  using Codes = float;
+  static Codes codes(float scale) { return scale; }
+  static void unpack(Codes scale, const char* p, F& even, F& odd) {
+    even = each([=](int i) { return (float)(((const uint8_t*)p)[i] % 16 - 8) * scale; });
+    odd = each([=](int i) { return (float)(((const uint8_t*)p)[i] / 16 - 8) * scale; });
+  }
+  static void deinterleave(const float* p, F& even, F& odd) {
+    even = each([=](int i) { return p[2 * i]; });
+    odd = each([=](int i) { return p[2 * i + 1]; });
+  }
+  static void interleave(F even, F odd, F& low, F& high) {
+    low = each([&](int i) { return i % 2 ? odd.at[i / 2] : even.at[i / 2]; });
+    high = each([&](int i) { return i % 2 ? odd.at[4 + i / 2] : even.at[4 + i / 2]; });
+  }
+
+  template <int S>
+  static void store(char* p, F a) {
+    for (int i = 0; i < width; i++) write_float(p, S, i, a.at[i]);
+  }
+};
+
+}  // namespace
+
+const Kernels kernels_portable = make_kernels<Portable>();

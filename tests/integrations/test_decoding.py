@@ -1,0 +1,332 @@
+"""The native decode step against plain transformers."""
+
+import copy
+
+import pytest
+import torch
+from tests.helpers import tiny_model, tiny_tokenizer
+from tests.integrations.compressed_models import compressed, to_int8
+from tests.integrations.test_int4_checkpoint import quantize_all
+from transformers import AutoModelForCausalLM, DynamicCache
+
+import spq
+from spq import native
+from spq.errors import SpqError
+from spq.families import supported
+from spq.integrations import decoding
+from spq.integrations.decoder_program import FAMILIES
+from spq.integrations.decoding import optimize
+from spq.recipe import Recipe
+
+needs_library = pytest.mark.skipif(native.library() is None, reason="no native library")
+PROMPT = torch.arange(5, 13)[None]
+
+
+@torch.inference_mode()
+def generate(model, prompt=PROMPT, new=64, **options):
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 2} | options
+    mask = options.pop("attention_mask", torch.ones_like(prompt))
+    return model.generate(input_ids=prompt, attention_mask=mask, max_new_tokens=new, **options)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Tokens that were decoded natively."""
+    counted = []
+    original = decoding.Session.step
+
+    def step(self, *args):
+        logits = original(self, *args)
+        if logits is not None:
+            counted.append(logits)
+        return logits
+
+    monkeypatch.setattr(decoding.Session, "step", step)
+    return counted
+
+
+def fast(model):
+    return optimize(copy.deepcopy(model))
+
+
+@pytest.mark.parametrize("model_type", supported())
+def test_the_same_64_tokens_for_every_family(model_type, steps):
+    model = tiny_model(model_type)
+    assert torch.equal(generate(fast(model)), generate(model))
+    if native.library() is not None:
+        assert len(steps) == (63 if model_type in FAMILIES else 0)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("kind", ["int8", "pruned", "low_rank", "paper"])
+def test_the_same_tokens_for_every_kind_of_layer(kind, tied, steps):
+    model = compressed(kind, tied)
+    assert torch.equal(generate(fast(model)), generate(model))
+    assert native.library() is None or len(steps) == 63
+
+
+def mixed(model, group_size):
+    """4-bit codes everywhere but for an int8 layer and a dense one."""
+    dense = model.model.layers[0].mlp.up_proj
+    eight = to_int8(model.model.layers[1].mlp.down_proj)
+    quantize_all(model, group_size)
+    model.model.layers[0].mlp.up_proj = dense
+    model.model.layers[1].mlp.down_proj = eight
+    return model
+
+
+@pytest.mark.parametrize("group_size", [2, 16, 32, 64])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_same_tokens_with_layers_of_four_bits(model_type, group_size, steps):
+    model = mixed(tiny_model(model_type), group_size)
+    assert torch.equal(generate(fast(model)), generate(model))
+    assert native.library() is None or len(steps) == 63
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_same_tokens_where_layers_differ_in_heads_and_neurons(model_type, steps, text_file):
+    pruning = {"minimum": 0.25, "maximum": 0.5, "multiple_of": 8, "modules": ["mlp", "attention"]}
+    recipe = Recipe.from_dict(
+        {
+            "calibration": {"source": str(text_file), "windows": 2, "context": 32},
+            "stages": [{"prune": pruning}, {"quantize": {"mode": "by_percentile"}}],
+        }
+    )
+    model = spq.compress(
+        tiny_model(model_type), None, recipe=recipe, tokenizer=tiny_tokenizer()
+    ).model
+    assert torch.equal(generate(fast(model)), generate(model))
+    assert native.library() is None or len(steps) == 63
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("four_bits", [True, False], ids=["mixed", "dense"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_logits_in_half_precision_are_as_close_to_float32_as_those_of_transformers(
+    model_type, four_bits, dtype, steps
+):
+    model = tiny_model(model_type)
+    plain = (mixed(model, 32) if four_bits else model).to(dtype)
+    exact = copy.deepcopy(plain).float()
+    token = torch.tensor([[77]])
+    logits = {}
+    with torch.inference_mode():
+        for name, model in (("exact", exact), ("plain", plain), ("native", fast(plain))):
+            cache = DynamicCache()
+            model(PROMPT, past_key_values=cache)
+            output = model(token, past_key_values=cache)
+            logits[name] = output.logits
+    assert len(steps) == 1
+    assert logits["native"].dtype == dtype
+    off = {name: (logits[name] - logits["exact"]).abs().max() for name in ("plain", "native")}
+    assert float(off["native"]) <= 1.5 * float(off["plain"])
+
+
+@needs_library
+def test_a_sliding_window_hides_what_is_behind_it(steps):
+    model = tiny_model("mistral", sliding_window=8)
+    unlimited = tiny_model("mistral", sliding_window=None)
+    tokens = generate(fast(model))
+    assert torch.equal(tokens, generate(model))
+    assert not torch.equal(tokens, generate(unlimited))
+    assert len(steps) == 63
+
+
+@needs_library
+def test_the_cache_is_the_callers_own_and_holds_what_transformers_would_put_there(steps):
+    model = tiny_model()
+    caches = [DynamicCache(config=model.config), DynamicCache(config=model.config)]
+    for cache, kind in zip(caches, (model, fast(model)), strict=True):
+        generate(kind, new=20, past_key_values=cache)
+    assert len(steps) == 19
+    for one, other in zip(caches[0].layers, caches[1].layers, strict=True):
+        torch.testing.assert_close(one.keys, other.keys, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one.values, other.values, atol=1e-5, rtol=1e-5)
+
+
+@needs_library
+def test_a_second_prompt_on_the_same_cache(steps):
+    model = tiny_model()
+    results = []
+    for kind in (model, fast(model)):
+        cache = DynamicCache()
+        first = generate(kind, new=10, past_key_values=cache)
+        longer = torch.cat([first, PROMPT], dim=1)
+        results.append(generate(kind, longer, new=10, past_key_values=cache))
+    assert torch.equal(*results)
+    assert len(steps) == 18
+
+
+@needs_library
+def test_a_copied_cache_goes_its_own_way(steps):
+    model = fast(tiny_model())
+    with torch.inference_mode():
+        cache = DynamicCache()
+        model(PROMPT, past_key_values=cache)
+        model(torch.tensor([[7]]), past_key_values=cache)
+        copied = copy.deepcopy(cache)
+        first = model(torch.tensor([[9]]), past_key_values=cache).logits
+        model(torch.tensor([[30]]), past_key_values=cache)
+        second = model(torch.tensor([[9]]), past_key_values=copied).logits
+    assert torch.equal(first, second)
+    assert len(steps) == 4
+
+
+@needs_library
+def test_a_cropped_cache_continues_from_there(steps):
+    model = fast(tiny_model())
+    with torch.inference_mode():
+        cache = DynamicCache()
+        model(PROMPT, past_key_values=cache)
+        first = model(torch.tensor([[9]]), past_key_values=cache).logits
+        cache.crop(-1)
+        second = model(torch.tensor([[9]]), past_key_values=cache).logits
+    assert torch.equal(first, second)
+    assert len(steps) == 2
+
+
+FALLBACKS = {
+    "beams": {"num_beams": 2},
+    "several": {"num_return_sequences": 2, "do_sample": True, "top_k": 1},
+    "no_cache": {"use_cache": False},
+    "static_cache": {"cache_implementation": "static", "disable_compile": True},
+    "hidden_states": {"output_hidden_states": True, "return_dict_in_generate": True},
+    "attentions": {"output_attentions": True, "return_dict_in_generate": True},
+    "batch": {"prompt": torch.arange(5, 21).view(2, 8)},
+    "left_padding": {
+        "prompt": torch.tensor([[2, 2, 5, 6]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1]]),
+    },
+}
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+def test_what_the_native_step_cannot_do_transformers_does(name, steps):
+    model = tiny_model(attn_implementation="eager")
+    options = {"new": 12} | FALLBACKS[name]
+    plain, native_result = generate(model, **options), generate(fast(model), **options)
+    assert not steps
+    if isinstance(plain, torch.Tensor):
+        assert torch.equal(native_result, plain)
+        return
+    assert torch.equal(native_result.sequences, plain.sequences)
+    field = "hidden_states" if name == "hidden_states" else "attentions"
+    assert len(getattr(native_result, field)) == 12
+
+
+def test_gradients_flow(steps):
+    model = fast(tiny_model())
+    cache = DynamicCache()
+    model(PROMPT, past_key_values=cache)
+    output = model(torch.tensor([[7]]), past_key_values=cache)
+    output.logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert not steps
+
+
+def test_a_hook_is_called_for_every_token(steps):
+    model = fast(tiny_model())
+    calls = []
+    model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *args: calls.append(args))
+    generate(model, new=5)
+    assert len(calls) == 5
+    assert not steps
+
+
+@needs_library
+def test_a_model_that_changed_between_prompts_is_seen_as_it_is(steps):
+    model = fast(tiny_model())
+    before = generate(model, new=8)
+    other = tiny_model(seed=1)
+    model.model.layers[0].mlp = other.model.layers[0].mlp
+    model.to(torch.bfloat16).to(torch.float32)
+    plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32).eval()
+    plain.load_state_dict(model.state_dict())
+    after = generate(model, new=8)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, generate(plain, new=8))
+    assert len(steps) == 14
+
+
+def test_token_ids_outside_the_vocabulary_are_an_error_and_not_a_crash(steps):
+    model = fast(tiny_model())
+    with torch.inference_mode():
+        cache = DynamicCache()
+        model(PROMPT, past_key_values=cache)
+        with pytest.raises(IndexError):
+            model(torch.tensor([[10_000]]), past_key_values=cache)
+    assert not steps
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(0, 4), (1, 0)])
+def test_no_tokens_are_refused_in_one_sentence(shape):
+    with pytest.raises(SpqError, match=r"give one sequence of one token or more"):
+        fast(tiny_model())(torch.zeros(shape, dtype=torch.long))
+
+
+@needs_library
+def test_tokens_beyond_the_context_are_refused_in_one_sentence(steps):
+    model = fast(tiny_model(max_position_embeddings=16))
+    with pytest.raises(SpqError, match="17 tokens are more than the model's context of 16"):
+        generate(model, new=20)
+    assert len(steps) == 8
+
+
+@needs_library
+def test_the_room_of_the_cache_grows(steps, monkeypatch):
+    monkeypatch.setattr("spq.integrations.growing_cache.STEP", 4)
+    model = tiny_model()
+    assert torch.equal(generate(fast(model)), generate(model))
+    assert len(steps) == 63
+
+
+@needs_library
+def test_threads_change_nothing(steps):
+    model = fast(compressed("paper", True))
+    one = generate(model, new=4)
+    torch.set_num_threads(2)
+    try:
+        two = generate(model, new=4)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(one, two)
+    assert len(steps) == 6
+
+
+@needs_library
+def test_an_optimised_model_is_saved_as_what_it_was(tmp_path):
+    model = compressed("int8", True)
+    model.save_pretrained(tmp_path)
+    optimised = spq.load(tmp_path, optimize=True)
+    assert isinstance(optimised, decoding.NativeDecoding)
+    assert optimize(optimised) is optimised
+    optimised.save_pretrained(tmp_path / "again")
+    reloaded = spq.load(tmp_path / "again")
+    assert type(reloaded) is type(model)
+    assert reloaded.config.architectures == ["LlamaForCausalLM"]
+    assert not isinstance(reloaded, decoding.NativeDecoding)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "reason"),
+    [
+        ("opt", {}, "not opt"),
+        ("llama", {"hidden_act": "gelu"}, "gelu, not silu"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "rotary embedding changes",
+        ),
+    ],
+)
+@needs_library
+def test_a_model_that_cannot_decode_natively_is_left_alone_and_told_why(
+    model_type, overrides, reason, caplog
+):
+    model = tiny_model(model_type, **overrides)
+    kind = type(model)
+    assert optimize(model) is model
+    assert type(model) is kind
+    assert reason in caplog.text

@@ -1,0 +1,177 @@
+"""Every kernel against its definition in float64, for every instruction set of this machine."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from spq import native
+from spq.numerics import integer
+
+# Rows of input: one, and what tiles of four and batches of sixteen leave over.
+COUNTS = (1, 2, 3, 7, 17)
+# Half a unit in the last place, for the rounding of the output; sums are in float32.
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+SHAPES = [(1, 2), (3, 30), (5, 64), (70, 96), (33, 576), (8, 1000)]
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def codes(low: int, high: int, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(low, high, shape, generator=generator, dtype=torch.int8)
+
+
+def int8(rows: int, columns: int, per_row: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    scale = (random(rows if per_row else 1).abs() + 0.1) / 64
+    return codes(-127, 128, rows, columns), scale.to(dtype)
+
+
+def int4(rows: int, columns: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    scale = random(rows, columns // size) / 8
+    return integer.pack_int4(codes(-8, 8, rows, columns)), scale.to(dtype)
+
+
+def exact(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    dense = weight.double() if scale is None else integer.dequantize(weight, scale.double())
+    product = x.double() @ dense.T
+    return product if bias is None else product + bias.double()
+
+
+def assert_product(library, x: Tensor, weight: Tensor, scale: Tensor | None, bias=None) -> None:
+    y = native.linear(library, x, native.matrix_of(weight, scale, bias))
+    expected = exact(x, weight, scale, bias)
+    assert y.dtype == x.dtype
+    assert y.shape == expected.shape
+    # Errors of a sum grow with what is summed, not with what is left of it.
+    size = exact(x.abs(), *_magnitudes(weight, scale), None if bias is None else bias.abs())
+    wrong = (y.double() - expected).abs()
+    assert bool((wrong <= 2e-6 * size + ROUNDING[x.dtype] * expected.abs() + 1e-7).all())
+
+
+def _magnitudes(weight: Tensor, scale: Tensor | None) -> tuple[Tensor, None]:
+    dense = weight.double() if scale is None else integer.dequantize(weight, scale.double())
+    return dense.abs(), None
+
+
+@pytest.fixture(params=ROUNDING, ids=str)
+def dtype(request) -> torch.dtype:
+    return request.param
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("per_row", [True, False])
+def test_int8(library, instruction_set, dtype, shape, per_row):
+    weight, scale = int8(*shape, per_row, dtype)
+    for count in COUNTS:
+        x = random(count, shape[1], dtype=dtype)
+        assert_product(library, x, weight, scale)
+        assert_product(library, x, weight, scale, random(shape[0]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "size"),
+    [(2, 2), (30, 6), (96, 16), (96, 32), (192, 64), (576, 64), (640, 128), (512, 256), (96, 48)],
+)
+def test_int4(library, instruction_set, dtype, columns, size):
+    weight, scale = int4(37, columns, size, dtype)
+    for count in COUNTS:
+        x = random(count, columns, dtype=dtype)
+        assert_product(library, x, weight, scale)
+        assert_product(library, x, weight, scale, random(37, dtype=dtype))
+
+
+@pytest.mark.parametrize("scale_type", ROUNDING, ids=str)
+def test_scale_of_another_type_than_the_input(library, instruction_set, dtype, scale_type):
+    assert_product(library, random(2, 128, dtype=dtype), *int8(9, 128, True, scale_type))
+    assert_product(library, random(2, 128, dtype=dtype), *int4(9, 128, 64, scale_type))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_dense(library, instruction_set, dtype, shape):
+    weight, bias = random(*shape, dtype=dtype), random(shape[0], dtype=dtype)
+    for count in COUNTS:
+        assert_product(library, random(count, shape[1]), weight, None, bias)
+
+
+def test_two_factors_equal_one_after_the_other(library, instruction_set, dtype):
+    right, left = int8(20, 96, True, dtype), int4(50, 20, 4, dtype)
+    x = random(3, 96, dtype=dtype)
+    bias = random(50)
+    y = native.linear(library, x, native.matrix_of(*left, bias), native.matrix_of(*right, None))
+    between = exact(x, *right, None)
+    expected = exact(between, *left, bias)
+    off = (y.double() - expected).abs().max()
+    assert float(off) <= 4 * ROUNDING[dtype] * float(expected.abs().max())
+
+
+def test_no_address_needs_to_be_aligned(library, instruction_set):
+    columns = 160
+    for offset in (1, 3, 7):
+        raw = torch.zeros(offset + 21 * columns, dtype=torch.int8)
+        weight = raw[offset:].view(21, columns)
+        weight.copy_(codes(-127, 128, 21, columns))
+        _, scale = int8(21, columns, True, torch.bfloat16)
+        shifted = torch.zeros(22, dtype=torch.bfloat16)[1:].copy_(scale)
+        x = torch.zeros(2 * columns + 1, dtype=torch.bfloat16)[1:].view(2, columns)
+        x.copy_(random(2, columns))
+        assert_product(library, x, weight, shifted)
+        packed = torch.zeros(offset + 21 * columns // 2, dtype=torch.uint8)[offset:]
+        packed = packed.view(21, columns // 2).copy_(int4(21, columns, 32, torch.float32)[0])
+        assert_product(library, x, packed, int4(21, columns, 32, torch.bfloat16)[1])
+
+
+def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set):
+    """Neighbours that are NaN stay where they are and out of the sums."""
+    weight, scale = int4(5, 96, 32, torch.bfloat16)
+    padded = torch.full((7, 96), torch.nan, dtype=torch.bfloat16)
+    padded[2:4] = random(2, 96)
+    scales = torch.full((7, 3), torch.nan, dtype=torch.bfloat16)
+    scales[1:6] = scale
+    out = torch.full((4, 5), 7.0, dtype=torch.bfloat16)
+    matrix = native.matrix_of(weight, scales[1:6], None)
+    x, y = padded[2:4], out[1:3]
+    library.spq_linear(matrix, None, x.data_ptr(), native.FORMATS[x.dtype], 2, y.data_ptr(), 1)
+    assert bool(torch.isfinite(y).all())
+    assert bool((out[[0, 3]] == 7.0).all())
+
+
+@pytest.mark.parametrize("out", ROUNDING, ids=str)
+@pytest.mark.parametrize(("columns", "size"), [(2, 2), (30, 6), (96, 32), (640, 128)])
+def test_dequantize_is_the_reference_rounded_once(library, instruction_set, out, columns, size):
+    for weight, scale in (
+        int8(70, columns, True, torch.float32),
+        int8(70, columns, False, torch.float32),
+        int4(70, columns, size, torch.float32),
+    ):
+        scale = integer.round_scale_up(scale.abs()) * scale.sign()
+        matrix = native.matrix_of(weight, scale, None)
+        rows = torch.empty(40, columns, dtype=out)
+        native.dequantize(library, matrix, 20, 60, rows)
+        assert torch.equal(rows, integer.dequantize(weight, scale).to(out)[20:60])
+
+
+def test_float_types_convert_as_in_pytorch(library, instruction_set):
+    """All finite 16-bit numbers there and back, and what lies between two of them."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.bfloat16, torch.float16):
+        values = bits.view(dtype)
+        values = values[torch.isfinite(values)][None]
+        wide = torch.empty(values.shape)
+        native.dequantize(library, native.matrix_of(values, None, None), 0, 1, wide)
+        assert torch.equal(wide, values.float())
+        between = (wide[:, :-1] + wide[:, 1:]) / 2
+        narrow = torch.empty(between.shape, dtype=dtype)
+        native.dequantize(library, native.matrix_of(between, None, None), 0, 1, narrow)
+        assert torch.equal(narrow, between.to(dtype))
+
+
+def test_threads_share_the_work_without_changing_it(library, instruction_set):
+    weight, scale = int8(1000, 512, True, torch.float32)
+    x = random(3, 512)
+    matrix = native.matrix_of(weight, scale, None)
+    one = native.linear(library, x, matrix)
+    two = torch.empty_like(one)
+    library.spq_linear(matrix, None, x.data_ptr(), 0, 3, two.data_ptr(), 2)
+    assert torch.equal(one, two)
