@@ -29,13 +29,16 @@ PEERS = {
     "auto-round": Peer((TORCH, "auto-round==0.16.1"), "auto_round"),
     "llm-compressor": Peer((TORCH, "llmcompressor==0.14.*"), "llmcompressor"),
     "torchao": Peer((TORCH, "transformers==5.23.0", "accelerate", "torchao"), "torchao"),
-    # Compiled for the machine it runs on, as its own benchmarks are.
+    # Compiled for the machine it runs on, without its vision models and command-line tools.
     "llama.cpp": Peer(
         ("llama-cpp-python==0.3.*",),
         "llama_cpp",
-        environment={"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": "1"},
+        environment={
+            "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF",
+            "CMAKE_BUILD_PARALLEL_LEVEL": "1",
+        },
     ),
-    "gptq": Peer((TORCH, "transformers", "accelerate", "optimum", "gptqmodel"), "gptqmodel"),
+    "gptq": Peer((TORCH, "transformers", "accelerate", "gptqmodel"), "gptqmodel"),
 }
 
 
