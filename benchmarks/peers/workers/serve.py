@@ -1,9 +1,9 @@
 """The loop that every timed worker runs: one JSON object a line, in and out.
 
-First the worker says what it loaded: {"version", "bytes"}. Then each line asks for one measure,
-{"ids": prompt, "tokens": n}: n = 0 times reading the prompt, n > 0 times n single steps after it.
-The answer is {"seconds": s}, or {"error": why}. Only the standard library is used here: an
-environment holds its own peer and no more.
+First the worker says what it loaded, {"version", "bytes"}: bytes of weights that a step reads.
+Then each line asks for one measure, {"ids": prompt, "tokens": n}: n = 0 times reading the prompt,
+n > 0 times n single steps after it. The answer is {"seconds": s}, or {"error": why}. Only the
+standard library is used here: an environment holds its own peer and no more.
 """
 
 import json

@@ -82,6 +82,18 @@ def held(tensor: Tensor) -> dict[int, int]:
     return {tensor.data_ptr(): tensor.nbytes}
 
 
+def bytes_read(model: torch.nn.Module) -> int:
+    """Of weights in one decode step: all but an embedding that is only looked up."""
+    lookup = set(model.get_input_embeddings().modules())
+    tensors = [
+        tensor
+        for module in model.modules()
+        if module not in lookup
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    ]
+    return sum({k: v for tensor in tensors for k, v in held(tensor).items()}.values())
+
+
 def main(engine: str, path: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
 
@@ -107,10 +119,8 @@ def main(engine: str, path: str, threads: str) -> None:
             return time.perf_counter() - started
 
         package = PACKAGES.get(engine, "transformers")
-        tensors = (*model.parameters(), *model.buffers())
-        sizes = {k: v for tensor in tensors for k, v in held(tensor).items()}
         name = "spq-llm" if engine.startswith("spq") else package
-        return measure, {"version": f"{name} {version(name)}", "bytes": sum(sizes.values())}
+        return measure, {"version": f"{name} {version(name)}", "bytes": bytes_read(model)}
 
     serve(load)
 
