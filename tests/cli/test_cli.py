@@ -21,7 +21,7 @@ import spq.cli
 from spq.cli import main
 from spq.manifest import Manifest, read_manifest
 
-COMMANDS = ("compress", "eval", "inspect", "generate")
+COMMANDS = ("compress", "eval", "bench", "inspect", "generate")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,74 @@
+"""The models of the timed engines, made once each and kept."""
+
+import subprocess
+from pathlib import Path
+
+from engines import ENGINES, WORKERS, settings
+from environments import outcome, python_of
+from safetensors.torch import save_file
+
+import spq
+from spq.data import encode, load_text
+from spq.integrations.source import demo_file, load_tokenizer
+from spq.recipe import Recipe, load_recipe
+
+INT4 = Recipe.from_dict(
+    {
+        "calibration": {"source": "builtin", "windows": 4, "context": 128, "weighted": True},
+        "stages": [
+            {
+                "budget": {
+                    "bits": [4],
+                    "embedding_bits": [8],
+                    "group_sizes": [64],
+                    "rounding": "nearest",
+                }
+            }
+        ],
+    }
+)
+
+
+def make_models(folder: Path, engines: list[str]) -> dict[str, str]:
+    """Make what is missing of the models; why an engine cannot run, by its name."""
+    models = folder / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    for name, recipe in {
+        "dense": load_recipe("dense"),
+        "int8": load_recipe("int8"),
+        "int4": INT4,
+    }.items():
+        if not (models / name).is_dir():
+            source = "demo" if name == "dense" else models / "dense"
+            spq.compress(source, models / name, recipe=recipe)
+    reasons = {}
+    for engine in engines:
+        environment, name = ENGINES[engine].environment, ENGINES[engine].model
+        reason = outcome(folder, environment) if environment else None
+        if reason is None and not (models / name).exists():
+            reason = _make(python_of(folder, environment), models, name)
+        if reason is not None:
+            reasons[engine] = reason
+    return reasons
+
+
+def _make(python: Path, models: Path, name: str) -> str | None:
+    partial = models / f"{name}.partial"
+    if name == "gptq":
+        windows = models / "windows.safetensors"
+        ids = encode(
+            load_tokenizer(str(models / "dense")), load_text("builtin", "calibration").text, 512
+        )
+        save_file({"ids": ids[: 8 * 512].view(8, 512).contiguous()}, windows)
+        command = [python, WORKERS / "make_gptq.py", models / "dense", windows, partial]
+    else:
+        kind = name.removesuffix(".gguf")
+        command = [python, WORKERS / "make_gguf.py", demo_file(), partial, kind]
+    done = subprocess.run(
+        [str(part) for part in command], env=settings(False), capture_output=True, text=True
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        return f"no model: {lines[-1][:160]}"
+    partial.rename(models / name)
+    return None

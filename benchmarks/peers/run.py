@@ -1,0 +1,185 @@
+"""Speed of ours beside other engines, same prompts, same session; after setup.py.
+
+    python benchmarks/peers/run.py [--only NAME ...] [--threads N] [--rounds N] [--tokens N] ...
+
+Every engine runs in a process and environment of its own, all loaded at once, and is asked in turn:
+in each round each engine reads a prompt of 512 tokens and writes 64 tokens after a prompt of 128,
+batch 1, greedy; every round starts with another engine. Medians with quartiles over the rounds;
+ratios to transformers in bf16 are medians of the ratios within a round. An engine that cannot be
+installed, or whose kernel fails or crashes, has the reason in its row. Writes
+benchmarks/results/peers_speed.json, and the table, for docs/results.md, beside it as Markdown.
+Models made once (the GGUF files, the GPTQ checkpoint, ours) are kept in DIR/models.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict, deque
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from compress import machine
+from engines import ENGINES, Failed, Worker, settings
+from environments import default_folder
+from models import make_models
+
+from spq.data import encode, load_text
+from spq.evaluation.speed import Spread
+from spq.evaluation.speed.limits import gemm_rate, read_bandwidth
+from spq.integrations.source import load_tokenizer
+
+RESULTS = Path(__file__).parents[1] / "results" / "peers_speed.json"
+PROMPT = 128
+
+
+def ask(folder: Path, prefill: int, tokens: int) -> dict[str, dict]:
+    """The questions of a round, on the same text for every engine."""
+    tokenizer = load_tokenizer(str(folder / "models" / "dense"))
+    text = load_text("builtin", "evaluation").text
+    ids = encode(tokenizer, text, max(prefill, PROMPT)).tolist()
+    return {
+        "prefill": {"ids": ids[:prefill], "tokens": 0},
+        "decode": {"ids": ids[:PROMPT], "tokens": tokens},
+    }
+
+
+def start(
+    name: str, folder: Path, threads: int, questions: dict, stack: ExitStack
+) -> tuple[Worker, dict]:
+    """A running engine that has answered each question once, and what it says of itself."""
+    engine = ENGINES[name]
+    command = engine.command(folder, threads)
+    worker = Worker(command, settings(engine.environment is None), folder / "models")
+    stack.enter_context(worker)
+    facts = worker.answer()
+    for question in questions.values():
+        worker.answer(question)
+    return worker, facts
+
+
+def measure(
+    engines: list[str], folder: Path, reasons: dict[str, str], arguments: argparse.Namespace
+) -> dict[str, dict]:
+    """One row for each engine."""
+    questions = ask(folder, arguments.prefill, arguments.tokens)
+    rows: dict[str, dict] = {}
+    times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with ExitStack() as stack:
+        workers = {}
+        for name in engines:
+            try:
+                if name in reasons:
+                    raise Failed(reasons[name])
+                workers[name], rows[name] = start(name, folder, arguments.threads, questions, stack)
+            except Failed as failure:
+                rows[name] = {"reason": str(failure)}
+            print(name, rows[name], flush=True)
+        for turn in range(arguments.rounds):
+            order = deque(workers)
+            order.rotate(-turn)
+            for kind, name in product(questions, order):
+                if "reason" in rows[name]:
+                    continue
+                try:
+                    times[name][kind].append(workers[name].answer(questions[kind])["seconds"])
+                except Failed as failure:
+                    rows[name]["reason"] = str(failure)
+    counts = {"prefill": arguments.prefill, "decode": arguments.tokens}
+    return {name: summary(name, rows[name], times, counts) for name in engines}
+
+
+def summary(name: str, row: dict, times: dict, counts: dict[str, int]) -> dict:
+    if "reason" in row:
+        return row
+    base = times[next(iter(ENGINES))]
+    for kind, seconds in times[name].items():
+        row[kind] = Spread.of([counts[kind] / value for value in seconds]).model_dump()
+        if len(base[kind]) == len(seconds):
+            pairs = zip(base[kind], seconds, strict=True)
+            row[kind]["ratio"] = statistics.median(first / own for first, own in pairs)
+    return row
+
+
+def table(found: dict) -> str:
+    limits = found["limits"]
+    lines = [
+        "| engine | version | MB read a step | prefill, tok/s | decode, tok/s | of bandwidth |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in found["engines"].items():
+        if "reason" in row:
+            lines.append(f"| {name} | {row.get('version', '')} | | {row['reason']} | | |")
+            continue
+        cells = []
+        for kind in ("prefill", "decode"):
+            cell = row[kind]
+            ratio = f", {cell['ratio']:.2f}×" if "ratio" in cell else ""
+            cells.append(f"{cell['median']:.1f} ({cell['low']:.1f}–{cell['high']:.1f}){ratio}")
+        share = row["bytes"] * row["decode"]["median"] / limits["read_bandwidth"]
+        lines.append(
+            f"| {name} | {row['version']} | {row['bytes'] / 1e6:.1f} | {cells[0]} | {cells[1]} "
+            f"| {100 * share:.0f} % |"
+        )
+    about = found["machine"]
+    return "\n".join(
+        [
+            f"SmolLM2-135M-Instruct on {about['cpu']}, {about['threads']} threads; prefill of "
+            f"{found['prefill']} tokens, decoding of {found['tokens']} after {PROMPT}; median of "
+            f"{found['rounds']} interleaved rounds (quartiles), ratio to transformers bf16 within "
+            f"rounds. Read bandwidth {limits['read_bandwidth'] / 1e9:.1f} GB/s, load average "
+            f"{found['load_average']:.1f}. Written by `{found['command']}`.",
+            "",
+            *lines,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=list(ENGINES), choices=list(ENGINES))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt read")
+    parser.add_argument("--tokens", type=int, default=64, help="written after a prompt of 128")
+    parser.add_argument("--folder", type=Path, default=default_folder())
+    arguments = parser.parse_args()
+    if min(arguments.rounds, arguments.threads, arguments.prefill, arguments.tokens) < 1:
+        sys.exit("--rounds, --threads, --prefill and --tokens must be at least 1")
+    folder = arguments.folder.absolute()
+    torch.set_num_threads(arguments.threads)
+    reasons = make_models(folder, arguments.only)
+    limits = {"read_bandwidth": read_bandwidth(), "gemm_bfloat16": gemm_rate(torch.bfloat16)}
+    found = {
+        "machine": machine(),
+        "command": "python benchmarks/peers/run.py",
+        "measured": time.strftime("%Y-%m-%d"),
+        "load_average": os.getloadavg()[0],
+        "rounds": arguments.rounds,
+        "prefill": arguments.prefill,
+        "tokens": arguments.tokens,
+        "engines": measure(arguments.only, folder, reasons, arguments),
+    }
+    # Measured on both sides of the timings; the better one is the limit.
+    limits["read_bandwidth"] = max(limits["read_bandwidth"], read_bandwidth())
+    found["limits"] = limits
+    RESULTS.parent.mkdir(exist_ok=True)
+    for file, text in (
+        (RESULTS, json.dumps(found, indent=1) + "\n"),
+        (RESULTS.with_suffix(".md"), table(found)),
+    ):
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text(text)
+        partial.replace(file)
+    print(table(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

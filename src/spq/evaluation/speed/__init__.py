@@ -1,0 +1,12 @@
+"""How fast a model runs and what loading it costs: each model in a process of its own.
+
+`compare` carries out a `plan`. `session` is what runs in a model's process, `timing` the
+measurements themselves, `limits` what the machine can do at best; `samples` become `results`.
+"""
+
+from spq.evaluation.speed.comparison import compare
+from spq.evaluation.speed.plan import Plan
+from spq.evaluation.speed.results import Comparison, ModelSpeed, Rate, Spread
+from spq.evaluation.speed.timing import Measure
+
+__all__ = ["Comparison", "Measure", "ModelSpeed", "Plan", "Rate", "Spread", "compare"]

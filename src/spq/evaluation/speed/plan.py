@@ -1,0 +1,83 @@
+"""What a comparison measures."""
+
+from dataclasses import dataclass, field
+from itertools import product
+
+import torch
+
+from spq.errors import SpqError
+from spq.evaluation.speed.session import Request
+from spq.evaluation.speed.timing import Measure
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        models: names as for `load_model`; ratios are to the first.
+        optimize: measure each also loaded with `optimize=True`.
+        batches: of decoding.
+        prefills: lengths of prompts, in tokens.
+        prompt: tokens that decoding finds in the cache.
+        decode_tokens: tokens that are timed at each batch size.
+        rounds: repetitions of each measure.
+        loads: times that each model is loaded in a fresh process before anything is timed.
+        threads: of torch.
+        dtype: as for `load_model`.
+        device: None for the processor.
+        one_at_a_time: load the models anew in every round instead of holding all of them; for
+            models that do not fit in memory together.
+    """
+
+    models: tuple[str, ...]
+    optimize: bool = False
+    batches: tuple[int, ...] = (1, 4, 16)
+    prefills: tuple[int, ...] = (128, 512, 2048)
+    prompt: int = 128
+    decode_tokens: int = 64
+    rounds: int = 5
+    loads: int = 2
+    threads: int = field(default_factory=torch.get_num_threads)
+    dtype: str = "auto"
+    device: str | None = None
+    one_at_a_time: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that measures nothing.
+
+        Raises:
+            SpqError: no model, or a count below 1.
+        """
+        if not self.models:
+            raise SpqError("there is no model to measure; name at least one")
+        counts = {
+            "batch": self.batches,
+            "prefill": self.prefills,
+            "prompt": (self.prompt,),
+            "decode tokens": (self.decode_tokens,),
+            "rounds": (self.rounds,),
+            "loads": (self.loads,),
+            "threads": (self.threads,),
+        }
+        for name, values in counts.items():
+            for value in values:
+                if value < 1:
+                    raise SpqError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def requests(self) -> list[Request]:
+        """The models in the order of the report: as they are, then optimised."""
+        ways = (False, True) if self.optimize else (False,)
+        return [
+            Request(name, optimize, self.dtype, self.device, self.threads)
+            for name, optimize in product(self.models, ways)
+        ]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """Prefills, decoding at each batch size, and `generate` where batch 1 is asked for."""
+        prefills = [Measure("prefill", 1, tokens, tokens) for tokens in self.prefills]
+        decodes = [Measure("decode", b, self.prompt, self.decode_tokens) for b in self.batches]
+        writing = [Measure("generate", 1, self.prompt, self.decode_tokens)]
+        return prefills + decodes + (writing if 1 in self.batches else [])

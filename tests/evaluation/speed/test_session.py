@@ -1,0 +1,83 @@
+import pytest
+import torch
+from tests.evaluation.speed.conftest import InThread
+
+from spq.errors import SpqError
+from spq.evaluation.speed import Measure, session, timing
+from spq.evaluation.speed.session import Request, Session, load, open_model
+
+PREFILL = Measure("prefill", 1, 16, 16)
+
+
+def request(name, **options):
+    fields = {"optimize": False, "dtype": "auto", "device": None, "threads": 1}
+    return Request(str(name), **(fields | options))
+
+
+def test_loading_is_described(source):
+    model, loaded = load(request(source))
+    assert loaded.dtype == "float32"
+    assert loaded.seconds > 0 and loaded.first_seconds > 0
+    assert loaded.peak_bytes >= max(0, loaded.resident_bytes)
+    assert loaded.bytes_read == timing.bytes_read(model)
+    assert loaded.products == timing.products(model)
+
+
+def test_a_model_is_loaded_in_the_dtype_asked_for(source):
+    assert load(request(source, dtype="bfloat16"))[1].dtype == "bfloat16"
+
+
+def test_optimising_is_left_to_the_loader(monkeypatch, source):
+    calls = []
+
+    def fake(name, **options):
+        calls.append(options)
+        raise SpqError("enough")
+
+    monkeypatch.setattr(session, "load_model", fake)
+    for optimize in (False, True):
+        with pytest.raises(SpqError, match="enough"):
+            open_model(request(source, optimize=optimize))
+    plain = {"dtype": "auto", "device_map": None}
+    assert calls == [plain, plain | {"optimize": True}]
+
+
+def test_a_measure_warms_up_once(in_threads, monkeypatch, source):
+    calls = []
+    monkeypatch.setattr(timing, "seconds", lambda model, measure: calls.append(measure) or 0.5)
+    with Session(request(source)) as running:
+        assert [running.seconds(PREFILL) for _ in range(3)] == [0.5] * 3
+    assert calls.count(PREFILL) == 4
+
+
+def test_what_a_model_cannot_do_leaves_the_session_alive(in_threads, source):
+    with Session(request(source)) as running:
+        with pytest.raises(SpqError, match="128 positions"):
+            running.seconds(Measure("prefill", 1, 512, 512))
+        assert running.seconds(PREFILL) > 0
+
+
+def test_a_missing_model_is_named(in_threads, tmp_path):
+    with pytest.raises(SpqError, match="does not exist"), Session(request(tmp_path / "none")):
+        pass
+
+
+def test_a_process_that_dies_is_reported(monkeypatch, source):
+    class Dying(InThread):
+        exitcode = -11
+
+        def __init__(self, target, args, daemon):
+            super().__init__(lambda connection, _: connection.close(), args, daemon)
+
+    monkeypatch.setattr(session, "Process", Dying)
+    with pytest.raises(SpqError, match="ended with status -11"), Session(request(source)):
+        pass
+
+
+@pytest.mark.slow
+def test_a_session_is_a_process_of_its_own(source):
+    with Session(request(source)) as running:
+        assert running._process.pid is not None
+        assert running.seconds(PREFILL) > 0
+    assert running._process.exitcode == 0
+    assert torch.get_num_threads() == 1
