@@ -21,7 +21,7 @@ import spq.cli
 from spq.cli import main
 from spq.manifest import Manifest, read_manifest
 
-COMMANDS = ("compress", "eval", "inspect", "generate")
+COMMANDS = ("compare", "compress", "eval", "inspect", "generate")
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +196,24 @@ def test_eval_on_the_calibration_text_is_marked(run, source, text_file, tmp_path
     assert "builtin (contaminated)" not in shown
 
 
+def test_compare_writes_a_table(run, source, text_file, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("compare", source, out, "--sizes", "300KB", "--methods", "dense,svd,prune")
+    arguments += ("--tasks", text_file, "--context", 64, "--limit", 2)
+    code, shown, _ = run(*arguments)
+    assert code == 0
+    assert "dense" in shown and "svd" in shown
+    assert "prune@0.3MB: context 512 exceeds the model's 128 positions" in shown
+    assert sorted(path.name for path in out.iterdir()) == ["cells", "curves.json", "table.md"]
+    table = (out / "table.md").read_text()
+    assert "| svd | 0.3 MB | 0.3 MB | file |" in table and "| prune | 0.3 MB | - |" in table
+    before = contents(out)
+    code, shown, _ = run(*arguments, "--json")
+    assert code == 0
+    assert [cell["method"] for cell in json.loads(shown)] == ["dense", "svd", "prune"]
+    assert contents(out) == before
+
+
 def test_inspect_lists_every_layer(run, int8):
     code, out, _ = run("inspect", int8, "--json")
     assert code == 0
@@ -291,6 +309,15 @@ BAD = {
     "against": lambda d: (
         ("eval", d / "source", "--against", d / "nowhere", "--context", "64"),
         "does not exist",
+    ),
+    "method": lambda d: (
+        ("compare", d / "source", d / "out", "--sizes", "1MB", "--methods", "gptqq"),
+        "did you mean 'gptq'",
+    ),
+    "sizes": lambda d: (("compare", d / "source", d / "out", "--sizes", "much"), "not a size"),
+    "comparison": lambda d: (
+        ("compare", d / "source", d / "source", "--sizes", "1MB"),
+        "is not empty",
     ),
     "no task": lambda d: (("eval", d / "source", "--tasks", ","), "--tasks is empty"),
     "limit": lambda d: (("eval", d / "source", "--limit", "0"), "--limit must be at least 1"),
