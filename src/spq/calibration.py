@@ -17,10 +17,17 @@ from spq.sensitivity import Sensitivity
 
 @dataclass(frozen=True)
 class Observation:
-    """A request: per-channel moments of what enters or leaves a module."""
+    """A request for statistics of what enters or leaves a module.
+
+    Attributes:
+        module: full name.
+        side: of the module.
+        kind: `moments` per channel, or the `outer` products E[a aᵀ] of all channels.
+    """
 
     module: str
     side: Literal["input", "output"]
+    kind: Literal["moments", "outer"] = "moments"
 
 
 @dataclass
@@ -47,16 +54,37 @@ class Moments:
 
 
 @dataclass
+class Outer:
+    """Running mean of outer products over tokens.
+
+    Attributes:
+        mean: E[a aᵀ], float32 [channels, channels].
+        tokens: how many were seen.
+    """
+
+    mean: Tensor
+    tokens: int = 0
+
+    def update(self, activations: Tensor) -> None:
+        """Add activations [..., channels]."""
+        rows = activations.detach().flatten(0, -2).float()
+        self.tokens += len(rows)
+        self.mean.lerp_(rows.T @ rows / len(rows), len(rows) / self.tokens)
+
+
+@dataclass
 class Statistics:
     """What calibration saw.
 
     Attributes:
         moments: by the observation that asked for them.
+        outers: the same, for observations of that kind.
         sensitivities: by the full name of the module.
         windows: token ids that these were collected on, int64 [windows, context].
     """
 
     moments: dict[Observation, Moments] = field(default_factory=dict)
+    outers: dict[Observation, Outer] = field(default_factory=dict)
     sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
     windows: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
 
@@ -66,10 +94,15 @@ def _hooked(
     model: PreTrainedModel, observations: set[Observation], statistics: Statistics
 ) -> Iterator[None]:
     def observe(observation: Observation, activations: Tensor) -> None:
-        if observation not in statistics.moments:
-            zeros = torch.zeros(activations.shape[-1], dtype=torch.float64)
-            statistics.moments[observation] = Moments(zeros, zeros.clone())
-        statistics.moments[observation].update(activations)
+        channels = activations.shape[-1]
+        found: Moments | Outer
+        if observation.kind == "outer":
+            zeros = torch.zeros(channels, channels, device=activations.device)
+            found = statistics.outers.setdefault(observation, Outer(zeros))
+        else:
+            zeros = torch.zeros(channels, dtype=torch.float64)
+            found = statistics.moments.setdefault(observation, Moments(zeros, zeros.clone()))
+        found.update(activations)
 
     handles = []
     for observation in observations:
@@ -120,7 +153,7 @@ def draw_windows(
 
 @torch.inference_mode()
 def collect(model: PreTrainedModel, windows: Tensor, observations: set[Observation]) -> Statistics:
-    """Run the model over calibration windows and gather the moments asked for.
+    """Run the model over calibration windows and gather the statistics asked for.
 
     Args:
         model: any causal language model; left as it was.
@@ -128,7 +161,7 @@ def collect(model: PreTrainedModel, windows: Tensor, observations: set[Observati
         observations: what to gather. Nothing is run when empty.
 
     Returns:
-        one `Moments` per observation. Memory: two float64 vectors each.
+        one `Moments` or `Outer` per observation: two float64 vectors, or channels² floats each.
     """
     statistics = Statistics()
     if not observations:

@@ -21,7 +21,7 @@ import spq.cli
 from spq.cli import main
 from spq.manifest import Manifest, read_manifest
 
-COMMANDS = ("compress", "eval", "bench", "inspect", "generate")
+COMMANDS = ("compare", "compress", "eval", "bench", "inspect", "generate")
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +147,41 @@ def test_eval_states_its_protocol(run, int8, tmp_path):
     code, out, _ = run(*arguments)
     assert code == 0
     assert f"{figure['perplexity']:.3f}" in out and "builtin" in out
+    assert "builtin: 0 tokens" in out and "3 answers known before" in out
+    code, out, _ = run(*arguments, "--no-cache")
+    assert code == 0
+    assert "builtin: 192 tokens" in out
+
+
+def test_eval_against_the_dense_model(run, source, int8):
+    arguments = ("eval", int8, "--against", source, "--context", 64, "--stride", 32, "--limit", 3)
+    code, out, _ = run(*arguments, "--json")
+    assert code == 0
+    figure = json.loads(out)["tasks"][0]["perplexity"]
+    agreement = figure["agreement"]
+    assert (figure["stride"], agreement["reference"]) == (32, str(source))
+    assert 0 < agreement["divergence"] < 0.1 and 0.9 < agreement["same_top"] <= 1
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert f"{agreement['divergence']:.4f}" in out and f"{agreement['same_top']:.4f}" in out
+
+
+def test_eval_runs_benchmarks(run, source, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    records = [{"question": "Why?", "choices": ["so", "no"], "label": k % 2} for k in range(6)]
+    file.write_text("\n".join(map(json.dumps, records)))
+    arguments = ("eval", source, "--tasks", f"arc_easy={file},builtin", "--context", 64)
+    code, out, _ = run(*arguments, "--limit", 4, "--json")
+    assert code == 0
+    benchmark, text = json.loads(out)["tasks"]
+    assert benchmark["perplexity"] is None and text["scores"] == []
+    assert [(s["metric"], s["documents"]) for s in benchmark["scores"]] == [
+        ("acc", 4),
+        ("acc_norm", 4),
+    ]
+    code, out, _ = run(*arguments, "--limit", 4)
+    assert code == 0
+    assert "acc_norm" in out and "0-shot" in out and "4 × 64" in out
 
 
 def test_eval_on_the_calibration_text_is_marked(run, source, text_file, tmp_path):
@@ -154,10 +189,29 @@ def test_eval_on_the_calibration_text_is_marked(run, source, text_file, tmp_path
     recipe.write_text("calibration: {windows: 2, context: 32}\nstages: [prune: {maximum: 0.5}]\n")
     out = tmp_path / "out"
     assert run("compress", source, out, "--recipe", recipe, "--calibration", text_file)[0] == 0
-    code, shown, _ = run("eval", out, "--tasks", f"{text_file},builtin", "--context", 64)
+    tasks = f"{text_file},builtin"
+    code, shown, _ = run("eval", out, "--tasks", tasks, "--context", 64, "--limit", 4)
     assert code == 0
     assert "calibration.txt (contaminated)" in shown and "not a fair one" in shown
     assert "builtin (contaminated)" not in shown
+
+
+def test_compare_writes_a_table(run, source, text_file, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("compare", source, out, "--sizes", "300KB", "--methods", "dense,svd,prune")
+    arguments += ("--tasks", text_file, "--context", 64, "--limit", 2)
+    code, shown, _ = run(*arguments)
+    assert code == 0
+    assert "dense" in shown and "svd" in shown
+    assert "prune@0.3MB: context 512 exceeds the model's 128 positions" in shown
+    assert sorted(path.name for path in out.iterdir()) == ["cells", "curves.json", "table.md"]
+    table = (out / "table.md").read_text()
+    assert "| svd | 0.3 MB | 0.3 MB | file |" in table and "| prune | 0.3 MB | - |" in table
+    before = contents(out)
+    code, shown, _ = run(*arguments, "--json")
+    assert code == 0
+    assert [cell["method"] for cell in json.loads(shown)] == ["dense", "svd", "prune"]
+    assert contents(out) == before
 
 
 def test_inspect_lists_every_layer(run, int8):
@@ -236,6 +290,35 @@ BAD = {
         "--max-shard-size 'huge'",
     ),
     "task": lambda d: (("eval", d / "source", "--tasks", "nosuch"), "no text source 'nosuch'"),
+    "benchmark": lambda d: (
+        ("eval", d / "source", "--tasks", "arc_esy"),
+        "nearest known names are 'arc_easy'",
+    ),
+    "records": lambda d: (
+        ("eval", d / "source", "--tasks", f"piqa={write_recipe(d / 'p.jsonl', '{}')}"),
+        "line 1: question: Field required",
+    ),
+    "protocol": lambda d: (
+        ("eval", d / "source", "--protocol", "windows-1042"),
+        "did you mean 'windows-1024'",
+    ),
+    "stride": lambda d: (
+        ("eval", d / "source", "--context", "64", "--stride", "65"),
+        "stride must be at most",
+    ),
+    "against": lambda d: (
+        ("eval", d / "source", "--against", d / "nowhere", "--context", "64"),
+        "does not exist",
+    ),
+    "method": lambda d: (
+        ("compare", d / "source", d / "out", "--sizes", "1MB", "--methods", "gptqq"),
+        "did you mean 'gptq'",
+    ),
+    "sizes": lambda d: (("compare", d / "source", d / "out", "--sizes", "much"), "not a size"),
+    "comparison": lambda d: (
+        ("compare", d / "source", d / "source", "--sizes", "1MB"),
+        "is not empty",
+    ),
     "no task": lambda d: (("eval", d / "source", "--tasks", ","), "--tasks is empty"),
     "limit": lambda d: (("eval", d / "source", "--limit", "0"), "--limit must be at least 1"),
     "context": lambda d: (("eval", d / "source", "--context", "999"), "128 positions"),
@@ -294,6 +377,23 @@ SLOW_SAVE = """
         time.sleep(300)
 
     spq.pipeline.model_card = wait  # after the weights, before the directory is published
+    main()
+"""
+SLOW_ANSWERS = """
+    import sys, time
+    from spq.cli import main
+    from spq.evaluation.journal import Journal
+
+    put, kept = Journal.put, []
+
+    def wait(self, *arguments, **options):
+        put(self, *arguments, **options)
+        kept.append(1)
+        if len(kept) == 2:
+            print("KEPT", file=sys.stderr, flush=True)
+            time.sleep(300)
+
+    Journal.put = wait
     main()
 """
 PLAIN = "from spq.cli import main; main()"
@@ -378,3 +478,18 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(source, int8, tmp_path):
     assert torch.equal(logits(spq.load(int8)), expected)
     (left,) = [path for path in tmp_path.iterdir() if path.name not in ("int8", "source")]
     assert left.name.startswith("int8.partial-")
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(run, source):
+    arguments = ("eval", source, "--context", 64, "--limit", 5, "--json")
+    process = start(SLOW_ANSWERS, *arguments)
+    wait_for(process, "KEPT")
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    code, out, _ = run(*arguments)
+    assert code == 0
+    (task,) = json.loads(out)["tasks"]
+    assert (task["effort"]["reused"], task["effort"]["tokens"]) == (2, 3 * 64)
+    code, again, _ = run(*arguments, "--no-cache")
+    assert code == 0
+    assert json.loads(again)["tasks"][0]["perplexity"] == task["perplexity"]

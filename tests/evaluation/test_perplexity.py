@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from spq.errors import SpqError
-from spq.evaluation import Perplexity, perplexity
+from spq.evaluation import Journal, Perplexity, perplexity
 
 VOCABULARY = 64
 
@@ -53,6 +53,38 @@ def test_equals_the_straightforward_script(model, ids, context, dtype):
     losses = window_losses(model, ids, context, 4)
     assert result.nll == pytest.approx(statistics.mean(losses), rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(statistics.mean(losses)), rel=1e-5)
+
+
+def test_overlapping_windows_score_each_token_once(model, ids):
+    result = perplexity(model, ids[:400], 100, stride=30)
+    losses = []
+    with torch.inference_mode():
+        for window, first in [(ids[i : i + 100], 1 if i == 0 else 70) for i in range(0, 301, 30)]:
+            logits = model(window[None]).logits[0, first - 1 : -1]
+            losses.append(cross_entropy(logits, window[first:], reduction="sum").item())
+    assert (result.windows, result.stride, result.tokens) == (11, 30, 99 + 10 * 30)
+    assert result.nll == pytest.approx(sum(losses) / (99 + 10 * 30), rel=1e-5)
+    assert "the last 30 tokens of each scored" in result.protocol
+
+
+def test_standard_error_weighs_windows_by_their_tokens(model, ids):
+    result = perplexity(model, ids[:130], 100, stride=30)  # 99 and 30 tokens
+    first = perplexity(model, ids[:100], 100)
+    second = (result.nll * 129 - first.nll * 99) / 30
+    residuals = [99 * (first.nll - result.nll), 30 * (second - result.nll)]
+    expected = math.sqrt(2 * sum(r * r for r in residuals)) / 129 * result.perplexity
+    assert result.standard_error == pytest.approx(expected, rel=1e-3)
+
+
+def test_windows_in_the_journal_are_not_scored_again(model, ids, tmp_path, monkeypatch):
+    file = tmp_path / "answers.jsonl"
+    expected = perplexity(model, ids, 100, limit=5)
+    perplexity(model, ids, 100, limit=3, journal=Journal(file))
+    journal = Journal(file)
+    assert perplexity(model, ids, 100, limit=5, journal=journal) == expected
+    assert (journal.reused, journal.tokens) == (3, 200)
+    monkeypatch.setattr(model, "forward", None)
+    assert perplexity(model, ids, 100, limit=5, journal=Journal(file)) == expected
 
 
 def test_states_its_protocol(model, ids):
@@ -113,6 +145,12 @@ def test_leaves_no_gradients_to_the_model(model, ids):
 def test_refuses_impossible_windows(model, ids, context, limit, message):
     with pytest.raises(SpqError, match=message):
         perplexity(model, ids, context, limit=limit)
+
+
+@pytest.mark.parametrize(("stride", "message"), [(101, "at most the context"), (0, "at least 1")])
+def test_refuses_an_impossible_stride(model, ids, stride, message):
+    with pytest.raises(SpqError, match=message):
+        perplexity(model, ids, 100, stride=stride)
 
 
 def test_refuses_a_text_shorter_than_one_window(model, ids):

@@ -8,22 +8,54 @@ import typer
 
 from spq.cli.options import Device, Dtype, Json, Model
 from spq.cli.tables import show, table
+from spq.data.benchmarks import BENCHMARKS
 from spq.errors import SpqError
-from spq.evaluation import evaluate
-from spq.integrations.source import load_model
+from spq.evaluation import Reference, TaskResult, check_tasks, evaluate, open_journal
+from spq.evaluation.protocols import DEFAULT, PROTOCOLS, protocol
+from spq.evaluation.tasks import FEW_SHOT_SEED
+from spq.integrations.source import Loaded, load_model
 from spq.manifest import read_manifest
+from spq.sensitivity_cache import cache_directory
 
 
 def command(
     model: Model,
     tasks: Annotated[
         str,
-        typer.Option(help="Comma-separated: wikitext2, c4, builtin, or a .txt or .jsonl file."),
+        typer.Option(
+            help=f"Comma-separated: {', '.join(BENCHMARKS)}; wikitext2, c4, builtin, or a .txt or"
+            " .jsonl file, for perplexity. NAME=FILE takes a task's data from a file."
+        ),
     ] = "builtin",
-    context: Annotated[int, typer.Option(help="Tokens in each window.")] = 1024,
-    limit: Annotated[
-        int | None, typer.Option(help="Windows per task, from the start.", show_default="all")
+    named: Annotated[
+        str, typer.Option("--protocol", help=f"Of perplexity: {', '.join(PROTOCOLS)}.")
+    ] = DEFAULT,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens in each window.", show_default="the protocol's")
     ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="From one window's start to the next.", show_default="the protocol's"),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Windows or documents per task, from the start.", show_default="all"),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Dense model to measure the KL divergence to, and the share of equal top tokens.",
+            show_default=False,
+        ),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat/--plain", help="Put prompts in the tokenizer's chat template."),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the draw of few-shot examples.")] = FEW_SHOT_SEED,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Use answers found earlier, keep new ones.")
+    ] = True,
     dtype: Dtype = "auto",
     device: Device = None,
     as_json: Json = False,
@@ -31,7 +63,11 @@ def command(
         Path | None, typer.Option(help="Also write the JSON here.", show_default=False)
     ] = None,
 ) -> None:
-    """Perplexity of MODEL over non-overlapping windows, with its protocol and standard error."""
+    """Perplexity and benchmarks of MODEL, with protocols and standard errors.
+
+    A run that was stopped goes on where it was: answers are kept by the content of weights and
+    data.
+    """
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise SpqError("--tasks is empty; name at least one of wikitext2, c4, builtin or a file")
@@ -39,19 +75,27 @@ def command(
         raise SpqError(f"--limit must be at least 1, got {limit}")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise SpqError(f"--output {str(output)!r} is a directory, or in one that does not exist")
-    loaded = load_model(model, dtype=dtype, device_map=device)
+    windows = protocol(named, context, stride)
+    check_tasks(names)
+    loaded = _load(model, dtype, device)
     if loaded.tokenizer is None:
         raise SpqError(f"model {model!r} has no tokenizer, which evaluation needs")
+    dense = None if against is None else Reference(against, _load(against, dtype, device).model)
     manifest = read_manifest(loaded.directory) if loaded.directory else None
-    fingerprints = manifest.fingerprints if manifest else ()
+    journal = open_journal(loaded.model, cache_directory()) if cache else None
     results = [
         evaluate(
             loaded.model,
             loaded.tokenizer,
             name,
-            context=context,
+            context=windows.context,
+            stride=windows.stride,
             limit=limit,
-            fingerprints=fingerprints,
+            chat=chat,
+            seed=seed,
+            reference=dense,
+            fingerprints=manifest.fingerprints if manifest else (),
+            journal=journal,
         )
         for name in names
     ]
@@ -62,22 +106,53 @@ def command(
     if as_json:
         typer.echo(text)
         return
-    rows = table(f"{model}", "task", "perplexity", "± s.e.", "windows", "context", "dtype")
+    _show(model, results)
+
+
+def _load(model: str, dtype: str, device: str | None) -> Loaded:
+    return load_model(model, dtype=dtype, device_map=device)
+
+
+def _show(model: str, results: list[TaskResult]) -> None:
+    rows = table(model, "task", "metric", "value", "± s.e.", "scored", "protocol")
     for result in results:
-        score = result.perplexity
-        error = "-" if score.standard_error is None else f"{score.standard_error:.2f}"
-        rows.add_row(
-            result.task + (" (contaminated)" if result.contaminated else ""),
-            f"{score.perplexity:.3f}",
-            error,
-            str(score.windows),
-            str(score.context),
-            score.dtype,
-        )
+        for row in _rows(result):
+            rows.add_row(*row)
     show(rows)
+    for result in results:
+        effort = result.effort
+        rate = "" if effort.tokens_per_second is None else f", {effort.tokens_per_second:,.0f}/s"
+        known = f", {effort.reused} answers known before" if effort.reused else ""
+        show(f"{result.task}: {effort.tokens:,} tokens in {effort.seconds:.1f} s{rate}{known}")
     for result in results:
         if result.contaminated:
             show(
                 f"{result.task}: {result.overlapping_chunks} passages of it were in the text this "
                 "checkpoint was calibrated or tuned on; the figure is not a fair one."
             )
+
+
+def _rows(result: TaskResult) -> list[tuple[str, ...]]:
+    mark = " (contaminated)" if result.contaminated else ""
+    rows: list[tuple[str, ...]] = []
+    for score in result.scores:
+        error = _number(score.standard_error, 4)
+        shots = f"{score.shots}-shot"
+        value = f"{score.value:.4f}"
+        rows.append((score.task + mark, score.metric, value, error, f"{score.documents}", shots))
+    figure = result.perplexity
+    if figure is not None:
+        stride = "" if figure.stride == figure.context else f" stride {figure.stride}"
+        scored = f"{figure.windows} × {figure.context}{stride}"
+        cells = [("perplexity", f"{figure.perplexity:.3f}", _number(figure.standard_error, 2))]
+        if figure.agreement is not None:
+            a = figure.agreement
+            divergence = f"{a.divergence:.4f}", _number(a.divergence_error, 4)
+            share = f"{a.same_top:.4f}", _number(a.same_top_error, 4)
+            cells += [("KL to dense, nats", *divergence), ("same top token", *share)]
+        rows += [(result.task + mark, *cell, scored, figure.dtype) for cell in cells]
+    return rows
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -8,7 +8,9 @@ import typer
 
 from spq.errors import SpqError
 
-MODEL_HELP = "Hub id, directory, .gguf file, or `demo` (SmolLM2-135M-Instruct)."
+MODEL_HELP = (
+    "Hub id, directory (a peft adapter's too), .gguf file, or `demo` (SmolLM2-135M-Instruct)."
+)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

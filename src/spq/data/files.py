@@ -31,8 +31,11 @@ def read_documents(path: Path, limit: int | None = None) -> tuple[str, ...]:
     """
     if path.suffix not in SUFFIXES:
         raise SpqError(f"'{path}' is not a text source: use a .txt or .jsonl file.")
-    text = _read(path)
-    documents = [text] if path.suffix == ".txt" else _records(text, path)
+    if path.suffix == ".txt":
+        documents = [_read(path)]
+    else:
+        lines = numbered_lines(path)
+        documents = [_document(line, f"'{path}', line {number}") for number, line in lines]
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise SpqError(f"'{path}' is empty: it must hold some text.")
@@ -52,10 +55,15 @@ def _read(path: Path) -> str:
         raise SpqError(f"'{path}' cannot be read: {error.strerror}.") from error
 
 
-def _records(text: str, path: Path) -> list[str]:
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file that are not blank, numbered from 1.
+
+    Raises:
+        SpqError: if the file is missing, unreadable or not UTF-8.
+    """
     # Not splitlines(): it also breaks at characters that JSON strings may hold, as U+2028.
-    lines = enumerate(text.split("\n"), start=1)
-    return [_document(line, f"'{path}', line {number}") for number, line in lines if line.strip()]
+    lines = enumerate(_read(path).split("\n"), start=1)
+    return [(number, line) for number, line in lines if line.strip()]
 
 
 def _document(line: str, place: str) -> str:

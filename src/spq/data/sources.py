@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from spq.data.benchmarks import BENCHMARKS
 from spq.data.builtin import builtin_documents, builtin_origin
 from spq.data.files import SUFFIXES, read_documents
 from spq.data.hub import HUB_TEXTS, hub_documents, hub_origin
@@ -20,7 +21,7 @@ Split = Literal["calibration", "evaluation"]
 
 DATA_DIR_VARIABLE = "SPQ_DATA_DIR"
 # Texts that results are published on: never calibrated on. Names ending in _test join them.
-EVALUATION_ONLY = {"wikitext2", "c4", "c4_sample", "truthfulqa", "arc_easy", "piqa"}
+EVALUATION_ONLY = {"wikitext2", "c4", "c4_sample", *BENCHMARKS}
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ def load_text(source: str, split: Split) -> Text:
     if source == "builtin":
         return Text(source, builtin_origin(split), builtin_documents(split))
     known = HUB_TEXTS.get(source)
-    file = _find_in_directory(source)
+    file = data_file(*([known.file] if known else []), source + ".txt", source + ".jsonl")
     if file is not None:
         documents = read_documents(file, limit=known.documents if known else None)
         return Text(source, f"{file.name} in {DATA_DIR_VARIABLE}", documents)
     if known is not None:
         return Text(source, hub_origin(source), hub_documents(source))
-    raise _unknown(source)
+    raise _unknown(source, split)
 
 
 def _refuse_evaluation_text(source: str) -> None:
@@ -88,13 +89,16 @@ def _is_path(source: str) -> bool:
     return Path(source).is_file() and source not in _names()
 
 
-def _find_in_directory(name: str) -> Path | None:
+def data_file(*names: str) -> Path | None:
+    """The first of these files that is in $SPQ_DATA_DIR, or None.
+
+    Raises:
+        SpqError: if the variable is set and is not a directory.
+    """
     directory = _data_directory()
     if directory is None:
         return None
-    files = [HUB_TEXTS[name].file] if name in HUB_TEXTS else []
-    files += [name + suffix for suffix in SUFFIXES]
-    return next((directory / file for file in files if (directory / file).is_file()), None)
+    return next((directory / name for name in names if (directory / name).is_file()), None)
 
 
 def _data_directory() -> Path | None:
@@ -116,8 +120,10 @@ def _names() -> list[str]:
     return sorted(names)
 
 
-def _unknown(source: str) -> SpqError:
+def _unknown(source: str, split: Split) -> SpqError:
     names = _names()
+    if split == "evaluation":
+        names = sorted({*names, *BENCHMARKS})
     near = difflib.get_close_matches(source, names, n=3, cutoff=0.5)
     listed = ", ".join(repr(name) for name in near or names)
     nearest = "the nearest known names are" if near else "known names are"

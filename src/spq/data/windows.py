@@ -28,27 +28,35 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, minimum: int) -> Tenso
     return ids
 
 
-def consecutive(ids: Tensor, context: int, limit: int | None = None) -> Tensor:
-    """Cut ids into non-overlapping windows from the start; what remains is dropped.
+def consecutive(
+    ids: Tensor, context: int, limit: int | None = None, stride: int | None = None
+) -> Tensor:
+    """Cut ids into windows from the start; what does not fill one is dropped.
 
     Args:
         ids: shape [tokens], at least `context` of them.
         context: tokens per window, at least 1.
         limit: the most windows to return, at least 1; None for all.
+        stride: tokens from one window's start to the next, at most `context`; None for `context`,
+            which makes windows that do not overlap.
 
     Returns:
         Shape [windows, context], dtype of `ids`; a view of it.
 
     Raises:
-        SpqError: if there is not one whole window, or `context` or `limit` is below 1.
+        SpqError: if there is not one whole window, or a number is out of its range.
     """
     _positive("context", context)
     _require(ids, context)
-    windows = ids.numel() // context
+    stride = context if stride is None else stride
+    _positive("stride", stride)
+    if stride > context:
+        raise SpqError(f"stride must be at most the context of {context} tokens, not {stride}.")
+    windows = ids.unfold(0, context, stride)
     if limit is not None:
         _positive("limit", limit)
-        windows = min(windows, limit)
-    return ids[: windows * context].view(windows, context)
+        windows = windows[:limit]
+    return windows
 
 
 def sample(ids: Tensor, context: int, count: int, seed: int) -> Tensor:

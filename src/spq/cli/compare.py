@@ -1,0 +1,105 @@
+"""`spq compare MODEL OUT`."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from spq.checkpoint.atomic import check_output
+from spq.cli.options import Device, Dtype, Json, Model
+from spq.cli.tables import show, table
+from spq.comparison import METHODS, Settings, compare
+from spq.comparison.cells import write_text
+from spq.comparison.run import CELLS
+from spq.errors import SpqError
+from spq.evaluation.protocols import DEFAULT, PROTOCOLS, protocol
+from spq.report.comparison import curves, markdown, summary
+from spq.sizes import parse_size
+
+
+def command(
+    model: Model,
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="Directory of the results; a run that was stopped goes on in it.",
+            show_default=False,
+        ),
+    ],
+    sizes: Annotated[
+        str, typer.Option(help="Comma-separated, such as 136MB,90MB.", show_default=False)
+    ],
+    methods: Annotated[
+        str, typer.Option(help=f"Comma-separated: {', '.join(METHODS)}.", show_default="all")
+    ] = ",".join(METHODS),
+    tasks: Annotated[str, typer.Option(help="As for `spq eval`.")] = "builtin",
+    calibration: Annotated[
+        str, typer.Option(help="Text that all methods are calibrated and trained on.")
+    ] = "builtin",
+    named: Annotated[
+        str, typer.Option("--protocol", help=f"Of perplexity: {', '.join(PROTOCOLS)}.")
+    ] = DEFAULT,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens in each window.", show_default="the protocol's")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Windows or documents per task, from the start.", show_default="all"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Compress MODEL with every method at every size, and measure each result the same way.
+
+    OUT gets a JSON file, a recipe and the commands of every cell, the table as Markdown, and the
+    data of a plot of size against loss.
+    """
+    if limit is not None and limit < 1:
+        raise SpqError(f"--limit must be at least 1, got {limit}")
+    windows = protocol(named, context)
+    settings = Settings(
+        calibration=calibration,
+        tasks=tuple(_listed(tasks, "--tasks")),
+        context=windows.context,
+        stride=windows.stride,
+        limit=limit,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+    )
+    wanted = [_method(name) for name in _listed(methods, "--methods")]
+    asked = [parse_size(size) for size in _listed(sizes, "--sizes")]
+    # An earlier comparison may be gone on with; anything else that is there may not be touched.
+    check_output(out, overwrite=(out / CELLS).is_dir())
+    cells = compare(model, out, wanted, asked, settings)
+    write_text(out / "table.md", markdown(model, cells))
+    write_text(out / "curves.json", json.dumps(curves(cells), indent=1) + "\n")
+    if as_json:
+        typer.echo(json.dumps([cell.model_dump(mode="json") for cell in cells], indent=2))
+        return
+    header, body = summary(cells)
+    shown = table(model, *header)
+    for row in body:
+        shown.add_row(*map(escape, row))
+    notes = [f"{cell.name}: {cell.reason}" for cell in cells if cell.reason]
+    written = f"Wrote {out}: table.md, curves.json, and every row in {CELLS}/"
+    show(shown, *map(escape, notes), escape(written))
+
+
+def _listed(text: str, option: str) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise SpqError(f"{option} is empty; name at least one")
+    return names
+
+
+def _method(name: str) -> str:
+    if name not in METHODS:
+        nearest = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
+        raise SpqError(f"there is no method {name!r}; did you mean {nearest!r}?")
+    return name

@@ -1,0 +1,213 @@
+"""Run every method at every size, and go on where an earlier run was stopped."""
+
+import logging
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spq.comparison.cells import Cell, cell_name, command, is_matched, read_cell, write_text
+from spq.comparison.methods import METHODS, Candidate, Inventory, inventory
+from spq.errors import SpqError
+from spq.evaluation import Reference, check_tasks, evaluate, open_journal
+from spq.evaluation.journal import digest
+from spq.integrations.source import load_model
+from spq.manifest import Manifest, versions
+from spq.pipeline import compress
+from spq.recipe import Recipe, load_recipe
+from spq.sensitivity_cache import cache_directory
+from spq.view import ModelView
+
+logger = logging.getLogger(__name__)
+
+CELLS = "cells"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells share.
+
+    Attributes:
+        calibration: text source that every method is calibrated and trained on.
+        tasks: as for `evaluate`.
+        context: tokens per window of a text.
+        stride: from one window's start to the next.
+        limit: the most windows or documents per task; None for all.
+        seed: of everything random.
+        dtype: of the weights and the arithmetic; `auto` is the checkpoint's own.
+        device: None is the CPU.
+    """
+
+    calibration: str
+    tasks: tuple[str, ...]
+    context: int = 1024
+    stride: int = 1024
+    limit: int | None = None
+    seed: int = 0
+    dtype: str = "auto"
+    device: str | None = None
+
+
+def compare(
+    model: str, out: Path, methods: list[str], sizes: list[int], settings: Settings
+) -> list[Cell]:
+    """Compress with every method at every size and measure each result.
+
+    Args:
+        model: hub id, directory, `.gguf` file or `demo`.
+        out: directory of the results; cells that an earlier run left there are not run again.
+        methods: keys of `METHODS`.
+        sizes: in bytes.
+        settings: of all cells.
+
+    Returns:
+        the cells, methods with a size of their own first.
+
+    Raises:
+        SpqError: an unknown task or missing data, or a model that cannot be compared.
+    """
+    check_tasks(settings.tasks)
+    dense = load_model(model, dtype=settings.dtype, device_map=settings.device)
+    if dense.tokenizer is None:
+        raise SpqError(f"model {model!r} has no tokenizer, which evaluation needs")
+    view = ModelView(dense.model)
+    if view.quantized:
+        raise SpqError(f"model {model!r} is compressed already; compare methods on the original")
+    runner = _Runner(model, out, settings, inventory(view), Reference(model, dense.model))
+    (out / CELLS).mkdir(parents=True, exist_ok=True)
+    pairs: list[tuple[str, int | None]] = [(m, None) for m in methods if not METHODS[m].sized]
+    pairs += [(m, size) for size in sizes for m in methods if METHODS[m].sized]
+    return [runner.cell(method, target) for method, target in pairs]
+
+
+@dataclass(frozen=True)
+class _Runner:
+    model: str
+    out: Path
+    settings: Settings
+    held: Inventory
+    dense: Reference
+
+    def cell(self, method: str, target: int | None) -> Cell:
+        """Measure one cell, or read it."""
+        name = cell_name(method, target)
+        candidate = self._nearest(method, target)
+        recipe = self._recipe(candidate)
+        described = None if recipe is None else recipe.to_dict()
+        key = digest([self.dense.digest, versions(), asdict(self.settings), described, target])
+        known = read_cell(self.out / CELLS, name, key)
+        if known is not None:
+            logger.info("%s was measured before", name)
+            return known
+        cell = Cell(
+            method=method,
+            target=target,
+            status="skipped",
+            counted=candidate.counted,
+            recipe=described,
+            seed=self.settings.seed,
+            commands=self._commands(name, recipe, target),
+            key=key,
+        )
+        if target is not None and not is_matched(candidate.bytes, target):
+            cell.reason = f"the nearest size it has is {candidate.bytes / 1e6:.1f} MB"
+        else:
+            logger.info("%s", name)
+            self._measure(cell, recipe)
+        if recipe is not None:
+            text = yaml.safe_dump(described, sort_keys=False)
+            write_text(self.out / CELLS / f"{name}.yaml", text)
+        write_text(self.out / CELLS / f"{name}.json", cell.model_dump_json(indent=1))
+        return cell
+
+    def _nearest(self, method: str, target: int | None) -> Candidate:
+        size = self.held.dense if target is None else target
+        candidates = METHODS[method].candidates(self.held, size)
+        return min(candidates, key=lambda candidate: abs(candidate.bytes - size))
+
+    def _recipe(self, candidate: Candidate) -> Recipe | None:
+        """With the calibration that all methods share."""
+        if candidate.stages is None:
+            return None
+        shared = load_recipe("mixed").calibration.model_dump()
+        shared |= {"source": self.settings.calibration, "weighted": candidate.weighted}
+        return Recipe.from_dict({"calibration": shared, "stages": candidate.stages})
+
+    def _measure(self, cell: Cell, recipe: Recipe | None) -> None:
+        """Compress into a scratch directory, and measure what loads from there."""
+        with tempfile.TemporaryDirectory(prefix="spq-compare-") as scratch:
+            started = time.perf_counter()
+            try:
+                manifest = compress(
+                    self.model,
+                    Path(scratch) / "out",
+                    recipe=recipe,
+                    target_size=cell.target if recipe is None else None,
+                    calibration=self.settings.calibration,
+                    seed=self.settings.seed,
+                    dtype=self.settings.dtype,
+                    device=self.settings.device,
+                ).manifest
+            except SpqError as error:
+                cell.reason = str(error)
+                return
+            cell.seconds = round(time.perf_counter() - started, 1)
+            cell.status = "done"
+            cell.disk = manifest.sizes.disk
+            cell.bytes = cell.disk if cell.counted == "file" else _packed(manifest, self.held)
+            if not cell.matched:
+                cell.reason = f"it came out at {cell.bytes / 1e6:.1f} MB"
+            self._evaluate(cell, Path(scratch) / "out", manifest)
+
+    def _evaluate(self, cell: Cell, directory: Path, manifest: Manifest) -> None:
+        options = self.settings
+        loaded = load_model(directory, dtype=options.dtype, device_map=options.device)
+        assert loaded.tokenizer is not None
+        journal = open_journal(loaded.model, cache_directory())
+        cell.tasks = [
+            evaluate(
+                loaded.model,
+                loaded.tokenizer,
+                task,
+                context=options.context,
+                stride=options.stride,
+                limit=options.limit,
+                reference=self.dense,
+                fingerprints=manifest.fingerprints,
+                journal=journal,
+            )
+            for task in options.tasks
+        ]
+
+    def _commands(self, name: str, recipe: Recipe | None, target: int | None) -> list[str]:
+        options = self.settings
+        shared: list[Any] = [] if options.dtype == "auto" else ["--dtype", options.dtype]
+        shared += ["--device", options.device] if options.device else []
+        chosen = ["--target-size", target] if recipe is None else ["--recipe", f"{name}.yaml"]
+        limit = [] if options.limit is None else ["--limit", options.limit]
+        calibration = ["--calibration", options.calibration, "--seed", options.seed]
+        windows = ["--context", options.context, "--stride", options.stride]
+        tasks = ["--tasks", ",".join(options.tasks), "--against", self.model]
+        return [
+            command("spq", "compress", self.model, name, *chosen, *calibration, *shared),
+            command("spq", "eval", name, *tasks, *windows, *limit, *shared),
+        ]
+
+
+def _packed(manifest: Manifest, held: Inventory) -> int:
+    """Bytes of the weight file, were its sparse weights packed."""
+    sparse = [
+        change
+        for record in manifest.stages
+        if record.plan.stage == "sparsify"
+        for change in record.plan.changes
+    ]
+    nonzeros = sum(change.details["nonzeros"] for change in sparse)
+    packed = sum(change.details["packed_bytes"] for change in sparse)
+    if all(record.plan.stage != "quantize" for record in manifest.stages):
+        return manifest.sizes.disk - held.linear * held.width + packed
+    # In int8 a value takes one byte, and so does a zero in the file.
+    return manifest.sizes.disk - held.linear + packed - nonzeros * (held.width - 1)

@@ -1,0 +1,131 @@
+"""A comparison as a table, and as data for a plot of size against loss."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from spq.comparison.cells import Cell
+from spq.comparison.methods import METHODS
+from spq.evaluation import TaskResult
+from spq.report.units import megabytes
+
+Row = list[str]
+
+
+def rows(cells: Sequence[Cell]) -> tuple[Row, list[Row]]:
+    """Header and rows: a cell each, the largest size first, figures with standard errors.
+
+    A cell that was not measured, or not at its size, says why in the last column.
+    """
+    columns = list(dict.fromkeys(name for cell in cells for name, _ in _figures(cell)))
+    header = ["method", "asked for", "size", "counted", *columns, "note"]
+    ordered = sorted(cells, key=lambda cell: -(cell.target or cell.bytes or 0))
+    return header, [_row(cell, columns) for cell in ordered]
+
+
+def summary(cells: Sequence[Cell]) -> tuple[Row, list[Row]]:
+    """The same for a terminal: sizes, and the first figure of each text and benchmark."""
+    header, body = rows(cells)
+    firsts: dict[str, str] = {}
+    for cell in cells:
+        for task in cell.tasks:
+            for name, _ in _of_task(task):
+                firsts.setdefault(name.partition(" ")[0], name)
+    kept = [header.index(name) for name in ("method", "size", *firsts.values())]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in body]
+
+
+def markdown(model: str, cells: Sequence[Cell]) -> str:
+    """The table as a Markdown document, with what the methods and columns are."""
+    header, body = rows(cells)
+    used = dict.fromkeys(cell.method for cell in cells)
+    lines = [
+        f"# Methods at matched size: {model}",
+        "",
+        _line(header),
+        _line(["---"] * len(header)),
+        *(_line(row) for row in body),
+        "",
+        "± is a standard error. KL is in nats per token against the dense model. A size is of the"
+        " weight file; where it reads `packed`, the file holds the zeros too, and the size is what"
+        " the values that are not zero would take with a bit for every place (or two for every"
+        " value of 2:4).",
+        "",
+        *(f"- `{name}`: {METHODS[name].about}." for name in used),
+        "",
+        *_protocols(cells),
+        "The commands and the recipe of every row are in `cells/`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def curves(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Size against loss, for a plot.
+
+    Returns:
+        for each text, for each method, points by size: bytes, how they were counted, ln perplexity
+        (nats per token) and the KL divergence, with standard errors.
+    """
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.bytes or 0):
+        for task in cell.tasks:
+            figure = task.perplexity
+            if figure is None or cell.bytes is None:
+                continue
+            error, agreement = figure.standard_error, figure.agreement
+            point = {
+                "bytes": cell.bytes,
+                "counted": cell.counted,
+                "nll": figure.nll,
+                "nll_error": None if error is None else error / figure.perplexity,
+                "divergence": agreement and agreement.divergence,
+                "divergence_error": agreement and agreement.divergence_error,
+            }
+            found.setdefault(task.task, {}).setdefault(cell.method, []).append(point)
+    return found
+
+
+def _row(cell: Cell, columns: list[str]) -> Row:
+    figures = dict(_figures(cell))
+    asked = "its own" if cell.target is None else megabytes(cell.target)
+    size = "-" if cell.bytes is None else megabytes(cell.bytes)
+    marks = [cell.reason] if cell.reason else []
+    marks += [f"{task.task} is contaminated" for task in cell.tasks if task.contaminated]
+    shown = [figures.get(column, "-") for column in columns]
+    return [cell.method, asked, size, cell.counted, *shown, "; ".join(marks)]
+
+
+def _figures(cell: Cell) -> list[tuple[str, str]]:
+    return [figure for task in cell.tasks for figure in _of_task(task)]
+
+
+def _of_task(task: TaskResult) -> list[tuple[str, str]]:
+    shown = [
+        (f"{score.task} {score.metric}", _value(score.value, score.standard_error, 3))
+        for score in task.scores
+    ]
+    figure = task.perplexity
+    if figure is None:
+        return shown
+    shown.append((f"{task.task} ppl", _value(figure.perplexity, figure.standard_error, 2)))
+    if figure.agreement is not None:
+        a = figure.agreement
+        shown.append((f"{task.task} KL", _value(a.divergence, a.divergence_error, 3)))
+        shown.append((f"{task.task} same top", _value(a.same_top, a.same_top_error, 3)))
+    return shown
+
+
+def _value(value: float, error: float | None, digits: int) -> str:
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def _protocols(cells: Sequence[Cell]) -> list[str]:
+    done = next((cell for cell in cells if cell.tasks), None)
+    if done is None:
+        return []
+    found = {t.task: t.perplexity.protocol for t in done.tasks if t.perplexity is not None}
+    return [line for task, text in found.items() for line in (f"`{task}`: {text}", "")]
+
+
+def _line(cells: Row) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,144 @@
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+from tests.helpers import TEXT, tiny_model, tiny_tokenizer
+
+import spq
+from spq.comparison import METHODS, Settings, compare
+from spq.comparison import run as comparison_run
+from spq.errors import SpqError
+from spq.recipe import Recipe
+from spq.report.comparison import curves, markdown, rows, summary
+
+QUICK = ["dense", "int8", "svd", "sparsegpt", "sparsegpt-2:4-int8", "ensemble"]
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """Wide enough for groups of 64, and for the shared calibration windows."""
+    directory = tmp_path / "wide"
+    model = tiny_model(max_position_embeddings=512, intermediate_size=256)
+    model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return str(directory), sum(p.numel() * 4 for p in model.parameters())
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    calibration = {"windows": 2, "context": 64}
+    small = Recipe.from_dict({"calibration": calibration, "stages": [{"budget": {}}]})
+    shipped = comparison_run.load_recipe
+    monkeypatch.setattr(
+        comparison_run, "load_recipe", lambda name: small if name == "mixed" else shipped(name)
+    )
+    read, scored = tmp_path / "read.txt", tmp_path / "scored.txt"
+    read.write_text(TEXT[:2000])
+    scored.write_text("All that glitters is not gold, as many a man has been told. " * 20)
+    return Settings(str(read), (str(scored),), context=64, stride=64, limit=2)
+
+
+def test_every_cell_is_measured_at_its_size(wide, settings, tmp_path):
+    model, dense = wide
+    size = int(0.4 * dense)
+    out = tmp_path / "out"
+    cells = {cell.method: cell for cell in compare(model, out, QUICK, [size], settings)}
+    assert set(cells) == set(QUICK)
+    for name, cell in cells.items():
+        assert cell.status == "done", cell.reason
+        assert cell.target == (size if METHODS[name].sized else None)
+        (task,) = cell.tasks
+        assert task.perplexity.windows == 2
+        assert json.loads((out / "cells" / f"{cell.name}.json").read_text())["method"] == name
+    assert abs(cells["sparsegpt"].bytes - size) < 0.03 * size
+    assert cells["ensemble"].bytes <= size
+    # Stored with its zeros, the file is as large as the dense one.
+    assert cells["sparsegpt"].disk == pytest.approx(cells["dense"].disk, rel=0.01)
+    assert cells["sparsegpt"].counted == "packed"
+    assert not any(task.contaminated for cell in cells.values() for task in cell.tasks)
+    assert cells["dense"].tasks[0].perplexity.agreement.same_top == 1
+    assert cells["svd"].tasks[0].perplexity.agreement.divergence > 0.01
+
+
+def test_a_run_that_was_stopped_goes_on(wide, settings, tmp_path, monkeypatch):
+    model, _ = wide
+    out, real, runs = tmp_path / "out", comparison_run.compress, []
+
+    def stopping(*arguments, **options):
+        runs.append(1)
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(comparison_run, "compress", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        compare(model, out, ["dense", "int8"], [], settings)
+    first = (out / "cells" / "dense@own.json").read_bytes()
+    cells = compare(model, out, ["dense", "int8"], [], settings)
+    assert [cell.status for cell in cells] == ["done", "done"]
+    assert len(runs) == 3
+    assert (out / "cells" / "dense@own.json").read_bytes() == first
+    compare(model, out, ["dense"], [], replace(settings, limit=1))
+    assert len(runs) == 4  # other settings are another cell
+
+
+def test_a_damaged_cell_is_measured_again(wide, settings, tmp_path):
+    model, _ = wide
+    (cell,) = compare(model, tmp_path / "out", ["dense"], [], settings)
+    file = tmp_path / "out" / "cells" / "dense@own.json"
+    file.write_text(file.read_text()[:100])
+    (again,) = compare(model, tmp_path / "out", ["dense"], [], settings)
+    assert again.tasks[0].perplexity == cell.tasks[0].perplexity
+
+
+def test_a_size_that_a_method_cannot_reach_says_so(wide, settings, tmp_path):
+    model, dense = wide
+    methods = ["prune", "int4", "ensemble"]
+    cells = compare(model, tmp_path / "out", methods, [dense // 50], settings)
+    assert {cell.status for cell in cells} == {"skipped"}
+    assert "the nearest size it has is" in cells[0].reason
+    assert "the nearest size it has is" in cells[1].reason
+    assert "cannot be reached" in cells[2].reason
+    assert all(not cell.tasks and not cell.matched for cell in cells)
+
+
+def test_the_commands_make_the_same_checkpoint(wide, settings, tmp_path):
+    model, dense = wide
+    (cell,) = compare(model, tmp_path / "out", ["svd"], [int(0.6 * dense)], settings)
+    recipe = tmp_path / "out" / "cells" / f"{cell.name}.yaml"
+    assert yaml.safe_load(recipe.read_text()) == cell.recipe
+    first, second = cell.commands
+    assert first.startswith(f"spq compress {model} {cell.name} --recipe {cell.name}.yaml")
+    assert second.startswith(f"spq eval {cell.name} --tasks {settings.tasks[0]} --")
+    result = spq.compress(model, tmp_path / "again", recipe=recipe)
+    assert result.manifest.sizes.disk == cell.disk
+
+
+def test_a_compressed_model_is_refused(wide, settings, tmp_path):
+    spq.compress(wide[0], tmp_path / "int8", recipe="int8")
+    with pytest.raises(SpqError, match="compressed already"):
+        compare(str(tmp_path / "int8"), tmp_path / "out", ["dense"], [], settings)
+
+
+def test_the_table_and_the_curves(wide, settings, tmp_path):
+    model, dense = wide
+    cells = compare(model, tmp_path / "out", ["dense", "int8", "prune"], [dense // 50], settings)
+    header, body = rows(cells)
+    assert [row[0] for row in body] == ["dense", "int8", "prune"]
+    assert all(len(row) == len(header) for row in body)
+    figure = cells[1].tasks[0].perplexity
+    shown = dict(zip(header, body[1], strict=True))
+    assert shown["scored.txt ppl"] == f"{figure.perplexity:.2f} ± {figure.standard_error:.2f}"
+    assert shown["asked for"] == "its own" and shown["note"] == ""
+    assert "nearest size" in body[2][-1] and body[2][4] == "-"
+    header, body = summary(cells)
+    assert header == ["method", "size", "scored.txt ppl"]
+    assert body[1][2] == shown["scored.txt ppl"] and body[2][1:] == ["-", "-"]
+    text = markdown("tiny", cells)
+    assert figure.protocol in text and text.count("\n| ") == 5
+    points = curves(cells)["scored.txt"]
+    assert sorted(points) == ["dense", "int8"]
+    (point,) = points["int8"]
+    assert (point["bytes"], point["nll"]) == (cells[1].bytes, figure.nll)
+    assert point["divergence"] == figure.agreement.divergence
