@@ -84,13 +84,11 @@ class Candidate:
         stages: as in a recipe; None for what `--target-size` does by itself.
         bytes: of the result, as far as it is known before.
         counted: bytes of the weight `file`, or of the `packed` form that sparse weights could have.
-        weighted: False prices and fits in the plain E[x xᵀ], as published.
     """
 
     stages: Stages | None
     bytes: float
     counted: Counted = "file"
-    weighted: bool = True
 
 
 Candidates = Callable[[Inventory, int], list[Candidate]]
@@ -144,13 +142,14 @@ def _int4(rounding: str) -> Candidates:
                             "embedding_bits": [outer],
                             "group_sizes": [group],
                             "rounding": rounding,
+                            # Plain E[x xᵀ], as published.
+                            "token_power": 0.0,
                         }
                     }
                 ],
                 model.integers(4 + 8 * model.width / group, _outer_bits(model, outer, group)),
-                weighted=False,
             )
-            for group in (32, 64, 128)
+            for group in (64, 128)
             for outer in (4, 8)
         ]
 
@@ -209,8 +208,8 @@ METHODS = {
     "svd": Method("plain SVD, every layer at one share of its size", _factorized(False)),
     "svd-llm": Method("the same in the metric of the inputs (SVD-LLM)", _factorized(True)),
     "prune": Method("MLP neurons of the weakest activations gone", _pruned),
-    "int4": Method("int4 to nearest, groups of 32, 64 or 128", _int4("nearest")),
-    "gptq": Method("int4 by GPTQ, groups of 32, 64 or 128", _int4("gptq")),
+    "int4": Method("int4 to nearest, groups of 64 or 128", _int4("nearest")),
+    "gptq": Method("int4 by GPTQ, groups of 64 or 128", _int4("gptq")),
     "wanda": Method("unstructured sparsity by Wanda", _sparse("wanda", False)),
     "sparsegpt": Method("unstructured sparsity by SparseGPT", _sparse("sparsegpt", False)),
     "sparsegpt-int8": Method(

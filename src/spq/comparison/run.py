@@ -132,8 +132,8 @@ class _Runner:
         """With the calibration that all methods share."""
         if candidate.stages is None:
             return None
-        shared = load_recipe("mixed").calibration.model_dump()
-        shared |= {"source": self.settings.calibration, "weighted": candidate.weighted}
+        shared = load_recipe("default").calibration.model_dump()
+        shared |= {"source": self.settings.calibration}
         return Recipe.from_dict({"calibration": shared, "stages": candidate.stages})
 
     def _measure(self, cell: Cell, recipe: Recipe | None) -> None:
