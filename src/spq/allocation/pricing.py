@@ -140,7 +140,7 @@ class Unit:
             shaped.shape.loss + sum(part.value(worth) for part in shaped.parts)
             for shaped in self.priced
         )
-        return [shape for shape, size in self.shapes if shape.loss + worth * size < value]
+        return [shape for shape, size in self.shapes if _paid(shape.loss, size, worth) < value]
 
     def promising_ranks(self, worth: float) -> bool:
         """Whether a rank could be."""
