@@ -4,7 +4,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from spq.allocation.search import dense_weights
+from spq.calibration import Statistics
 from spq.families import family_for
+from spq.sensitivity import collect_sensitivities
+from spq.view import ModelView
 
 VOCABULARY = 260
 TEXT = "The quick brown fox jumps over the lazy dog, and then it naps in the warm sun. " * 60
@@ -75,3 +79,12 @@ def greedy(model, length: int = 12) -> list[int]:
         eos_token_id=None,
         pad_token_id=2,
     )[0].tolist()
+
+
+def calibrated(model, count: int = 4, context: int = 32) -> Statistics:
+    """Sensitivities of every dense weight on random windows."""
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(3, VOCABULARY - 4, (count, context), generator=generator)
+    view = ModelView(model)
+    names = [named.name for named in dense_weights(view)]
+    return Statistics(sensitivities=collect_sensitivities(view, windows, names), windows=windows)

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from spq import sensitivity_cache
 from spq.sensitivity import collect_sensitivities
@@ -11,7 +12,12 @@ from spq.sensitivity_cache import KEPT_FILES, cache_directory, cached_sensitivit
 from spq.view import ModelView
 from tests.helpers import tiny_model
 
-NAMES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "model.embed_tokens")
+NAMES = (
+    "model.layers.0.self_attn.q_proj",
+    "model.layers.1.mlp.down_proj",
+    "model.embed_tokens",
+    "lm_head",
+)
 
 
 @pytest.fixture
@@ -44,11 +50,13 @@ def assert_equal(found, expected):
     assert set(found) == set(expected)
     for name, item in expected.items():
         other = found[name]
-        assert torch.equal(other.hessian, item.hessian)
-        assert torch.equal(other.squares, item.squares)
-        assert (other.weight, other.tokens) == (item.weight, item.tokens)
-        assert other.hessian.dtype == other.squares.dtype == torch.float32
-        assert type(other.tokens) is int
+        assert torch.equal(other.norms, item.norms)
+        assert torch.equal(other.output, item.output)
+        assert other.norms.dtype == other.output.dtype == torch.float32
+        assert (other.inputs is None) == (item.inputs is None)
+        if item.inputs is not None:
+            assert torch.equal(other.inputs, item.inputs)
+            assert other.inputs.dtype == item.inputs.dtype
 
 
 def test_a_second_run_reads_what_the_first_collected(collected):
@@ -102,6 +110,17 @@ def test_a_damaged_file_is_ignored_and_rewritten(collected, caplog, damage):
     assert f"ignoring the damaged cache file {file.name}" in caplog.text
     assert len(collected) == 2
     assert_equal(run(), first)
+    assert len(collected) == 2
+
+
+def test_a_file_of_an_earlier_computation_is_ignored(collected, caplog):
+    first = run()
+    [file] = files()
+    # What tensors were called when whole matrices were kept.
+    save_file({f"{name}/hessian": torch.eye(3) for name in NAMES}, file)
+    with caplog.at_level(logging.WARNING, logger="spq"):
+        assert_equal(run(), first)
+    assert f"ignoring the damaged cache file {file.name}" in caplog.text
     assert len(collected) == 2
 
 

@@ -143,7 +143,7 @@ def test_without_correlations_it_is_rounding_to_nearest(group_size, factor):
 def test_blocks_change_nothing(columns, group_size):
     weight, hessian = random(ROWS, columns), correlated(columns)
     codes, scale = gptq.round_int4(weight, hessian, group_size)
-    expected_codes, expected_scale = plain_int4(weight, hessian, group_size, 0.01)
+    expected_codes, expected_scale = plain_int4(weight, hessian, group_size, gptq.DAMPING)
     assert codes.dtype == torch.int8
     assert scale.dtype == torch.float32
     assert scale.shape == (ROWS, columns // group_size)
@@ -158,7 +158,7 @@ def test_blocks_change_nothing_in_eight_bits(columns, per_channel):
     weight, hessian = random(ROWS, columns), correlated(columns)
     scale = integer.absmax_scale(weight, per_channel=per_channel)
     codes = gptq.round_int8(weight, hessian, scale)
-    same = (codes == plain_int8(weight, hessian, scale, 0.01)).all(1)
+    same = (codes == plain_int8(weight, hessian, scale, gptq.DAMPING)).all(1)
     assert codes.dtype == torch.int8
     assert int(same.sum()) >= ROWS - 2  # 16 times the ties of four bits
 

@@ -1,45 +1,90 @@
 import itertools
+import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
-from spq.numerics.knapsack import RELATIVE_GAP, choose
+from spq.numerics.knapsack import (
+    RELATIVE_GAP,
+    Alternative,
+    Choice,
+    choose,
+    smallest,
+    worth_of_a_byte,
+)
 
 
-def totals(sizes, losses, taken):
-    size = sum(options[pick] for options, pick in zip(sizes, taken, strict=True))
-    return size, sum(options[pick] for options, pick in zip(losses, taken, strict=True))
+def plain(*parts) -> list[Alternative]:
+    """A unit of one shape, each of its parts given as pairs of (bytes, loss)."""
+    return [Alternative(0.0, parts)]
 
 
-def least_loss(sizes, losses, budget):
-    every = itertools.product(*(range(len(options)) for options in sizes))
-    found = (totals(sizes, losses, taken) for taken in every)
-    return min(loss for size, loss in found if size <= budget)
+def ways(unit) -> list[tuple[Choice, int, float]]:
+    """Every choice for a unit, with its bytes and loss."""
+    found = []
+    for index, alternative in enumerate(unit):
+        for picks in itertools.product(*(range(len(part)) for part in alternative.parts)):
+            taken = [part[pick] for part, pick in zip(alternative.parts, picks, strict=True)]
+            loss = alternative.loss + sum(loss for _, loss in taken)
+            found.append((Choice(index, list(picks)), sum(size for size, _ in taken), loss))
+    return found
+
+
+def totals(units, taken) -> tuple[int, float]:
+    size, loss = 0, 0.0
+    for unit, choice in zip(units, taken, strict=True):
+        [(_, bytes_, nats)] = [way for way in ways(unit) if way[0] == choice]
+        size, loss = size + bytes_, loss + nats
+    return size, loss
+
+
+def least_loss(units, budget) -> float:
+    """Over every combination of choices, unit by unit, worse ones of equal size dropped."""
+    best = {0: 0.0}
+    for unit in units:
+        found: dict[int, float] = {}
+        for (size, loss), (_, more, nats) in itertools.product(best.items(), ways(unit)):
+            if size + more <= budget:
+                found[size + more] = min(found.get(size + more, math.inf), loss + nats)
+        best = found
+    return min(best.values())
+
+
+def largest_loss(units) -> float:
+    return max(
+        loss
+        for unit in units
+        for alternative in unit
+        for loss in [alternative.loss, *(nats for part in alternative.parts for _, nats in part)]
+    )
 
 
 @st.composite
 def instances(draw, largest_size=1000, exponents=(0, 0)):
-    """Sizes, losses and a budget somewhere between the smallest choice and the largest."""
-    counts = draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
+    """Nested alternatives and a budget between the smallest choice and the largest."""
     size = st.integers(1, largest_size)
-    sizes = [[draw(size) for _ in range(count)] for count in counts]
     loss = st.builds(
         lambda digits, exponent: digits * 10.0**exponent,
         st.integers(0, 1000),
         st.integers(*exponents),
     )
-    losses = [[draw(loss) for _ in range(count)] for count in counts]
-    budget = draw(st.integers(sum(map(min, sizes)), sum(map(max, sizes)) + 10))
-    return sizes, losses, budget
+    part = st.lists(st.tuples(size, loss), min_size=1, max_size=3)
+    parts = st.lists(part, min_size=0, max_size=2)
+    alternative = st.builds(Alternative, loss, parts)
+    unit = st.lists(alternative, min_size=1, max_size=3)
+    units = draw(st.lists(unit, min_size=1, max_size=4))
+    most = sum(max(size for _, size, _ in ways(unit)) for unit in units)
+    return units, draw(st.integers(smallest(units), most + 10))
 
 
-def assert_best(sizes, losses, budget):
-    size, loss = totals(sizes, losses, choose(sizes, losses, budget))
+def assert_best(units, budget) -> None:
+    size, loss = totals(units, choose(units, budget))
     assert size <= budget
     # HiGHS' own absolute gap, of losses in units of the largest.
-    absolute = 1e-6 * max(map(max, losses))
-    assert loss <= least_loss(sizes, losses, budget) * (1 + RELATIVE_GAP) + absolute
+    absolute = 1e-6 * largest_loss(units)
+    assert loss <= least_loss(units, budget) * (1 + RELATIVE_GAP) + absolute
 
 
 @given(instances())
@@ -54,39 +99,112 @@ def test_the_gap_holds_where_one_option_is_far_worse(instance):
 
 @given(instances(largest_size=10**9))
 def test_not_one_byte_over_the_budget_of_a_large_model(instance):
-    sizes, losses, budget = instance
-    assert totals(sizes, losses, choose(sizes, losses, budget))[0] <= budget
+    units, budget = instance
+    assert totals(units, choose(units, budget))[0] <= budget
+
+
+@settings(max_examples=25)
+@given(instances())
+def test_the_smallest_choice_is_that_of_brute_force(instance):
+    units, _ = instance
+    assert smallest(units) == sum(min(size for _, size, _ in ways(unit)) for unit in units)
+    taken = choose(units, smallest(units))
+    assert totals(units, taken)[0] == smallest(units)
 
 
 def test_an_option_one_byte_too_large_is_not_taken():
-    assert choose([[10**9, 10**9 + 1]], [[1.0, 0.0]], 10**9) == [0]
-    two = [[10**8, 10**8 + 3], [10**8, 10**8 + 4]]
-    assert choose(two, [[1.0, 0.0], [2.0, 0.0]], 2 * 10**8 + 6) == [0, 1]
+    one = [plain([(10**9, 1.0), (10**9 + 1, 0.0)])]
+    assert choose(one, 10**9) == [Choice(0, [0])]
+    first, second = [(10**8, 1.0), (10**8 + 3, 0.0)], [(10**8, 2.0), (10**8 + 4, 0.0)]
+    taken = [Choice(0, [0]), Choice(0, [1])]
+    assert choose([plain(first), plain(second)], 2 * 10**8 + 6) == taken
+    assert choose([plain(first, second)], 2 * 10**8 + 6) == [Choice(0, [0, 1])]
+
+
+def test_a_shape_is_taken_with_the_options_that_it_affords():
+    whole = Alternative(0.0, [[(40, 3.0), (80, 0.1)]])
+    cut = Alternative(1.0, [[(20, 2.0), (40, 0.1)]])
+    assert choose([[whole, cut]], 80) == [Choice(0, [1])]
+    assert choose([[whole, cut]], 79) == [Choice(1, [1])]
+    assert choose([[whole, cut]], 39) == [Choice(1, [0])]
 
 
 def test_a_budget_below_the_smallest_choice_is_refused_with_both_numbers():
     with pytest.raises(ValueError, match="takes 7 bytes, more than 6"):
-        choose([[3, 9], [4]], [[1.0, 0.0], [0.0]], 6)
+        choose([plain([(3, 1.0), (9, 0.0)]), plain([(4, 0.0)])], 6)
 
 
 def test_a_budget_of_exactly_the_smallest_choice_takes_it():
-    assert choose([[9, 3], [4, 5]], [[0.0, 1.0], [1.0, 0.0]], 7) == [1, 0]
+    units = [plain([(9, 0.0), (3, 1.0)]), plain([(4, 1.0), (5, 0.0)])]
+    assert choose(units, 7) == [Choice(0, [1]), Choice(0, [0])]
 
 
-def test_a_single_item_takes_its_best_option_that_fits():
-    assert choose([[10, 20, 30]], [[3.0, 2.0, 1.0]], 25) == [1]
-    assert choose([[10]], [[3.0]], 10) == [0]
-
-
-def test_equal_options_are_all_right():
-    taken = choose([[5, 5], [5, 5]], [[1.0, 1.0], [1.0, 1.0]], 10)
-    assert len(taken) == 2 and set(taken) <= {0, 1}
+def test_equal_alternatives_are_all_right():
+    units = [[Alternative(1.0, [[(5, 1.0), (5, 1.0)]])] * 2] * 2
+    assert totals(units, choose(units, 10)) == (10, 4.0)
 
 
 def test_losses_of_zero():
-    assert choose([[5, 9], [4, 2]], [[0.0, 0.0], [0.0, 0.0]], 7) == [0, 1]
+    units = [plain([(5, 0.0), (9, 0.0)]), plain([(4, 0.0), (2, 0.0)])]
+    assert choose(units, 7) == [Choice(0, [0]), Choice(0, [1])]
 
 
 def test_nothing_to_choose():
-    assert choose([], [], 0) == []
-    assert choose([], [], 10) == []
+    assert choose([], 0) == []
+    assert choose([plain()], 10) == [Choice(0, [])]
+
+
+# --- the worth of a byte -------------------------------------------------------------------------
+
+
+def relaxed(units, budget) -> float:
+    """Least loss where units may mix their choices, over all of them written out."""
+    every = [(index, *way[1:]) for index, unit in enumerate(units) for way in ways(unit)]
+    solved = linprog(
+        [loss for _, _, loss in every],
+        A_ub=[[size for _, size, _ in every]],
+        b_ub=[budget],
+        A_eq=[[float(index == unit) for index, _, _ in every] for unit in range(len(units))],
+        b_eq=[1.0] * len(units),
+        bounds=(0, 1),
+    )
+    return float(solved.fun) if solved.status == 0 else math.inf
+
+
+@settings(max_examples=25)
+@given(instances())
+def test_the_worth_lies_between_what_the_next_byte_saves_and_what_the_last_one_did(instance):
+    units, budget = instance
+    worth = worth_of_a_byte(units, budget)
+    here = relaxed(units, budget)
+    slack = 1e-6 * (1 + largest_loss(units))
+    assert worth >= 0
+    assert worth >= here - relaxed(units, budget + 1) - slack
+    assert worth <= relaxed(units, budget - 1) - here + slack
+
+
+@settings(max_examples=25)
+@given(instances())
+def test_what_costs_more_than_the_worth_is_in_no_best_relaxed_choice(instance):
+    # Choices that pay less than the worth bound the relaxed optimum from below, exactly.
+    units, budget = instance
+    worth = worth_of_a_byte(units, budget)
+    bound = sum(min(loss + worth * size for _, size, loss in ways(unit)) for unit in units)
+    expected = relaxed(units, budget)
+    assert bound - worth * budget == pytest.approx(expected, rel=1e-6, abs=1e-6 * (1 + expected))
+
+
+def test_a_budget_above_everything_makes_bytes_worthless():
+    assert worth_of_a_byte([plain([(3, 1.0), (9, 0.0)])], 10) == 0
+
+
+def test_a_byte_is_worth_the_slope():
+    units = [plain([(100, 1.0), (200, 0.0)])]
+    assert worth_of_a_byte(units, 150) == pytest.approx(0.01)
+    # The losses of real models are small, and their bytes many.
+    units = [plain([(10**8, 1e-6), (3 * 10**8, 0.0)])]
+    assert worth_of_a_byte(units, 2 * 10**8) == pytest.approx(5e-15)
+
+
+def test_a_budget_out_of_reach_makes_bytes_worth_everything():
+    assert worth_of_a_byte([plain([(3, 1.0), (9, 0.0)])], 2) == math.inf

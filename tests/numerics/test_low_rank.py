@@ -204,3 +204,99 @@ def test_snapped_rank_saves_and_is_never_below_the_rank(in_features, out_feature
     else:
         assert snapped * per_rank < dense
         assert snapped == rank or (snapped % multiple == 0 and 0 < snapped - rank < multiple)
+
+
+# --- in the metric of the loss -------------------------------------------------------------------
+
+
+def metric(columns: int, seed: int = 11) -> Tensor:
+    """Of inputs that differ in size and lean on each other."""
+    inputs = random(4 * columns, columns, seed=seed) @ random(columns, columns, seed=seed + 1)
+    return inputs.T @ inputs / len(inputs)
+
+
+def weighted_loss(error: Tensor, hessian: Tensor, output: Tensor) -> float:
+    """½ Σ_i o_i (ΔW H ΔWᵀ)_ii in float64."""
+    error = error.double()
+    return float(
+        0.5 * torch.trace(torch.diag(output.double()) @ error @ hessian.double() @ error.T)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_weighted_loss_of_a_rank_is_the_sum_of_the_tail(shape):
+    weight, hessian = random(*shape, seed=5), metric(shape[1])
+    output = random(shape[0], seed=6).square() + 0.01
+    losses, basis = low_rank.weighted_basis(weight, hessian, output)
+    assert losses.dtype == basis.dtype == torch.float64
+    assert losses.shape == (shape[0],) and basis.shape == (shape[0], shape[0])
+    assert bool((losses.diff() <= 0).all()) and float(losses[-1]) >= 0
+    tiny = 1e-6 * float(losses[0])
+    for rank in range(1, shape[0] + 1):
+        left, right = low_rank.weighted_truncate(weight, basis, output, rank)
+        assert left.shape == (shape[0], rank) and right.shape == (rank, shape[1])
+        assert left.dtype == right.dtype == torch.float32
+        found = weighted_loss(left.double() @ right.double() - weight.double(), hessian, output)
+        assert found == pytest.approx(float(losses[rank:].sum()), rel=1e-3, abs=tiny)
+
+
+@given(rows=st.integers(2, 12), columns=st.integers(2, 12), seed=st.integers(0, 999), d=st.data())
+def test_no_other_factors_of_the_rank_cost_less(rows, columns, seed, d):
+    rank = d.draw(st.integers(1, rows - 1))
+    weight, hessian = random(rows, columns, seed=seed), metric(columns, seed + 1)
+    output = random(rows, seed=seed + 2).square() + 0.01
+    root = output.double().sqrt()[:, None]
+    losses, basis = low_rank.weighted_basis(weight, hessian, output)
+    best = float(losses[rank:].sum()) * (1 - 1e-6) - 1e-9 * float(losses[0])
+    left, _ = low_rank.weighted_truncate(weight, basis, output, rank)
+    for step in (1e-3, 0.1, 10.0):
+        other = left.double() + step * random(rows, rank, seed=seed + 3).double()
+        # The right factor that serves this left one best, whatever it is.
+        solved = torch.linalg.lstsq(root * other, root * weight.double()).solution
+        assert weighted_loss(other @ solved - weight.double(), hessian, output) >= best
+    plain_left, plain_right = low_rank.truncate(weight, min(rank, columns))
+    assert weighted_loss(plain_left @ plain_right - weight, hessian, output) >= best * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_where_all_counts_alike_it_is_the_plain_decomposition(shape):
+    weight = decaying(*shape)
+    losses, basis = low_rank.weighted_basis(weight, torch.eye(shape[1]), torch.ones(shape[0]))
+    expected = torch.zeros(shape[0], dtype=torch.float64)
+    expected[: min(shape)] = 0.5 * spectrum(weight) ** 2
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-12)
+    for rank in {1, min(shape) // 2 or 1}:
+        left, right = low_rank.weighted_truncate(weight, basis, torch.ones(shape[0]), rank)
+        plain_left, plain_right = low_rank.truncate(weight, rank)
+        torch.testing.assert_close(left @ right, plain_left @ plain_right, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(left.T @ left, torch.eye(rank), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dead", [[2], [0, 1, 2, 3, 4, 5, 6]])
+def test_outputs_without_gradients_stay_finite(dead):
+    weight, hessian = random(7, 12), metric(12)
+    output = random(7, seed=2).square()
+    output[dead] = 0
+    losses, basis = low_rank.weighted_basis(weight, hessian, output)
+    for rank in (1, 4, 7):
+        left, right = low_rank.weighted_truncate(weight, basis, output, rank)
+        assert bool(torch.isfinite(left).all()) and bool(torch.isfinite(right).all())
+    # With every direction there they are rows as good as any.
+    torch.testing.assert_close(left @ right, weight, rtol=1e-3, atol=1e-3)
+    assert bool(torch.isfinite(losses).all())
+
+
+def test_a_metric_of_zeros_and_a_weight_of_zeros_stay_finite():
+    for weight, hessian in ((random(5, 8), torch.zeros(8, 8)), (torch.zeros(5, 8), metric(8))):
+        losses, basis = low_rank.weighted_basis(weight, hessian, torch.ones(5))
+        assert not losses.any()
+        left, right = low_rank.weighted_truncate(weight, basis, torch.ones(5), 5)
+        torch.testing.assert_close(left @ right, weight)
+
+
+def test_half_precision_weights_are_decomposed_in_float64():
+    weight, hessian, output = random(6, 9).bfloat16(), metric(9), torch.ones(6)
+    found, expected = (
+        low_rank.weighted_basis(w, hessian, output) for w in (weight, weight.float())
+    )
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])

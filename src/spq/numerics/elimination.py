@@ -37,6 +37,8 @@ def elimination_order(
     """
     inverted = inverse(hessian, damping)
     weight = output.double().clamp_min(0).sqrt()[:, None] * weight.double()
+    # Inputs that never fire cost nothing, though damping makes them look as if they did.
+    weight[:, hessian.diagonal() == 0] = 0
     units = weight.shape[1] // channels
     left = torch.ones(units, dtype=torch.bool, device=weight.device)
     step = max(int(units * STEP_SHARE), 1)
