@@ -102,10 +102,7 @@ def test_every_linear_layer_sees_what_a_forward_pass_shows_it(model_type):
             assert_near(x.reshape(-1, CONTEXT, x.shape[-1]), whole[which])
             seen.update((name, index) for index in range(which.start, which.stop))
 
-        before = walk.states.clone()
-        walk.observe(layer, on_input)
-        assert torch.equal(walk.states, before)
-        walk.advance(layer)
+        walk.advance(layer, on_input)
     assert seen == {(name, index) for name in expected for index in range(len(windows))}
 
 
@@ -114,8 +111,7 @@ def test_any_number_of_windows(count):
     model, windows = tiny_model(), random_windows(count)
     walk, counted = Walk(ModelView(model), windows), []
     for layer in ModelView(model).layers:
-        walk.observe(layer, lambda name, which, x: counted.append((name, which, len(x))))
-        walk.advance(layer)
+        walk.advance(layer, lambda name, which, x: counted.append((name, which, len(x))))
     assert_near(walk.states, hidden_states(model, windows)[-1])
     assert all(which.stop - which.start == length <= CHUNK for _, which, length in counted)
     of_one = [which for name, which, _ in counted if name == counted[0][0]]
@@ -167,8 +163,7 @@ def test_the_model_is_left_as_it_was(training):
     windows = random_windows(2)
     walk = Walk(ModelView(model), windows)
     layer = ModelView(model).layers[0]
-    walk.observe(layer, lambda *_: None)
-    walk.advance(layer)
+    walk.advance(layer, lambda *_: None)
     assert all(module.training == training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
     hooks = [hook for m in model.modules() for hook in (*m._forward_hooks, *m._forward_pre_hooks)]
@@ -185,6 +180,6 @@ def test_no_hook_is_left_behind_when_the_observer_fails():
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        walk.observe(ModelView(model).layers[0], fail)
+        walk.advance(ModelView(model).layers[0], fail)
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -86,12 +86,12 @@ class Walk:
         return result
 
     @torch.no_grad()
-    def advance(self, layer: LayerView, on_input: Observe) -> None:
+    def advance(self, layer: LayerView, on_input: Observe | None = None) -> None:
         """Run the layer as it is now on all windows and move on to the next.
 
         Args:
             layer: the next one.
-            on_input: called with the name of each leaf, the windows as a slice, and what
+            on_input: if given, called with the name of each leaf, the windows as a slice, and what
                 enters the layer, [windows, context, in].
         """
         with _evaluating(self._view.model), _hooked(layer, on_input) as now:
@@ -104,16 +104,18 @@ class _Now:
 
 
 @contextmanager
-def _hooked(layer: LayerView, on_input: Observe) -> Iterator[_Now]:
+def _hooked(layer: LayerView, on_input: Observe | None) -> Iterator[_Now]:
     now = _Now()
 
     def hook(name: str) -> Callable[..., None]:
         def on_forward(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            on_input(name, now.windows, inputs[0])
+            if on_input is not None:
+                on_input(name, now.windows, inputs[0])
 
         return on_forward
 
-    handles = [named.module.register_forward_pre_hook(hook(named.name)) for named in layer.leaves]
+    watched = layer.leaves if on_input is not None else []
+    handles = [named.module.register_forward_pre_hook(hook(named.name)) for named in watched]
     try:
         yield now
     finally:

@@ -65,7 +65,6 @@ def metrics_of(model, statistics, weightings) -> list[dict]:
         metrics = layer_metrics(walk, layer, statistics.sensitivities, weightings)
         for whole, part in zip(found, metrics, strict=True):
             whole.update(part)
-        walk.advance(layer)
     return found
 
 
