@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from spq.calibration import Statistics, draw_windows
 from spq.errors import SpqError
 from spq.modules.coded import Coded
-from spq.numerics.integer import round_scale
+from spq.numerics.integer import LARGEST_SCALE, round_scale
 from spq.progress import track
 from spq.stages.base import NO_INPUTS, Inputs, Plan, Stage
 from spq.view import ModelView
@@ -154,7 +154,9 @@ class _Training:
         self._optimizer.step()
         for name, parameter in self._parameters.items():
             master = self._masters[name]
-            parameter.copy_(round_scale(master) if id(parameter) in self._scales else master)
+            # Beyond the range that scales have, the loss says that the rate is too high.
+            held = master.clamp(-LARGEST_SCALE, LARGEST_SCALE)
+            parameter.copy_(round_scale(held) if id(parameter) in self._scales else held)
 
     def state(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self._parameters.items()}

@@ -1,0 +1,128 @@
+import copy
+
+import pytest
+import torch
+
+import spq
+from spq.errors import SpqError
+from spq.modules.coded import Coded
+from spq.numerics.integer import round_scale
+from spq.recipe import Recipe
+from spq.stages.base import Inputs, Plan
+from spq.stages.budget import Budget
+from spq.stages.distill import Distill
+from spq.view import ModelView
+from tests.helpers import greedy, logits, tiny_model, tiny_tokenizer
+
+FAMILIES = ("llama", "qwen3", "opt", "gemma3_text")
+SHORT = {"steps": 8, "batch_size": 2, "context": 24, "held_out": 4, "check_every": 2}
+
+
+def ids(count: int = 2000) -> torch.Tensor:
+    return torch.randint(3, 256, (count,), generator=torch.Generator().manual_seed(0))
+
+
+def compressed(model_type: str = "llama", **fields):
+    """A dense model and the same one in 4 bits, rounded to nearest."""
+    dense = tiny_model(model_type)
+    model = copy.deepcopy(dense)
+    stage = Budget(bits=(4,), embedding_bits=(8,), group_sizes=(32,), **fields)
+    view = ModelView(model)
+    stage.apply(view, stage.plan(view, None))
+    return dense, view
+
+
+def divergence(dense, model) -> float:
+    wanted, found = logits(dense).log_softmax(-1), logits(model).log_softmax(-1)
+    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+
+def tune(view, dense, **fields) -> None:
+    stage = Distill(**(SHORT | fields))
+    stage.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_it_brings_the_model_nearer_to_the_dense_one_and_leaves_the_codes(model_type):
+    dense, view = compressed(model_type)
+    before = divergence(dense, view.model)
+    codes = {n: m.codes.clone() for n, m in view.model.named_modules() if isinstance(m, Coded)}
+    tune(view, dense, steps=40, learning_rate=1e-3, check_every=10, held_out=8)
+    # Random weights have little in them that scales could bring back.
+    assert divergence(dense, view.model) < 0.99 * before
+    for name, kept in codes.items():
+        assert torch.equal(view.module(name).codes, kept)
+
+
+def test_the_dense_model_and_every_flag_are_left_alone():
+    dense, view = compressed()
+    expected = copy.deepcopy(dense.state_dict())
+    flags = {name: p.requires_grad for name, p in view.model.named_parameters()}
+    tune(view, dense)
+    assert all(torch.equal(value, expected[name]) for name, value in dense.state_dict().items())
+    assert {name: p.requires_grad for name, p in view.model.named_parameters()} == flags
+    assert all(p.grad is None for p in view.model.parameters())
+
+
+def test_a_rate_that_ruins_the_model_gives_back_what_it_got():
+    dense, view = compressed()
+    before = copy.deepcopy(view.model.state_dict())
+    tune(view, dense, learning_rate=3.0, check_every=8)
+    assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())
+
+
+def test_nothing_is_trained_where_there_is_nothing_to_gain():
+    dense, view = compressed()
+    before = copy.deepcopy(view.model.state_dict())
+    tune(view, dense, worthwhile=1e3)
+    assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())
+
+
+def test_scales_stay_exact_in_every_float_type():
+    dense, view = compressed()
+    tune(view, dense, learning_rate=5e-3)
+    for module in view.model.modules():
+        if isinstance(module, Coded):
+            scale = module.scale.float()
+            assert torch.equal(round_scale(scale), scale)
+            assert torch.equal(scale.half().float(), scale)
+
+
+def test_the_same_seed_gives_the_same_model():
+    results = []
+    for _ in range(2):
+        dense, view = compressed()
+        tune(view, dense)
+        results.append(logits(view.model))
+    assert torch.equal(*results)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    dense, view = compressed()
+    with torch.no_grad():
+        ModelView(dense).layers[0].query.module.weight[0, 0] = torch.nan
+    with pytest.raises(SpqError, match="became nan at step 0; a learning rate below"):
+        tune(view, dense)
+
+
+@pytest.mark.parametrize("inputs", [Inputs(), Inputs(ids=ids())])
+def test_text_and_the_dense_model_are_asked_for(inputs):
+    _, view = compressed()
+    with pytest.raises(SpqError, match="needs calibration text and the dense model"):
+        Distill(**SHORT).apply(view, Plan(stage="distill"), inputs)
+
+
+def test_in_a_recipe_it_sees_the_model_from_before_the_first_stage(tmp_path, text_file):
+    model = tiny_model()
+    dense = copy.deepcopy(model)
+    stages = [
+        {"budget": {"bits": [4], "embedding_bits": [8], "group_sizes": [32]}},
+        {"distill": SHORT | {"learning_rate": 5e-3}},
+    ]
+    calibration = {"source": str(text_file), "windows": 4, "context": 24}
+    recipe = Recipe.from_dict({"calibration": calibration, "stages": stages})
+    tokenizer = tiny_tokenizer()
+    rounded = spq.compress(copy.deepcopy(model), recipe=recipe, tokenizer=tokenizer, recover=False)
+    tuned = spq.compress(model, tmp_path / "out", recipe=recipe, tokenizer=tokenizer)
+    assert divergence(dense, tuned.model) != divergence(dense, rounded.model)
+    assert greedy(spq.load(tmp_path / "out")) == greedy(tuned.model)
