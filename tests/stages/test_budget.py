@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.helpers import greedy, logits, tiny_model, tiny_tokenizer
+from tests.helpers import calibrated, greedy, logits, tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -20,7 +20,6 @@ from spq.modules.quantized_embedding import QuantizedEmbedding
 from spq.modules.quantized_linear import QuantizedLinear
 from spq.numerics.knapsack import RELATIVE_GAP
 from spq.recipe import Recipe
-from spq.sensitivity import collect_sensitivities
 from spq.stages.base import Inputs, Plan
 from spq.stages.budget import Budget
 from spq.view import ModelView
@@ -37,15 +36,8 @@ def budget(**fields) -> Budget:
     return Budget(**({"group_sizes": (32,)} | fields))
 
 
-def priced(model, stage: Budget) -> Statistics:
-    generator = torch.Generator().manual_seed(0)
-    windows = torch.randint(3, 256, (2, 32), generator=generator)
-    view = ModelView(model)
-    return Statistics(sensitivities=collect_sensitivities(view, windows, stage.sensitive(view)))
-
-
 def run(stage: Budget, model) -> Plan:
-    view, statistics = ModelView(model), priced(model, stage)
+    view, statistics = ModelView(model), calibrated(model)
     made = stage.plan(view, statistics)
     stage.apply(view, made, Inputs(statistics))
     return made
@@ -57,7 +49,7 @@ def parameter_bytes(model) -> int:
 
 def reach(model) -> tuple[int, int]:
     """Bytes of the model with everything in int4 and with everything in int8."""
-    statistics = priced(model, budget())
+    statistics = calibrated(model)
     four, eight = (
         budget(**bits).plan(ModelView(model), statistics).bytes_saved for bits in (FOUR, EIGHT)
     )
@@ -146,7 +138,7 @@ def test_a_target_above_everything_takes_int8_throughout(tied, text_file):
 @pytest.mark.parametrize("vocabulary", [260, 500, 900, 1300])
 def test_a_target_out_of_reach_is_refused_with_one_that_is_not(vocabulary):
     model = tiny_model(vocab_size=vocabulary)
-    view, statistics = ModelView(model), priced(model, budget())
+    view, statistics = ModelView(model), calibrated(model)
     with pytest.raises(SpqError, match=r"a target of 0\.0 MB cannot be reached") as refused:
         budget(target_bytes=1000).plan(view, statistics)
     smallest = float(re.search(r"is (\d+\.\d+) MB", str(refused.value))[1]) * 1e6
@@ -165,7 +157,7 @@ def test_a_refused_target_writes_nothing(tmp_path, text_file):
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_predicted_loss_never_rises_with_the_target(model_type):
     model = tiny_model(model_type)
-    view, statistics, (four, eight) = ModelView(model), priced(model, budget()), reach(model)
+    view, statistics, (four, eight) = ModelView(model), calibrated(model), reach(model)
     start, stop = four + HEADERS, eight + HEADERS
     made = [
         budget(target_bytes=start + (stop - start) * step // 6, rounding="nearest").plan(
@@ -182,7 +174,7 @@ def test_the_predicted_loss_never_rises_with_the_target(model_type):
 def test_planning_changes_nothing_and_the_plan_survives_json():
     model = tiny_model()
     expected, stage = logits(model), budget(target_bytes=sum(reach(model)) // 2 + HEADERS // 2)
-    view, statistics = ModelView(model), priced(model, stage)
+    view, statistics = ModelView(model), calibrated(model)
     made = stage.plan(view, statistics)
     assert torch.equal(logits(model), expected)
     again = Plan.model_validate_json(made.model_dump_json())
@@ -194,7 +186,7 @@ def test_planning_changes_nothing_and_the_plan_survives_json():
 def test_a_width_that_no_group_divides_is_refused_by_name_unless_8_is_allowed():
     model = tiny_model(intermediate_size=96)
     stage = budget(bits=(4,), group_sizes=(64,))
-    statistics = priced(model, stage)
+    statistics = calibrated(model)
     message = r"group sizes \[64\] do not divide the width 96 of '.*layers\.0\.mlp\.down_proj'"
     with pytest.raises(SpqError, match=message):
         stage.plan(ModelView(model), statistics)
@@ -209,7 +201,7 @@ def test_a_width_that_no_group_divides_is_refused_by_name_unless_8_is_allowed():
 def test_the_budget_picks_a_group_size():
     model = tiny_model()
     stage = budget(group_sizes=(32, 64), **FOUR)
-    view, statistics = ModelView(model), priced(model, stage)
+    view, statistics = ModelView(model), calibrated(model)
 
     def sizes(target):
         fields = stage.model_dump() | {"target_bytes": target}
@@ -238,11 +230,10 @@ def test_layers_whose_gradient_is_zero_are_rounded_all_the_same(target):
 def test_sensitivities_of_zero_everywhere(target):
     model = tiny_model()
     stage = budget(target_bytes=target)
-    statistics = priced(model, stage)
+    statistics = calibrated(model)
     for item in statistics.sensitivities.values():
-        item.hessian.zero_()
-        item.squares.zero_()
-        item.weight = 0.0
+        item.norms.zero_()
+        item.output.zero_()
     made = stage.plan(ModelView(model), statistics)
     stage.apply(ModelView(model), made, Inputs(statistics))
     assert predicted(made) == 0
@@ -310,3 +301,94 @@ def test_a_target_without_the_stage_is_refused(options, text_file):
 def test_a_size_and_a_ratio_at_once_are_refused(text_file):
     with pytest.raises(SpqError, match="not both"):
         compress(tiny_model(), text_file, target_size="90MB", target_ratio=0.5)
+
+
+# --- width, rank and bits together ---------------------------------------------------------------
+
+ENSEMBLE = {
+    "bits": (4, 8, 16),
+    "embedding_bits": (8,),
+    "widths": (0.75, 0.5),
+    "key_value_groups": (0.5,),
+    "ranks": (0.8,),
+    "multiple_of": 8,
+}
+# Menus that the ensemble contains.
+SPECIAL = {
+    "bits": {"widths": (), "key_value_groups": (), "ranks": ()},
+    "uniform": {"bits": (8,), "widths": (), "key_value_groups": (), "ranks": ()},
+    "width": {"bits": (16,), "ranks": ()},
+    "rank": {"bits": (16,), "widths": (), "key_value_groups": ()},
+}
+
+
+def wide_model():
+    """Wide enough for ranks."""
+    return tiny_model(hidden_size=128, head_dim=32, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    model = wide_model()
+    return model, ModelView(model), calibrated(model, 8)
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+def test_a_special_case_never_beats_the_ensemble(wide, special):
+    model, view, statistics = wide
+    menu = ENSEMBLE | SPECIAL[special]
+    largest = budget(**menu, target_bytes=HUGE).plan(view, statistics)
+    # Midway between the most and what it can just reach.
+    with pytest.raises(SpqError, match="cannot be reached") as refused:
+        budget(**menu, target_bytes=1).plan(view, statistics)
+    least = float(re.search(r"is (\d+\.\d+) MB", str(refused.value))[1]) * 1e6
+    most = parameter_bytes(model) - largest.bytes_saved + HEADERS
+    target = round((least + most) / 2)
+    alone = budget(**menu, target_bytes=target).plan(view, statistics)
+    together = budget(**ENSEMBLE, target_bytes=target).plan(view, statistics)
+    slack = 1 + 2 * RELATIVE_GAP
+    assert predicted(together) <= predicted(alone) * slack + 1e-9
+
+
+@pytest.mark.parametrize("special", ["width", "rank"])
+def test_widths_or_ranks_alone_reach_a_target_without_rounding(special):
+    model = wide_model()
+    statistics = calibrated(model, 8)
+    target = round(0.95 * (parameter_bytes(model) - 3 * 260 * 128 * 2)) + HEADERS
+    stage = budget(**(ENSEMBLE | SPECIAL[special]), target_bytes=target)
+    plan = stage.plan(ModelView(model), statistics)
+    layers = [change for change in plan.changes if "layers" in change.module]
+    assert {change.details["bits"] for change in layers} == {16}
+    cut = sum("cut" in change.details for change in layers)
+    factorised = sum(change.details["rank"] is not None for change in layers)
+    assert (cut > 0, factorised > 0) == (special == "width", special == "rank")
+    assert (f"{cut} cut" in plan.summary) == (special == "width")
+    assert (f"{factorised} factorised" in plan.summary) == (special == "rank")
+    stage.apply(ModelView(model), plan, Inputs(statistics))
+    assert parameter_bytes(model) <= target
+    assert bool(torch.isfinite(logits(model)).all())
+
+
+def test_a_refused_target_names_a_size_that_shapes_can_reach(wide):
+    model, view, statistics = wide
+    with pytest.raises(SpqError, match="cannot be reached") as refused:
+        budget(**ENSEMBLE, target_bytes=1000).plan(view, statistics)
+    smallest = round(float(re.search(r"is (\d+\.\d+) MB", str(refused.value))[1]) * 1e6)
+    plan = budget(**ENSEMBLE, target_bytes=smallest).plan(view, statistics)
+    assert parameter_bytes(model) - plan.bytes_saved <= smallest
+
+
+def test_short_text_is_said_in_the_summary(wide):
+    _, view, statistics = wide
+    stage = budget(target_bytes=HUGE)
+    assert "damping" not in stage.plan(view, statistics).summary
+    short = stage.plan(view, calibrated(view.model, 4)).summary
+    assert "fitted on 96 tokens" in short and "damping was raised" in short
+
+
+def test_gradients_that_are_not_finite_are_named():
+    model = tiny_model()
+    statistics = calibrated(model)
+    statistics.sensitivities["lm_head"].norms[0, 0] = float("inf")
+    with pytest.raises(SpqError, match=r"gradients at 'lm_head' are not finite .* --dtype float32"):
+        budget().plan(ModelView(model), statistics)

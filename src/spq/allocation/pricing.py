@@ -80,7 +80,8 @@ class Part:
         options: that were priced.
         sizes: their bytes.
         losses: their nats per token.
-        ranks: options with a rank that were not rounded yet: (option, bytes, loss of truncation).
+        ranks: options with a rank that were not rounded yet: (option, bytes, least loss that any
+            factors of the rank could have).
     """
 
     named: Named
@@ -121,6 +122,10 @@ class PricedShape:
         parts = [list(zip(part.sizes, part.losses, strict=True)) for part in self.parts]
         return Alternative(self.shape.loss, parts)
 
+    def value(self, worth: float) -> float:
+        """Least loss of shape and parts, with bytes paid at `worth`."""
+        return _paid(self.shape.loss, 0, worth) + sum(part.value(worth) for part in self.parts)
+
 
 @dataclass
 class Unit:
@@ -136,10 +141,7 @@ class Unit:
 
     def promising_shapes(self, worth: float) -> list[Shape]:
         """Shapes that could be in a best solution."""
-        value = min(
-            shaped.shape.loss + sum(part.value(worth) for part in shaped.parts)
-            for shaped in self.priced
-        )
+        value = min(shaped.value(worth) for shaped in self.priced)
         return [shape for shape, size in self.shapes if _paid(shape.loss, size, worth) < value]
 
     def promising_ranks(self, worth: float) -> bool:
@@ -159,7 +161,9 @@ class Pricer:
     def deepen(self, unit: Unit, worth: float) -> None:
         """Price the shapes and ranks of a unit that could pay at `worth` nats per byte."""
         members = [part.named for part in unit.priced[0].parts]
-        for shape in unit.promising_shapes(worth):
+        promising = unit.promising_shapes(worth)
+        unit.shapes = [(shape, size) for shape, size in unit.shapes if shape not in promising]
+        for shape in promising:
             unit.priced.append(PricedShape(shape, [self.part(named, shape) for named in members]))
         for shaped in unit.priced:
             for part in shaped.parts:
@@ -174,7 +178,7 @@ class Pricer:
             self._add(part, weight, option, fit, price, None)
         ranked = self._menu.low_rank(named, rows, columns)
         if ranked:
-            losses, _ = weighted_basis(weight, *fit.terms[0])
+            losses, _ = weighted_basis(weight, *price.terms[0])
             tails = list(accumulate(reversed(losses.tolist()), initial=0.0))
             part.ranks = [
                 (option, stored_bytes(named, option, rows, columns), tails[rows - option.rank])
@@ -189,6 +193,7 @@ class Pricer:
             _, basis = weighted_basis(weight, *fit.terms[0])
             for option in options:
                 self._add(part, weight, option, fit, price, basis)
+            part.ranks = [ranked for ranked in part.ranks if ranked[0] not in options]
 
     def smallest(self, named: Named, shape: Shape) -> int:
         """Fewest bytes that a weight could take in a shape."""

@@ -69,8 +69,12 @@ class Search:
         self._walk(self.view.layers, price, "pricing")
         return found + [self._outer(named) for named in outer_weights(self.view)]
 
-    def deepen(self, units: list[Unit], worth: float) -> None:
-        """Price the shapes and ranks that could pay at `worth` nats per byte."""
+    def deepen(self, units: list[Unit], worth: float) -> bool:
+        """Price the shapes and ranks that could pay at `worth` nats per byte.
+
+        Returns:
+            whether there were any.
+        """
         per_layer = len(self.shares)
         wanted = {
             layer.name: [
@@ -85,8 +89,10 @@ class Search:
             for unit in wanted[layer.name]:
                 pricer.deepen(unit, worth)
 
-        if any(wanted.values()):
-            self._walk(self.view.layers, price, "pricing shapes")
+        if not any(wanted.values()):
+            return False
+        self._walk(self.view.layers, price, "pricing shapes")
+        return True
 
     def _walk(
         self, layers: list[LayerView], price: Callable[[LayerView, Pricer], None], title: str

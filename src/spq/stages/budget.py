@@ -79,8 +79,11 @@ class Budget(Stage):
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Price the options of every weight, then spend the budget."""
+        if not dense_weights(view):
+            return Plan(stage=self.key, summary="every weight is in integers already")
         if self.target_bytes is None:
             return Plan(stage=self.key, changes=self._widest(view), summary="no target: most bits")
+        _check_finite(view, statistics)
         search = Search(
             view,
             statistics,
@@ -91,7 +94,9 @@ class Budget(Stage):
         )
         units = search.units()
         available = self._available(view, units)
-        search.deepen(units, worth_of_a_byte([alternatives(unit) for unit in units], available))
+        # What was priced changes the worth of a byte, and that what could pay.
+        while search.deepen(units, _worth(units, available)):
+            pass
         self._check_reach(view, units, available)
         taken = choose([alternatives(unit) for unit in units], available)
         changes = [
@@ -152,9 +157,24 @@ class Budget(Stage):
     @torch.no_grad()
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Shape and store as planned, layer by layer."""
+        if not plan.changes:
+            return
         chosen = {change.module: change.details for change in plan.changes}
         rounding = self._menu().rounding
         apply_changes(view, chosen, inputs.statistics, rounding, self.token_power)
+
+
+def _check_finite(view: ModelView, statistics: Statistics) -> None:
+    for name, found in statistics.sensitivities.items():
+        if not bool(torch.isfinite(found.norms).all()):
+            raise SpqError(
+                f"the gradients at {name!r} are not finite in {view.model.dtype}; "
+                "compress with --dtype float32"
+            )
+
+
+def _worth(units: list[Unit], available: int) -> float:
+    return worth_of_a_byte([alternatives(unit) for unit in units], available)
 
 
 def _fixed(view: ModelView, units: list[Unit]) -> int:

@@ -1,0 +1,185 @@
+"""Pricing and search together: what a budget chooses from."""
+
+import math
+
+import pytest
+import torch
+from tests.helpers import calibrated, tiny_model
+
+from spq.allocation.metrics import outer_metric, split
+from spq.allocation.pricing import Menu, Part, Unit
+from spq.allocation.search import Search, alternatives
+from spq.allocation.storage import Option
+from spq.errors import SpqError
+from spq.numerics.knapsack import RELATIVE_GAP, choose, smallest, worth_of_a_byte
+from spq.view import ModelView
+
+WIDTHS = {"attention": (0.5,), "mlp": (0.75, 0.5)}
+NO_WIDTHS = {"attention": (), "mlp": ()}
+NEAREST = {4: "nearest", 8: "nearest", 16: "nearest"}
+
+
+def menu(bits=(4, 8), ranks=(0.8,), group_sizes=(32,)) -> Menu:
+    roles = ("attention", "mlp", "embedding", "lm_head")
+    return Menu(dict.fromkeys(roles, bits), group_sizes, {"attention": ranks}, NEAREST)
+
+
+def low_rank_model(model_type: str = "llama"):
+    """One layer, wide enough for ranks, whose attention is nearly of low rank."""
+    model = tiny_model(model_type, hidden_size=128, head_dim=32, num_hidden_layers=1)
+    with torch.no_grad():
+        for layer in ModelView(model).layers:
+            for named in (layer.query, layer.key, layer.value, layer.attention_output):
+                u, s, v = torch.linalg.svd(named.module.weight, full_matrices=False)
+                named.module.weight.copy_(u * (s * 0.9 ** torch.arange(len(s))) @ v)
+    return model
+
+
+def search_of(model, options: Menu, shares=WIDTHS) -> Search:
+    return Search(ModelView(model), calibrated(model), options, shares, 8, 0.5)
+
+
+def spent(units, available: int, search: Search) -> tuple[float, list]:
+    """Predicted loss of the best choice after pricing what looks promising, and the choice."""
+    while search.deepen(units, worth_of_a_byte([alternatives(u) for u in units], available)):
+        pass
+    taken = choose([alternatives(unit) for unit in units], available)
+    return sum(loss_of(unit, choice) for unit, choice in zip(units, taken, strict=True)), taken
+
+
+def loss_of(unit: Unit, choice) -> float:
+    shaped = unit.priced[choice.alternative]
+    losses = (p.losses[pick] for p, pick in zip(shaped.parts, choice.options, strict=True))
+    return shaped.shape.loss + sum(losses)
+
+
+# --- menu ----------------------------------------------------------------------------------------
+
+
+def test_every_width_of_code_is_an_option_of_the_weight_itself():
+    named = ModelView(tiny_model()).layers[0].query
+    found = menu(bits=(4, 8, 16), group_sizes=(32, 64)).options(named, 64)
+    assert found == [
+        Option(bits=4, group_size=32),
+        Option(bits=4, group_size=64),
+        Option(bits=8),
+        Option(bits=16),
+    ]
+    assert menu(group_sizes=(64,)).options(named, 96) == [Option(bits=8)]
+    with pytest.raises(SpqError, match=r"group sizes \[64\] do not divide the width 96 of '.*q_pr"):
+        menu(bits=(4,), group_sizes=(64,)).options(named, 96)
+
+
+def test_ranks_are_shares_of_the_one_that_saves_nothing():
+    named = ModelView(tiny_model()).layers[0].query
+    # 256 x 256: two factors of rank 128 are as large as the weight.
+    found = menu(bits=(8,), ranks=(0.9, 0.5, 0.1)).low_rank(named, 256, 256)
+    assert [option.rank for option in found] == [96, 64]
+    assert all(option.stored_bytes(256, 256, 4) < 256 * 256 for option in found)
+    assert menu(ranks=()).low_rank(named, 256, 256) == []
+    assert menu().low_rank(ModelView(tiny_model()).layers[0].mlp_output, 256, 256) == []
+
+
+# --- units ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_weight_is_in_one_unit_with_all_its_options(tied):
+    model = tiny_model(tie_word_embeddings=tied)
+    units = search_of(model, menu(bits=(4, 8, 16))).units()
+    parts = [part for unit in units for part in unit.priced[0].parts]
+    names = [part.named.name for part in parts]
+    expected = [named.name for layer in ModelView(model).layers for named in layer.leaves]
+    assert sorted(names) == sorted(
+        [*expected, "model.embed_tokens", *([] if tied else ["lm_head"])]
+    )
+    for part in parts:
+        assert [option.bits for option in part.options] == [4, 8, 16]
+        assert part.losses[0] > part.losses[1] > part.losses[2] == 0
+        assert part.sizes[0] < part.sizes[1] < part.sizes[2]
+    assert [len(unit.shapes) for unit in units] == [1, 2, 1, 2] + [0] * (len(units) - 4)
+
+
+def test_losses_are_priced_on_text_held_out_from_the_fit():
+    model = tiny_model(tie_word_embeddings=False)
+    search = search_of(model, menu(bits=(8,)), NO_WIDTHS)
+    [head] = search.units()[-1].priced[0].parts
+    _, held_out = split(4, 0.5)
+    metric = outer_metric(search.view, "lm_head", search.statistics.sensitivities, held_out)
+    weight = model.lm_head.weight.detach()
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    error = (weight / scale).round() * scale - weight
+    assert head.losses[0] == pytest.approx(metric.loss(error), rel=0.05)
+
+
+def test_what_a_rank_looks_like_is_a_bound_of_what_it_costs():
+    search = search_of(low_rank_model(), menu(bits=(8, 16)), NO_WIDTHS)
+    units = search.units()
+    looked = {
+        (part.named.name, option): loss
+        for unit in units
+        for part in unit.priced[0].parts
+        for option, _, loss in part.ranks
+    }
+    assert looked
+    assert search.deepen(units, math.inf)
+    priced = {
+        (part.named.name, option): loss
+        for unit in units
+        for part in unit.priced[0].parts
+        for option, loss in zip(part.options, part.losses, strict=True)
+        if option.rank is not None
+    }
+    assert priced
+    for key, loss in priced.items():
+        assert loss >= looked[key] * (1 - 1e-4)
+
+
+def test_what_was_priced_is_not_priced_again():
+    search = search_of(low_rank_model(), menu(bits=(8,)))
+    units = search.units()
+    assert search.deepen(units, math.inf)
+    counts = [(len(unit.priced), len(unit.priced[0].parts[0].options)) for unit in units]
+    assert not search.deepen(units, math.inf)
+    assert counts == [(len(unit.priced), len(unit.priced[0].parts[0].options)) for unit in units]
+    for unit in units:
+        for part in unit.priced[0].parts:
+            assert len(set(part.options)) == len(part.options)
+
+
+def test_nothing_looks_promising_where_bytes_are_worth_nothing():
+    search = search_of(tiny_model(), menu())
+    assert not search.deepen(search.units(), 0.0)
+
+
+# --- choice --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [(4, 8), (16,)], ids=str)
+@pytest.mark.parametrize("model_type", ["llama", "opt"])
+def test_the_choice_is_as_good_as_with_everything_priced(model_type, bits, monkeypatch):
+    model = low_rank_model(model_type)
+    search = search_of(model, menu(bits))
+    least = smallest([alternatives(unit) for unit in search.units()])
+    targets = [int(least * share) for share in (0.85, 1.1)]
+    made = [search.units() for _ in targets]
+    found = [spent(units, target, search)[0] for units, target in zip(made, targets, strict=True)]
+    monkeypatch.setattr(Unit, "promising_shapes", lambda unit, _: [s for s, _ in unit.shapes])
+    monkeypatch.setattr(Part, "promising", lambda part, _: [option for option, _, _ in part.ranks])
+    everything = search.units()
+    for units, target, loss in zip(made, targets, found, strict=True):
+        best, _ = spent(everything, target, search)
+        # A whole choice may lie above the relaxed one, more so where there are few units.
+        assert best * (1 - RELATIVE_GAP) <= loss <= best * 1.1
+        worth = worth_of_a_byte([alternatives(unit) for unit in units], target)
+        for unit, full in zip(units, everything, strict=True):
+            least_value = min(shaped.value(worth) for shaped in full.priced)
+            assert min(shaped.value(worth) for shaped in unit.priced) == pytest.approx(least_value)
+
+
+def test_short_text_is_said():
+    model = tiny_model()
+    search = search_of(model, menu())
+    assert "fitted on 96 tokens of calibration text, fewer than the 128" in search.short_of_text
+    long = Search(search.view, calibrated(model, 6), menu(), WIDTHS, 8, 0.5)
+    assert long.short_of_text == ""
