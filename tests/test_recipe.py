@@ -63,7 +63,13 @@ def test_dense_has_no_stages_and_int8_covers_every_weight():
     (quantize,) = load_recipe("int8").stages
     assert quantize == Quantize(mode="per_channel")
     assert set(quantize.modules) == {"attention", "mlp", "embedding", "lm_head"}
-    assert load_recipe("default").stages == load_recipe("int8").stages
+
+
+def test_default_spends_a_budget_and_distils():
+    default = load_recipe("default")
+    assert [stage.key for stage in default.stages] == ["budget", "distill"]
+    assert default.within(10**8).stages[0].target_bytes == 10**8
+    assert [stage.key for stage in default.without_training().stages] == ["budget"]
 
 
 @pytest.mark.parametrize(

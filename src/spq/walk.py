@@ -85,7 +85,10 @@ class Walk:
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
-    @torch.no_grad()
+    def observe(self, layer: LayerView, on_input: Observe) -> None:
+        """Run the layer as it is now, without moving on; else as `advance`."""
+        self._run_all(layer, on_input, keep=False)
+
     def advance(self, layer: LayerView, on_input: Observe | None = None) -> None:
         """Run the layer as it is now on all windows and move on to the next.
 
@@ -94,9 +97,15 @@ class Walk:
             on_input: if given, called with the name of each leaf, the windows as a slice, and what
                 enters the layer, [windows, context, in].
         """
+        self._run_all(layer, on_input, keep=True)
+
+    @torch.no_grad()
+    def _run_all(self, layer: LayerView, on_input: Observe | None, *, keep: bool) -> None:
         with _evaluating(self._view.model), _hooked(layer, on_input) as now:
             for now.windows in _slices(len(self.states)):
-                self.states[now.windows] = self.run(layer, self.states[now.windows])
+                output = self.run(layer, self.states[now.windows])
+                if keep:
+                    self.states[now.windows] = output
 
 
 class _Now:

@@ -62,7 +62,7 @@ def metrics_of(model, statistics, weightings) -> list[dict]:
     view = ModelView(model)
     walk, found = Walk(view, statistics.windows), [{} for _ in weightings]
     for layer in view.layers:
-        metrics = layer_metrics(walk, layer, statistics.sensitivities, weightings)
+        metrics = layer_metrics(walk, layer, statistics.sensitivities, weightings, advance=True)
         for whole, part in zip(found, metrics, strict=True):
             whole.update(part)
     return found
@@ -136,9 +136,9 @@ def test_only_layers_with_sensitivities_have_a_metric():
     statistics.sensitivities.pop(first.query.name)
     walk = Walk(ModelView(model), statistics.windows)
     whole = Weighting(range(2), 1)
-    [found] = layer_metrics(walk, first, statistics.sensitivities, [whole])
+    [found] = layer_metrics(walk, first, statistics.sensitivities, [whole], advance=False)
     assert set(found) == {named.name for named in first.leaves} - {first.query.name}
-    assert layer_metrics(walk, first, {}, [whole]) == [{}]
+    assert layer_metrics(walk, first, {}, [whole], advance=False) == [{}]
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

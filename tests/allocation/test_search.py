@@ -66,8 +66,10 @@ def test_every_width_of_code_is_an_option_of_the_weight_itself():
         Option(bits=16),
     ]
     assert menu(group_sizes=(64,)).options(named, 96) == [Option(bits=8)]
+    assert menu(bits=(4,), group_sizes=(64,)).options(named, 96) == []
+    named = ModelView(tiny_model(hidden_size=96, head_dim=24)).layers[0].query
     with pytest.raises(SpqError, match=r"group sizes \[64\] do not divide the width 96 of '.*q_pr"):
-        menu(bits=(4,), group_sizes=(64,)).options(named, 96)
+        menu(bits=(4,), group_sizes=(64,)).check(named)
 
 
 def test_ranks_are_shares_of_the_one_that_saves_nothing():

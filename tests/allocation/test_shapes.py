@@ -21,7 +21,7 @@ def first_layer(model, count: int = 4, power: float = 0.5):
     view = ModelView(model)
     walk = Walk(view, statistics.windows)
     layer = view.layers[0]
-    return layer, *layer_metrics(walk, layer, statistics.sensitivities, weightings)
+    return layer, *layer_metrics(walk, layer, statistics.sensitivities, weightings, advance=True)
 
 
 def restored(weight: Tensor, cut: Cut, fit: Metric) -> Tensor:

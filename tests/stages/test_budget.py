@@ -21,7 +21,7 @@ from spq.modules.quantized_linear import QuantizedLinear
 from spq.numerics.knapsack import RELATIVE_GAP
 from spq.recipe import Recipe
 from spq.stages.base import Inputs, Plan
-from spq.stages.budget import Budget
+from spq.stages.budget import HEADER_BYTES, Budget
 from spq.view import ModelView
 
 FAMILIES = ("llama", "opt", "gemma3_text")
@@ -185,16 +185,14 @@ def test_planning_changes_nothing_and_the_plan_survives_json():
 
 def test_a_width_that_no_group_divides_is_refused_by_name_unless_8_is_allowed():
     model = tiny_model(intermediate_size=96)
-    stage = budget(bits=(4,), group_sizes=(64,))
     statistics = calibrated(model)
     message = r"group sizes \[64\] do not divide the width 96 of '.*layers\.0\.mlp\.down_proj'"
-    with pytest.raises(SpqError, match=message):
-        stage.plan(ModelView(model), statistics)
-    made = run(budget(group_sizes=(64,)), model)
-    bits = {change.module: change.details["bits"] for change in made.changes}
-    assert {name for name, count in bits.items() if count == 8} == {
-        f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)
-    }
+    for target in (None, HUGE):
+        stage = budget(bits=(4,), group_sizes=(64,), target_bytes=target)
+        with pytest.raises(SpqError, match=message):
+            stage.plan(ModelView(model), statistics)
+    made = run(budget(group_sizes=(64,), target_bytes=HUGE), model)
+    assert {change.details["bits"] for change in made.changes} == {8}
     assert run(budget(bits=(4,), group_sizes=(64, 32)), tiny_model(intermediate_size=96)).changes
 
 
@@ -208,7 +206,8 @@ def test_the_budget_picks_a_group_size():
         changes = Budget(**fields).plan(view, statistics).changes
         return {change.details["group_size"] for change in changes}
 
-    assert sizes(None) == {64}
+    headers = HEADER_BYTES * (len(list(model.parameters())) + 3 * 16)
+    assert 64 in sizes(reach(model)[0] + headers - 1000)
     assert sizes(HUGE) == {32}
 
 
@@ -219,17 +218,15 @@ def test_layers_whose_gradient_is_zero_are_rounded_all_the_same(target):
         model.model.layers[0].self_attn.o_proj.weight.zero_()
     expected = logits(model)
     made = run(budget(target_bytes=target), model)
-    losses = {change.module: change.details["predicted_loss"] for change in made.changes}
-    assert losses["model.layers.0.self_attn.v_proj"] == 0
-    assert bool(torch.isfinite(logits(model)).all())
     if target:
-        assert (logits(model) - expected).norm() < 0.1 * expected.norm()
+        losses = {change.module: change.details["predicted_loss"] for change in made.changes}
+        assert losses["model.layers.0.self_attn.v_proj"] == 0
+    assert (logits(model) - expected).norm() < 0.1 * expected.norm()
 
 
-@pytest.mark.parametrize("target", [None, HUGE])
-def test_sensitivities_of_zero_everywhere(target):
+def test_sensitivities_of_zero_everywhere():
     model = tiny_model()
-    stage = budget(target_bytes=target)
+    stage = budget(target_bytes=HUGE)
     statistics = calibrated(model)
     for item in statistics.sensitivities.values():
         item.norms.zero_()
@@ -391,4 +388,4 @@ def test_gradients_that_are_not_finite_are_named():
     statistics = calibrated(model)
     statistics.sensitivities["lm_head"].norms[0, 0] = float("inf")
     with pytest.raises(SpqError, match=r"gradients at 'lm_head' are not finite .* --dtype float32"):
-        budget().plan(ModelView(model), statistics)
+        budget(target_bytes=HUGE).plan(ModelView(model), statistics)

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from tests.helpers import greedy, logits, tiny_model, tiny_tokenizer
 
 import spq
 from spq.errors import SpqError
@@ -12,7 +13,6 @@ from spq.stages.base import Inputs, Plan
 from spq.stages.budget import Budget
 from spq.stages.distill import Distill
 from spq.view import ModelView
-from tests.helpers import greedy, logits, tiny_model, tiny_tokenizer
 
 FAMILIES = ("llama", "qwen3", "opt", "gemma3_text")
 SHORT = {"steps": 8, "batch_size": 2, "context": 24, "held_out": 4, "check_every": 2}

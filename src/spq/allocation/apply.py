@@ -31,8 +31,7 @@ def apply_changes(
 ) -> None:
     """Replace every module that was decided on.
 
-    Weights are fitted on all windows, to what enters them in the dense model. Fitting each layer
-    to what the compressed ones before it put out was measured and gained nothing.
+    Weights are fitted on all windows, to what enters them behind the layers that were compressed.
 
     Args:
         view: the model, as it was priced.
@@ -48,11 +47,14 @@ def apply_changes(
     walk = Walk(view, statistics.windows)
     for layer in track(view.layers, "rounding"):
         found = [named for named in layer.leaves if named.name in chosen]
-        [metrics] = layer_metrics(walk, layer, statistics.sensitivities, [everything])
+        [metrics] = layer_metrics(
+            walk, layer, statistics.sensitivities, [everything], advance=False
+        )
         for named in found:
             module = _changed(named, chosen[named.name], metrics[named.name], rounding)
             view.replace(named.name, module)
         layer.settle_heads()
+        walk.advance(layer)
     for named in (view.embedding, view.lm_head):
         if named.name in chosen:
             tied = view.tied
@@ -114,7 +116,9 @@ def _embedding(module: nn.Embedding, stored: Stored) -> nn.Module:
     if isinstance(stored, Rounded) and stored.scale.ndim == 2:
         return Int4Embedding.from_codes(module, stored.codes, stored.scale.to(module.weight.dtype))
     if isinstance(stored, Rounded):
-        return QuantizedEmbedding.from_embedding(module, "per_channel")
+        table = QuantizedEmbedding.from_embedding(module, "per_channel")
+        table.hold(stored.codes, stored.scale.to(module.weight.dtype))
+        return table
     return module
 
 

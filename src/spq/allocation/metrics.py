@@ -80,14 +80,17 @@ def layer_metrics(
     layer: LayerView,
     sensitivities: Mapping[str, Sensitivity],
     weightings: Sequence[Weighting],
+    *,
+    advance: bool,
 ) -> list[dict[str, Metric]]:
-    """Metrics of a layer's weights on what enters them; the walk moves on.
+    """Metrics of a layer's weights on what enters them.
 
     Args:
         walk: at this layer.
         layer: whose linear layers are wanted, as far as `sensitivities` has them.
         sensitivities: by full name.
         weightings: as many sets of tokens.
+        advance: whether the walk moves on, since the layer stays as it is.
 
     Returns:
         for each weighting, metrics by full name: in² floats for each linear layer.
@@ -101,7 +104,10 @@ def layer_metrics(
                 norms = sensitivities[name].norms[windows]
                 by_name[name].add(x, weighting.weights(norms, windows.start))
 
-    walk.advance(layer, on_input)
+    if advance:
+        walk.advance(layer, on_input)
+    else:
+        walk.observe(layer, on_input)
     return [
         {name: total.metric(sensitivities[name].output) for name, total in by_name.items()}
         for by_name in sums

@@ -37,19 +37,21 @@ class Menu:
     rounding: Mapping[int, Rounding]
 
     def options(self, named: Named, columns: int) -> list[Option]:
-        """Ways to store the weight itself, `columns` wide.
+        """Ways to store the weight itself; none where no group size divides its width."""
+        return [option for option in self._allowed(named) if option.fits(columns)]
+
+    def check(self, named: Named) -> None:
+        """Refuse a weight that there is no way to store.
 
         Raises:
-            SpqError: there is none, because no group size divides the width.
+            SpqError: no group size divides its width.
         """
-        allowed = self._allowed(named)
-        fitting = [option for option in allowed if option.fits(columns)]
-        if not fitting:
+        columns = named.module.weight.shape[1]
+        if not self.options(named, columns):
             raise SpqError(
                 f"group sizes {list(self.group_sizes)} do not divide the width {columns} of "
                 f"{named.name!r}; allow 8 bits or another group size"
             )
-        return fitting
 
     def low_rank(self, named: Named, rows: int, columns: int) -> list[Option]:
         """Ways to store two factors of a weight [rows, columns], where those are smaller."""
@@ -195,11 +197,12 @@ class Pricer:
                 self._add(part, weight, option, fit, price, basis)
             part.ranks = [ranked for ranked in part.ranks if ranked[0] not in options]
 
-    def smallest(self, named: Named, shape: Shape) -> int:
-        """Fewest bytes that a weight could take in a shape."""
+    def smallest(self, named: Named, shape: Shape) -> int | None:
+        """Fewest bytes that a weight could take in a shape; None where no group size fits."""
         rows, columns = cut_shape(named, shape.cuts.get(named.name))
         options = self._menu.options(named, columns) + self._menu.low_rank(named, rows, columns)
-        return min(stored_bytes(named, option, rows, columns) for option in options)
+        sizes = (stored_bytes(named, option, rows, columns) for option in options)
+        return min(sizes, default=None)
 
     def _shaped(self, named: Named, shape: Shape) -> tuple[Cut | None, Tensor, Metric, Metric]:
         cut = shape.cuts.get(named.name)

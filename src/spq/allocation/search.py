@@ -99,7 +99,9 @@ class Search:
     ) -> None:
         walk = Walk(self.view, self.statistics.windows)
         for layer in track(layers, title):
-            metrics = layer_metrics(walk, layer, self._sensitivities, self._weightings)
+            metrics = layer_metrics(
+                walk, layer, self._sensitivities, self._weightings, advance=True
+            )
             price(layer, Pricer(self.menu, *metrics))
 
     def _unit(self, layer: LayerView, kind: UnitName, pricer: Pricer) -> Unit:
@@ -112,7 +114,9 @@ class Search:
             for shape in shapes(
                 layer, kind, self.shares[kind], multiple_of, pricer.fit, pricer.price
             ):
-                unit.shapes.append((shape, sum(pricer.smallest(n, shape) for n in members)))
+                sizes = [pricer.smallest(named, shape) for named in members]
+                if None not in sizes:
+                    unit.shapes.append((shape, sum(size or 0 for size in sizes)))
         return unit
 
     def _outer(self, named: Named) -> Unit:

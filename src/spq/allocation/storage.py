@@ -170,19 +170,17 @@ def factorise(
     """
     assert option.rank is not None
     ((hessian, output),) = metric.terms
-    _, right = low_rank.weighted_truncate(weight, basis, output, option.rank)
+    exact_left, right = low_rank.weighted_truncate(weight, basis, output, option.rank)
     alike = torch.ones(option.rank, device=weight.device)
     rounded_right = _round(right, option, replace(metric, terms=[(hessian, alike)]), rounding)
-    restored = rounded_right.restored.double()
-    seen = restored @ hessian.double()
+    restored = rounded_right.restored
+    seen = restored @ hessian
     inner = seen @ restored.T
-    left = weight.double() @ seen.T @ gptq.inverse(inner, LEAST_DAMPING)
-    inner_metric = replace(metric, terms=[(inner.float(), output)])
-    return Factored(_round(left.float(), option, inner_metric, rounding), rounded_right)
-
-
-# Of the factors' own metric, which has as many directions as it has rows.
-LEAST_DAMPING = 1e-6
+    # Damped, the refit stays near the exact factor in directions that were hardly seen.
+    missing = (weight - exact_left @ restored) @ seen.T
+    left = exact_left + (missing.double() @ gptq.inverse(inner, metric.damping)).float()
+    inner_metric = replace(metric, terms=[(inner, output)])
+    return Factored(_round(left, option, inner_metric, rounding), rounded_right)
 
 
 def _round(weight: Tensor, option: Option, metric: Metric, rounding: Rounding) -> Kept | Rounded:

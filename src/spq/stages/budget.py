@@ -81,6 +81,8 @@ class Budget(Stage):
         """Price the options of every weight, then spend the budget."""
         if not dense_weights(view):
             return Plan(stage=self.key, summary="every weight is in integers already")
+        for named in priced_weights(view):
+            self._menu().check(named)
         if self.target_bytes is None:
             return Plan(stage=self.key, changes=self._widest(view), summary="no target: most bits")
         _check_finite(view, statistics)
@@ -188,7 +190,11 @@ def _fixed(view: ModelView, units: list[Unit]) -> int:
 
 
 def _largest(units: list[Unit]) -> int:
-    return sum(max(part.sizes) for unit in units for part in unit.priced[0].parts)
+    """Bytes with every weight in its shape, at its rank and in the most bits."""
+    parts = [part for unit in units for part in unit.priced[0].parts]
+    return sum(
+        max(s for o, s in zip(p.options, p.sizes, strict=True) if o.rank is None) for p in parts
+    )
 
 
 def _changes(unit: Unit, choice: Choice) -> list[Change]:
