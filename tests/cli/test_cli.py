@@ -21,7 +21,7 @@ import spq.cli
 from spq.cli import main
 from spq.manifest import Manifest, read_manifest
 
-COMMANDS = ("compare", "compress", "eval", "bench", "inspect", "generate")
+COMMANDS = ("compare", "compress", "eval", "bench", "inspect", "generate", "report")
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +214,19 @@ def test_compare_writes_a_table(run, source, text_file, tmp_path):
     assert contents(out) == before
 
 
+def test_report_writes_a_page_and_a_card(run, source, int8, tmp_path):
+    result = tmp_path / "result.json"
+    arguments = ("--context", 64, "--limit", 2, "--output", result)
+    assert run("eval", int8, *arguments)[0] == 0
+    code, shown, _ = run("report", int8, "--results", result, "--against", source, "--tokens", 4)
+    assert code == 0 and "report.html" in shown
+    page, card = (int8 / "report.html").read_text(), (int8 / "report.md").read_text()
+    figure = json.loads(result.read_text())["tasks"][0]["perplexity"]["perplexity"]
+    for text in (page, card):
+        assert f"{figure:.2f} ±" in text and "The sea was" in text and "quantize" in text
+    assert page.count("<svg") == 3 and "<script" not in page
+
+
 def test_inspect_lists_every_layer(run, int8):
     code, out, _ = run("inspect", int8, "--json")
     assert code == 0
@@ -319,6 +332,8 @@ BAD = {
         ("compare", d / "source", d / "source", "--sizes", "1MB"),
         "is not empty",
     ),
+    "report": lambda d: (("report", d / "source"), "holds no spq_manifest.json"),
+    "page": lambda d: (("report", d / "source", "--output", d / "page.pdf"), "an .html file"),
     "no task": lambda d: (("eval", d / "source", "--tasks", ","), "--tasks is empty"),
     "limit": lambda d: (("eval", d / "source", "--limit", "0"), "--limit must be at least 1"),
     "context": lambda d: (("eval", d / "source", "--context", "999"), "128 positions"),

@@ -1,4 +1,4 @@
-"""A directory that appears whole or not at all."""
+"""Directories and files that appear whole or not at all."""
 
 import os
 import secrets
@@ -59,6 +59,16 @@ def atomic_directory(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
         raise SpqError(f"cannot write {out.name!r}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a UTF-8 file that appears whole or not at all."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _publish(partial: Path, out: Path) -> None:

@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from spq.checkpoint.atomic import check_output
+from spq.checkpoint.atomic import check_output, write_text
 from spq.cli.options import Device, Dtype, Json, Model
 from spq.cli.tables import show, table
 from spq.comparison import METHODS, Settings, compare
-from spq.comparison.cells import write_text
 from spq.comparison.run import CELLS
 from spq.errors import SpqError
 from spq.evaluation.protocols import DEFAULT, PROTOCOLS, protocol

@@ -1,6 +1,5 @@
 """`spq eval MODEL`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ from spq.cli.options import Device, Dtype, Json, Model
 from spq.cli.tables import show, table
 from spq.data.benchmarks import BENCHMARKS
 from spq.errors import SpqError
-from spq.evaluation import Reference, TaskResult, check_tasks, evaluate, open_journal
+from spq.evaluation import Evaluation, Reference, TaskResult, check_tasks, evaluate, open_journal
 from spq.evaluation.protocols import DEFAULT, PROTOCOLS, protocol
 from spq.evaluation.tasks import FEW_SHOT_SEED
 from spq.integrations.source import Loaded, load_model
@@ -99,8 +98,7 @@ def command(
         )
         for name in names
     ]
-    record = {"model": model, "tasks": [result.model_dump(mode="json") for result in results]}
-    text = json.dumps(record, indent=2)
+    text = Evaluation(model=model, tasks=tuple(results)).model_dump_json(indent=2)
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
     if as_json:

@@ -1,6 +1,5 @@
 """One method at one size: what is kept of it on disk."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any, Literal
@@ -79,16 +78,6 @@ def read_cell(directory: Path, name: str, key: str) -> Cell | None:
     except (OSError, ValidationError):
         return None
     return cell if cell.key == key else None
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def command(*parts: object) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from spq.comparison.cells import Cell, cell_name, command, is_matched, read_cell, write_text
+from spq.checkpoint.atomic import write_text
+from spq.comparison.cells import Cell, cell_name, command, is_matched, read_cell
 from spq.comparison.methods import METHODS, Candidate, Inventory, inventory
 from spq.errors import SpqError
 from spq.evaluation import Reference, check_tasks, evaluate, open_journal

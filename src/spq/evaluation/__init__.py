@@ -9,11 +9,12 @@ from spq.evaluation.memory import (
     weight_file_bytes,
 )
 from spq.evaluation.perplexity import Perplexity, perplexity
-from spq.evaluation.tasks import TaskResult, check_tasks, evaluate
+from spq.evaluation.tasks import Evaluation, TaskResult, check_tasks, evaluate
 
 __all__ = [
     "Agreement",
     "Effort",
+    "Evaluation",
     "Journal",
     "PeakMemory",
     "Perplexity",

@@ -46,6 +46,20 @@ class TaskResult(BaseModel):
     effort: Effort
 
 
+class Evaluation(BaseModel):
+    """What `spq eval --output` writes.
+
+    Attributes:
+        model: as the user gave it.
+        tasks: one result each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    tasks: tuple[TaskResult, ...]
+
+
 class _Outcome(NamedTuple):
     origin: str
     text: str

@@ -28,7 +28,7 @@ def summary(cells: Sequence[Cell]) -> tuple[Row, list[Row]]:
     firsts: dict[str, str] = {}
     for cell in cells:
         for task in cell.tasks:
-            for name, _ in _of_task(task):
+            for name, _ in figures(task):
                 firsts.setdefault(name.partition(" ")[0], name)
     kept = [header.index(name) for name in ("method", "size", *firsts.values())]
     return [header[i] for i in kept], [[row[i] for i in kept] for row in body]
@@ -96,10 +96,11 @@ def _row(cell: Cell, columns: list[str]) -> Row:
 
 
 def _figures(cell: Cell) -> list[tuple[str, str]]:
-    return [figure for task in cell.tasks for figure in _of_task(task)]
+    return [figure for task in cell.tasks for figure in figures(task)]
 
 
-def _of_task(task: TaskResult) -> list[tuple[str, str]]:
+def figures(task: TaskResult) -> list[tuple[str, str]]:
+    """Names and values with standard errors, for a table."""
     shown = [
         (f"{score.task} {score.metric}", _value(score.value, score.standard_error, 3))
         for score in task.scores
