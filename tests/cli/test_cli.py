@@ -253,7 +253,7 @@ BAD = {
     "context": lambda d: (("eval", d / "source", "--context", "999"), "128 positions"),
     "output": lambda d: (("eval", d / "source", "--output", d / "no" / "x.json"), "--output"),
     "prompt": lambda d: (("generate", d / "source", "--prompt", ""), "--prompt is empty"),
-    "context": lambda d: (
+    "new_tokens": lambda d: (
         ("generate", d / "source", "--prompt", "abc", "--max-new-tokens", "126"),
         "the prompt has 3 tokens and 126 more are asked for, but the model's context is 128",
     ),

@@ -49,8 +49,9 @@ def command(
         )
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
-        typer.echo(prompt, nl=False)
     room = _room(loaded.model, inputs["input_ids"], max_new_tokens)
+    if not chat:
+        typer.echo(prompt, nl=False)
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     writer: Any = optimize(loaded.model)
