@@ -57,7 +57,8 @@ class Weights:
     def __init__(self, make: Callable[[], tuple[Tensor, ...]]) -> None:
         first = make()
         self.bytes = sum(tensor.nbytes for tensor in first)
-        self.copies = [first] + [make() for _ in range(WORKING_SET // self.bytes)]
+        more = range(WORKING_SET // self.bytes)
+        self.copies = [first, *(tuple(tensor.clone() for tensor in first) for _ in more)]
         self.turn = 0
 
     def next(self) -> tuple[Tensor, ...]:

@@ -18,8 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 import spq
 import spq.cli
+from spq import native
 from spq.cli import main
 from spq.manifest import Manifest, read_manifest
+from spq.native.decoder import Program
 
 COMMANDS = ("compare", "compress", "eval", "bench", "inspect", "generate", "report")
 
@@ -244,6 +246,16 @@ def test_generate_continues_the_prompt(run, int8):
     assert first[1].startswith("The quick") and len(first[1]) > len("The quick")
 
 
+def test_generate_decodes_natively(run, int8, monkeypatch):
+    if native.library() is None:
+        pytest.skip("the native library is not built")
+    steps = []
+    original = Program.step
+    monkeypatch.setattr(Program, "step", lambda *args: steps.append(1) or original(*args))
+    run("generate", int8, "--prompt", "The quick", "--max-new-tokens", 8)
+    assert steps
+
+
 def test_sampling_follows_the_seed(run, int8):
     def sampled(seed):
         arguments = ("--temperature", 1.5, "--max-new-tokens", 24, "--seed", seed)
@@ -339,6 +351,14 @@ BAD = {
     "context": lambda d: (("eval", d / "source", "--context", "999"), "128 positions"),
     "output": lambda d: (("eval", d / "source", "--output", d / "no" / "x.json"), "--output"),
     "prompt": lambda d: (("generate", d / "source", "--prompt", ""), "--prompt is empty"),
+    "new_tokens": lambda d: (
+        ("generate", d / "source", "--prompt", "abc", "--max-new-tokens", "126"),
+        "the prompt has 3 tokens and 126 more are asked for, but the model's context is 128",
+    ),
+    "long_prompt": lambda d: (
+        ("generate", d / "source", "--prompt", "a" * 128),
+        "the prompt has 128 tokens and 1 more are asked for",
+    ),
     "chat": lambda d: (("generate", d / "source", "--prompt", "a", "--chat"), "no chat template"),
     "inspect": lambda d: (("inspect", d), "not a checkpoint"),
 }

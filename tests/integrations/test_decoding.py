@@ -174,6 +174,21 @@ def test_a_copied_cache_goes_its_own_way(steps):
 
 
 @needs_library
+def test_a_cache_filled_in_inference_mode_is_used_outside_of_it(steps):
+    model = fast(tiny_model())
+    results = []
+    for later in (torch.inference_mode, torch.no_grad):
+        cache = DynamicCache()
+        with torch.inference_mode():
+            model(PROMPT, past_key_values=cache)
+        with later():
+            model(torch.tensor([[9, 10]]), past_key_values=cache)
+            results.append(model(torch.tensor([[11]]), past_key_values=cache).logits)
+    assert torch.equal(*results)
+    assert len(steps) == 2
+
+
+@needs_library
 def test_a_cropped_cache_continues_from_there(steps):
     model = fast(tiny_model())
     with torch.inference_mode():
@@ -314,6 +329,7 @@ def test_an_optimised_model_is_saved_as_what_it_was(tmp_path):
     [
         ("opt", {}, "not opt"),
         ("llama", {"hidden_act": "gelu"}, "gelu, not silu"),
+        ("llama", {"head_dim": 514}, "514 wide"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},

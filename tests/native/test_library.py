@@ -82,3 +82,25 @@ def test_only_plain_tensors_on_the_cpu_have_addresses():
     assert not native.addressable(plain.to("meta"))
     assert not native.addressable(plain.double())
     assert not native.addressable(plain.as_subclass(type("Traced", (torch.Tensor,), {})))
+
+
+def test_shapes_that_do_not_belong_together_are_not_usable():
+    codes, packed = torch.zeros(4, 6, dtype=torch.int8), torch.zeros(4, 6, dtype=torch.uint8)
+    assert native.usable(codes, torch.ones(4), None)
+    assert native.usable(codes, torch.ones(1), torch.ones(4))
+    assert native.usable(packed, torch.ones(4, 3), None)
+    assert native.usable(torch.zeros(4, 6), None, torch.ones(4).bfloat16())
+    for weight, scale, bias in (
+        (codes, torch.ones(3), None),
+        (codes, torch.ones(4, 1), None),
+        (codes, None, None),
+        (codes, torch.ones(4, dtype=torch.int8), None),
+        (codes, torch.ones(4), torch.ones(5)),
+        (packed, torch.ones(3, 3), None),
+        (packed, torch.ones(4, 5), None),
+        (packed, torch.ones(4, 0), None),
+        (packed, torch.ones(4), None),
+        (codes[0], torch.ones(1), None),
+        (torch.zeros(4, 6), torch.ones(4), None),
+    ):
+        assert not native.usable(weight, scale, bias)

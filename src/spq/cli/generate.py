@@ -11,11 +11,16 @@ from spq.errors import SpqError
 from spq.integrations.decoding import optimize
 from spq.integrations.source import load_model
 
+DEFAULT_NEW_TOKENS = 128
+
 
 def command(
     model: Model,
     prompt: Annotated[str, typer.Option(help="What to continue or to answer.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 128,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens to write; by default 128, within the context."),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")
     ] = 0.0,
@@ -44,8 +49,9 @@ def command(
         )
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
+    room = _room(loaded.model, inputs["input_ids"], max_new_tokens)
+    if not chat:
         typer.echo(prompt, nl=False)
-    _check_length(loaded.model, inputs["input_ids"], max_new_tokens)
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     writer: Any = optimize(loaded.model)
@@ -53,19 +59,21 @@ def command(
         writer.generate(
             input_ids=inputs["input_ids"].to(writer.device),
             attention_mask=inputs["attention_mask"].to(writer.device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens or min(DEFAULT_NEW_TOKENS, room),
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             **({"do_sample": False} | sampling),
         )
 
 
-def _check_length(model: PreTrainedModel, input_ids: torch.Tensor, new_tokens: int) -> None:
+def _room(model: PreTrainedModel, input_ids: torch.Tensor, wanted: int | None) -> int:
+    """Tokens that fit behind the prompt."""
     prompt, context = input_ids.shape[-1], model.config.max_position_embeddings
     if not prompt:
         raise SpqError("--prompt has no tokens; give some text to continue")
-    if prompt + new_tokens > context:
+    if prompt + (wanted or 1) > context:
         raise SpqError(
-            f"the prompt has {prompt} tokens and --max-new-tokens is {new_tokens}, "
+            f"the prompt has {prompt} tokens and {wanted or 1} more are asked for, "
             f"but the model's context is {context}; ask for less"
         )
+    return context - prompt

@@ -37,13 +37,11 @@ class _Builder:
         return copy
 
     def matrix(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> native.Matrix:
-        tensors = [weight, scale, bias]
-        if not native.addressable(*tensors):
+        if not native.usable(weight, scale, bias):
             raise Unsuitable("a weight is not on the CPU, not contiguous, or of an unknown type")
         # Another view of the same memory, which stays even if the parameter is given other data.
-        views = [None if tensor is None else tensor.detach() for tensor in tensors]
-        self.held += [view for view in views if view is not None]
-        return native.matrix_of(*views)  # type: ignore[arg-type]
+        self.held += [part.detach() for part in (weight, scale, bias) if part is not None]
+        return native.matrix_of(weight, scale, bias)
 
     def factor(self, module: nn.Module) -> native.Matrix:
         _check_plain(module)
@@ -72,13 +70,13 @@ class _Builder:
         for part in (module, attention, module.mlp):
             _check_plain(part)
         names = ("input_layernorm", "post_attention_layernorm")
-        norms = [self.norm(getattr(module, name)) for name in names]
+        norms = [self.norm(getattr(module, name), config.hidden_size) for name in names]
         per_head = [
-            self.norm(norm) if norm is not None else None
+            self.norm(norm, view.head_dim) if norm is not None else None
             for norm in (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         ]
         window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
-        return decoder.Layer(
+        layer = decoder.Layer(
             *(self.linear(part.module) for part in (view.query, view.key, view.value)),
             self.linear(view.attention_output.module),
             *(self.linear(part.module) for part in (gate, up, view.mlp_output)),
@@ -89,9 +87,13 @@ class _Builder:
             view.key_value_groups,
             window or 0,
         )
+        _check_shapes(layer, view.head_dim, config.hidden_size)
+        return layer
 
-    def norm(self, module: Any) -> Tensor:
+    def norm(self, module: Any, size: int) -> Tensor:
         _check_plain(module)
+        if module.weight.shape != (size,):
+            raise Unsuitable(f"a norm has {module.weight.numel()} weights, not {size}")
         return self.float32(module.weight)
 
 
@@ -114,12 +116,18 @@ def build(model: PreTrainedModel) -> decoder.Program:
         builder.layer(layer, module, config)
         for layer, module in zip(view.layers, modules, strict=True)
     ]
+    embedding = builder.embedding(view.embedding.module)
+    head = builder.linear(view.lm_head.module)
+    if embedding.columns != config.hidden_size or not _fits(
+        head, embedding.rows, embedding.columns
+    ):
+        raise Unsuitable("the embedding and the output projection have other shapes than stated")
     return decoder.program(
         library,
         layers,
-        norm=builder.norm(inner.norm),
-        embedding=builder.embedding(view.embedding.module),
-        head=builder.linear(view.lm_head.module),
+        norm=builder.norm(inner.norm, config.hidden_size),
+        embedding=embedding,
+        head=head,
         head_width=view.head_dim,
         epsilon=config.rms_norm_eps,
         attention_scale=modules[0].self_attn.scaling,
@@ -144,6 +152,32 @@ def _check_model(model: PreTrainedModel) -> tuple[ModelView, Any]:
     return view, config
 
 
+def _fits(linear: decoder.Linear, rows: int, columns: int) -> bool:
+    outer, inner = linear.outer, linear.inner
+    if inner.rows and (inner.rows, inner.columns) != (outer.columns, columns):
+        return False
+    return outer.rows == rows and (inner.rows > 0 or outer.columns == columns)
+
+
+def _check_shapes(layer: decoder.Layer, width: int, hidden: int) -> None:
+    """Every size that the native step relies on: it would read and write beyond a wrong one."""
+    queries, keys = layer.query_heads * width, layer.key_heads * width
+    neurons = layer.gate.outer.rows
+    sound = (
+        layer.key_heads > 0
+        and layer.query_heads % layer.key_heads == 0
+        and _fits(layer.query, queries, hidden)
+        and _fits(layer.key, keys, hidden)
+        and _fits(layer.value, keys, hidden)
+        and _fits(layer.output, hidden, queries)
+        and _fits(layer.gate, neurons, hidden)
+        and _fits(layer.up, neurons, hidden)
+        and _fits(layer.down, hidden, neurons)
+    )
+    if not sound:
+        raise Unsuitable("the projections of a layer do not fit together")
+
+
 def _check_plain(module: nn.Module) -> None:
     """Refuse a module that somebody watches or has changed: that would go unnoticed."""
     if watched(module):
@@ -155,8 +189,13 @@ def rotary_table(model: PreTrainedModel, length: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         float32 [length, head width] each.
+
+    Raises:
+        Unsuitable: not all columns of a head are rotated.
     """
     inner: Any = model.get_submodule("model")
     like = torch.empty(0, dtype=model.dtype)
     cosine, sine = inner.rotary_emb(like, torch.arange(length)[None])
+    if cosine.shape != (1, length, ModelView(model).head_dim):
+        raise Unsuitable("the rotary embedding does not cover whole heads")
     return cosine[0].float().contiguous(), sine[0].float().contiguous()

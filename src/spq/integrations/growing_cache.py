@@ -35,7 +35,9 @@ class Growing:
     def reserve(self, length: int) -> None:
         """Make room for `length` positions, and at once for half as many again."""
         batch, heads, capacity, width = self.buffer.shape
-        if length <= capacity and self.buffer.is_contiguous():
+        # What was made in inference mode may not be written to outside of it.
+        locked = self.buffer.is_inference() and not torch.is_inference_mode_enabled()
+        if length <= capacity and self.buffer.is_contiguous() and not locked:
             return
         capacity = STEP * math.ceil(1.5 * length / STEP)
         larger = self.buffer.new_empty(batch, heads, capacity, width)

@@ -48,7 +48,7 @@ def native_low_rank(x: Tensor, right: Stored, left: Stored) -> Tensor | None:
     if x.numel() > FEW_ROWS * x.shape[-1] or needs_gradient(x, *right, *left):
         return None
     x = x.contiguous()
-    if not native.addressable(x, *right, *left):
+    if not (native.addressable(x) and native.usable(*right) and native.usable(*left)):
         return None
     inner, outer = native.matrix_of(*right), native.matrix_of(*left)
     if x.shape[-1] != inner.columns or inner.rows != outer.columns:
@@ -72,7 +72,7 @@ def native_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None)
     if library is None or x.dtype not in native.FLOATS or not x.numel():
         return None
     x = x.contiguous()
-    if not native.addressable(x, codes, scale, bias):
+    if not (native.addressable(x) and native.usable(codes, scale, bias)):
         return None
     matrix = native.matrix_of(codes, scale, bias)
     if matrix.rows == 0 or x.shape[-1] != matrix.columns:

@@ -127,8 +127,25 @@ def addressable(*tensors: Tensor | None) -> bool:
     )
 
 
+def usable(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether these may become a `matrix_of`: addressable, and of shapes that belong together."""
+    if weight.ndim != 2 or not addressable(weight, scale, bias):
+        return False
+    rows, columns = weight.shape
+    if bias is not None and (bias.shape != (rows,) or bias.dtype not in FLOATS):
+        return False
+    if scale is None:
+        return weight.dtype in FLOATS
+    if scale.dtype not in FLOATS:
+        return False
+    if weight.dtype == torch.uint8:
+        groups = scale.shape[1] if scale.ndim == 2 and len(scale) == rows else 0
+        return groups > 0 and 2 * columns % groups == 0
+    return weight.dtype == torch.int8 and scale.shape in ((rows,), (1,))
+
+
 def matrix_of(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Matrix:
-    """How the kernels see a weight; the tensors must be `addressable` and outlive the result.
+    """How the kernels see a weight; the tensors must be `usable` and outlive the result.
 
     Args:
         weight: [out, in] in a float type or int8, or packed 4-bit codes, uint8 [out, in / 2].
