@@ -18,6 +18,7 @@ from spq.errors import SpqError
 from spq.evaluation.memory import PeakMemory
 from spq.evaluation.speed import timing
 from spq.evaluation.speed.timing import Measure
+from spq.integrations.decoding import optimize as decode_natively
 from spq.integrations.source import load_model
 
 # A fresh interpreter, so that nothing of the parent's memory is counted or shared.
@@ -75,8 +76,8 @@ class Loaded:
 
 def open_model(request: Request) -> PreTrainedModel:
     """Load as `spq.load` does. The one place that knows how a model is optimised."""
-    options = {"optimize": True} if request.optimize else {}
-    return load_model(request.name, dtype=request.dtype, device_map=request.device, **options).model
+    model = load_model(request.name, dtype=request.dtype, device_map=request.device).model
+    return decode_natively(model) if request.optimize else model
 
 
 def load(request: Request) -> tuple[PreTrainedModel, Loaded]:
