@@ -48,6 +48,7 @@ def test_a_module_is_rebuilt_from_the_json_of_its_spec(kind, dtype):
     assert SPECS.validate_json(json.dumps(stored))["x"] == spec
 
 
+@torch.no_grad()
 def test_a_rebuilt_module_computes_the_same_once_it_has_the_values():
     ids, x = torch.tensor([[1, 10]]), random(2, 9)
     for make in MODULES.values():
