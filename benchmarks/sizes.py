@@ -1,15 +1,17 @@
-"""Mixed int8 and int4 at byte budgets on a real model; writes benchmarks/results/sizes.json.
+"""Byte budgets on a real model; writes benchmarks/results/sizes.json and docs/budget.md.
 
-    SPQ_DATA_DIR=... python benchmarks/sizes.py [--sizes 136 110 90 85 75] [--calibration NAME]
+    SPQ_DATA_DIR=... python benchmarks/sizes.py [--sizes 136 110 90 85 75 60]
+        [--calibration NAME] [--recover] [--recipe FILE.yaml --label NAME]
 
-No recovery. Perplexity over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of
-C4, model reloaded in float32; Δ = ln(ppl / dense ppl). Sensitivities are collected once: the first
-size's time includes that, the others' do not.
+Perplexity over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of C4, model
+reloaded in float32; Δ = ln(ppl / dense ppl). Gradients are collected once: the first size includes
+that time, the others do not. Rows are added to those that are stored.
 """
 
 import argparse
 import json
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -24,6 +26,7 @@ from spq.evaluation import perplexity
 from spq.integrations.source import load_model, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
+PAGE = Path(__file__).parents[1] / "docs" / "budget.md"
 
 
 def scores(directory: Path, tokens: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -33,11 +36,46 @@ def scores(directory: Path, tokens: dict[str, torch.Tensor]) -> dict[str, float]
     }
 
 
+def measure(folder: Path, size: float, arguments: argparse.Namespace) -> dict:
+    started = time.perf_counter()
+    manifest = spq.compress(
+        folder / "dense",
+        folder / "out",
+        recipe=arguments.recipe,
+        target_size=f"{size}MB",
+        calibration=arguments.calibration,
+        recover=arguments.recover,
+        overwrite=True,
+    ).manifest
+    [budget, *_] = manifest.stages
+    details = [change.details for change in budget.plan.changes]
+    return {
+        "label": arguments.label,
+        "target": size,
+        "calibration": arguments.calibration,
+        "recovered": arguments.recover,
+        "disk": manifest.sizes.disk,
+        "seconds": time.perf_counter() - started,
+        "load": os.getloadavg()[1],
+        "stage_seconds": {record.plan.stage: record.seconds for record in manifest.stages},
+        "peak_bytes": max(record.peak_bytes for record in manifest.stages),
+        "int4": sum(detail["bits"] == 4 for detail in details),
+        "ranks": sum(detail["rank"] is not None for detail in details),
+        "cuts": sum("cut" in detail for detail in details),
+        "weights": len(details),
+        "predicted": sum(detail["predicted_loss"] for detail in details),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="*", type=float, default=[136, 110, 90, 85, 75])
+    parser.add_argument("--sizes", nargs="*", type=float, default=[136, 110, 90, 85, 75, 60])
     parser.add_argument("--calibration", default="wikitext2_valid")
+    parser.add_argument("--recover", action="store_true", help="also distil")
+    parser.add_argument("--recipe", help="a recipe in place of the default one")
+    parser.add_argument("--label", default="default", help="what to call that recipe")
     arguments = parser.parse_args()
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     folder = Path(tempfile.mkdtemp(prefix="spq-bench-"))
     try:
         spq.compress("demo", folder / "dense", recipe="dense")
@@ -46,43 +84,64 @@ def main() -> None:
             task: encode(tokenizer, load_text(task, "evaluation").text, CONTEXT)
             for task in ("wikitext2", "c4")
         }
-        dense = scores(folder / "dense", tokens)
-        rows = []
+        stored["machine"] = machine()
+        if "dense" not in stored:
+            stored["dense"] = scores(folder / "dense", tokens)
         for size in arguments.sizes:
-            started = time.perf_counter()
-            manifest = spq.compress(
-                folder / "dense",
-                folder / "out",
-                target_size=f"{size}MB",
-                calibration=arguments.calibration,
-                overwrite=True,
-            ).manifest
-            seconds = time.perf_counter() - started
-            changes = manifest.stages[0].plan.changes
+            row = measure(folder, size, arguments)
             nll = scores(folder / "out", tokens)
-            row = {
-                "target": size,
-                "disk": manifest.sizes.disk,
-                "seconds": seconds,
-                "peak_bytes": manifest.stages[0].peak_bytes,
-                "int4": sum(change.details["bits"] == 4 for change in changes),
-                "weights": len(changes),
-                "predicted": sum(change.details["predicted_loss"] for change in changes),
-                "delta": {task: nll[task] - dense[task] for task in nll},
-            }
-            rows.append(row)
+            row["delta"] = {task: nll[task] - stored["dense"][task] for task in nll}
             print(json.dumps(row), flush=True)
+            keep(stored, row)
     finally:
         shutil.rmtree(folder)
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"calibrations": {}}
-    stored["machine"] = machine()
-    stored["dense"] = {task: math.exp(value) for task, value in dense.items()}
-    measured = {row["target"]: row for row in stored["calibrations"].get(arguments.calibration, [])}
-    measured |= {row["target"]: row for row in rows}
-    ordered = sorted(measured.values(), key=lambda row: -row["target"])
-    stored["calibrations"][arguments.calibration] = ordered
+
+
+def keep(stored: dict, row: dict) -> None:
+    """Put a row in the place of an earlier one of its kind, and write both files."""
+    kind = ("label", "target", "calibration", "recovered")
+    others = [r for r in stored["rows"] if any(r[key] != row[key] for key in kind)]
+    order = lambda r: (r["label"], r["calibration"], -r["target"], r["recovered"])  # noqa: E731
+    stored["rows"] = sorted([*others, row], key=order)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+    PAGE.write_text(page(stored))
+
+
+def page(stored: dict) -> str:
+    found = stored["machine"]
+    dense = {task: math.exp(nll) for task, nll in stored["dense"].items()}
+    return f"""# Within a byte budget
+
+Written by `SPQ_DATA_DIR=... python benchmarks/sizes.py` (with `--recover` for the rows that were
+distilled). Machine: {found["cpu"]}, {found["threads"]} threads; torch {found["torch"]}.
+
+`spq compress demo out --target-size ...` on SmolLM2-135M-Instruct (bfloat16, 269.1 MB). Δ is
+ln(perplexity / dense perplexity) over the first 20 windows of 1,024 tokens of WikiText-2 (raw,
+test) and of the first 100 documents of a C4 sample, reloaded in float32; dense:
+{dense["wikitext2"]:.2f} and {dense["c4"]:.2f}. Sizes are all weights on disk. "Predicted" is the
+sum of prices, on calibration text held out from what weights were fitted to. The first row of a
+calibration pays for its gradients; "load" is what ran on the machine (two busy threads are 2).
+
+{table(stored["rows"])}
+"""
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        "| target | recipe | calibration | distilled | MB on disk | int4, factorised, cut "
+        "| predicted Δ | Δ WikiText-2 | Δ C4 | time | load |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        counts = f"{row['int4']}, {row['ranks']}, {row['cuts']} of {row['weights']}"
+        lines.append(
+            f"| {row['target']:g} MB | {row['label']} | {row['calibration']} "
+            f"| {'yes' if row['recovered'] else 'no'} | {row['disk'] / 1e6:.1f} | {counts} "
+            f"| {row['predicted']:.4f} | {row['delta']['wikitext2']:.4f} "
+            f"| {row['delta']['c4']:.4f} | {row['seconds']:.0f} s | {row['load']:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -75,23 +75,7 @@ def block_table(block: dict) -> str:
     )
 
 
-def sizes_table(calibrations: dict) -> str:
-    rows = []
-    for calibration, measured in calibrations.items():
-        for row in measured:
-            delta = row["delta"]
-            rows.append(
-                f"| {row['target']:g} MB | {calibration} | {megabytes(row['disk'])} "
-                f"| {row['int4']} of {row['weights']} | {row['predicted']:.4f} "
-                f"| {delta['wikitext2']:.4f} | {delta['c4']:.4f} | {row['seconds']:.0f} s |"
-            )
-    return (
-        "| target | calibration | MB on disk | in int4 | predicted Δ | Δ WikiText-2 | Δ C4 | time |\n"
-        "|---|---|---|---|---|---|---|---|\n" + "\n".join(rows)
-    )
-
-
-def page(results: dict, sizes: dict) -> str:
+def page(results: dict) -> str:
     machine = results["machine"]
     return f"""# Results
 
@@ -116,18 +100,7 @@ under "Time and memory" were not.
 
 {reading(results["quality"])}
 
-## Within a byte budget
-
-`spq compress demo out --target-size ...` (recipe `mixed`): int8 or int4 per weight, GPTQ in the
-gradient-weighted metric, no learned rounding and no recovery. Δ = ln(perplexity / dense perplexity) on
-the windows above (dense: {sizes["dense"]["wikitext2"]:.2f} and {sizes["dense"]["c4"]:.2f}); the first
-size of a calibration pays for its statistics, the others reuse them. Written by
-`python benchmarks/sizes.py`.
-
-{sizes_table(sizes["calibrations"])}
-
-The prediction is of the loss on calibration text, from the same statistics that the rounding was
-fitted to, so it is low.
+Byte budgets: [budget.md](budget.md). Speed: [kernels.md](kernels.md), [benchmarks.md](benchmarks.md).
 
 ## Time and memory
 
@@ -180,8 +153,7 @@ def headline(cells: dict) -> str:
 
 def main() -> None:
     results = json.loads((RESULTS / "compress.json").read_text())
-    sizes = json.loads((RESULTS / "sizes.json").read_text())
-    (ROOT / "docs" / "results.md").write_text(page(results, sizes))
+    (ROOT / "docs" / "results.md").write_text(page(results))
     readme = ROOT / "README.md"
     before, rest = readme.read_text().split("<!-- headline -->\n", 1)
     after = rest.split("<!-- /headline -->\n", 1)[1]
