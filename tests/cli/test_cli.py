@@ -266,7 +266,7 @@ def test_sampling_follows_the_seed(run, int8):
 
 def test_verbose_logs_each_stage(run, source, tmp_path):
     _, _, err = run("-v", "compress", source, tmp_path / "out")
-    assert "quantize: 16 weights to int8" in err
+    assert "budget: 16 weights to int8" in err
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ class Budget(Stage):
         for named in priced_weights(view):
             self._menu().check(named)
         if self.target_bytes is None:
-            return Plan(stage=self.key, changes=self._widest(view), summary="no target: most bits")
+            changes = self._widest(view)
+            return Plan(stage=self.key, changes=changes, summary=_summary(changes))
         _check_finite(view, statistics)
         search = Search(
             view,
@@ -219,15 +220,20 @@ def _changes(unit: Unit, choice: Choice) -> list[Change]:
 
 
 def _summary(changes: list[Change]) -> str:
-    counts = Counter(change.details["bits"] for change in changes)
-    words = [f"{counts[4]} weights to int4, {counts[8]} to int8"]
-    ranks = sum(change.details["rank"] is not None for change in changes)
-    cuts = sum("cut" in change.details for change in changes)
-    words += [f"{counts[16]} left as they are"] if counts[16] else []
+    """How many weights became what, and the prices' sum where there are prices."""
+    details = [change.details for change in changes]
+    counts = Counter(detail["bits"] for detail in details)
+    named = {4: "to int4", 8: "to int8", 16: "left as they are"}
+    words = [f"{counts[bits]} weights {what}" for bits, what in named.items() if counts[bits]]
+    ranks = sum(detail["rank"] is not None for detail in details)
+    cuts = sum("cut" in detail for detail in details)
     words += [f"{ranks} factorised"] if ranks else []
     words += [f"{cuts} cut"] if cuts else []
-    loss = sum(change.details["predicted_loss"] for change in changes)
-    return f"{', '.join(words)}; predicted loss {loss:.4f} nats"
+    summary = ", ".join(words)
+    if "predicted_loss" not in details[0]:
+        return summary
+    loss = sum(detail["predicted_loss"] for detail in details)
+    return f"{summary}; predicted loss {loss:.4f} nats"
 
 
 STAGE = Budget

@@ -27,19 +27,12 @@ def test_a_model_is_loaded_in_the_dtype_asked_for(source):
     assert load(request(source, dtype="bfloat16"))[1].dtype == "bfloat16"
 
 
-def test_optimising_is_left_to_the_loader(monkeypatch, source):
-    calls = []
-
-    def fake(name, **options):
-        calls.append(options)
-        raise SpqError("enough")
-
-    monkeypatch.setattr(session, "load_model", fake)
-    for optimize in (False, True):
-        with pytest.raises(SpqError, match="enough"):
-            open_model(request(source, optimize=optimize))
-    plain = {"dtype": "auto", "device_map": None}
-    assert calls == [plain, plain | {"optimize": True}]
+def test_a_model_is_optimised_where_that_was_asked_for(monkeypatch, source):
+    optimised = []
+    monkeypatch.setattr(session, "decode_natively", lambda model: optimised.append(model) or model)
+    plain = open_model(request(source, optimize=False))
+    assert optimised == []
+    assert open_model(request(source, optimize=True)) is optimised[0] is not plain
 
 
 def test_a_measure_warms_up_once(in_threads, monkeypatch, source):
