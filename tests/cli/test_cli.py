@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from tests.helpers import logits
+from tests.helpers import TEXT, logits
 from transformers import BertConfig, BertForMaskedLM
 from transformers.utils import logging as transformers_logging
 
@@ -238,6 +238,19 @@ def test_inspect_lists_every_layer(run, int8):
     code, out, _ = run("inspect", int8)
     assert code == 0
     assert "model.layers.1.mlp.down_proj" in out and f"{len(rows)} modules" in out
+
+
+def test_inspect_measures_beside_the_prediction(run, int8, tmp_path):
+    text = tmp_path / "measured.txt"
+    text.write_text(TEXT)
+    arguments = ("--measure", "--text", text, "--windows", 1, "--context", 64)
+    code, out, err = run("inspect", int8, *arguments, "--json")
+    assert code == 0, err
+    rows = {row["module"]: row for row in json.loads(out)}
+    assert rows["model.layers.0.mlp.up_proj"]["measured_loss"] > 0
+    assert rows["model.norm"]["measured_loss"] is None
+    code, out, _ = run("inspect", int8, *arguments)
+    assert code == 0 and "measured" in out and "tokens" in out
 
 
 def test_generate_continues_the_prompt(run, int8):

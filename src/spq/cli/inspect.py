@@ -19,7 +19,8 @@ def command(
         bool,
         typer.Option("--measure", help="Measure what each module costs by itself: minutes."),
     ] = False,
-    windows: Annotated[int, typer.Option(min=1, help="Windows of 512 tokens to measure on.")] = 2,
+    windows: Annotated[int, typer.Option(min=1, help="Windows to measure on.")] = 2,
+    context: Annotated[int, typer.Option(min=2, help="Tokens in each.")] = 512,
     text: Annotated[
         str, typer.Option("--text", help="What to measure on: a source as for eval.")
     ] = "builtin",
@@ -32,7 +33,7 @@ def command(
     """
     rows = layers(directory)
     if measure:
-        losses = measure_checkpoint(directory, text, windows)
+        losses = measure_checkpoint(directory, text, windows, context)
         rows = [row.model_copy(update={"measured_loss": losses.get(row.module)}) for row in rows]
     if as_json:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=2))
@@ -42,8 +43,11 @@ def command(
     for row in rows:
         shown.add_row(*_cells(row), *([_nats(row.measured_loss)] if measure else []))
     total = sum(row.bytes for row in rows)
-    losses_note = "predicted and measured" if measure else "predicted"
-    show(shown, f"{len(rows)} modules, {megabytes(total)}; {losses_note} loss in nats per token")
+    notes = ["predicted loss in nats per token"]
+    if measure:
+        scored = f"{windows} windows of {context} tokens of {text}"
+        notes.append(f"measured: KL divergence to the dense model with this module alone, {scored}")
+    show(shown, f"{len(rows)} modules, {megabytes(total)}; {'; '.join(notes)}")
 
 
 def _cells(row: Layer) -> list[str]:
