@@ -240,10 +240,10 @@ def test_inspect_lists_every_layer(run, int8):
     assert "model.layers.1.mlp.down_proj" in out and f"{len(rows)} modules" in out
 
 
-def test_inspect_measures_beside_the_prediction(run, int8, tmp_path):
+def test_inspect_measures_beside_the_prediction(run, int8, source, tmp_path):
     text = tmp_path / "measured.txt"
     text.write_text(TEXT)
-    arguments = ("--measure", "--text", text, "--windows", 1, "--context", 64)
+    arguments = ("--against", source, "--text", text, "--windows", 1, "--context", 64)
     code, out, err = run("inspect", int8, *arguments, "--json")
     assert code == 0, err
     rows = {row["module"]: row for row in json.loads(out)}

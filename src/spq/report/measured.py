@@ -8,15 +8,17 @@ from spq.data import encode, load_text, sample
 from spq.errors import SpqError
 from spq.evaluation.measured_losses import measured_losses
 from spq.integrations.source import load_model
-from spq.manifest import read_manifest
 from spq.view import ModelView
 
 
-def measure_checkpoint(directory: Path, text: str, windows: int, context: int) -> dict[str, float]:
+def measure_checkpoint(
+    directory: Path, against: str, text: str, windows: int, context: int
+) -> dict[str, float]:
     """Swap each module of a checkpoint into the model that it was made from.
 
     Args:
         directory: a checkpoint of ours.
+        against: the model that it was made from.
         text: evaluation source.
         windows: how many.
         context: tokens in each.
@@ -25,15 +27,14 @@ def measure_checkpoint(directory: Path, text: str, windows: int, context: int) -
         nats per token by module, see `measured_losses`; for a low-rank module at its left factor.
 
     Raises:
-        SpqError: no manifest, or the source cannot be loaded.
+        SpqError: that model cannot be loaded, has no tokenizer, or is another one.
     """
-    manifest = read_manifest(directory)
-    if manifest is None:
-        raise SpqError(f"{str(directory)!r} has no manifest to say what it was made from")
-    dense = load_model(manifest.source.name, dtype=torch.float32)
+    dense = load_model(against, dtype=torch.float32)
     compressed = load_model(directory, dtype=torch.float32)
     if dense.tokenizer is None:
-        raise SpqError(f"the source {manifest.source.name!r} has no tokenizer")
+        raise SpqError(f"{against!r} has no tokenizer, which measuring needs")
+    if len(ModelView(dense.model).layers) != len(ModelView(compressed.model).layers):
+        raise SpqError(f"{str(directory)!r} was not made from {against!r}: their layers differ")
     ids = encode(dense.tokenizer, load_text(text, "evaluation").text, minimum=context)
     view = ModelView(compressed.model)
     losses = measured_losses(ModelView(dense.model), view, sample(ids, context, windows, seed=0))
