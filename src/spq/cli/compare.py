@@ -9,12 +9,12 @@ import typer
 from rich.markup import escape
 
 from spq.checkpoint.atomic import check_output, write_text
-from spq.cli.options import Device, Dtype, Json, Model
+from spq.cli.options import Context, Device, Dtype, Json, Limit, Model, Protocol
 from spq.cli.tables import show, table
 from spq.comparison import METHODS, Settings, compare
 from spq.comparison.run import CELLS
 from spq.errors import SpqError
-from spq.evaluation.protocols import DEFAULT, PROTOCOLS, protocol
+from spq.evaluation.protocols import DEFAULT, protocol
 from spq.report.comparison import curves, markdown, summary
 from spq.sizes import parse_size
 
@@ -38,16 +38,9 @@ def command(
     calibration: Annotated[
         str, typer.Option(help="Text that all methods are calibrated and trained on.")
     ] = "builtin",
-    named: Annotated[
-        str, typer.Option("--protocol", help=f"Of perplexity: {', '.join(PROTOCOLS)}.")
-    ] = DEFAULT,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens in each window.", show_default="the protocol's")
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Windows or documents per task, from the start.", show_default="all"),
-    ] = None,
+    named: Protocol = DEFAULT,
+    context: Context = None,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     dtype: Dtype = "auto",
     device: Device = None,

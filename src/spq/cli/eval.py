@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from spq.cli.options import Device, Dtype, Json, Model
+from spq.cli.options import Context, Device, Dtype, Json, Limit, Model, Protocol
 from spq.cli.tables import show, table
 from spq.data.benchmarks import BENCHMARKS
 from spq.errors import SpqError
 from spq.evaluation import Evaluation, Reference, TaskResult, check_tasks, evaluate, open_journal
-from spq.evaluation.protocols import DEFAULT, PROTOCOLS, protocol
+from spq.evaluation.protocols import DEFAULT, protocol
 from spq.evaluation.tasks import FEW_SHOT_SEED
 from spq.integrations.source import Loaded, load_model
 from spq.manifest import read_manifest
@@ -26,20 +26,13 @@ def command(
             " .jsonl file, for perplexity. NAME=FILE takes a task's data from a file."
         ),
     ] = "builtin",
-    named: Annotated[
-        str, typer.Option("--protocol", help=f"Of perplexity: {', '.join(PROTOCOLS)}.")
-    ] = DEFAULT,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens in each window.", show_default="the protocol's")
-    ] = None,
+    named: Protocol = DEFAULT,
+    context: Context = None,
     stride: Annotated[
         int | None,
         typer.Option(help="From one window's start to the next.", show_default="the protocol's"),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Windows or documents per task, from the start.", show_default="all"),
-    ] = None,
+    limit: Limit = None,
     against: Annotated[
         str | None,
         typer.Option(

@@ -7,6 +7,7 @@ import torch
 import typer
 
 from spq.errors import SpqError
+from spq.evaluation.protocols import PROTOCOLS
 
 MODEL_HELP = (
     "Hub id, directory (a peft adapter's too), .gguf file, or `demo` (SmolLM2-135M-Instruct)."
@@ -50,3 +51,13 @@ Device = Annotated[
 ]
 ShardSize = Annotated[str, typer.Option(help="Of one weight file.", callback=_readable_size)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Protocol = Annotated[
+    str, typer.Option("--protocol", help=f"Of perplexity: {', '.join(PROTOCOLS)}.")
+]
+Context = Annotated[
+    int | None, typer.Option(help="Tokens in each window.", show_default="the protocol's")
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Windows or documents per task, from the start.", show_default="all"),
+]
