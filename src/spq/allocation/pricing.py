@@ -1,7 +1,7 @@
 """Prices: bytes and predicted loss of every way to shape and store the weights of a unit.
 
 Storing is dear to price, since each weight is rounded to find out; what a shape or a rank costs by
-itself is not. So those are first looked at without rounding (`Part.ranks`, `Unit.shapes`), and
+itself is not. So those are first estimated without rounding (`Part.ranks`, `Unit.estimated`), and
 rounded only where that could pay at the worth of a byte under the budget.
 """
 
@@ -18,6 +18,9 @@ from spq.errors import SpqError
 from spq.numerics.knapsack import Alternative
 from spq.numerics.low_rank import weighted_basis
 from spq.view import Named, Role
+
+# Shapes of a unit, and ranks of a weight, that are rounded before the worth is looked at anew.
+AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,8 @@ class Part:
         options: that were priced.
         sizes: their bytes.
         losses: their nats per token.
-        ranks: options with a rank that were not rounded yet: (option, bytes, least loss that any
-            factors of the rank could have).
+        rows: the same by row, float32 [rows] each.
+        ranks: options with a rank that were not rounded yet: (option, bytes, estimated loss).
     """
 
     named: Named
@@ -91,13 +94,15 @@ class Part:
     options: list[Option] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
     ranks: list[tuple[Option, int, float]] = field(default_factory=list)
 
-    def add(self, option: Option, size: int, loss: float) -> None:
+    def add(self, option: Option, size: int, rows: Tensor) -> None:
         """Take up a priced option."""
         self.options.append(option)
         self.sizes.append(size)
-        self.losses.append(loss)
+        self.losses.append(float(rows.sum()))
+        self.rows.append(rows)
 
     def value(self, worth: float) -> float:
         """Least loss, with bytes paid at `worth`."""
@@ -106,9 +111,25 @@ class Part:
         )
 
     def promising(self, worth: float) -> list[Option]:
-        """Ranks that could be in a best solution: what rounding adds is still left out."""
+        """Ranks that could pay, as far as can be told before they are rounded."""
         value = self.value(worth)
-        return [option for option, size, loss in self.ranks if _paid(loss, size, worth) < value]
+        paid = [(_paid(loss, size, worth), option) for option, size, loss in self.ranks]
+        return [o for v, o in sorted(paid, key=lambda pair: pair[0])[:AT_ONCE] if v < value]
+
+    def reduced(self, cut: Cut) -> "Part":
+        """The part after a cut, without rounding anew.
+
+        Rows are rounded each by itself, so what is left of them costs what it did. Where inputs
+        go, the estimate is that rounding costs in proportion to what is left.
+        """
+        shape = cut_shape(self.named, cut)
+        index = cut.index.to(self.rows[0].device)
+        left = Part(self.named, cut)
+        for option, rows in zip(self.options, self.rows, strict=True):
+            if option.rank is None and option.fits(shape[1]):
+                kept = rows[index] if cut.side == "output" else rows * (cut.kept / cut.units)
+                left.add(option, stored_bytes(self.named, option, *shape), kept)
+        return left
 
 
 @dataclass
@@ -118,10 +139,13 @@ class PricedShape:
     shape: Shape
     parts: list[Part]
 
-    @property
-    def alternative(self) -> Alternative:
-        """For the knapsack."""
-        parts = [list(zip(part.sizes, part.losses, strict=True)) for part in self.parts]
+    def alternative(self, *, estimates: bool = False) -> Alternative:
+        """For the knapsack; with ranks that were not rounded yet, or without."""
+        parts = [
+            list(zip(part.sizes, part.losses, strict=True))
+            + ([(size, loss) for _, size, loss in part.ranks] if estimates else [])
+            for part in self.parts
+        ]
         return Alternative(self.shape.loss, parts)
 
     def value(self, worth: float) -> float:
@@ -135,19 +159,20 @@ class Unit:
 
     Attributes:
         priced: shapes with priced parts; the first is the unit as it is.
-        shapes: that were not priced yet, with the fewest bytes they can take.
+        estimated: shapes whose parts were not rounded.
     """
 
     priced: list[PricedShape]
-    shapes: list[tuple[Shape, int]] = field(default_factory=list)
+    estimated: list[PricedShape] = field(default_factory=list)
 
-    def promising_shapes(self, worth: float) -> list[Shape]:
-        """Shapes that could be in a best solution."""
+    def promising_shapes(self, worth: float) -> list[PricedShape]:
+        """Shapes that could pay, as far as can be told before they are rounded."""
         value = min(shaped.value(worth) for shaped in self.priced)
-        return [shape for shape, size in self.shapes if _paid(shape.loss, size, worth) < value]
+        best = sorted(self.estimated, key=lambda shaped: shaped.value(worth))[:AT_ONCE]
+        return [shaped for shaped in best if shaped.value(worth) < value]
 
     def promising_ranks(self, worth: float) -> bool:
-        """Whether a rank could be."""
+        """Whether a rank could pay."""
         return any(part.promising(worth) for shaped in self.priced for part in shaped.parts)
 
 
@@ -162,14 +187,21 @@ class Pricer:
 
     def deepen(self, unit: Unit, worth: float) -> None:
         """Price the shapes and ranks of a unit that could pay at `worth` nats per byte."""
-        members = [part.named for part in unit.priced[0].parts]
         promising = unit.promising_shapes(worth)
-        unit.shapes = [(shape, size) for shape, size in unit.shapes if shape not in promising]
-        for shape in promising:
-            unit.priced.append(PricedShape(shape, [self.part(named, shape) for named in members]))
+        unit.estimated = [shaped for shaped in unit.estimated if shaped not in promising]
+        for shaped in promising:
+            parts = [self._exact(part, shaped.shape) for part in shaped.parts]
+            unit.priced.append(PricedShape(shaped.shape, parts))
         for shaped in unit.priced:
             for part in shaped.parts:
                 self._add_ranks(part, shaped.shape, part.promising(worth))
+
+    def _exact(self, part: Part, shape: Shape) -> Part:
+        """An estimated part as it is when priced; a row's price already is."""
+        exact = part.cut is not None and part.cut.side == "output"
+        if exact and not self._menu.ranks.get(part.named.role):
+            return part
+        return self.part(part.named, shape)
 
     def part(self, named: Named, shape: Shape) -> Part:
         """Price every option without a rank; list those with one."""
@@ -182,8 +214,14 @@ class Pricer:
         if ranked:
             losses, _ = weighted_basis(weight, *price.terms[0])
             tails = list(accumulate(reversed(losses.tolist()), initial=0.0))
+            # Two factors round no better than the weight itself in as many bits.
+            rounding = dict(zip(part.options, part.losses, strict=True))
             part.ranks = [
-                (option, stored_bytes(named, option, rows, columns), tails[rows - option.rank])
+                (
+                    option,
+                    stored_bytes(named, option, rows, columns),
+                    tails[rows - option.rank] + rounding[option.model_copy(update={"rank": None})],
+                )
                 for option in ranked
                 if option.rank is not None and option.rank < rows
             ]
@@ -196,13 +234,6 @@ class Pricer:
             for option in options:
                 self._add(part, weight, option, fit, price, basis)
             part.ranks = [ranked for ranked in part.ranks if ranked[0] not in options]
-
-    def smallest(self, named: Named, shape: Shape) -> int | None:
-        """Fewest bytes that a weight could take in a shape; None where no group size fits."""
-        rows, columns = cut_shape(named, shape.cuts.get(named.name))
-        options = self._menu.options(named, columns) + self._menu.low_rank(named, rows, columns)
-        sizes = (stored_bytes(named, option, rows, columns) for option in options)
-        return min(sizes, default=None)
 
     def _shaped(self, named: Named, shape: Shape) -> tuple[Cut | None, Tensor, Metric, Metric]:
         cut = shape.cuts.get(named.name)
@@ -228,7 +259,7 @@ class Pricer:
         else:
             stored = factorise(weight, basis, option, fit, rounding).restored
         size = stored_bytes(part.named, option, *weight.shape)
-        part.add(option, size, price.loss(stored - weight))
+        part.add(option, size, price.row_losses(stored - weight))
 
 
 def _paid(loss: float, size: int, worth: float) -> float:

@@ -1,5 +1,6 @@
 """From a model and its sensitivities to priced units: one walk, and a second where it could pay."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from spq.allocation.metrics import Weighting, layer_metrics, outer_metric, split
 from spq.allocation.pricing import Menu, PricedShape, Pricer, Unit
 from spq.allocation.shapes import Shape, shapes
 from spq.calibration import Statistics
-from spq.numerics.knapsack import Alternative
+from spq.numerics.knapsack import Alternative, smallest, worth_of_a_byte
 from spq.progress import track
 from spq.sensitivity import Sensitivity
 from spq.view import LayerView, ModelView, Named
@@ -69,6 +70,18 @@ class Search:
         self._walk(self.view.layers, price, "pricing")
         return found + [self._outer(named) for named in outer_weights(self.view)]
 
+    def spend(self, units: list[Unit], available: int) -> None:
+        """Price shapes and ranks until the best ones for so many bytes are among those priced.
+
+        What a byte is worth follows from the estimates; where even they cannot meet the budget, or
+        what was priced cannot, the smallest ones are priced.
+        """
+        while self.deepen(units, worth_of_a_byte([hopes(unit) for unit in units], available)):
+            pass
+        if smallest([alternatives(unit) for unit in units]) > available:
+            while self.deepen(units, math.inf):
+                pass
+
     def deepen(self, units: list[Unit], worth: float) -> bool:
         """Price the shapes and ranks that could pay at `worth` nats per byte.
 
@@ -114,9 +127,9 @@ class Search:
             for shape in shapes(
                 layer, kind, self.shares[kind], multiple_of, pricer.fit, pricer.price
             ):
-                sizes = [pricer.smallest(named, shape) for named in members]
-                if None not in sizes:
-                    unit.shapes.append((shape, sum(size or 0 for size in sizes)))
+                parts = [part.reduced(shape.cuts[part.named.name]) for part in whole]
+                if all(part.options for part in parts):
+                    unit.estimated.append(PricedShape(shape, parts))
         return unit
 
     def _outer(self, named: Named) -> Unit:
@@ -147,5 +160,10 @@ def priced_weights(view: ModelView) -> list[Named]:
 
 
 def alternatives(unit: Unit) -> list[Alternative]:
-    """For the knapsack."""
-    return [shaped.alternative for shaped in unit.priced]
+    """What was priced, for the knapsack."""
+    return [shaped.alternative() for shaped in unit.priced]
+
+
+def hopes(unit: Unit) -> list[Alternative]:
+    """The same with everything that was only estimated."""
+    return [shaped.alternative(estimates=True) for shaped in [*unit.priced, *unit.estimated]]

@@ -73,7 +73,11 @@ class Metric:
 
     def loss(self, error: Tensor) -> float:
         """Nats per token."""
-        return sum(gptq.predicted_loss(error, h, o) for h, o in self.terms)
+        return float(self.row_losses(error).sum())
+
+    def row_losses(self, error: Tensor) -> Tensor:
+        """What the error of each row costs, float32 [rows]."""
+        return torch.stack([gptq.row_losses(error, h, o) for h, o in self.terms]).sum(0)
 
     def rows(self, index: Tensor) -> "Metric":
         """For the outputs in `index` alone."""

@@ -13,7 +13,7 @@ from spq.allocation.storage import Rounding
 from spq.calibration import Statistics
 from spq.errors import SpqError
 from spq.modules.ops import module_bytes
-from spq.numerics.knapsack import Choice, choose, smallest, worth_of_a_byte
+from spq.numerics.knapsack import Choice, choose, smallest
 from spq.stages.base import NO_INPUTS, Change, Inputs, Plan, Stage
 from spq.view import ModelView
 
@@ -97,9 +97,7 @@ class Budget(Stage):
         )
         units = search.units()
         available = self._available(view, units)
-        # What was priced changes the worth of a byte, and that what could pay.
-        while search.deepen(units, _worth(units, available)):
-            pass
+        search.spend(units, available)
         self._check_reach(view, units, available)
         taken = choose([alternatives(unit) for unit in units], available)
         changes = [
@@ -174,10 +172,6 @@ def _check_finite(view: ModelView, statistics: Statistics) -> None:
                 f"the gradients at {name!r} are not finite in {view.model.dtype}; "
                 "compress with --dtype float32"
             )
-
-
-def _worth(units: list[Unit], available: int) -> float:
-    return worth_of_a_byte([alternatives(unit) for unit in units], available)
 
 
 def _fixed(view: ModelView, units: list[Unit]) -> int:
