@@ -247,7 +247,7 @@ def test_no_other_factors_of_the_rank_cost_less(rows, columns, seed, d):
     output = random(rows, seed=seed + 2).square() + 0.01
     root = output.double().sqrt()[:, None]
     losses, basis = low_rank.weighted_basis(weight, hessian, output)
-    best = float(losses[rank:].sum()) * (1 - 1e-6) - 1e-9 * float(losses[0])
+    best = float(losses[rank:].sum()) * (1 - 1e-6) - 1e-6 * float(losses[0])
     left, _ = low_rank.weighted_truncate(weight, basis, output, rank)
     for step in (1e-3, 0.1, 10.0):
         other = left.double() + step * random(rows, rank, seed=seed + 3).double()
