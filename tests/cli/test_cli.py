@@ -488,7 +488,7 @@ def test_a_traceback_is_shown_only_with_debug(tmp_path):
 
 def test_ctrl_c_while_training_leaves_no_output(source, text_file, tmp_path):
     recipe = tmp_path / "long.yaml"
-    recipe.write_text("stages: [quantize, recover: {steps: 1000000, context: 8}]\n")
+    recipe.write_text("stages: [quantize, recover: {steps: 30000, context: 8}]\n")
     before = contents(tmp_path)
     process = start(
         *(PLAIN, "-v", "compress", source, tmp_path / "out"),

@@ -166,7 +166,7 @@ def _sparse(method: str, int8: bool) -> Candidates:
         scales = model.outputs * model.width if int8 else 0
         full = model.packed(0, value) + scales
         sparsity = _within((full - size) / (model.linear * value))
-        stages: Stages = [{"sparsify": {"method": method, "sparsity": sparsity}}]
+        stages: Stages = [{"mask": {"method": method, "sparsity": sparsity}}]
         bytes_ = model.packed(sparsity, value) + scales
         return [Candidate(stages + (INT8 if int8 else []), bytes_, "packed")]
 
@@ -177,7 +177,7 @@ def _two_of_four(int8: bool) -> Candidates:
     def candidates(model: Inventory, size: int) -> list[Candidate]:
         value = 1 if int8 else model.width
         scales = model.outputs * model.width if int8 else 0
-        stages: Stages = [{"sparsify": {"pattern": "2:4"}}]
+        stages: Stages = [{"mask": {"pattern": "2:4"}}]
         # Two bits for every value are one bit for every place.
         bytes_ = model.packed(0.5, value) + scales
         return [Candidate(stages + (INT8 if int8 else []), bytes_, "packed")]

@@ -203,7 +203,7 @@ def _packed(manifest: Manifest, held: Inventory) -> int:
     sparse = [
         change
         for record in manifest.stages
-        if record.plan.stage == "sparsify"
+        if record.plan.stage == "mask"
         for change in record.plan.changes
     ]
     nonzeros = sum(change.details["nonzeros"] for change in sparse)

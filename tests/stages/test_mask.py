@@ -6,7 +6,7 @@ from spq.calibration import collect
 from spq.errors import SpqError
 from spq.numerics import sparse
 from spq.stages.base import Inputs
-from spq.stages.sparsify import Sparsify
+from spq.stages.mask import Mask
 from spq.view import ModelView
 
 WINDOWS = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
@@ -23,7 +23,7 @@ def run(stage, model):
 @pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_as_many_weights_go_as_planned(model, method, pattern):
-    plan = run(Sparsify(method=method, pattern=pattern, sparsity=0.5), model)
+    plan = run(Mask(method=method, pattern=pattern, sparsity=0.5), model)
     assert len(plan.changes) == 2 * 7
     for change in plan.changes:
         weight = model.get_submodule(change.module).weight
@@ -43,14 +43,14 @@ def test_a_weight_is_pruned_by_what_enters_it(model):
         model(input_ids=WINDOWS)
     handle.remove()
     rows = inputs[0].detach().flatten(0, 1)
-    run(Sparsify(sparsity=0.4), model)
+    run(Mask(sparsity=0.4), model)
     expected = sparse.sparsegpt(dense, rows.T @ rows / len(rows), 0.4)
     assert torch.allclose(model.get_submodule(name).weight, expected, atol=1e-4)
 
 
 def test_only_the_modules_asked_for(model):
     before = {name: p.clone() for name, p in model.named_parameters()}
-    run(Sparsify(modules=("mlp",)), model)
+    run(Mask(modules=("mlp",)), model)
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert len(changed) == 6 and all("mlp" in name for name in changed)
 
@@ -58,4 +58,4 @@ def test_only_the_modules_asked_for(model):
 def test_a_width_that_four_does_not_divide_is_refused():
     model = tiny_model(intermediate_size=126)
     with pytest.raises(SpqError, match=r"2:4 needs a width that 4 divides; .*down_proj' has 126"):
-        run(Sparsify(pattern="2:4"), model)
+        run(Mask(pattern="2:4"), model)

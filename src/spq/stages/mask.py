@@ -17,7 +17,7 @@ from spq.view import ModelView, Named
 GROUPS = {"unstructured": None, "2:4": (2, 4)}
 
 
-class Sparsify(Stage):
+class Mask(Stage):
     """Zero single weights. The file does not shrink: weights are stored with their zeros.
 
     What a packed form would take is in the plan as `packed_bytes`: the values that are not zero,
@@ -25,7 +25,7 @@ class Sparsify(Stage):
     before this stage, in every layer.
     """
 
-    key: ClassVar[str] = "sparsify"
+    key: ClassVar[str] = "mask"
 
     method: Literal["sparsegpt", "wanda"] = Field(
         "sparsegpt", description="`sparsegpt` refits the weights that stay, `wanda` does not"
@@ -75,7 +75,7 @@ class Sparsify(Stage):
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Prune one weight at a time."""
         by_name = {named.name: named for named in self._dense(view)}
-        for change in track(plan.changes, "sparsify"):
+        for change in track(plan.changes, "mask"):
             named = by_name[change.module]
             weight = named.module.weight
             metric = inputs.statistics.outers[_observation(named)].mean
@@ -93,4 +93,4 @@ def _observation(named: Named) -> Observation:
     return Observation(named.name, "input", "outer")
 
 
-STAGE = Sparsify
+STAGE = Mask
