@@ -13,6 +13,7 @@ LARGEST_HEADER = 100_000_000
 DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
+    "I32": torch.int32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F32": torch.float32,

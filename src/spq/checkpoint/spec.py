@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, model_validator
 from torch import nn
 
+from spq.modules.group_sparse_linear import GroupSparseLinear
 from spq.modules.int4_embedding import Int4Embedding
 from spq.modules.int4_linear import Int4Linear
 from spq.modules.low_rank_linear import LowRankLinear
@@ -25,13 +26,15 @@ class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class _LinearShape(_Spec):
+class LinearShape(_Spec):
+    """What the specs of all linear layers state."""
+
     in_features: PositiveInt
     out_features: PositiveInt
     bias: bool
 
 
-class LinearSpec(_LinearShape):
+class LinearSpec(LinearShape):
     """A dense linear layer of another shape than the config's (pruned)."""
 
     format: Literal["linear"] = "linear"
@@ -41,7 +44,7 @@ class LinearSpec(_LinearShape):
         return nn.Linear(self.in_features, self.out_features, bias=self.bias, dtype=dtype)
 
 
-class QuantizedLinearSpec(_LinearShape):
+class QuantizedLinearSpec(LinearShape):
     """`codes` int8 [out, in] and `scale` [out] or [1]."""
 
     format: Literal["int8"] = "int8"
@@ -58,7 +61,7 @@ class QuantizedLinearSpec(_LinearShape):
         )
 
 
-class Int4LinearSpec(_LinearShape):
+class Int4LinearSpec(LinearShape):
     """`codes` uint8 [out, in / 2], two to a byte, and `scale` [out, in / group_size]."""
 
     format: Literal["int4"] = "int4"
@@ -81,7 +84,38 @@ class Int4LinearSpec(_LinearShape):
         return self
 
 
-class LowRankSpec(_LinearShape):
+class GroupSparseSpec(LinearShape):
+    """`codes` [kept, ...], `scale` and `zero` [kept], `mask` and `offsets`: see docs/format.md."""
+
+    format: Literal["group_sparse"] = "group_sparse"
+    group_size: GroupSize
+    bits: Literal[4, 8]
+    kept: PositiveInt
+    zero: bool
+
+    def build(self, dtype: torch.dtype) -> nn.Module:
+        """Allocate the module without values."""
+        return GroupSparseLinear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias,
+            group_size=self.group_size,
+            bits=self.bits,
+            kept=self.kept,
+            zero=self.zero,
+            dtype=dtype,
+        )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.in_features % self.group_size:
+            raise ValueError(f"group_size must divide in_features {self.in_features}")
+        if self.kept > self.out_features * self.in_features // self.group_size:
+            raise ValueError(f"it keeps {self.kept} groups, more than the weight has")
+        return self
+
+
+class LowRankSpec(LinearShape):
     """`right` [rank, in] and `left` [out, rank]; quantised factors have entries of their own."""
 
     format: Literal["low_rank"] = "low_rank"
@@ -155,6 +189,7 @@ ModuleSpec = Annotated[
     LinearSpec
     | QuantizedLinearSpec
     | Int4LinearSpec
+    | GroupSparseSpec
     | LowRankSpec
     | QuantizedEmbeddingSpec
     | Int4EmbeddingSpec
@@ -183,6 +218,17 @@ def _(module: QuantizedLinear) -> ModuleSpec:
 @spec_of.register
 def _(module: Int4Linear) -> ModuleSpec:
     return Int4LinearSpec(group_size=module.group_size, **_shape(module))
+
+
+@spec_of.register
+def _(module: GroupSparseLinear) -> ModuleSpec:
+    return GroupSparseSpec(
+        group_size=module.group_size,
+        bits=module.bits,
+        kept=module.kept,
+        zero=module.zero is not None,
+        **_shape(module),
+    )
 
 
 @spec_of.register

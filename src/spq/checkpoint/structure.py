@@ -9,12 +9,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from spq.checkpoint.spec import (
     AttentionSpec,
     Int4EmbeddingSpec,
-    Int4LinearSpec,
+    LinearShape,
     LinearSpec,
     LowRankSpec,
     ModuleSpec,
     QuantizedEmbeddingSpec,
-    QuantizedLinearSpec,
     spec_of,
 )
 from spq.errors import CheckpointError
@@ -69,7 +68,7 @@ def rebuild(model: PreTrainedModel, specs: dict[str, ModuleSpec], dtype: torch.d
             ) from None
         _check(name, spec, module)
         inside_low_rank = isinstance(specs.get(name.rpartition(".")[0]), LowRankSpec)
-        if inside_low_rank and isinstance(spec, LinearSpec | QuantizedLinearSpec | Int4LinearSpec):
+        if inside_low_rank and isinstance(spec, LinearShape):
             sizes: Any = (module.in_features, module.out_features)
             if (spec.in_features, spec.out_features) != sizes:
                 raise CheckpointError(f"factor {name!r} does not fit its low-rank layer")

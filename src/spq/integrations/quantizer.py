@@ -117,17 +117,11 @@ class SpqQuantizer(HfQuantizer):
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
         for name, module in model.named_modules():
-            if isinstance(module, Coded):
-                scale = module.scale
-                if scale.is_meta:
-                    continue
-                signed = module.codes.dtype == torch.uint8
-                sound = torch.isfinite(scale) & ((scale != 0) if signed else (scale > 0))
-                if not bool(sound.all()):
-                    wrong = "zero" if signed else "zero, negative"
-                    raise CheckpointError(
-                        f"module {name!r} has a scale that is {wrong} or not finite"
-                    )
+            if isinstance(module, Coded) and not module.scale.is_meta:
+                try:
+                    module.check()
+                except ValueError as error:
+                    raise CheckpointError(f"module {name!r} {error}") from None
         return model
 
     def get_state_dict_and_metadata(

@@ -23,6 +23,18 @@ class Coded(nn.Module):
         self.codes = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
 
+    def check(self) -> None:
+        """Refuse values that no weight could have been stored as.
+
+        Raises:
+            ValueError: says what is wrong; shapes and dtypes are right already.
+        """
+        signed = self.codes.dtype == torch.uint8
+        sound = torch.isfinite(self.scale) & ((self.scale != 0) if signed else (self.scale > 0))
+        if not bool(sound.all()):
+            wrong = "zero" if signed else "zero, negative"
+            raise ValueError(f"has a scale that is {wrong} or not finite")
+
 
 class CodedLinear(Coded):
     """A linear layer of codes.

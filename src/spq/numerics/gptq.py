@@ -5,6 +5,8 @@ not yet rounded, in the least-squares sense of the metric H. Updates reach the c
 once and the rest of the matrix after the block.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -88,6 +90,43 @@ def _raised(share: float) -> float:
     return max(10 * share, SMALLEST_DAMPING)
 
 
+def sweep(
+    weight: Tensor,
+    hessian: Tensor,
+    group_size: int,
+    damping: float,
+    round_group: Callable[[slice, Tensor, Tensor], Callable[[int, Tensor], Tensor]],
+) -> None:
+    """Replace column after column; those to the right make up for what each replacement changes.
+
+    Args:
+        weight: [rows, columns]; left as it is.
+        hessian: metric of errors [columns, columns].
+        group_size: columns that are looked at together when their turn comes.
+        damping: see `damped`.
+        round_group: from a group's columns, its weights as they are by then [rows, group_size] and
+            what an error in each costs after later columns have made up for it [group_size], to
+            what a column [rows] is replaced with, given its place in the group.
+    """
+    weight = weight.to(torch.float32).clone()
+    factor, _ = inverse_factor(hessian, damping)
+    importance = factor.diagonal().square().reciprocal()
+    step = max(BLOCK // group_size, 1) * group_size
+    for start in range(0, weight.shape[1], step):
+        stop = min(start + step, weight.shape[1])
+        errors = torch.empty_like(weight[:, start:stop])
+        for column in range(start, stop):
+            place = column % group_size
+            if place == 0:
+                group = slice(column, column + group_size)
+                replace = round_group(group, weight[:, group], importance[group])
+            value = weight[:, column]
+            error = (value - replace(place, value)) / factor[column, column]
+            weight[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
+            errors[:, column - start] = error
+        weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
+
+
 def round_int4(
     weight: Tensor, hessian: Tensor, group_size: int, damping: float = DAMPING
 ) -> tuple[Tensor, Tensor]:
@@ -102,27 +141,23 @@ def round_int4(
     Returns:
         int8 codes [rows, columns] in [-8, 7] and float32 scales [rows, groups].
     """
-    weight = weight.to(torch.float32).clone()
-    factor, _ = inverse_factor(hessian, damping)
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scales = []
-    # What a rounding error of a column costs after the columns behind it have made up for it.
-    importance = factor.diagonal().square().reciprocal()
-    step = max(BLOCK // group_size, 1) * group_size
-    for start in range(0, weight.shape[1], step):
-        stop = min(start + step, weight.shape[1])
-        errors = torch.empty_like(weight[:, start:stop])
-        for column in range(start, stop):
-            if column % group_size == 0:
-                group = slice(column, column + group_size)
-                scale = search_group_scale(weight[:, group], importance[group], group_size)
-                scales.append(scale)
-            rounded = quantize_groups(weight[:, column : column + 1], scales[-1])
-            codes[:, column] = rounded[:, 0]
-            error = (weight[:, column] - rounded[:, 0] * scales[-1][:, 0]) / factor[column, column]
-            weight[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
-            errors[:, column - start] = error
-        weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
+
+    def round_group(
+        group: slice, values: Tensor, importance: Tensor
+    ) -> Callable[[int, Tensor], Tensor]:
+        scale = search_group_scale(values, importance, group_size)
+        scales.append(scale)
+
+        def replace(place: int, value: Tensor) -> Tensor:
+            rounded = quantize_groups(value[:, None], scale)
+            codes[:, group.start + place] = rounded[:, 0]
+            return rounded[:, 0] * scale[:, 0]
+
+        return replace
+
+    sweep(weight, hessian, group_size, damping, round_group)
     return codes, torch.cat(scales, dim=1)
 
 
@@ -138,19 +173,17 @@ def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = 
     Returns:
         int8 [rows, columns].
     """
-    weight, scale = weight.to(torch.float32).clone(), scale.to(torch.float32)
-    factor, _ = inverse_factor(hessian, damping)
+    scale = scale.to(torch.float32)
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    for start in range(0, weight.shape[1], BLOCK):
-        stop = min(start + BLOCK, weight.shape[1])
-        errors = torch.empty_like(weight[:, start:stop])
-        for column in range(start, stop):
-            rounded = quantize(weight[:, column : column + 1], scale)[:, 0]
-            codes[:, column] = rounded
-            error = (weight[:, column] - rounded * scale) / factor[column, column]
-            weight[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
-            errors[:, column - start] = error
-        weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
+
+    def round_group(group: slice, _: Tensor, __: Tensor) -> Callable[[int, Tensor], Tensor]:
+        def replace(place: int, value: Tensor) -> Tensor:
+            codes[:, group.start] = quantize(value[:, None], scale)[:, 0]
+            return codes[:, group.start] * scale
+
+        return replace
+
+    sweep(weight, hessian, 1, damping, round_group)
     return codes
 
 
