@@ -1,6 +1,6 @@
 """A linear layer of integer codes in groups of inputs, of which only some are stored."""
 
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class GroupSparseLinear(CodedLinear):
         *,
         bias: bool,
         group_size: int,
-        bits: int,
+        bits: Literal[4, 8],
         kept: int,
         zero: bool,
         dtype: torch.dtype | None = None,
@@ -99,8 +99,9 @@ class GroupSparseLinear(CodedLinear):
     @property
     def stored_weight(self) -> GroupSparse:
         """The weight as it is held; its tensors are the parameters themselves."""
-        tensors: Any = (self.codes, self.scale, self.zero, self.mask, self.offsets)
-        return GroupSparse(*tensors, self.in_features)
+        return GroupSparse(
+            self.codes, self.scale, self.zero, self.mask, self.offsets, self.in_features
+        )
 
     @torch.no_grad()
     def check(self) -> None:

@@ -7,7 +7,7 @@ and begin anywhere. In 4 bits, groups of 16, half of them dropped and a half-pre
 original weight takes 2.56 bits and an offset's share.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class GroupSparse(NamedTuple):
     columns: int
 
     @property
-    def bits(self) -> int:
+    def bits(self) -> Literal[4, 8]:
         """Of a code."""
         return 4 if self.codes.dtype == torch.uint8 else 8
 
