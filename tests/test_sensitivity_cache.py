@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from spq import sensitivity_cache
+from spq.cache import cache_directory
 from spq.sensitivity import collect_sensitivities
-from spq.sensitivity_cache import KEPT_FILES, cache_directory, cached_sensitivities
+from spq.sensitivity_cache import KEPT_FILES, cached_sensitivities
 from spq.view import ModelView
 from tests.helpers import tiny_model
 

@@ -1,32 +1,23 @@
 """Sensitivities on disk, so that a second run at another size does not collect them again."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spq.cache import cache_directory, work_key
 from spq.sensitivity import Sensitivity, collect_sensitivities
 from spq.view import ModelView
 
 logger = logging.getLogger(__name__)
 
-DIRECTORY_VARIABLE = "SPQ_CACHE_DIR"
 KEPT_FILES = 4
 # Raised whenever what is computed changes, so that older files are not read.
 COMPUTATION = 2
-
-
-def cache_directory() -> Path:
-    """$SPQ_CACHE_DIR, or `spq` in the user's cache directory."""
-    given = os.environ.get(DIRECTORY_VARIABLE)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(given) if given else Path(base).expanduser() / "spq"
 
 
 def cached_sensitivities(
@@ -43,7 +34,8 @@ def cached_sensitivities(
         names: of linear layers, and of the embedding.
     """
     wanted = sorted(names)
-    file = cache_directory() / f"sensitivities-{_key(view, windows, wanted)}.safetensors"
+    key = work_key(view, windows, str(COMPUTATION), *wanted)
+    file = cache_directory() / f"sensitivities-{key}.safetensors"
     try:
         if file.is_file():
             found = _read(file)
@@ -58,19 +50,6 @@ def cached_sensitivities(
     except (OSError, SafetensorError) as error:
         logger.warning("sensitivities were not cached: %s", error)
     return found
-
-
-def _key(view: ModelView, windows: Tensor, names: list[str]) -> str:
-    digest = hashlib.blake2b(digest_size=12)
-    digest.update(f"{COMPUTATION} {tuple(windows.shape)}".encode())
-    digest.update(windows.cpu().numpy().tobytes())
-    digest.update("\n".join(names).encode())
-    digest.update(view.model.config.to_json_string().encode())
-    for name, parameter in view.model.named_parameters():
-        digest.update(f"{name} {parameter.dtype}".encode())
-        data = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(data.numpy().data)
-    return digest.hexdigest()
 
 
 def _write(file: Path, found: dict[str, Sensitivity]) -> None:

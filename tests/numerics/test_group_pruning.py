@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spq.numerics.gptq import damped, row_losses
-from spq.numerics.group_pruning import choose_groups, group_saliency, nearest, round_kept
+from spq.numerics.group_pruning import (
+    choose_groups,
+    group_saliency,
+    nearest,
+    prune_groups,
+    refit_kept,
+    round_kept,
+)
 
 ROWS, COLUMNS, SIZE = 6, 64, 8
 
@@ -102,3 +109,39 @@ def test_a_group_of_zeros_is_no_trouble(zero_point):
     codes, scale, zero = round_kept(weight, torch.eye(COLUMNS), keep, 4, zero_point=zero_point)
     found = restored(codes, scale, zero, keep)
     assert bool(torch.isfinite(found).all()) and float(found[:, :SIZE].abs().max()) < 1e-4
+
+
+def test_refitting_solves_each_row_for_what_it_keeps():
+    weight, metric = random(3, ROWS, COLUMNS), damped(correlated(), 0.1)
+    keep = torch.rand(ROWS, COLUMNS // SIZE, generator=torch.Generator().manual_seed(0)) < 0.6
+    keep[:, 0] = True
+    found = refit_kept(weight, metric, keep, weight, iterations=60)
+    exact = metric.double()
+    for row in range(ROWS):
+        full = keep[row].repeat_interleave(SIZE)
+        right = (exact @ weight[row].double())[full]
+        solution = torch.linalg.solve(exact[full][:, full], right)
+        assert torch.allclose(found[row, full].double(), solution, atol=1e-3)
+        assert not found[row, ~full].any()
+
+
+@pytest.mark.parametrize("pattern", ["row_balanced", "free"])
+def test_pruning_in_rounds_loses_less_than_at_once(pattern):
+    weight, hessian, output = random(3, 32, COLUMNS), correlated(), random(4, 32).square()
+    losses = []
+    for rounds in (1, 4):
+        keep, found = prune_groups(
+            weight, hessian, output, SIZE, 0.5, pattern=pattern, rounds=rounds
+        )
+        assert int((~keep).sum()) == 32 * COLUMNS // SIZE // 2
+        assert not found.unflatten(1, (-1, SIZE))[~keep].any()
+        losses.append(float(row_losses(found - weight, hessian, output).sum()))
+    keep = choose_groups(group_saliency(weight, hessian, output, SIZE, "first_order"), 0.5, pattern)
+    dropped = weight * keep.repeat_interleave(SIZE, 1)
+    assert losses[1] < losses[0] < row_losses(dropped - weight, hessian, output).sum()
+
+
+def test_nothing_is_dropped_at_sparsity_zero():
+    weight, hessian = random(3, ROWS, COLUMNS), correlated()
+    keep, found = prune_groups(weight, hessian, torch.ones(ROWS), SIZE, 0.0)
+    assert bool(keep.all()) and torch.allclose(found, weight, atol=1e-6)

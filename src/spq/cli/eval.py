@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from spq.cache import cache_directory
 from spq.cli.options import Context, Device, Dtype, Json, Limit, Model, Protocol
 from spq.cli.tables import show, table
 from spq.data.benchmarks import BENCHMARKS
@@ -14,7 +15,6 @@ from spq.evaluation.protocols import DEFAULT, protocol
 from spq.evaluation.tasks import FEW_SHOT_SEED
 from spq.integrations.source import Loaded, load_model
 from spq.manifest import read_manifest
-from spq.sensitivity_cache import cache_directory
 
 
 def command(

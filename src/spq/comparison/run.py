@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from spq.cache import cache_directory
 from spq.checkpoint.atomic import write_text
 from spq.comparison.cells import Cell, cell_name, command, is_matched, read_cell
 from spq.comparison.methods import METHODS, Candidate, Inventory, inventory
@@ -19,7 +20,6 @@ from spq.integrations.source import load_model
 from spq.manifest import Manifest, versions
 from spq.pipeline import compress
 from spq.recipe import Recipe, load_recipe
-from spq.sensitivity_cache import cache_directory
 from spq.view import ModelView
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spq.numerics.gptq import DAMPING, inverse, sweep
+from spq.numerics.gptq import DAMPING, damped, inverse, sweep
 from spq.numerics.integer import (
     absmax_scale,
     largest_code,
@@ -17,6 +17,12 @@ from spq.numerics.integer import (
 
 Saliency = Literal["joint", "hessian", "first_order"]
 Pattern = Literal["row_balanced", "free"]
+
+# Of pruning and refitting in turn; eight gain under one per cent on four.
+ROUNDS = 4
+# Of conjugate gradients; thirty gain under one per cent on ten.
+ITERATIONS = 10
+SMALLEST = 1e-30
 
 
 def group_saliency(
@@ -81,6 +87,82 @@ def choose_groups(saliency: Tensor, sparsity: float, pattern: Pattern) -> Tensor
     count = min(int(rows * groups * sparsity), rows * (groups - 1))
     dropped = spared.flatten().argsort(stable=True)[:count]
     return keep.flatten().scatter_(0, dropped, False).reshape(rows, groups)
+
+
+def refit_kept(
+    weight: Tensor, metric: Tensor, keep: Tensor, start: Tensor, iterations: int = ITERATIONS
+) -> Tensor:
+    """Least squares for what is kept: argmin tr (X - W) M (X - W)ᵀ over X that is 0 where dropped.
+
+    Conjugate gradients with a diagonal preconditioner, all rows at once: each row has its own mask,
+    so its own system, but one matrix product serves them all. Few iterations do, since damping
+    keeps the systems well conditioned.
+
+    Args:
+        weight: W [rows, columns].
+        metric: M [columns, columns], positive definite.
+        keep: bool [rows, groups].
+        start: X to begin with, [rows, columns].
+        iterations: matrix products.
+
+    Returns:
+        float32 [rows, columns], 0 where dropped.
+    """
+    full = keep.repeat_interleave(weight.shape[1] // keep.shape[1], dim=1)
+    scale = metric.diagonal().reciprocal()
+    found = start * full
+    residual = ((weight - found) @ metric) * full
+    direction = residual * scale
+    size = (residual * direction).sum(1, keepdim=True)
+    for _ in range(iterations):
+        image = (direction @ metric) * full
+        step = size / (direction * image).sum(1, keepdim=True).clamp_min(SMALLEST)
+        found = found + step * direction
+        residual = residual - step * image
+        preconditioned = residual * scale
+        size, last = (residual * preconditioned).sum(1, keepdim=True), size
+        direction = preconditioned + size / last.clamp_min(SMALLEST) * direction
+    return found
+
+
+def prune_groups(
+    weight: Tensor,
+    hessian: Tensor,
+    output: Tensor,
+    group_size: int,
+    sparsity: float,
+    *,
+    kind: Saliency = "first_order",
+    pattern: Pattern = "free",
+    rounds: int = ROUNDS,
+    damping: float = DAMPING,
+) -> tuple[Tensor, Tensor]:
+    """Drop groups in rounds; after each, what is left is refitted and judged anew.
+
+    Args:
+        weight: [rows, columns]; `group_size` divides columns.
+        hessian: metric of errors [columns, columns].
+        output: weight of each row's errors, [rows].
+        group_size: inputs in a group.
+        sparsity: share of the groups that goes, in [0, 1).
+        kind: see `group_saliency`.
+        pattern: see `choose_groups`.
+        rounds: in which sparsity grows by equal parts.
+        damping: see `gptq.damped`.
+
+    Returns:
+        bool [rows, groups], and the refitted weight, float32 [rows, columns].
+    """
+    weight = weight.to(torch.float32)
+    metric = damped(hessian, damping)
+    current = weight
+    keep = torch.ones(len(weight), weight.shape[1] // group_size, dtype=torch.bool)
+    keep = keep.to(weight.device)
+    for done in range(1, rounds + 1):
+        saliency = group_saliency(current, hessian, output, group_size, kind, damping)
+        keep = choose_groups(saliency.where(keep, 0), sparsity * done / rounds, pattern)
+        current = refit_kept(weight, metric, keep, current)
+    return keep, current
 
 
 def round_kept(

@@ -72,8 +72,11 @@ class Stage(BaseModel, ABC):
 
     key: ClassVar[str]
     trains: ClassVar[bool] = False
-    # Whether `apply` needs the dense model beside the compressed one.
-    compares: ClassVar[bool] = False
+
+    @property
+    def compares(self) -> bool:
+        """Whether `apply` needs the dense model beside the compressed one."""
+        return False
 
     def needs(self, view: ModelView) -> set[Observation]:
         """Activation statistics that `plan` reads; none unless overridden."""

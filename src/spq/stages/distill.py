@@ -1,7 +1,7 @@
-"""Tune scales and norms until the compressed model predicts what the dense one does."""
+"""Tune scales and norms end to end: towards the dense model, or towards the text itself."""
 
 import logging
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from spq.calibration import Statistics, draw_windows
 from spq.errors import SpqError
-from spq.modules.coded import Coded
 from spq.numerics.integer import LARGEST_SCALE, round_scale
 from spq.progress import track
 from spq.stages.base import NO_INPUTS, Inputs, Plan, Stage
@@ -24,15 +23,22 @@ HELD_OUT_SHARE = 0.1
 
 
 class Distill(Stage):
-    """Train what is not a code by the KL divergence to the dense model; codes stay as they are.
+    """Train what is not a code; codes, and which of them are stored, stay as they are.
 
-    Sizes do not change. What is kept is the best state on held-out text, at worst the one before.
+    With `next_token` and `scales` this is stage 2 of GQSA (E2E-OQP, arXiv 2412.17560). Sizes do not
+    change. What is kept is the best state on held-out text, at worst the one before.
     """
 
     key: ClassVar[str] = "distill"
     trains: ClassVar[bool] = True
-    compares: ClassVar[bool] = True
 
+    objective: Literal["dense_model", "next_token"] = Field(
+        "dense_model",
+        description="`dense_model`: KL divergence to its predictions; `next_token`: the usual loss",
+    )
+    parameters: Literal["all", "scales"] = Field(
+        "all", description="`scales` of codes and their zeros, or `all`: norms and biases too"
+    )
     learning_rate: float = Field(
         1e-3, gt=0, description="Adam's peak rate, as a share of each tensor's mean magnitude"
     )
@@ -45,11 +51,18 @@ class Distill(Stage):
         0.005, ge=0, description="held-out KL, in nats, below which nothing is trained"
     )
 
+    @property
+    def compares(self) -> bool:
+        """Whether predictions of the dense model are needed."""
+        return self.objective == "dense_model"
+
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Sizes do not change; the summary says what will be trained."""
-        count = sum(parameter.numel() for parameter in _trained(view).values())
+        count = sum(p.numel() for p in _trained(view, self.parameters).values())
         tokens = self.steps * self.batch_size * self.context
-        summary = f"{count} scales, norm weights and biases by distillation, {tokens} tokens"
+        what = "scales" if self.parameters == "scales" else "scales, norm weights and biases"
+        how = "distillation" if self.compares else "the language-model loss"
+        summary = f"{count} {what} by {how}, {tokens} tokens"
         return Plan(stage=self.key, summary=summary)
 
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
@@ -58,24 +71,25 @@ class Distill(Stage):
         Raises:
             SpqError: no text, too little of it, no dense model, or the loss stops being finite.
         """
-        if inputs.ids is None or inputs.dense is None:
+        dense = inputs.dense if self.compares else None
+        if inputs.ids is None or (self.compares and dense is None):
             raise SpqError("distillation needs calibration text and the dense model")
         training, held_out = self._windows(view, inputs)
-        with _Training(view, self.learning_rate) as trained:
-            best = before = _divergence(view.model, inputs.dense, held_out)
-            if before < self.worthwhile:
+        with _Training(view, self.parameters, self.learning_rate) as trained:
+            best = before = _mean_loss(view.model, dense, held_out)
+            if self.compares and before < self.worthwhile:
                 logger.info("distill: held-out KL is %.5f already; nothing was trained", before)
                 return
             kept = trained.state()
             for step, batch in enumerate(track(training.split(self.batch_size), "distill")):
-                self._step(view.model, inputs.dense, batch, trained, step)
+                self._step(view.model, dense, batch, trained, step)
                 if (step + 1) % self.check_every == 0 or step + 1 == self.steps:
-                    found = _divergence(view.model, inputs.dense, held_out)
-                    logger.info("distill: step %d, held-out KL %.5f", step + 1, found)
+                    found = _mean_loss(view.model, dense, held_out)
+                    logger.info("distill: step %d, held-out loss %.5f", step + 1, found)
                     if found < best:
                         best, kept = found, trained.state()
             trained.restore(kept)
-        logger.info("distill: held-out KL %.5f before, %.5f after", before, best)
+        logger.info("distill: held-out loss %.5f before, %.5f after", before, best)
 
     def _windows(self, view: ModelView, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Windows to train on and, from another part of the text, to check on."""
@@ -92,14 +106,14 @@ class Distill(Stage):
     def _step(
         self,
         model: PreTrainedModel,
-        dense: PreTrainedModel,
+        dense: PreTrainedModel | None,
         batch: Tensor,
         trained: "_Training",
         step: int,
     ) -> None:
         # Window by window: logits are the largest tensors there are.
         for window in batch:
-            loss = _kl(model, dense, window) / len(batch)
+            loss = _loss(model, dense, window) / len(batch)
             if not torch.isfinite(loss):
                 raise SpqError(
                     f"distillation's loss became {loss.item()} at step {step}; a learning rate "
@@ -112,13 +126,10 @@ class Distill(Stage):
 class _Training:
     """Float32 masters of what is trained, with Adam; the model holds them rounded."""
 
-    def __init__(self, view: ModelView, learning_rate: float) -> None:
+    def __init__(self, view: ModelView, wanted: str, learning_rate: float) -> None:
         self._view = view
         self._rate = learning_rate
-        self._parameters = _trained(view)
-        self._scales = {
-            id(module.scale) for module in view.model.modules() if isinstance(module, Coded)
-        }
+        self._parameters = _trained(view, wanted)
 
     def __enter__(self) -> "_Training":
         model = self._view.model
@@ -156,7 +167,7 @@ class _Training:
             master = self._masters[name]
             # Beyond the range that scales have, the loss says that the rate is too high.
             held = master.clamp(-LARGEST_SCALE, LARGEST_SCALE)
-            parameter.copy_(round_scale(held) if id(parameter) in self._scales else held)
+            parameter.copy_(round_scale(held) if _of_codes(name) else held)
 
     def state(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self._parameters.items()}
@@ -167,27 +178,35 @@ class _Training:
             self._parameters[name].copy_(value)
 
 
-def _trained(view: ModelView) -> dict[str, nn.Parameter]:
-    """Scales of codes, norm weights and biases of the decoder layers."""
+def _of_codes(name: str) -> bool:
+    return name.endswith((".scale", ".zero"))
+
+
+def _trained(view: ModelView, wanted: str) -> dict[str, nn.Parameter]:
+    """Scales and zeros of codes, and with `all` norm weights and biases of the decoder layers."""
     found = {}
     for layer in view.layers:
         for name, parameter in view.module(layer.name).named_parameters(prefix=layer.name):
-            if parameter.is_floating_point() and (parameter.ndim == 1 or name.endswith(".scale")):
+            others = wanted == "all" and parameter.is_floating_point() and parameter.ndim == 1
+            if _of_codes(name) or others:
                 found[name] = parameter
     return found
 
 
-def _kl(model: PreTrainedModel, dense: PreTrainedModel, window: Tensor) -> Tensor:
-    """KL divergence from the dense model's predictions, in nats per token."""
+def _loss(model: PreTrainedModel, dense: PreTrainedModel | None, window: Tensor) -> Tensor:
+    """Nats per token: of the KL divergence from the dense model's predictions, or of the text."""
+    found = model(input_ids=window[None], use_cache=False).logits[0].float()
+    if dense is None:
+        return functional.cross_entropy(found[:-1], window[1:])
     with torch.no_grad():
         wanted = dense(input_ids=window[None], use_cache=False).logits[0].float().log_softmax(-1)
-    found = model(input_ids=window[None], use_cache=False).logits[0].float().log_softmax(-1)
-    return functional.kl_div(found, wanted, reduction="sum", log_target=True) / len(window)
+    difference = functional.kl_div(found.log_softmax(-1), wanted, reduction="sum", log_target=True)
+    return difference / len(window)
 
 
 @torch.no_grad()
-def _divergence(model: PreTrainedModel, dense: PreTrainedModel, windows: Tensor) -> float:
-    return sum(float(_kl(model, dense, window)) for window in windows) / len(windows)
+def _mean_loss(model: PreTrainedModel, dense: PreTrainedModel | None, windows: Tensor) -> float:
+    return sum(float(_loss(model, dense, window)) for window in windows) / len(windows)
 
 
 STAGE = Distill

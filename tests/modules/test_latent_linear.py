@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spq.modules.group_sparse_linear import GroupSparseLinear
+from spq.modules.int4_linear import Int4Linear
+from spq.modules.latent_linear import latent, settle
+from spq.modules.ops import dense_weight
+from spq.numerics import group_sparse, integer
+
+OUT, IN, SIZE = 6, 64, 16
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def int4(dtype=torch.float32) -> Int4Linear:
+    scale = integer.search_group_scale(random(OUT, IN), None, SIZE)
+    codes = integer.quantize_groups(random(OUT, IN), scale)
+    return Int4Linear.from_codes(codes, scale.to(dtype), random(OUT, seed=2).to(dtype))
+
+
+def sparse(bits=4, *, zero=False, dtype=torch.float32) -> GroupSparseLinear:
+    codes = torch.randint(-8, 8, (OUT, IN), generator=torch.Generator().manual_seed(1))
+    keep = torch.rand(OUT, IN // SIZE, generator=torch.Generator().manual_seed(3)) < 0.6
+    scale = integer.round_scale(random(OUT, IN // SIZE, seed=4)).to(dtype)
+    zeros = integer.round_scale(random(OUT, IN // SIZE, seed=5)).to(dtype) if zero else None
+    packed = group_sparse.pack(codes.to(torch.int8), scale, zeros, keep, bits)
+    return GroupSparseLinear.from_weight(packed, None)
+
+
+MAKERS = {
+    "int4": int4,
+    "sparse4": sparse,
+    "sparse8": lambda **options: sparse(8, **options),
+    "zeros": lambda **options: sparse(zero=True, **options),
+}
+
+
+@pytest.fixture(params=MAKERS)
+def maker(request):
+    return MAKERS[request.param]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_before_training_it_is_the_layer_and_settles_to_it(maker, dtype):
+    layer = maker(dtype=dtype)
+    trained, x = latent(layer), random(5, IN, seed=6).to(dtype)
+    expected = x.double() @ dense_weight(layer).double().T
+    expected = expected if layer.bias is None else expected + layer.bias.double()
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    assert torch.allclose(trained(x).double(), expected, rtol=tolerance, atol=10 * tolerance)
+    settled = settle(trained, dtype)
+    assert type(settled) is type(layer)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(settled.state_dict()[name], value), name
+
+
+def test_gradients_reach_weights_and_grids_straight_through(maker):
+    layer = maker()
+    trained, x = latent(layer), random(5, IN, seed=6)
+    trained(x).sum().backward()
+    kept = torch.ones(OUT, IN // SIZE) if trained.keep is None else trained.keep.float()
+    expected = x.sum(0).expand(OUT, IN) * kept.repeat_interleave(SIZE, 1)
+    assert torch.allclose(trained.weight.grad, expected, atol=1e-4)
+    assert bool((trained.scale.grad[kept == 0] == 0).all())
+    if trained.zero is not None:
+        grouped = x.sum(0).unflatten(0, (-1, SIZE)).sum(1) * kept
+        # What the grid's end cuts off moves with the zero; inside, code and zero make up.
+        assert trained.zero.grad.shape == grouped.shape
+
+
+def test_dropped_groups_stay_dropped_and_codes_follow_the_weights():
+    layer = sparse()
+    trained = latent(layer)
+    with torch.no_grad():
+        trained.weight += 100 * trained.scale.repeat_interleave(SIZE, 1)
+    settled = settle(trained, torch.float32)
+    assert torch.equal(settled.stored_weight.keep, layer.stored_weight.keep)
+    assert torch.equal(settled.offsets, layer.offsets)
+    assert bool((group_sparse.stored_codes(settled.stored_weight) == 7).all())
+
+
+def test_layers_without_trainable_codes_are_left_alone():
+    assert latent(nn.Linear(4, 4)) is None
