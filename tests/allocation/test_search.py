@@ -120,7 +120,7 @@ def test_a_rank_costs_no_less_than_about_what_it_looks_like():
         (part.named.name, option): loss
         for unit in units
         for part in unit.priced[0].parts
-        for option, _, loss in part.ranks
+        for option, _, loss in part.estimates
     }
     assert looked
     assert search.deepen(units, math.inf)
@@ -167,7 +167,9 @@ def test_the_choice_is_as_good_as_with_everything_priced(model_type, bits, monke
     made = [search.units() for _ in targets]
     found = [spent(units, target, search)[0] for units, target in zip(made, targets, strict=True)]
     monkeypatch.setattr(Unit, "promising_shapes", lambda unit, _: list(unit.estimated))
-    monkeypatch.setattr(Part, "promising", lambda part, _: [option for option, _, _ in part.ranks])
+    monkeypatch.setattr(
+        Part, "promising", lambda part, _: [option for option, _, _ in part.estimates]
+    )
     everything = search.units()
     for units, target, loss in zip(made, targets, found, strict=True):
         best, _ = spent(everything, target, search)

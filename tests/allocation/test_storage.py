@@ -3,12 +3,22 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from spq.allocation.storage import Factored, Kept, Metric, Option, Rounded, factorise, store
+from spq.allocation.storage import (
+    Factored,
+    Kept,
+    Metric,
+    Option,
+    Rounded,
+    Sparse,
+    factorise,
+    store,
+)
+from spq.modules.group_sparse_linear import GroupSparseLinear
 from spq.modules.int4_linear import Int4Linear
 from spq.modules.low_rank_linear import LowRankLinear
 from spq.modules.ops import linear_from, module_bytes
 from spq.modules.quantized_linear import QuantizedLinear
-from spq.numerics import gptq, integer, low_rank
+from spq.numerics import gptq, group_sparse, integer, low_rank
 
 ROWS, COLUMNS = 24, 128
 OPTIONS = [Option(bits=8)] + [Option(bits=4, group_size=size) for size in (32, 64, 128)]
@@ -19,6 +29,9 @@ RANKED = [
     Option(bits=8, rank=RANK),
     Option(bits=4, group_size=32, rank=RANK),
 ]
+
+
+SPARSE = [Option(bits=4, group_size=16, sparsity=share) for share in (0.25, 0.5)]
 
 
 def drawn(*shape: int, seed: int) -> Tensor:
@@ -178,6 +191,16 @@ def test_factors_of_a_weight_that_does_not_matter_are_finite(option):
     assert bool(torch.isfinite(stored.restored).all())
 
 
+@pytest.mark.parametrize("option", SPARSE, ids=str)
+def test_the_share_of_the_groups_is_not_stored_and_the_rest_makes_up_for_it(option):
+    given, metric = weight(rows=TALL), Metric([term(0, TALL)])
+    stored = store(given, option, metric, "gptq")
+    assert float((~stored.keep).float().mean()) == pytest.approx(option.sparsity)
+    assert not stored.restored.unflatten(1, (-1, 16))[~stored.keep].any()
+    dropped = given * stored.keep.repeat_interleave(16, 1)
+    assert metric.loss(stored.restored - given) < metric.loss(dropped - given)
+
+
 # --- bytes ---------------------------------------------------------------------------------------
 
 
@@ -186,12 +209,15 @@ def layer_of(stored, dtype: torch.dtype):
         return LowRankLinear(layer_of(stored.right, dtype), layer_of(stored.left, dtype))
     if isinstance(stored, Kept):
         return linear_from(stored.restored.to(dtype), None)
+    if isinstance(stored, Sparse):
+        packed = group_sparse.pack(stored.codes, stored.scale.to(dtype), None, stored.keep, 4)
+        return GroupSparseLinear.from_weight(packed, None)
     kind = QuantizedLinear.from_tensors if stored.scale.ndim == 1 else Int4Linear.from_codes
     return kind(stored.codes, stored.scale.to(dtype), None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("option", [Option(bits=16), *OPTIONS, *RANKED], ids=str)
+@pytest.mark.parametrize("option", [Option(bits=16), *OPTIONS, *RANKED, *SPARSE], ids=str)
 def test_stored_bytes_are_those_of_the_layer(option, dtype):
     stored = store(weight(rows=TALL).to(dtype), option, Metric([term(0, TALL)]), "nearest")
     expected = module_bytes(layer_of(stored, dtype))

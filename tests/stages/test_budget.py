@@ -12,6 +12,7 @@ from spq.calibration import Statistics
 from spq.errors import SpqError
 from spq.evaluation import resident_bytes, weight_file_bytes
 from spq.modules.coded import Coded
+from spq.modules.group_sparse_linear import GroupSparseLinear
 from spq.modules.int4_embedding import Int4Embedding
 from spq.modules.int4_linear import Int4Linear
 from spq.modules.low_rank_linear import LowRankLinear
@@ -308,12 +309,14 @@ ENSEMBLE = {
     "widths": (0.75, 0.5),
     "key_value_groups": (0.5,),
     "ranks": (0.8,),
+    "sparsities": (0.25, 0.5),
     "multiple_of": 8,
 }
 # Menus that the ensemble contains.
 SPECIAL = {
-    "bits": {"widths": (), "key_value_groups": (), "ranks": ()},
+    "bits": {"widths": (), "key_value_groups": (), "ranks": (), "sparsities": ()},
     "uniform": {"bits": (8,), "widths": (), "key_value_groups": (), "ranks": ()},
+    "sparsity": {"bits": (4,), "widths": (), "key_value_groups": (), "ranks": ()},
     "width": {"bits": (16,), "ranks": ()},
     "rank": {"bits": (16,), "widths": (), "key_value_groups": ()},
 }
@@ -364,6 +367,24 @@ def test_widths_or_ranks_alone_reach_a_target_without_rounding(special):
     stage.apply(ModelView(model), plan, Inputs(statistics))
     assert parameter_bytes(model) <= target
     assert bool(torch.isfinite(logits(model)).all())
+
+
+def test_groups_are_dropped_where_four_bits_do_not_reach(tmp_path, text_file):
+    model = wide_model()
+    four, _ = reach(model)
+    menu = {"bits": [4], "embedding_bits": [4], "group_sizes": [32]}
+    stages = [{"budget": menu | {"sparsities": [0.3, 0.6]}}]
+    target = round(0.85 * four) + HEADERS
+    result = compress(model, text_file, tmp_path / "out", stages, target_size=target)
+    [record] = result.manifest.stages
+    sparse = [c for c in record.plan.changes if c.details["sparsity"] is not None]
+    assert sparse and f"{len(sparse)} group-sparse" in record.plan.summary
+    for change in sparse:
+        layer = ModelView(model).module(change.module)
+        assert isinstance(layer, GroupSparseLinear)
+        assert module_bytes(layer) == change.bytes_after
+    assert weight_file_bytes(tmp_path / "out") <= target
+    assert torch.equal(logits(spq.load(tmp_path / "out")), logits(model))
 
 
 def test_a_refused_target_names_a_size_that_shapes_can_reach(wide):

@@ -8,15 +8,27 @@ from torch import Tensor, nn
 
 from spq.allocation.metrics import Weighting, layer_metrics, outer_metric
 from spq.allocation.shapes import Cut
-from spq.allocation.storage import Factored, Kept, Metric, Option, Rounded, Rounding, Stored, store
+from spq.allocation.storage import (
+    Factored,
+    Kept,
+    Metric,
+    Option,
+    Rounded,
+    Rounding,
+    Sparse,
+    Stored,
+    store,
+)
 from spq.calibration import Statistics
 from spq.integrations.tying import retie
+from spq.modules.group_sparse_linear import GroupSparseLinear
 from spq.modules.int4_embedding import Int4Embedding
 from spq.modules.int4_linear import Int4Linear
 from spq.modules.low_rank_linear import LowRankLinear
 from spq.modules.ops import linear_from
 from spq.modules.quantized_embedding import QuantizedEmbedding
 from spq.modules.quantized_linear import QuantizedLinear
+from spq.numerics import group_sparse
 from spq.progress import track
 from spq.view import ModelView, Named
 from spq.walk import Walk
@@ -103,9 +115,14 @@ def _module(module: Any, stored: Stored, bias: Tensor | None) -> nn.Module:
     return _linear(stored, bias, dtype)
 
 
-def _linear(stored: Kept | Rounded, bias: Tensor | None, dtype: Any) -> nn.Module:
+def _linear(stored: Kept | Rounded | Sparse, bias: Tensor | None, dtype: Any) -> nn.Module:
     if isinstance(stored, Kept):
         return linear_from(stored.restored.to(dtype), bias)
+    if isinstance(stored, Sparse):
+        scale = stored.scale.to(dtype)
+        return GroupSparseLinear.from_weight(
+            group_sparse.pack(stored.codes, scale, None, stored.keep, 4), bias
+        )
     scale = stored.scale.to(dtype)
     if scale.ndim == 2:
         return Int4Linear.from_codes(stored.codes, scale, bias)

@@ -1,17 +1,18 @@
 """Prices: bytes and predicted loss of every way to shape and store the weights of a unit.
 
 Storing is dear to price, since each weight is rounded to find out; what a shape or a rank costs by
-itself is not. So those are first estimated without rounding (`Part.ranks`, `Unit.estimated`), and
-rounded only where that could pay at the worth of a byte under the budget.
+itself is not, nor how much the least salient groups weigh. So those are first estimated without
+rounding (`Part.estimates`, `Unit.estimated`), and rounded only where that could pay at the worth of
+a byte under the budget.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from spq.allocation.estimates import low_rank_losses, sparse_losses
 from spq.allocation.shapes import Cut, Shape
 from spq.allocation.storage import Metric, Option, Rounding, factorise, store
 from spq.errors import SpqError
@@ -32,12 +33,16 @@ class Menu:
         group_sizes: of 4-bit codes.
         ranks: by role, as shares of the rank at which two factors are as large as the weight.
         rounding: by bits.
+        sparsities: by role, shares of the groups that 4-bit weights may do without.
+        sparse_group_size: of those groups.
     """
 
     bits: Mapping[Role, tuple[int, ...]]
     group_sizes: tuple[int, ...]
     ranks: Mapping[Role, tuple[float, ...]]
     rounding: Mapping[int, Rounding]
+    sparsities: Mapping[Role, tuple[float, ...]] = field(default_factory=dict)
+    sparse_group_size: int = 16
 
     def options(self, named: Named, columns: int) -> list[Option]:
         """Ways to store the weight itself; none where no group size divides its width."""
@@ -69,6 +74,17 @@ class Menu:
         ]
         return [option for option in ranked if option.fits(columns)]
 
+    def sparse(self, named: Named, columns: int) -> list[Option]:
+        """Ways to store only some groups of a weight, where that leaves each row some."""
+        size = self.sparse_group_size
+        if 4 not in self.bits[named.role] or columns % size:
+            return []
+        return [
+            Option(bits=4, group_size=size, sparsity=share)
+            for share in self.sparsities.get(named.role, ())
+            if columns // size * (1 - share) >= 1
+        ]
+
     def _allowed(self, named: Named) -> list[Option]:
         bits = self.bits[named.role]
         grouped = [Option(bits=4, group_size=size) for size in self.group_sizes if 4 in bits]
@@ -86,7 +102,7 @@ class Part:
         sizes: their bytes.
         losses: their nats per token.
         rows: the same by row, float32 [rows] each.
-        ranks: options with a rank that were not rounded yet: (option, bytes, estimated loss).
+        estimates: options that were not rounded yet: (option, bytes, estimated loss).
     """
 
     named: Named
@@ -95,7 +111,7 @@ class Part:
     sizes: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
-    ranks: list[tuple[Option, int, float]] = field(default_factory=list)
+    estimates: list[tuple[Option, int, float]] = field(default_factory=list)
 
     def add(self, option: Option, size: int, rows: Tensor) -> None:
         """Take up a priced option."""
@@ -111,9 +127,9 @@ class Part:
         )
 
     def promising(self, worth: float) -> list[Option]:
-        """Ranks that could pay, as far as can be told before they are rounded."""
+        """Options that could pay, as far as can be told before they are rounded."""
         value = self.value(worth)
-        paid = [(_paid(loss, size, worth), option) for option, size, loss in self.ranks]
+        paid = [(_paid(loss, size, worth), option) for option, size, loss in self.estimates]
         return [o for v, o in sorted(paid, key=lambda pair: pair[0])[:AT_ONCE] if v < value]
 
     def reduced(self, cut: Cut) -> "Part":
@@ -126,7 +142,7 @@ class Part:
         index = cut.index.to(self.rows[0].device)
         left = Part(self.named, cut)
         for option, rows in zip(self.options, self.rows, strict=True):
-            if option.rank is None and option.fits(shape[1]):
+            if option.plain and option.fits(shape[1]):
                 kept = rows[index] if cut.side == "output" else rows * (cut.kept / cut.units)
                 left.add(option, stored_bytes(self.named, option, *shape), kept)
         return left
@@ -140,10 +156,10 @@ class PricedShape:
     parts: list[Part]
 
     def alternative(self, *, estimates: bool = False) -> Alternative:
-        """For the knapsack; with ranks that were not rounded yet, or without."""
+        """For the knapsack; with options that were not rounded yet, or without."""
         parts = [
             list(zip(part.sizes, part.losses, strict=True))
-            + ([(size, loss) for _, size, loss in part.ranks] if estimates else [])
+            + ([(size, loss) for _, size, loss in part.estimates] if estimates else [])
             for part in self.parts
         ]
         return Alternative(self.shape.loss, parts)
@@ -171,8 +187,8 @@ class Unit:
         best = sorted(self.estimated, key=lambda shaped: shaped.value(worth))[:AT_ONCE]
         return [shaped for shaped in best if shaped.value(worth) < value]
 
-    def promising_ranks(self, worth: float) -> bool:
-        """Whether a rank could pay."""
+    def promising_options(self, worth: float) -> bool:
+        """Whether an option that was not rounded yet could pay."""
         return any(part.promising(worth) for shaped in self.priced for part in shaped.parts)
 
 
@@ -186,7 +202,7 @@ class Pricer:
         self.price = price
 
     def deepen(self, unit: Unit, worth: float) -> None:
-        """Price the shapes and ranks of a unit that could pay at `worth` nats per byte."""
+        """Price the shapes and options of a unit that could pay at `worth` nats per byte."""
         promising = unit.promising_shapes(worth)
         unit.estimated = [shaped for shaped in unit.estimated if shaped not in promising]
         for shaped in promising:
@@ -194,46 +210,43 @@ class Pricer:
             unit.priced.append(PricedShape(shaped.shape, parts))
         for shaped in unit.priced:
             for part in shaped.parts:
-                self._add_ranks(part, shaped.shape, part.promising(worth))
+                self._add_promising(part, shaped.shape, part.promising(worth))
 
     def _exact(self, part: Part, shape: Shape) -> Part:
         """An estimated part as it is when priced; a row's price already is."""
         exact = part.cut is not None and part.cut.side == "output"
-        if exact and not self._menu.ranks.get(part.named.role):
+        role = part.named.role
+        if exact and not self._menu.ranks.get(role) and not self._menu.sparsities.get(role):
             return part
         return self.part(part.named, shape)
 
     def part(self, named: Named, shape: Shape) -> Part:
-        """Price every option without a rank; list those with one."""
+        """Price the options that store every group of the weight itself; estimate the others."""
         cut, weight, fit, price = self._shaped(named, shape)
         part = Part(named, cut)
         rows, columns = weight.shape
         for option in self._menu.options(named, columns):
             self._add(part, weight, option, fit, price, None)
-        ranked = self._menu.low_rank(named, rows, columns)
-        if ranked:
-            losses, _ = weighted_basis(weight, *price.terms[0])
-            tails = list(accumulate(reversed(losses.tolist()), initial=0.0))
-            # Two factors round no better than the weight itself in as many bits.
-            rounding = dict(zip(part.options, part.losses, strict=True))
-            part.ranks = [
-                (
-                    option,
-                    stored_bytes(named, option, rows, columns),
-                    tails[rows - option.rank] + rounding[option.model_copy(update={"rank": None})],
-                )
-                for option in ranked
-                if option.rank is not None and option.rank < rows
-            ]
+        rounding = dict(zip(part.options, part.losses, strict=True))
+        found = [
+            *low_rank_losses(self._menu.low_rank(named, rows, columns), weight, price, rounding),
+            *sparse_losses(self._menu.sparse(named, columns), weight, price, rounding),
+        ]
+        part.estimates = [
+            (option, stored_bytes(named, option, rows, columns), loss) for option, loss in found
+        ]
         return part
 
-    def _add_ranks(self, part: Part, shape: Shape, options: list[Option]) -> None:
-        if options:
-            _, weight, fit, price = self._shaped(part.named, shape)
+    def _add_promising(self, part: Part, shape: Shape, options: list[Option]) -> None:
+        if not options:
+            return
+        _, weight, fit, price = self._shaped(part.named, shape)
+        basis = None
+        if any(option.rank is not None for option in options):
             _, basis = weighted_basis(weight, *fit.terms[0])
-            for option in options:
-                self._add(part, weight, option, fit, price, basis)
-            part.ranks = [ranked for ranked in part.ranks if ranked[0] not in options]
+        for option in options:
+            self._add(part, weight, option, fit, price, basis)
+        part.estimates = [found for found in part.estimates if found[0] not in options]
 
     def _shaped(self, named: Named, shape: Shape) -> tuple[Cut | None, Tensor, Metric, Metric]:
         cut = shape.cuts.get(named.name)
@@ -254,10 +267,10 @@ class Pricer:
         basis: Tensor | None,
     ) -> None:
         rounding = self._menu.rounding[option.bits]
-        if basis is None:
-            stored = store(weight, option, fit, rounding).restored
-        else:
+        if option.rank is not None and basis is not None:
             stored = factorise(weight, basis, option, fit, rounding).restored
+        else:
+            stored = store(weight, option, fit, rounding).restored
         size = stored_bytes(part.named, option, *weight.shape)
         part.add(option, size, price.row_losses(stored - weight))
 

@@ -71,7 +71,7 @@ class Search:
         return found + [self._outer(named) for named in outer_weights(self.view)]
 
     def spend(self, units: list[Unit], available: int) -> None:
-        """Price shapes and ranks until the best ones for so many bytes are among those priced.
+        """Price shapes and options until the best ones for so many bytes are among those priced.
 
         What a byte is worth follows from the estimates; where even they cannot meet the budget, or
         what was priced cannot, the smallest ones are priced.
@@ -83,7 +83,7 @@ class Search:
                 pass
 
     def deepen(self, units: list[Unit], worth: float) -> bool:
-        """Price the shapes and ranks that could pay at `worth` nats per byte.
+        """Price the shapes and options that could pay at `worth` nats per byte.
 
         Returns:
             whether there were any.
@@ -93,7 +93,7 @@ class Search:
             layer.name: [
                 unit
                 for unit in units[index * per_layer : (index + 1) * per_layer]
-                if unit.promising_shapes(worth) or unit.promising_ranks(worth)
+                if unit.promising_shapes(worth) or unit.promising_options(worth)
             ]
             for index, layer in enumerate(self.view.layers)
         }

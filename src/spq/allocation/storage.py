@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from spq.numerics import gptq, integer, low_rank
+from spq.numerics import gptq, group_pruning, group_sparse, integer, low_rank
 
 Rounding = Literal["nearest", "gptq"]
 
@@ -20,6 +20,7 @@ class Option(BaseModel):
         bits: of a code; 16 keeps the weight in the model's own dtype.
         group_size: inputs that share a scale; None for one scale per output channel.
         rank: of two factors that are stored this way; None for the weight itself.
+        sparsity: share of the groups that are not stored; None stores all, without an index.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,9 +28,21 @@ class Option(BaseModel):
     bits: Literal[4, 8, 16]
     group_size: int | None = None
     rank: int | None = None
+    sparsity: float | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the weight itself is stored, all of it."""
+        return self.rank is None and self.sparsity is None
 
     def stored_bytes(self, rows: int, columns: int, scale_bytes: int) -> int:
-        """Of codes and scales."""
+        """Of codes, scales and whatever says where they belong."""
+        if self.sparsity is not None and self.group_size is not None:
+            groups = columns // self.group_size
+            kept = rows * groups - min(int(rows * groups * self.sparsity), rows * (groups - 1))
+            return group_sparse.stored_bytes(
+                rows, columns, kept, self.group_size, self.bits, scale_bytes, False
+            )
         if self.rank is not None:
             factor = self.model_copy(update={"rank": None})
             right = factor.stored_bytes(self.rank, columns, scale_bytes)
@@ -118,6 +131,27 @@ class Rounded:
 
 
 @dataclass(frozen=True)
+class Sparse:
+    """A weight of which only some groups are stored.
+
+    Attributes:
+        codes: int8 [rows, columns], not packed.
+        scale: float32 [rows, groups].
+        keep: bool [rows, groups].
+    """
+
+    codes: Tensor
+    scale: Tensor
+    keep: Tensor
+
+    @property
+    def restored(self) -> Tensor:
+        """Float32 [rows, columns]."""
+        values = self.codes.unflatten(1, (self.scale.shape[1], -1)) * self.scale[..., None]
+        return (values * self.keep[..., None]).flatten(1)
+
+
+@dataclass(frozen=True)
 class Factored:
     """A weight as the product of two.
 
@@ -135,7 +169,7 @@ class Factored:
         return self.left.restored @ self.right.restored
 
 
-Stored = Kept | Rounded | Factored
+Stored = Kept | Rounded | Sparse | Factored
 
 
 @torch.no_grad()
@@ -149,6 +183,8 @@ def store(weight: Tensor, option: Option, metric: Metric, rounding: Rounding) ->
         rounding: `gptq` lets later columns make up for earlier ones.
     """
     weight = weight.to(torch.float32)
+    if option.sparsity is not None:
+        return _sparsify(weight, option, metric)
     if option.rank is None:
         return _round(weight, option, metric, rounding)
     (hessian, output), *_ = metric.terms
@@ -185,6 +221,18 @@ def factorise(
     left = exact_left + (missing.double() @ gptq.inverse(inner, metric.damping)).float()
     inner_metric = replace(metric, terms=[(inner, output)])
     return Factored(_round(left, option, inner_metric, rounding), rounded_right)
+
+
+def _sparsify(weight: Tensor, option: Option, metric: Metric) -> Sparse:
+    assert option.sparsity is not None and option.group_size is not None
+    hessian, damping = metric.hessian, metric.damping
+    keep, refitted = group_pruning.prune_groups(
+        weight, hessian, metric.output, option.group_size, option.sparsity, damping=damping
+    )
+    codes, scale, _ = group_pruning.round_kept(
+        refitted, hessian, keep, option.bits, damping=damping
+    )
+    return Sparse(codes, scale, keep)
 
 
 def _round(weight: Tensor, option: Option, metric: Metric, rounding: Rounding) -> Kept | Rounded:

@@ -1,4 +1,4 @@
-"""A byte budget, spent on width, rank and bits together, chosen by predicted loss."""
+"""A byte budget, spent on width, rank, sparsity and bits together, chosen by predicted loss."""
 
 from collections import Counter
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,7 +24,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Budget(Stage):
-    """Width, rank and bits of every weight, whichever way costs the least within the budget.
+    """Width, rank, sparsity and bits of every weight: what costs the least within the budget.
 
     The price of an option is ½ Σ_i E[g_i²] (ΔW H ΔWᵀ)_ii in nats per token, with the
     gradient-weighted H of text held out from what weights are fitted to: see `spq.sensitivity`.
@@ -57,6 +57,10 @@ class Budget(Stage):
         description="ranks that attention weights may be cut to, as shares of the one that saves "
         "nothing",
     )
+    sparsities: tuple[Share, ...] = Field(
+        (), description="shares of their groups that 4-bit attention and MLP weights may drop"
+    )
+    sparse_group_size: Literal[8, 16, 32, 64] = Field(16, description="inputs in such a group")
     multiple_of: int = Field(64, ge=1, description="MLP widths are rounded to a multiple of this")
     rounding: Rounding = Field("gptq", description="of 4-bit weights")
     rounding_int8: Rounding = Field(
@@ -140,6 +144,8 @@ class Budget(Stage):
             group_sizes=self.group_sizes,
             ranks={"attention": self.ranks},
             rounding={4: self.rounding, 8: self.rounding_int8, 16: "nearest"},
+            sparsities={"attention": self.sparsities, "mlp": self.sparsities},
+            sparse_group_size=self.sparse_group_size,
         )
 
     def _available(self, view: ModelView, units: list[Unit]) -> int:
@@ -187,9 +193,7 @@ def _fixed(view: ModelView, units: list[Unit]) -> int:
 def _largest(units: list[Unit]) -> int:
     """Bytes with every weight in its shape, at its rank and in the most bits."""
     parts = [part for unit in units for part in unit.priced[0].parts]
-    return sum(
-        max(s for o, s in zip(p.options, p.sizes, strict=True) if o.rank is None) for p in parts
-    )
+    return sum(max(s for o, s in zip(p.options, p.sizes, strict=True) if o.plain) for p in parts)
 
 
 def _changes(unit: Unit, choice: Choice) -> list[Change]:
@@ -220,8 +224,10 @@ def _summary(changes: list[Change]) -> str:
     named = {4: "to int4", 8: "to int8", 16: "left as they are"}
     words = [f"{counts[bits]} weights {what}" for bits, what in named.items() if counts[bits]]
     ranks = sum(detail["rank"] is not None for detail in details)
+    sparse = sum(detail["sparsity"] is not None for detail in details)
     cuts = sum("cut" in detail for detail in details)
     words += [f"{ranks} factorised"] if ranks else []
+    words += [f"{sparse} group-sparse"] if sparse else []
     words += [f"{cuts} cut"] if cuts else []
     summary = ", ".join(words)
     if "predicted_loss" not in details[0]:
