@@ -1,0 +1,199 @@
+"""Group sparsity on a real model; writes benchmarks/results/sparsity.json.
+
+    SPQ_DATA_DIR=... python benchmarks/sparsity.py [--only NAME ...] [--calibration NAME]
+
+Perplexity over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of C4, float32;
+Δ = ln(ppl / dense ppl). All variants compress attention and MLP weights on the same calibration
+windows, with the same gradient weights, behind the layers compressed before, and leave the
+embedding as it is, so that nothing else differs. `bits` counts everything stored for those weights.
+The peers are our own implementations of their papers: GPTQ in 2 bits (arXiv 2210.17323, groups of
+64 with a scale and an offset) and SparseGPT's 2:4 with 4-bit codes (arXiv 2301.00774, section 3.5).
+Rows are added to those that are stored.
+"""
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from compress import CONTEXT, WINDOWS, machine
+from torch import Tensor
+
+from spq.allocation.metrics import Weighting, layer_metrics
+from spq.allocation.search import dense_weights
+from spq.calibration import Statistics, draw_windows
+from spq.data import encode, load_text
+from spq.evaluation import perplexity
+from spq.integrations.source import Loaded, load_model
+from spq.modules.ops import linear_from
+from spq.numerics import gptq, integer, sparse
+from spq.reconstruction import Reconstruction
+from spq.sensitivity_cache import cached_sensitivities
+from spq.stages.base import Inputs
+from spq.stages.distill import Distill
+from spq.stages.sparsify import Sparsify
+from spq.view import ModelView
+from spq.walk import Walk
+
+RESULTS = Path(__file__).parent / "results" / "sparsity.json"
+COUNT, LENGTH, POWER, GROUP = 96, 512, 0.5, 64
+
+Replace = Callable[[int, Tensor], Tensor]
+
+
+def two_bits(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
+    """GPTQ with four levels from the least to the largest weight of each group."""
+    found = torch.empty_like(weight)
+
+    def round_group(group: slice, values: Tensor, _: Tensor) -> Replace:
+        low, high = values.aminmax(dim=1, keepdim=True)
+        step = ((high - low) / 3).clamp_min(1e-8)
+
+        def replace(place: int, value: Tensor) -> Tensor:
+            codes = ((value[:, None] - low) / step).round().clamp(0, 3)
+            found[:, group.start + place] = (codes * step + low)[:, 0]
+            return found[:, group.start + place]
+
+        return replace
+
+    gptq.sweep(weight, hessian, GROUP, damping, round_group)
+    return found
+
+
+def two_of_four(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
+    """SparseGPT's 2:4 and 4-bit codes in one pass; masks are chosen for a group of 64 at a time."""
+    found = torch.empty_like(weight)
+
+    def round_group(group: slice, values: Tensor, importance: Tensor) -> Replace:
+        keep = sparse.keep_of_each(values.square() * importance, 2, 4)
+        scale = integer.search_group_scale(values * keep, importance, GROUP)
+
+        def replace(place: int, value: Tensor) -> Tensor:
+            codes = integer.quantize_groups(value[:, None], scale)
+            found[:, group.start + place] = (codes * scale)[:, 0] * keep[:, place]
+            return found[:, group.start + place]
+
+        return replace
+
+    gptq.sweep(weight, hessian, GROUP, damping, round_group)
+    return found
+
+
+def four_bits(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
+    codes, scale = gptq.round_int4(weight, hessian, GROUP, damping)
+    return (codes.unflatten(1, (-1, GROUP)) * scale[..., None]).flatten(1)
+
+
+# Bits of a weight: 2 + (16 + 16) / 64, (4 + 2) / 2 + 16 / 64, and 4 + 16 / 64.
+PEERS = {
+    "int2 g64, GPTQ": (two_bits, 2.5),
+    "2:4 int4 g64, SparseGPT": (two_of_four, 3.25),
+    "int4 g64, GPTQ": (four_bits, 4.25),
+}
+
+
+def run_peer(view: ModelView, statistics: Statistics, method: Callable[..., Tensor]) -> None:
+    walk = Walk(view, statistics.windows)
+    everything = Weighting(range(len(statistics.windows)), POWER)
+    for layer in view.layers:
+        [metrics] = layer_metrics(
+            walk, layer, statistics.sensitivities, [everything], advance=False
+        )
+        for named in layer.linears:
+            metric, weight = metrics[named.name], named.module.weight.detach()
+            with torch.no_grad():
+                found = method(weight.float(), metric.hessian, metric.damping)
+            view.replace(named.name, linear_from(found.to(weight.dtype), named.module.bias))
+        walk.advance(layer)
+
+
+def score(loaded: Loaded, tokens: dict[str, Tensor]) -> dict[str, float]:
+    """In bfloat16 all variants round alike; float32 is what the protocol says."""
+    model = loaded.model.float()
+    return {t: perplexity(model, ids, CONTEXT, limit=WINDOWS).nll for t, ids in tokens.items()}
+
+
+def ours(share: float, steps: int) -> Sparsify:
+    return Sparsify(sparsity=share, reconstruction=Reconstruction(steps=steps))  # type: ignore
+
+
+def variants() -> dict[str, tuple]:
+    found: dict[str, tuple] = {name: ("peer", *peer) for name, peer in PEERS.items()}
+    for share in (0.2, 0.3, 0.4, 0.5):
+        name = f"W4 S{share:.0%} G16".replace("%", "")
+        found[f"{name}, one shot"] = ("ours", ours(share, 0), False)
+        found[f"{name}, BQPO"] = ("ours", ours(share, 100), False)
+        found[f"{name}, BQPO and E2E-OQP"] = ("ours", ours(share, 100), True)
+    published = Sparsify(  # type: ignore[call-arg]
+        saliency="hessian", pattern="row_balanced", rounds=1, reconstruction=Reconstruction(steps=0)
+    )
+    found["W4 S50 G16, published saliency, one shot"] = ("ours", published, False)
+    return found
+
+
+def measure(name: str, calibration: str, base: dict[str, float]) -> dict:
+    kind, first, second = variants()[name]
+    loaded = load_model("demo")
+    view = ModelView(loaded.model)
+    ids = encode(loaded.tokenizer, load_text(calibration, "calibration").text, minimum=LENGTH)
+    windows = draw_windows(view.model, ids, LENGTH, COUNT, 0)
+    names = {named.name for named in dense_weights(view)}
+    statistics = Statistics(
+        sensitivities=cached_sensitivities(view, windows, names), windows=windows
+    )
+    started, bits = time.perf_counter(), second
+    if kind == "peer":
+        run_peer(view, statistics, first)
+    else:
+        plan = first.plan(view, statistics)
+        entries = sum(named.module.weight.numel() for named in view.linears(("attention", "mlp")))
+        bits = 8 * sum(change.bytes_after for change in plan.changes) / entries
+        first.apply(view, plan, Inputs(statistics, ids))
+        if second:
+            stage = Distill(objective="next_token", parameters="scales")  # type: ignore[call-arg]
+            stage.apply(view, stage.plan(view, statistics), Inputs(statistics, ids))
+    seconds = time.perf_counter() - started
+    tokens = {
+        task: encode(loaded.tokenizer, load_text(task, "evaluation").text, CONTEXT)
+        for task in ("wikitext2", "c4")
+    }
+    found = score(loaded, tokens)
+    deltas = {task: found[task] - base[task] for task in found}
+    return {"name": name, "bits": bits, "seconds": seconds, "calibration": calibration} | deltas
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=list(variants()))
+    parser.add_argument("--calibration", default="wikitext2_valid")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+    if "dense" not in stored:
+        loaded = load_model("demo")
+        stored["dense"] = score(
+            loaded,
+            {
+                task: encode(loaded.tokenizer, load_text(task, "evaluation").text, CONTEXT)
+                for task in ("wikitext2", "c4")
+            },
+        )
+    stored["machine"] = machine()
+    for name in arguments.only:
+        row = measure(name, arguments.calibration, stored["dense"])
+        stored["rows"] = [r for r in stored["rows"] if r["name"] != name] + [row]
+        RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+        print(
+            f"{name:45} {row['bits']:.2f} bits, Δ {row['wikitext2']:.4f} (C4 {row['c4']:.4f}), "
+            f"ppl {math.exp(stored['dense']['wikitext2'] + row['wikitext2']):.2f}, "
+            f"{row['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
