@@ -42,31 +42,41 @@ class Sensitivity:
 
 
 class _Observer:
-    """Collects the gradients of one linear layer, window by window."""
+    """Collects the gradients at one place, window by window.
 
-    def __init__(self, keep_inputs: bool) -> None:
-        self.norms: list[Tensor] = []
-        self.squares: Tensor | float = 0.0
-        self.inputs: list[Tensor] = []
+    Room for all windows is taken at once: small tensors that stay, made between large ones that go,
+    would keep the memory of the large ones.
+    """
+
+    def __init__(self, windows: Tensor, keep_inputs: bool) -> None:
+        self.norms = torch.zeros(windows.shape, device=windows.device)
+        self.squares: Tensor | None = None
+        self.inputs: Tensor | None = None
+        self._window = -1
         self._keep_inputs = keep_inputs
 
     def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._window += 1
         if self._keep_inputs:
-            self.inputs.append(inputs[0].detach().flatten(0, -2))
-        output.register_hook(self._on_gradient)
+            found = inputs[0].detach().flatten(0, -2)
+            if self.inputs is None:
+                self.inputs = found.new_empty(*self.norms.shape, found.shape[-1])
+            self.inputs[self._window] = found
+        output.register_hook(self.on_gradient)
 
-    def _on_gradient(self, gradient: Tensor) -> None:
+    def on_gradient(self, gradient: Tensor) -> None:
+        """Take in the gradient of one window."""
         # Not in place: in float32 this is the very gradient that goes on down the model.
         squares = gradient.detach().flatten(0, -2).float().square()
-        self.norms.append(squares.sum(1))
-        self.squares = self.squares + squares.sum(0)
+        self.norms[self._window] = squares.sum(1)
+        if self.squares is None:
+            self.squares = torch.zeros_like(squares[0])
+        self.squares += squares.sum(0)
 
     def result(self, name: str) -> Sensitivity:
-        if not self.norms:
+        if self.squares is None:
             raise ValueError(f"no gradient reached {name!r}")
-        norms = torch.stack(self.norms)
-        inputs = torch.stack(self.inputs) if self._keep_inputs else None
-        return Sensitivity(norms, torch.as_tensor(self.squares) / norms.numel(), inputs)
+        return Sensitivity(self.norms, self.squares / self.norms.numel(), self.inputs)
 
 
 def collect_sensitivities(
@@ -86,7 +96,11 @@ def collect_sensitivities(
     model: Any = view.model
     wanted = set(names)
     embedding = view.embedding
-    observers = {name: _Observer(name == view.lm_head.name) for name in wanted - {embedding.name}}
+    windows = windows.to(model.device)
+    observers = {
+        name: _Observer(windows, name == view.lm_head.name) for name in wanted - {embedding.name}
+    }
+    lookups = _Observer(windows, keep_inputs=False)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = model.training
     model.requires_grad_(False).eval()
@@ -94,13 +108,12 @@ def collect_sensitivities(
         model.get_submodule(name).register_forward_hook(observer)
         for name, observer in observers.items()
     ]
-    lookups = []
     try:
-        for ids in track(windows.to(model.device), "sensitivities", total=len(windows)):
+        for ids in track(windows, "sensitivities", total=len(windows)):
             rows = embedding.module(ids[None]).detach().requires_grad_()
+            lookups(embedding.module, (), rows)
             logits = model(inputs_embeds=rows, use_cache=False).logits[0, :-1]
             functional.cross_entropy(logits.float(), ids[1:], reduction="sum").backward()
-            lookups.append(rows.grad[0].float().square())
     finally:
         for hook in hooks:
             hook.remove()
@@ -109,13 +122,13 @@ def collect_sensitivities(
         model.train(training)
     found = {name: observer.result(name) for name, observer in observers.items()}
     if embedding.name in wanted:
-        scale = float(getattr(embedding.module, "scalar_embed_scale", 1.0))
-        found[embedding.name] = _of_lookups(
-            windows, torch.stack(lookups) * scale**2, len(embedding.module.weight)
-        )
+        scale = float(getattr(embedding.module, "scalar_embed_scale", 1.0)) ** 2
+        found[embedding.name] = _of_lookups(windows, lookups, scale, len(embedding.module.weight))
     return found
 
 
-def _of_lookups(windows: Tensor, squares: Tensor, rows: int) -> Sensitivity:
-    counts = torch.bincount(windows.flatten().to(squares.device), minlength=rows)
-    return Sensitivity(squares.sum(2), counts / windows.numel(), squares.mean((0, 1)))
+def _of_lookups(windows: Tensor, observed: _Observer, scale: float, rows: int) -> Sensitivity:
+    counts = torch.bincount(windows.flatten(), minlength=rows)
+    gradients = observed.result("the embedding")
+    share = counts / windows.numel()
+    return Sensitivity(gradients.norms * scale, share, gradients.output * scale)

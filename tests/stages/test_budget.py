@@ -21,6 +21,7 @@ from spq.modules.quantized_embedding import QuantizedEmbedding
 from spq.modules.quantized_linear import QuantizedLinear
 from spq.numerics.knapsack import RELATIVE_GAP
 from spq.recipe import Recipe
+from spq.reconstruction import Reconstruction
 from spq.stages.base import Inputs, Plan
 from spq.stages.budget import HEADER_BYTES, Budget
 from spq.view import ModelView
@@ -385,6 +386,27 @@ def test_groups_are_dropped_where_four_bits_do_not_reach(tmp_path, text_file):
         assert module_bytes(layer) == change.bytes_after
     assert weight_file_bytes(tmp_path / "out") <= target
     assert torch.equal(logits(spq.load(tmp_path / "out")), logits(model))
+
+
+def test_learned_rounding_changes_codes_and_brings_layers_nearer(caplog):
+    results = []
+    for steps in (0, 12):
+        model = tiny_model()
+        statistics, view = calibrated(model, 16), ModelView(model)
+        stage = budget(
+            bits=(4,),
+            rounding="nearest",
+            target_bytes=HUGE,
+            reconstruction=Reconstruction(steps=steps, check_every=4, learning_rate=0.1),
+        )
+        with caplog.at_level("INFO"):
+            stage.apply(view, stage.plan(view, statistics), Inputs(statistics))
+        results.append(view.layers[0].query.module)
+    losses = [record.args[1:] for record in caplog.records if "held-out" in record.msg]
+    assert len(losses) == 2 and all(after < before for before, after in losses)
+    plain, learned = results
+    assert isinstance(learned, Int4Linear)
+    assert not torch.equal(plain.codes, learned.codes)
 
 
 def test_a_refused_target_names_a_size_that_shapes_can_reach(wide):

@@ -1,12 +1,13 @@
-"""Carry out what a budget chose: cut, factorise and round, layer by layer."""
+"""Carry out what a budget chose: cut, factorise, drop, round and train, layer by layer."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spq.allocation.metrics import Weighting, layer_metrics, outer_metric
+from spq.allocation.metrics import HELD_OUT, Weighting, layer_metrics, outer_metric
 from spq.allocation.shapes import Cut
 from spq.allocation.storage import (
     Factored,
@@ -30,8 +31,11 @@ from spq.modules.quantized_embedding import QuantizedEmbedding
 from spq.modules.quantized_linear import QuantizedLinear
 from spq.numerics import group_sparse
 from spq.progress import track
+from spq.reconstruction import Reconstruction, reconstruct, target_of
 from spq.view import ModelView, Named
 from spq.walk import Walk
+
+logger = logging.getLogger(__name__)
 
 
 def apply_changes(
@@ -40,10 +44,13 @@ def apply_changes(
     statistics: Statistics,
     rounding: Mapping[int, Rounding],
     token_power: float,
+    reconstruction: Reconstruction,
+    seed: int,
 ) -> None:
     """Replace every module that was decided on.
 
-    Weights are fitted on all windows, to what enters them behind the layers that were compressed.
+    Weights are fitted on all windows, to what enters them behind the layers that were compressed;
+    then the codes of each layer are trained, if any steps are asked for.
 
     Args:
         view: the model, as it was priced.
@@ -51,21 +58,33 @@ def apply_changes(
         statistics: sensitivities and windows.
         rounding: by bits.
         token_power: see `Weighting`.
+        reconstruction: how the codes of each layer are trained.
+        seed: of that training.
     """
     if not statistics.sensitivities:
         _apply_unfitted(view, chosen)
         return
     everything = Weighting(range(len(statistics.windows)), token_power)
+    held_out = int(len(statistics.windows) * HELD_OUT)
     walk = Walk(view, statistics.windows)
+    dense = Walk(view, statistics.windows) if reconstruction.steps else None
     for layer in track(view.layers, "rounding"):
-        found = [named for named in layer.leaves if named.name in chosen]
+        if dense is not None:
+            dense.advance(layer)
+        leaves = [named for named in layer.leaves if named.name in chosen]
         [metrics] = layer_metrics(
             walk, layer, statistics.sensitivities, [everything], advance=False
         )
-        for named in found:
+        for named in leaves:
             module = _changed(named, chosen[named.name], metrics[named.name], rounding)
             view.replace(named.name, module)
         layer.settle_heads()
+        last = layer.linears[-1].name
+        if dense is not None and last in statistics.sensitivities:
+            found = statistics.sensitivities[last]
+            target = target_of(dense.states, found, token_power, held_out)
+            before, after = reconstruct(view, walk, layer, target, reconstruction, seed)
+            logger.info("%s: held-out loss %.5f, then %.5f nats", layer.name, before, after)
         walk.advance(layer)
     for named in (view.embedding, view.lm_head):
         if named.name in chosen:

@@ -14,6 +14,7 @@ from spq.calibration import Statistics
 from spq.errors import SpqError
 from spq.modules.ops import module_bytes
 from spq.numerics.knapsack import Choice, choose, smallest
+from spq.reconstruction import Reconstruction
 from spq.stages.base import NO_INPUTS, Change, Inputs, Plan, Stage
 from spq.view import ModelView
 
@@ -72,6 +73,10 @@ class Budget(Stage):
         le=1,
         description="tokens count by this power of their squared gradient where weights are "
         "fitted; 0 is plain E[x xᵀ]",
+    )
+    reconstruction: Reconstruction = Field(
+        Reconstruction(steps=0),  # type: ignore[call-arg]
+        description="training of each layer's 4-bit codes after rounding (learned rounding)",
     )
 
     def sensitive(self, view: ModelView) -> set[str]:
@@ -168,7 +173,15 @@ class Budget(Stage):
             return
         chosen = {change.module: change.details for change in plan.changes}
         rounding = self._menu().rounding
-        apply_changes(view, chosen, inputs.statistics, rounding, self.token_power)
+        apply_changes(
+            view,
+            chosen,
+            inputs.statistics,
+            rounding,
+            self.token_power,
+            self.reconstruction,
+            inputs.seed,
+        )
 
 
 def _check_finite(view: ModelView, statistics: Statistics) -> None:
