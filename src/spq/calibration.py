@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -87,6 +87,17 @@ class Statistics:
     outers: dict[Observation, Outer] = field(default_factory=dict)
     sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
     windows: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+
+    def first(self, count: int) -> "Statistics":
+        """Sensitivities on the first windows alone; what each output weighs is that of all."""
+
+        def cut(found: Sensitivity) -> Sensitivity:
+            per_window = found.inputs is not None and found.inputs.ndim == 3
+            inputs = found.inputs[:count] if per_window else found.inputs
+            return replace(found, norms=found.norms[:count], inputs=inputs)
+
+        sensitivities = {name: cut(found) for name, found in self.sensitivities.items()}
+        return Statistics(sensitivities=sensitivities, windows=self.windows[:count])
 
 
 @contextmanager

@@ -74,6 +74,12 @@ class Budget(Stage):
         description="tokens count by this power of their squared gradient where weights are "
         "fitted; 0 is plain E[x xᵀ]",
     )
+    priced_windows: int = Field(
+        48,
+        ge=1,
+        description="calibration windows, the first ones, that options are priced on; what was "
+        "chosen is fitted on all",
+    )
     reconstruction: Reconstruction = Field(
         Reconstruction(steps=0),  # type: ignore[call-arg]
         description="training of each layer's 4-bit codes after rounding (learned rounding)",
@@ -98,7 +104,7 @@ class Budget(Stage):
         _check_finite(view, statistics)
         search = Search(
             view,
-            statistics,
+            statistics.first(self.priced_windows),
             self._menu(),
             {"attention": self.key_value_groups, "mlp": self.widths},
             self.multiple_of,
