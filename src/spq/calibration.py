@@ -92,8 +92,9 @@ class Statistics:
         """Sensitivities on the first windows alone; what each output weighs is that of all."""
 
         def cut(found: Sensitivity) -> Sensitivity:
-            per_window = found.inputs is not None and found.inputs.ndim == 3
-            inputs = found.inputs[:count] if per_window else found.inputs
+            inputs = found.inputs
+            if inputs is not None and inputs.ndim == 3:
+                inputs = inputs[:count]
             return replace(found, norms=found.norms[:count], inputs=inputs)
 
         sensitivities = {name: cut(found) for name, found in self.sensitivities.items()}
