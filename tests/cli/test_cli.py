@@ -206,13 +206,16 @@ def test_compare_writes_a_table(run, source, text_file, tmp_path):
     assert code == 0
     assert "dense" in shown and "svd" in shown
     assert "prune@0.3MB: context 512 exceeds the model's 128 positions" in shown
-    assert sorted(path.name for path in out.iterdir()) == ["cells", "curves.json", "table.md"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("cells", "comparison.json", "curves.json", "table.md")
+    ]
     table = (out / "table.md").read_text()
     assert "| svd | 0.3 MB | 0.3 MB | file |" in table and "| prune | 0.3 MB | - |" in table
     before = contents(out)
     code, shown, _ = run(*arguments, "--json")
     assert code == 0
-    assert [cell["method"] for cell in json.loads(shown)] == ["dense", "svd", "prune"]
+    assert json.loads(shown) == json.loads((out / "comparison.json").read_text())
+    assert [cell["method"] for cell in json.loads(shown)["cells"]] == ["dense", "svd", "prune"]
     assert contents(out) == before
 
 

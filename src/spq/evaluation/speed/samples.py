@@ -5,11 +5,11 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from spq.errors import SpqError
+from spq.evaluation.machine import processor
 from spq.evaluation.speed.limits import gemm_rate, read_bandwidth
 from spq.evaluation.speed.plan import Plan
 from spq.evaluation.speed.results import Comparison, ModelSpeed, Rate, Spread
@@ -52,7 +52,7 @@ def report(plan: Plan, samples: Samples) -> Comparison:
     gemms = {dtype: max(rates) for dtype, rates in samples.gemms.items()}
     packages = ("torch", "transformers", "spq-llm")
     return Comparison(
-        cpu=_processor(),
+        cpu=processor(),
         device=plan.device or "cpu",
         threads=plan.threads,
         versions={"python": platform.python_version()} | {name: version(name) for name in packages},
@@ -106,10 +106,3 @@ def _rate(samples: Samples, index: int, measure: Measure, bandwidth: float, gemm
         pairs = zip(samples.seconds[0, measure], seconds, strict=True)
         ratio = statistics.median(first / own for first, own in pairs)
     return Rate(measure=measure, rate=rate, ratio=ratio, share=share)
-
-
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
