@@ -3,7 +3,7 @@
 from benchmarks.tables.markdown import table
 
 from spq.evaluation.speed import Comparison
-from spq.report.speed import notes, rows
+from spq.report.speed import RATES, notes, rows
 
 
 def section(stored: dict) -> str:
@@ -12,7 +12,7 @@ def section(stored: dict) -> str:
     lines = "\n".join(notes(found))
     return f"""## Speed
 
-Written by `spq bench --json` ([what is timed](benchmarks.md)).
+Written by `spq bench --json` ([what is timed](benchmarks.md)). Cells: {RATES}.
 
 {table(header, rates + costs)}
 

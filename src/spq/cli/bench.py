@@ -13,7 +13,7 @@ from spq.cli.options import MODEL_HELP, Device, Dtype
 from spq.cli.tables import show, table
 from spq.errors import SpqError
 from spq.evaluation.speed import Comparison, Plan, compare
-from spq.report.speed import notes, rows
+from spq.report.speed import RATES, notes, rows
 
 QUICK: dict[str, Any] = {
     "batches": (1,),
@@ -97,7 +97,7 @@ def _write(file: Path, found: Comparison) -> None:
 
 def _table(found: Comparison) -> Table:
     header, rates, costs = rows(found)
-    shown = table(header[0], "")
+    shown = table(RATES, "")
     for name in header[1:]:
         shown.add_column(escape(name), justify="right", overflow="fold")
     for row in rates:

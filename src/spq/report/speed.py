@@ -3,18 +3,18 @@
 from spq.evaluation.speed import Comparison, Measure, ModelSpeed, Rate
 
 Row = list[str]
+RATES = "tokens per second (quartiles), ratio to the first model, share of the limit"
 
 
 def rows(found: Comparison) -> tuple[Row, list[Row], list[Row]]:
     """A column for each model.
 
     Returns:
-        the header; a row for each rate, with quartiles, ratio to the first model and share of the
-        machine's limit; and rows of what loading and memory cost.
+        the header; a row for each rate, see `RATES`; and rows of what loading and memory cost.
     """
     models = found.models
     names = [f"{m.name} {'optimised ' if m.optimize else ''}{m.dtype}" for m in models]
-    header = ["tokens per second (quartiles), ratio to the first, share of the limit", *names]
+    header = ["", *names]
     rates = [
         [measure_name(rate.measure), *(_rate(model.rates[index]) for model in models)]
         for index, rate in enumerate(models[0].rates)
