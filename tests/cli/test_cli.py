@@ -531,6 +531,27 @@ def test_ctrl_c_while_training_leaves_no_output(source, text_file, tmp_path):
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("compress", "demo", "out"), "nothing was written"),
+        (("eval", "demo"), "the same command goes on from there"),
+        (("-v", "eval", "demo"), "the same command goes on from there"),
+        (("eval", "demo", "--no-cache"), "nothing was written"),
+        (("compare", "demo", "out"), "the same command goes on from there"),
+    ],
+)
+def test_an_interrupted_command_says_what_is_left(monkeypatch, capsys, arguments, said):
+    def interrupted(**_):
+        raise SystemExit(spq.cli.INTERRUPTED)
+
+    monkeypatch.setattr(spq.cli, "app", interrupted)
+    monkeypatch.setattr(sys, "argv", ["spq", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert said in capsys.readouterr().err
+
+
 def test_sigterm_while_saving_leaves_the_old_checkpoint(source, int8, tmp_path):
     before = contents(tmp_path)
     process = start(SLOW_SAVE, "compress", source, int8, "--recipe", "dense", "--overwrite")
