@@ -46,7 +46,7 @@ def test_every_stored_file_has_its_section(tmp_path):
     (tmp_path / "peers_speed.md").write_text("| engine |\n|---|\n| another |\n")
     page = documents(tmp_path, ROOT)[ROOT / "docs" / "results.md"]
     assert "| prefill 2048 | 100.0 (99.5-100.5) 1.00x 50 % | the context is too short |" in page
-    assert "a processor, 2 threads; median of 3 rounds" in page
+    assert "a processor, 2 threads; median of 1-3 rounds" in page
     assert "| 8x4 | 16 bfloat16 | int8 | 1.23 | 30.0 | 1.50× |" in page
     assert "`spq compare demo`" in page and "too small |" in page
     assert "## Speed of other engines\n\n| engine |" in page

@@ -20,7 +20,6 @@ QUICK: dict[str, Any] = {
     "prefills": (128,),
     "decode_tokens": 16,
     "rounds": 3,
-    "loads": 1,
 }
 
 
@@ -29,8 +28,15 @@ def command(
     batch: Annotated[str, typer.Option(help="Batch sizes of decoding.")] = "1,4,16",
     prefill: Annotated[str, typer.Option(help="Prompt lengths of prefill.")] = "128,512,2048",
     prompt_tokens: Annotated[int, typer.Option(help="In the cache when decoding starts.")] = 128,
-    decode_tokens: Annotated[int, typer.Option(help="Timed at each batch size.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Repetitions of each measure.")] = 5,
+    decode_tokens: Annotated[int, typer.Option(help="Timed at each batch size.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Most repetitions of each measure.")] = 7,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="For each measure and model; then it is not repeated, once it ran twice. It also "
+            "ends when its median is settled."
+        ),
+    ] = 6.0,
     threads: Annotated[
         int | None, typer.Option(help="Of torch.", show_default="as torch chooses")
     ] = None,
@@ -48,7 +54,7 @@ def command(
     ] = False,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Batch 1, prefill 128, 16 tokens, 3 rounds, one load."),
+        typer.Option("--quick", help="Batch 1, prefill 128, 16 tokens, 3 rounds."),
     ] = False,
     json_file: Annotated[
         Path | None,
@@ -72,9 +78,10 @@ def command(
         dtype=dtype,
         device=device,
         one_at_a_time=one_at_a_time,
+        seconds=seconds,
         **(QUICK if quick else sizes),
     )
-    found = compare(plan)
+    found = compare(plan, lambda text: typer.echo(f"spq bench: {text}", err=True))
     if json_file is not None:
         _write(json_file, found)
     show(_table(found), *map(escape, notes(found)))

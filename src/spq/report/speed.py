@@ -33,9 +33,11 @@ def rows(found: Comparison) -> tuple[Row, list[Row], list[Row]]:
 def notes(found: Comparison) -> list[str]:
     """The machine, its limits, and what was timed, in a sentence or two each."""
     products = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {d}" for d, rate in found.gemm_rates.items())
+    counts = sorted({len(r.rate.samples) for m in found.models for r in m.rates if r.rate})
+    rounds = "-".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "no"
     held = "one model in memory at a time" if found.one_at_a_time else "all models in memory"
     lines = [
-        f"{found.cpu}, {found.threads} threads; median of {found.rounds} rounds, each model in "
+        f"{found.cpu}, {found.threads} threads; median of {rounds} rounds, each model in "
         f"turn, {held}.",
         f"Limits measured in this run: {found.read_bandwidth / 1e9:.1f} GB/s read (share of decode "
         f"and generate), {products} (share of prefill).",

@@ -2,6 +2,7 @@
 
 import platform
 import statistics
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -19,12 +20,22 @@ from spq.evaluation.speed.timing import Measure
 
 @dataclass
 class Samples:
-    """What has been measured so far, by the position of the request."""
+    """What has been measured so far, by the position of the request.
+
+    Attributes:
+        loads: what loading cost.
+        seconds: of each run of a measure.
+        spent: wall time on a measure, of all models, warming up and prompts included.
+        reasons: why a model cannot do a measure.
+        bandwidths: bytes per second that the machine read.
+        gemms: operations per second of large products, by dtype.
+    """
 
     loads: defaultdict[int, list[Loaded]] = field(default_factory=lambda: defaultdict(list))
     seconds: defaultdict[tuple[int, Measure], list[float]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    spent: defaultdict[Measure, float] = field(default_factory=lambda: defaultdict(float))
     reasons: dict[tuple[int, Measure], str] = field(default_factory=dict)
     bandwidths: list[float] = field(default_factory=list)
     gemms: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -33,10 +44,12 @@ class Samples:
         """Time a measure once; what a model cannot do is asked once only."""
         if (index, measure) in self.reasons:
             return
+        started = time.perf_counter()
         try:
             self.seconds[index, measure].append(session.seconds(measure))
         except SpqError as error:
             self.reasons[index, measure] = str(error)
+        self.spent[measure] += time.perf_counter() - started
 
     def take_limits(self, plan: Plan) -> None:
         """Measure the machine as it is now, beside the models."""
