@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spq.progress import track
+from spq.recomputation import bounded_activations, once
 from spq.view import ModelView
 
 
@@ -81,7 +82,7 @@ def collect_sensitivities(
 
     Returns:
         by name. Memory: four bytes per token and linear layer, the lm_head's inputs, and the
-        activations of one window.
+        activations of one window, as far as `bounded_activations` lets them stay.
     """
     model: Any = view.model
     wanted = set(names)
@@ -91,16 +92,17 @@ def collect_sensitivities(
     training = model.training
     model.requires_grad_(False).eval()
     hooks = [
-        model.get_submodule(name).register_forward_hook(observer)
+        model.get_submodule(name).register_forward_hook(once(observer))
         for name, observer in observers.items()
     ]
     lookups = []
     try:
-        for ids in track(windows.to(model.device), "sensitivities", total=len(windows)):
-            rows = embedding.module(ids[None]).detach().requires_grad_()
-            logits = model(inputs_embeds=rows, use_cache=False).logits[0, :-1]
-            functional.cross_entropy(logits.float(), ids[1:], reduction="sum").backward()
-            lookups.append(rows.grad[0].float().square())
+        with bounded_activations(view, windows.shape[1]):
+            for ids in track(windows.to(model.device), "sensitivities", total=len(windows)):
+                rows = embedding.module(ids[None]).detach().requires_grad_()
+                logits = model(inputs_embeds=rows, use_cache=False).logits[0, :-1]
+                functional.cross_entropy(logits.float(), ids[1:], reduction="sum").backward()
+                lookups.append(rows.grad[0].float().square())
     finally:
         for hook in hooks:
             hook.remove()
