@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import budgets, comparison, kernels, recipes, speed
+from benchmarks.tables import budgets, comparison, kernels, recipes, sparsity, speed
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -18,6 +18,7 @@ START, END = "<!-- headline -->\n", "<!-- /headline -->\n"
 SECTIONS: dict[str, Callable[[Any], str]] = {
     "compress.json": recipes.quality_section,
     "sizes.json": budgets.section,
+    "sparsity.json": sparsity.section,
     "comparison.json": comparison.section,
     "speed.json": speed.section,
     "kernels.json": kernels.section,

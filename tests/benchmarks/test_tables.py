@@ -23,6 +23,21 @@ KERNELS = {
         }
     ],
 }
+MACHINE = {"cpu": "a processor", "threads": 2, "torch": "2", "python": "3"}
+SPARSITY = {
+    "machine": MACHINE,
+    "dense": {"wikitext2": 0.0, "c4": 1.0},
+    "rows": [
+        {
+            "name": "2:4",
+            "calibration": "text",
+            "bits": 2.5,
+            "wikitext2": 0.25,
+            "c4": 0.5,
+            "seconds": 9.6,
+        }
+    ],
+}
 CELL = Cell(method="gptq", target=90, status="skipped", reason="too small", seed=0, key="")
 
 
@@ -41,6 +56,7 @@ def test_every_stored_file_has_its_section(tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "speed.json").write_text(FOUND.model_dump_json())
     (tmp_path / "kernels.json").write_text(json.dumps(KERNELS))
+    (tmp_path / "sparsity.json").write_text(json.dumps(SPARSITY))
     record = Comparison(model="demo", cells=[CELL])
     (tmp_path / "comparison.json").write_text(record.model_dump_json())
     (tmp_path / "peers_speed.md").write_text("| engine |\n|---|\n| another |\n")
@@ -48,6 +64,7 @@ def test_every_stored_file_has_its_section(tmp_path):
     assert "| prefill 2048 | 100.0 (99.5-100.5) 1.00x 50 % | the context is too short |" in page
     assert "a processor, 2 threads; median of 1-3 rounds" in page
     assert "| 8x4 | 16 bfloat16 | int8 | 1.23 | 30.0 | 1.50× |" in page
+    assert "| 2:4 | text | 2.50 | 0.2500 | 0.5000 | 10 s |" in page
     assert "`spq compare demo`" in page and "too small |" in page
     assert "## Speed of other engines\n\n| engine |" in page
     assert page.index("## Recipes") < page.index("## Speed") < page.index("## Time and memory")
