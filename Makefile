@@ -18,7 +18,7 @@ CHECKS := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BI
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test check format bench results clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,8 +43,12 @@ format: $(STAMP) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(STAMP) ## measure and write docs/results.md
+bench: $(STAMP) ## measure the recipes, then write docs/results.md
 	$(BIN)/python benchmarks/compress.py $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.tables
+
+results: $(STAMP) ## write docs/results.md and README's table from what was measured
+	$(BIN)/python -m benchmarks.tables
 
 clean: ## remove caches and build output (the virtual environment and models stay)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -7,8 +7,8 @@ model in float32; calibration and recovery on `wikitext2_valid`. Sizes are bytes
 weights, against the source's own dtype. Stages: wall time and peak memory of each stage. Block:
 SVD and quantisation of one decoder block of LLaMA-2-7B's shape, random weights.
 
-Results are stored per section, so one section can be measured again. `benchmarks/tables.py` turns
-them into docs/results.md.
+Results are stored per section, so one section can be measured again. `make results` turns them into
+docs/results.md.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import torch
 import spq
 from spq.data import encode, load_text
 from spq.evaluation import PeakMemory, perplexity
+from spq.evaluation.machine import processor
 from spq.integrations.source import load_model, load_tokenizer
 from spq.modules.low_rank_linear import LowRankLinear
 from spq.modules.ops import linear_from
@@ -77,16 +78,8 @@ ON_C4 = {"dense", "int8", "paper, no recovery", "paper", "int8 + the same recove
 
 
 def machine() -> dict:
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     return {
-        "cpu": model,
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -203,7 +196,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["quality", "stages", "block"])
     parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=list(CELLS))
     arguments = parser.parse_args()
-    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    whole = arguments.only is None and set(arguments.cells) == set(CELLS)
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() and not whole else {}
     stored["machine"] = machine()
     if arguments.only in (None, "block"):
         stored["block"] = block()

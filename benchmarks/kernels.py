@@ -10,7 +10,6 @@ together do not fit into any cache.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spq import native
+from spq.evaluation.machine import processor
 from spq.kernels import dispatch
 from spq.kernels.int4_linear import int4_linear
 from spq.kernels.int8_linear import int8_linear
@@ -173,7 +173,7 @@ def main() -> None:
                 )
                 results.append(row)
     RESULTS.parent.mkdir(exist_ok=True)
-    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    machine = {"processor": processor(), "torch": torch.__version__}
     record = {
         **machine,
         "kernels": kernels,
@@ -181,7 +181,7 @@ def main() -> None:
         "read_bandwidth": bandwidth,
         "results": results,
     }
-    RESULTS.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

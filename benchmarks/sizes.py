@@ -1,4 +1,4 @@
-"""Byte budgets on a real model; writes benchmarks/results/sizes.json and docs/budget.md.
+"""Byte budgets on a real model; writes benchmarks/results/sizes.json.
 
     SPQ_DATA_DIR=... python benchmarks/sizes.py [--sizes 136 110 90 85 75 60]
         [--calibration NAME] [--recover] [--recipe FILE.yaml --label NAME]
@@ -6,11 +6,11 @@
 Perplexity over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of C4, model
 reloaded in float32; Δ = ln(ppl / dense ppl). Gradients are collected once: the first size includes
 that time, the others do not. Rows are added to those that are stored.
+`make results` puts them into docs/results.md.
 """
 
 import argparse
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -26,7 +26,6 @@ from spq.evaluation import perplexity
 from spq.integrations.source import load_model, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
-PAGE = Path(__file__).parents[1] / "docs" / "budget.md"
 
 
 def scores(directory: Path, tokens: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -98,50 +97,13 @@ def main() -> None:
 
 
 def keep(stored: dict, row: dict) -> None:
-    """Put a row in the place of an earlier one of its kind, and write both files."""
+    """Put a row in the place of an earlier one of its kind, and store all of them."""
     kind = ("label", "target", "calibration", "recovered")
     others = [r for r in stored["rows"] if any(r[key] != row[key] for key in kind)]
     order = lambda r: (r["label"], r["calibration"], -r["target"], r["recovered"])  # noqa: E731
     stored["rows"] = sorted([*others, row], key=order)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
-    PAGE.write_text(page(stored))
-
-
-def page(stored: dict) -> str:
-    found = stored["machine"]
-    dense = {task: math.exp(nll) for task, nll in stored["dense"].items()}
-    return f"""# Within a byte budget
-
-Written by `SPQ_DATA_DIR=... python benchmarks/sizes.py` (with `--recover` for the rows that were
-distilled). Machine: {found["cpu"]}, {found["threads"]} threads; torch {found["torch"]}.
-
-`spq compress demo out --target-size ...` on SmolLM2-135M-Instruct (bfloat16, 269.1 MB). Δ is
-ln(perplexity / dense perplexity) over the first 20 windows of 1,024 tokens of WikiText-2 (raw,
-test) and of the first 100 documents of a C4 sample, reloaded in float32; dense:
-{dense["wikitext2"]:.2f} and {dense["c4"]:.2f}. Sizes are all weights on disk. "Predicted" is the
-sum of prices, on calibration text held out from what weights were fitted to. The first row of a
-calibration pays for its gradients; "load" is what ran on the machine (two busy threads are 2).
-
-{table(stored["rows"])}
-"""
-
-
-def table(rows: list[dict]) -> str:
-    lines = [
-        "| target | recipe | calibration | distilled | MB on disk | int4, factorised, cut "
-        "| predicted Δ | Δ WikiText-2 | Δ C4 | time | load |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        counts = f"{row['int4']}, {row['ranks']}, {row['cuts']} of {row['weights']}"
-        lines.append(
-            f"| {row['target']:g} MB | {row['label']} | {row['calibration']} "
-            f"| {'yes' if row['recovered'] else 'no'} | {row['disk'] / 1e6:.1f} | {counts} "
-            f"| {row['predicted']:.4f} | {row['delta']['wikitext2']:.4f} "
-            f"| {row['delta']['c4']:.4f} | {row['seconds']:.0f} s | {row['load']:.1f} |"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ windows, with the same gradient weights, behind the layers compressed before, an
 embedding as it is, so that nothing else differs. `bits` counts everything stored for those weights.
 The peers are our own implementations of their papers: GPTQ in 2 bits (arXiv 2210.17323, groups of
 64 with a scale and an offset) and SparseGPT's 2:4 with 4-bit codes (arXiv 2301.00774, section 3.5).
-Rows are added to those that are stored.
+Rows are added to those that are stored. `make results` puts them into docs/results.md.
 """
 
 import argparse

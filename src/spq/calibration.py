@@ -22,12 +22,10 @@ class Observation:
     Attributes:
         module: full name.
         side: of the module.
-        kind: `moments` per channel, or the `outer` products E[a aᵀ] of all channels.
     """
 
     module: str
     side: Literal["input", "output"]
-    kind: Literal["moments", "outer"] = "moments"
 
 
 @dataclass
@@ -54,37 +52,17 @@ class Moments:
 
 
 @dataclass
-class Outer:
-    """Running mean of outer products over tokens.
-
-    Attributes:
-        mean: E[a aᵀ], float32 [channels, channels].
-        tokens: how many were seen.
-    """
-
-    mean: Tensor
-    tokens: int = 0
-
-    def update(self, activations: Tensor) -> None:
-        """Add activations [..., channels]."""
-        rows = activations.detach().flatten(0, -2).float()
-        self.tokens += len(rows)
-        self.mean.lerp_(rows.T @ rows / len(rows), len(rows) / self.tokens)
-
-
-@dataclass
 class Statistics:
     """What calibration saw.
 
     Attributes:
         moments: by the observation that asked for them.
-        outers: the same, for observations of that kind.
         sensitivities: by the full name of the module.
-        windows: token ids that these were collected on, int64 [windows, context].
+        windows: token ids that these were collected on, or that `apply` walks through, int64
+            [windows, context].
     """
 
     moments: dict[Observation, Moments] = field(default_factory=dict)
-    outers: dict[Observation, Outer] = field(default_factory=dict)
     sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
     windows: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
 
@@ -106,14 +84,8 @@ def _hooked(
     model: PreTrainedModel, observations: set[Observation], statistics: Statistics
 ) -> Iterator[None]:
     def observe(observation: Observation, activations: Tensor) -> None:
-        channels = activations.shape[-1]
-        found: Moments | Outer
-        if observation.kind == "outer":
-            zeros = torch.zeros(channels, channels, device=activations.device)
-            found = statistics.outers.setdefault(observation, Outer(zeros))
-        else:
-            zeros = torch.zeros(channels, dtype=torch.float64)
-            found = statistics.moments.setdefault(observation, Moments(zeros, zeros.clone()))
+        zeros = torch.zeros(activations.shape[-1], dtype=torch.float64)
+        found = statistics.moments.setdefault(observation, Moments(zeros, zeros.clone()))
         found.update(activations)
 
     handles = []
@@ -173,7 +145,7 @@ def collect(model: PreTrainedModel, windows: Tensor, observations: set[Observati
         observations: what to gather. Nothing is run when empty.
 
     Returns:
-        one `Moments` or `Outer` per observation: two float64 vectors, or channels² floats each.
+        one `Moments` per observation: two float64 vectors each.
     """
     statistics = Statistics()
     if not observations:

@@ -88,14 +88,14 @@ class _Calibration:
 
     def statistics(self, view: ModelView, stage: Stage) -> Statistics:
         wanted, sensitive = stage.needs(view), stage.sensitive(view)
-        if not wanted and not sensitive:
+        if not wanted and not sensitive and not stage.walks():
             return Statistics()
         config = self.recipe.calibration
         windows = draw_windows(view.model, self.ids, config.context, config.windows, self.seed)
         statistics = collect(view.model, windows, wanted)
+        statistics.windows = windows
         if sensitive:
             statistics.sensitivities = cached_sensitivities(view, windows, sensitive)
-            statistics.windows = windows
         return statistics
 
 

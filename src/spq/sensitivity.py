@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spq.progress import track
+from spq.recomputation import bounded_activations, once
 from spq.view import ModelView
 
 
@@ -91,7 +92,7 @@ def collect_sensitivities(
 
     Returns:
         by name. Memory: four bytes per token and linear layer, the lm_head's inputs, and the
-        activations of one window.
+        activations of one window, as far as `bounded_activations` lets them stay.
     """
     model: Any = view.model
     wanted = set(names)
@@ -105,15 +106,16 @@ def collect_sensitivities(
     training = model.training
     model.requires_grad_(False).eval()
     hooks = [
-        model.get_submodule(name).register_forward_hook(observer)
+        model.get_submodule(name).register_forward_hook(once(observer))
         for name, observer in observers.items()
     ]
     try:
-        for ids in track(windows, "sensitivities", total=len(windows)):
-            rows = embedding.module(ids[None]).detach().requires_grad_()
-            lookups(embedding.module, (), rows)
-            logits = model(inputs_embeds=rows, use_cache=False).logits[0, :-1]
-            functional.cross_entropy(logits.float(), ids[1:], reduction="sum").backward()
+        with bounded_activations(view, windows.shape[1]):
+            for ids in track(windows, "sensitivities", total=len(windows)):
+                rows = embedding.module(ids[None]).detach().requires_grad_()
+                lookups(embedding.module, (), rows)
+                logits = model(inputs_embeds=rows, use_cache=False).logits[0, :-1]
+                functional.cross_entropy(logits.float(), ids[1:], reduction="sum").backward()
     finally:
         for hook in hooks:
             hook.remove()

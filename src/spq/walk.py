@@ -1,13 +1,14 @@
 """The decoder one layer at a time, over calibration windows, in the memory of one layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spq.view import LayerView, ModelView
+from spq.progress import track
+from spq.view import LayerView, ModelView, Named
 
 # Windows that go through a layer together.
 CHUNK = 4
@@ -106,6 +107,46 @@ class Walk:
                 output = self.run(layer, self.states[now.windows])
                 if keep:
                     self.states[now.windows] = output
+
+
+@torch.no_grad()
+def replace_layer_by_layer(
+    view: ModelView,
+    windows: Tensor,
+    names: Collection[str],
+    made: Callable[[Named, Tensor], nn.Module],
+    description: str,
+) -> None:
+    """Replace linear layers by what enters them behind the ones that were replaced before.
+
+    The projections of one decoder layer all see what its own dense ones give, as in SparseGPT.
+
+    Args:
+        view: the model; changed in place.
+        windows: token ids, int64 [windows, context].
+        names: of the linear layers.
+        made: from a linear layer and its E[x xᵀ], float32 [in, in], what takes its place.
+        description: of the work, for the progress bar.
+    """
+    walk = Walk(view, windows)
+    for layer in track(view.layers, description):
+        wanted = [named for named in layer.leaves if named.name in names]
+        sums = {named.name: _zeros(named) for named in wanted}
+
+        def add(name: str, _: slice, x: Tensor, sums: dict[str, Tensor] = sums) -> None:
+            if name in sums:
+                rows = x.flatten(0, -2).float()
+                sums[name].addmm_(rows.T, rows)
+
+        walk.observe(layer, add)
+        for named in wanted:
+            view.replace(named.name, made(named, sums.pop(named.name) / windows.numel()))
+        walk.advance(layer)
+
+
+def _zeros(named: Named) -> Tensor:
+    width = named.module.in_features
+    return torch.zeros(width, width, device=named.module.weight.device)
 
 
 class _Now:

@@ -197,6 +197,35 @@ def test_a_kill_in_the_middle_of_writing_leaves_what_was_there(out):
     assert contents(out) == NEW
 
 
+class Killed(BaseException):
+    """Stands in for a kill: whatever would be renamed after it is not."""
+
+
+def test_a_kill_between_the_two_renames_is_undone_by_the_next_run(out, monkeypatch):
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name != "out":
+            raise Killed
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(Killed), atomic_directory(out, overwrite=True) as partial:
+            write(partial)
+    assert not out.exists()
+    with pytest.raises(SpqError, match="not empty"):
+        check_output(out, overwrite=False)
+    assert untouched(out)
+
+
+def test_another_output_s_remains_are_left_alone(tmp_path):
+    for name in ("outer.replaced-01234567", "out.replaced-mine"):
+        (tmp_path / name).mkdir()
+    check_output(tmp_path / "out", overwrite=False)
+    assert not (tmp_path / "out").exists()
+
+
 def environment() -> dict[str, str]:
     """Where this process found the package, the child finds it too."""
     package = str(Path(atomic.__file__).parents[2])

@@ -66,7 +66,7 @@ FOUND = Comparison(
 @pytest.fixture
 def plans(monkeypatch):
     asked = []
-    monkeypatch.setattr(bench, "compare", lambda plan: asked.append(plan) or FOUND)
+    monkeypatch.setattr(bench, "compare", lambda plan, tell: asked.append(plan) or FOUND)
     return asked
 
 
@@ -91,7 +91,7 @@ def test_options_become_the_plan(plans):
     run(
         *("a", "b", "--batch", "2, 8", "--prefill", 64, "--prompt-tokens", 9),
         *("--decode-tokens", 7, "--rounds", 4, "--threads", 3, "--dtype", "float32"),
-        *("--optimize", "--one-at-a-time"),
+        *("--optimize", "--one-at-a-time", "--seconds", 2.5),
     )
     (plan,) = plans
     assert plan == Plan(
@@ -105,6 +105,7 @@ def test_options_become_the_plan(plans):
         threads=3,
         dtype="float32",
         one_at_a_time=True,
+        seconds=2.5,
     )
 
 
@@ -130,7 +131,7 @@ def test_json_has_every_sample_and_replaces_what_was_there(plans, tmp_path):
 
 
 def test_a_failed_comparison_leaves_the_file_alone(monkeypatch, tmp_path):
-    def fail(plan):
+    def fail(plan, tell):
         raise SpqError("no such model")
 
     monkeypatch.setattr(bench, "compare", fail)
@@ -148,6 +149,7 @@ def test_a_failed_comparison_leaves_the_file_alone(monkeypatch, tmp_path):
         (("a", "--batch", ","), "--batch takes whole numbers from 1"),
         (("a", "--prefill", "-5"), "--prefill takes whole numbers from 1"),
         (("a", "--rounds", "0"), "rounds must be at least 1"),
+        (("a", "--seconds", "0"), "seconds must be above 0"),
         (("a", "--threads", "0"), "threads must be at least 1"),
         (("a", "--dtype", "int3"), "--dtype 'int3' is none of"),
         (("a", "--json", "/nowhere/at/all.json"), "--json .* does not exist"),
@@ -158,6 +160,12 @@ def test_bad_input_is_one_sentence_and_nothing_is_measured(plans, arguments, mes
     assert result.exit_code != 0 and isinstance(result.exception, SpqError)
     assert re.search(message, str(result.exception)) and "\n" not in str(result.exception)
     assert plans == []
+
+
+def test_how_long_it_takes_is_said_on_stderr(monkeypatch):
+    monkeypatch.setattr(bench, "compare", lambda plan, tell: tell("a while") or FOUND)
+    result = run("a")
+    assert result.stderr == "spq bench: a while\n" and "a while" not in result.stdout
 
 
 def test_no_model_is_a_usage_error(plans):

@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from tests.cli.test_bench import FOUND
 from tests.helpers import TEXT, logits
 from transformers import BertConfig, BertForMaskedLM
 from transformers.utils import logging as transformers_logging
@@ -206,13 +207,16 @@ def test_compare_writes_a_table(run, source, text_file, tmp_path):
     assert code == 0
     assert "dense" in shown and "svd" in shown
     assert "prune@0.3MB: context 512 exceeds the model's 128 positions" in shown
-    assert sorted(path.name for path in out.iterdir()) == ["cells", "curves.json", "table.md"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("cells", "comparison.json", "curves.json", "table.md")
+    ]
     table = (out / "table.md").read_text()
     assert "| svd | 0.3 MB | 0.3 MB | file |" in table and "| prune | 0.3 MB | - |" in table
     before = contents(out)
     code, shown, _ = run(*arguments, "--json")
     assert code == 0
-    assert [cell["method"] for cell in json.loads(shown)] == ["dense", "svd", "prune"]
+    assert json.loads(shown) == json.loads((out / "comparison.json").read_text())
+    assert [cell["method"] for cell in json.loads(shown)["cells"]] == ["dense", "svd", "prune"]
     assert contents(out) == before
 
 
@@ -227,6 +231,29 @@ def test_report_writes_a_page_and_a_card(run, source, int8, tmp_path):
     for text in (page, card):
         assert f"{figure:.2f} ±" in text and "The sea was" in text and "quantize" in text
     assert page.count("<svg") == 3 and "<script" not in page
+
+
+def test_report_takes_speed_and_measured_losses(run, source, int8, tmp_path):
+    text = tmp_path / "measured.txt"
+    text.write_text(TEXT)
+    arguments = ("--against", source, "--text", text, "--windows", 1, "--context", 64)
+    _, inspected, _ = run("inspect", int8, *arguments, "--json")
+    (int8 / "modules.json").write_text(inspected)
+    bench = tmp_path / "speed.json"
+    bench.write_text(FOUND.model_dump_json())
+    arguments = ("report", int8, "--bench", bench, "--tokens", 0)
+    assert run(*arguments)[0] == 0
+    page = (int8 / "report.html").read_text()
+    assert "Measured loss of every layer" in page and "60.0 (60.0-60.0) 2.00x 26 %" in page
+    for file in (int8 / "modules.json", bench):
+        before = file.read_text()
+        file.write_text("{}")
+        code, _, err = run(*arguments)
+        assert code == 1 and f"{file.name}' is not what `spq" in err
+        file.write_text(before)
+    (int8 / "modules.json").write_text("[]")
+    code, _, err = run(*arguments)
+    assert code == 1 and "describes another checkpoint" in err
 
 
 def test_inspect_lists_every_layer(run, int8):
@@ -502,6 +529,27 @@ def test_ctrl_c_while_training_leaves_no_output(source, text_file, tmp_path):
     assert err.splitlines()[-1] == "spq: interrupted; nothing was written"
     assert "Traceback" not in err
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("compress", "demo", "out"), "nothing was written"),
+        (("eval", "demo"), "the same command goes on from there"),
+        (("-v", "eval", "demo"), "the same command goes on from there"),
+        (("eval", "demo", "--no-cache"), "nothing was written"),
+        (("compare", "demo", "out"), "the same command goes on from there"),
+    ],
+)
+def test_an_interrupted_command_says_what_is_left(monkeypatch, capsys, arguments, said):
+    def interrupted(**_):
+        raise SystemExit(spq.cli.INTERRUPTED)
+
+    monkeypatch.setattr(spq.cli, "app", interrupted)
+    monkeypatch.setattr(sys, "argv", ["spq", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert said in capsys.readouterr().err
 
 
 def test_sigterm_while_saving_leaves_the_old_checkpoint(source, int8, tmp_path):

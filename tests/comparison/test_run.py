@@ -135,8 +135,8 @@ def test_the_table_and_the_curves(wide, settings, tmp_path):
     header, body = summary(cells)
     assert header == ["method", "size", "scored.txt ppl"]
     assert body[1][2] == shown["scored.txt ppl"] and body[2][1:] == ["-", "-"]
-    text = markdown("tiny", cells)
-    assert figure.protocol in text and text.count("\n| ") == 5
+    text = markdown(cells)
+    assert figure.protocol in text and text.count("\n| ") == 4
     points = curves(cells)["scored.txt"]
     assert sorted(points) == ["dense", "int8"]
     (point,) = points["int8"]

@@ -1,6 +1,7 @@
 """The native decode step against plain transformers."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -55,6 +56,23 @@ def test_the_same_64_tokens_for_every_family(model_type, steps):
     assert torch.equal(generate(fast(model)), generate(model))
     if native.library() is not None:
         assert len(steps) == (63 if model_type in FAMILIES else 0)
+
+
+@needs_library
+@pytest.mark.parametrize("kind", ["dense", "int8"])
+def test_it_can_be_pickled_and_is_optimised_on_the_other_side(kind, steps, tmp_path):
+    model = optimize(tiny_model() if kind == "dense" else compressed("int8", True))
+    expected = generate(model, new=8)
+    torch.save(model, tmp_path / "model.pt")
+    copies = [
+        pickle.loads(pickle.dumps(model)),
+        torch.load(tmp_path / "model.pt", weights_only=False),
+        copy.deepcopy(model),
+    ]
+    for other in copies:
+        steps.clear()
+        assert type(other) is type(model)
+        assert torch.equal(generate(other, new=8), expected) and len(steps) == 7
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

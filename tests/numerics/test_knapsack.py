@@ -208,3 +208,8 @@ def test_a_byte_is_worth_the_slope():
 
 def test_a_budget_out_of_reach_makes_bytes_worth_everything():
     assert worth_of_a_byte([plain([(3, 1.0), (9, 0.0)])], 2) == math.inf
+
+
+def test_a_byte_for_nothing_is_worth_nothing():
+    assert worth_of_a_byte([], 10) == 0
+    assert worth_of_a_byte([], -1) == math.inf

@@ -286,6 +286,21 @@ def test_outputs_without_gradients_stay_finite(dead):
     assert bool(torch.isfinite(losses).all())
 
 
+@given(dimensions, dimensions, st.integers(0, 1000), st.data())
+def test_with_equal_outputs_it_is_svd_llm_s_whitening(rows, columns, seed, data):
+    rank = data.draw(st.integers(1, min(rows, columns)))
+    weight, hessian = random(rows, columns, seed=seed), metric(columns, seed)
+    hessian += 0.1 * torch.eye(columns)
+    root = torch.linalg.cholesky(hessian.double())
+    u, s, v = torch.linalg.svd(weight.double() @ root, full_matrices=False)
+    expected = (u[:, :rank] * s[:rank]) @ v[:rank] @ torch.linalg.inv(root)
+    _, basis = low_rank.weighted_basis(weight, hessian, torch.ones(rows))
+    left, right = low_rank.weighted_truncate(weight, basis, torch.ones(rows), rank)
+    assert (left.shape, right.shape) == ((rows, rank), (rank, columns))
+    error = (left.double() @ right.double() - expected) @ root
+    assert float(error.norm()) <= 1e-5 * float((weight.double() @ root).norm())
+
+
 def test_a_metric_of_zeros_and_a_weight_of_zeros_stay_finite():
     for weight, hessian in ((random(5, 8), torch.zeros(8, 8)), (torch.zeros(5, 8), metric(8))):
         losses, basis = low_rank.weighted_basis(weight, hessian, torch.ones(5))

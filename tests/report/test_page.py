@@ -39,7 +39,7 @@ def read(text):
 
 
 def section():
-    drawn = charts.bars({"before": 2.0, "after": 1.0}, "MB", "Sizes")
+    drawn = charts.bars({"": {"before": 2.0, "after": 1.0}}, "MB", "Sizes")
     return Section(
         HOSTILE,
         texts=[HOSTILE],
@@ -78,8 +78,8 @@ def test_the_card_holds_the_same_figures_and_no_markup():
 
 
 DRAWN = {
-    "bars": lambda: charts.bars({"one": 1.0, "two": 2.0}, "MB", "Bars"),
-    "columns": lambda: charts.columns([1.0, 2.0, 3.0], "nats", "Columns"),
+    "bars": lambda: charts.bars({"a": {"one": 1.0}, "b": {"one": 3.0, "two": 2.0}}, "MB", "Bars"),
+    "columns": lambda: charts.columns({"a": [1.0, 2.0], "b": [3.0, 4.0]}, "nats", "Columns"),
     "grid": lambda: charts.grid(["q", "k"], [[0.1, 0.2], [0.3, 0.4]], "share", "Grid"),
     "curves": lambda: charts.curves(
         {"a": [(1.0, 2.0, 0.1), (2.0, 1.0, None)], "b & c": [(1.0, 3.0, 0.1)]}, "nats", "Curves"
@@ -96,6 +96,14 @@ def test_a_chart_takes_its_colours_from_the_page(name):
     assert not re.search(r"#0[14]0[25]0[36]|#0a0b", drawn)
     assert "<text" in drawn  # not drawn as outlines
     assert read(drawn).open == []
+
+
+def test_several_series_have_a_legend_and_one_has_none():
+    for draw in (charts.columns, charts.bars):
+        values = [1.0] if draw is charts.columns else {"x": 1.0}
+        assert ">first<" not in draw({"first": values}, "MB", "One")
+        both = draw({"first": values, "second": values}, "MB", "Two")
+        assert ">first<" in both and ">second<" in both
 
 
 def test_a_curve_is_labelled_by_its_method():

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from tests.cli.test_bench import FOUND
 
 import spq
 from spq.evaluation import Evaluation, evaluate
@@ -28,8 +29,33 @@ def test_what_every_layer_became(mixed):
     table = section.tables[-1]
     rows = {row[0]: row for row in table.rows}
     assert rows["model.layers.0.mlp.up_proj"][1:3] == ("int4 group 32", "128 × 64")
-    assert float(rows["model.layers.0.mlp.up_proj"][-1]) > 0
+    assert float(rows["model.layers.0.mlp.up_proj"][-2]) > 0
+    assert rows["model.layers.0.mlp.up_proj"][-1] == "-"
     assert table.folded == f"All {len(rows)} modules"
+
+
+def test_measured_loss_stands_beside_the_predicted_one(mixed):
+    measured = {"model.layers.1.mlp.up_proj": 0.25, "model.layers.1.mlp.down_proj": 0.5}
+    section = sections.what_was_done(mixed, read_manifest(mixed), measured)
+    chart = section.charts[2]
+    assert "predicted" in chart.caption and "measured" in chart.caption
+    assert ">predicted<" in chart.svg and ">measured<" in chart.svg
+    rows = {row[0]: row for row in section.tables[-1].rows}
+    assert rows["model.layers.1.mlp.up_proj"][-1] == "0.25000"
+    assert rows["model.layers.0.mlp.up_proj"][-1] == "-"
+
+
+def test_speed_before_and_after():
+    section = sections.speed(FOUND)
+    (chart,) = section.charts
+    assert ">decode, batch 4<" in chart.svg and ">prefill 2048<" not in chart.svg
+    assert "multiple of dense bfloat16" in chart.caption
+    rows = {row[0]: row for row in section.tables[0].rows}
+    assert rows["prefill 2048"][2] == "the context is too short"
+    assert rows["weights read per step, MB"][1] == "135.0"
+    assert "a processor, 2 threads" in section.texts[1]
+    alone = FOUND.model_copy(update={"models": FOUND.models[:1]})
+    assert not sections.speed(alone).charts
 
 
 def test_predicted_and_measured_loss_stand_together(mixed, source, tokenizer, tmp_path):

@@ -2,9 +2,10 @@ import pytest
 import torch
 from tests.helpers import tiny_model
 
-from spq.calibration import collect
+from spq.calibration import Statistics
 from spq.modules.low_rank_linear import LowRankLinear
 from spq.modules.ops import module_bytes
+from spq.numerics.low_rank import weighted_basis, weighted_truncate
 from spq.stages.base import Inputs
 from spq.stages.factorize import Factorize
 from spq.view import ModelView
@@ -14,9 +15,8 @@ WINDOWS = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed
 
 def run(stage, model):
     view = ModelView(model)
-    statistics = collect(model, WINDOWS, stage.needs(view))
-    plan = stage.plan(view, statistics)
-    stage.apply(view, plan, Inputs(statistics))
+    plan = stage.plan(view, Statistics())
+    stage.apply(view, plan, Inputs(Statistics(windows=WINDOWS)))
     return plan
 
 
@@ -42,8 +42,25 @@ def test_whitening_keeps_more_of_the_output():
     assert errors[0] < errors[1]
 
 
-def test_plain_needs_no_statistics(model):
-    assert Factorize(whiten=False).needs(ModelView(model)) == set()
+@torch.no_grad()
+def test_whitening_is_by_what_enters_a_layer_behind_factorised_ones(model):
+    halfway, name = tiny_model(), "model.layers.1.self_attn.q_proj"
+    run(Factorize(keep=0.5, modules=("attention",)), model)
+    halfway.model.layers[0] = model.model.layers[0]
+    inputs = []
+    hook = lambda _, x: inputs.append(x[0])  # noqa: E731
+    halfway.get_submodule(name).register_forward_pre_hook(hook)
+    halfway(input_ids=WINDOWS)
+    rows = inputs[0].flatten(0, 1)
+    weight, ones = halfway.get_submodule(name).weight, torch.ones(64)
+    _, basis = weighted_basis(weight, rows.T @ rows / len(rows), ones)
+    left, right = weighted_truncate(weight, basis, ones, 16)
+    found = model.get_submodule(name)
+    assert torch.allclose(found.left.weight @ found.right.weight, left @ right, atol=1e-4)
+
+
+def test_plain_reads_no_text():
+    assert Factorize().walks() and not Factorize(whiten=False).walks()
 
 
 def test_the_smallest_share_leaves_rank_one(model):

@@ -1,5 +1,7 @@
 """Directories and files that appear whole or not at all."""
 
+import glob
+import logging
 import os
 import secrets
 import shutil
@@ -11,13 +13,21 @@ from safetensors import SafetensorError
 
 from spq.errors import SpqError
 
+logger = logging.getLogger(__name__)
+
+REPLACED = ".replaced-"
+
 
 def check_output(out: Path, *, overwrite: bool) -> None:
     """Refuse an output that would cost the user something.
 
+    An earlier run that was killed while it replaced `out` may have left it under another name; then
+    it is put back first.
+
     Raises:
         SpqError: `out` is a file, or a directory that is not empty and may not be overwritten.
     """
+    _put_back(out)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise SpqError(f"output {str(out)!r} exists and is not a directory")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
@@ -31,7 +41,8 @@ def atomic_directory(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
     """A new directory beside `out` that becomes `out` when the block ends well.
 
     On any failure, an interrupt included, it is removed, and what `out` held before is untouched.
-    A kill that no handler sees leaves only the directory beside it.
+    A kill that no handler sees leaves only the directory beside it, and between the two renames of
+    an overwrite `out` under another name, from where the next run puts it back.
 
     Args:
         out: final place.
@@ -71,6 +82,16 @@ def write_text(file: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _put_back(out: Path) -> None:
+    if os.path.lexists(out):
+        return
+    pattern = f"{glob.escape(out.name)}{REPLACED}{8 * '[0-9a-f]'}"
+    left = sorted(out.absolute().parent.glob(pattern), key=lambda folder: folder.stat().st_mtime)
+    if left:
+        logger.warning("%s was being replaced when a run was killed; it is put back", out)
+        left[-1].rename(out)
+
+
 def _publish(partial: Path, out: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
@@ -82,7 +103,7 @@ def _publish(partial: Path, out: Path) -> None:
     if not out.exists():
         partial.rename(out)
         return
-    replaced = out.with_name(f"{out.name}.replaced-{secrets.token_hex(4)}")
+    replaced = out.with_name(f"{out.name}{REPLACED}{secrets.token_hex(4)}")
     out.rename(replaced)
     try:
         partial.rename(out)

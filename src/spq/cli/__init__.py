@@ -68,8 +68,16 @@ def main() -> None:
     except SystemExit as stop:
         # Typer turns the interrupt of a command into this code, and says nothing.
         if stop.code == INTERRUPTED:
-            typer.echo("spq: interrupted; nothing was written", err=True)
+            typer.echo(f"spq: interrupted; {_kept(sys.argv[1:])}", err=True)
         raise
+
+
+def _kept(arguments: list[str]) -> str:
+    """What is left of a command that was interrupted."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    if command == "compare" or (command == "eval" and "--no-cache" not in arguments):
+        return "what was found so far is kept, and the same command goes on from there"
+    return "nothing was written"
 
 
 _register()

@@ -5,19 +5,21 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.markup import escape
 from rich.table import Table
 
+from spq.checkpoint.atomic import write_text
 from spq.cli.options import MODEL_HELP, Device, Dtype
 from spq.cli.tables import show, table
 from spq.errors import SpqError
-from spq.evaluation.speed import Comparison, Measure, ModelSpeed, Plan, Rate, compare
+from spq.evaluation.speed import Comparison, Plan, compare
+from spq.report.speed import RATES, notes, rows
 
 QUICK: dict[str, Any] = {
     "batches": (1,),
     "prefills": (128,),
     "decode_tokens": 16,
     "rounds": 3,
-    "loads": 1,
 }
 
 
@@ -26,8 +28,15 @@ def command(
     batch: Annotated[str, typer.Option(help="Batch sizes of decoding.")] = "1,4,16",
     prefill: Annotated[str, typer.Option(help="Prompt lengths of prefill.")] = "128,512,2048",
     prompt_tokens: Annotated[int, typer.Option(help="In the cache when decoding starts.")] = 128,
-    decode_tokens: Annotated[int, typer.Option(help="Timed at each batch size.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Repetitions of each measure.")] = 5,
+    decode_tokens: Annotated[int, typer.Option(help="Timed at each batch size.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Most repetitions of each measure.")] = 7,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="For each measure and model; then it is not repeated, once it ran twice. It also "
+            "ends when its median is settled."
+        ),
+    ] = 6.0,
     threads: Annotated[
         int | None, typer.Option(help="Of torch.", show_default="as torch chooses")
     ] = None,
@@ -45,7 +54,7 @@ def command(
     ] = False,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Batch 1, prefill 128, 16 tokens, 3 rounds, one load."),
+        typer.Option("--quick", help="Batch 1, prefill 128, 16 tokens, 3 rounds."),
     ] = False,
     json_file: Annotated[
         Path | None,
@@ -69,12 +78,13 @@ def command(
         dtype=dtype,
         device=device,
         one_at_a_time=one_at_a_time,
+        seconds=seconds,
         **(QUICK if quick else sizes),
     )
-    found = compare(plan)
+    found = compare(plan, lambda text: typer.echo(f"spq bench: {text}", err=True))
     if json_file is not None:
         _write(json_file, found)
-    show(_table(found), *_notes(found, plan))
+    show(_table(found), *map(escape, notes(found)))
 
 
 def _counts(option: str, text: str) -> tuple[int, ...]:
@@ -86,66 +96,20 @@ def _counts(option: str, text: str) -> tuple[int, ...]:
 
 
 def _write(file: Path, found: Comparison) -> None:
-    partial = file.with_name(file.name + ".partial")
     try:
-        partial.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(file)
+        write_text(file, found.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise SpqError(f"cannot write {str(file)!r}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _table(found: Comparison) -> Table:
-    """A row for each measure, a column for each model."""
-    rows = table("tokens per second (quartiles), ratio to the first, share of the limit", "")
-    for model in found.models:
-        heading = f"{model.name} {'optimised ' if model.optimize else ''}{model.dtype}"
-        rows.add_column(heading, justify="right", overflow="fold")
-    for index, rate in enumerate(found.models[0].rates):
-        rows.add_row(_name(rate.measure), *(_rate(model.rates[index]) for model in found.models))
-    rows.add_section()
-    rows.add_row("load, s", *(_load(model) for model in found.models))
-    memory = {
-        "first token, s": lambda model: f"{model.first_seconds:.2f}",
-        "memory while loading, MB": lambda model: f"{model.peak_bytes / 1e6:.0f}",
-        "memory loaded, MB": lambda model: f"{model.resident_bytes / 1e6:.0f}",
-        "memory in use, MB": lambda model: f"{model.used_bytes / 1e6:.0f}",
-        "weights read per step, MB": lambda model: f"{model.bytes_read / 1e6:.1f}",
-    }
-    for name, shown in memory.items():
-        rows.add_row(name, *(shown(model) for model in found.models))
-    return rows
-
-
-def _name(measure: Measure) -> str:
-    if measure.kind == "prefill":
-        return f"prefill {measure.prompt}"
-    return f"{measure.kind}, batch {measure.batch}"
-
-
-def _rate(rate: Rate) -> str:
-    if rate.rate is None:
-        return rate.reason or "-"
-    spread = rate.rate
-    ratio = "" if rate.ratio is None else f" {rate.ratio:.2f}x"
-    share = "" if rate.share is None else f" {100 * rate.share:.0f} %"
-    return f"{spread.median:.1f} ({spread.low:.1f}-{spread.high:.1f}){ratio}{share}"
-
-
-def _load(model: ModelSpeed) -> str:
-    spread = model.load_seconds
-    return f"{spread.median:.2f} ({spread.low:.2f}-{spread.high:.2f}) {model.load_ratio:.2f}x"
-
-
-def _notes(found: Comparison, plan: Plan) -> list[str]:
-    products = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {d}" for d, rate in found.gemm_rates.items())
-    held = "one model in memory at a time" if plan.one_at_a_time else "all models in memory"
-    return [
-        f"{found.cpu}, {found.threads} threads; median of {found.rounds} rounds, each model in "
-        f"turn, {held}.",
-        f"Limits measured in this run: {found.read_bandwidth / 1e9:.1f} GB/s read (share of decode "
-        f"and generate), {products} (share of prefill).",
-        f"Decoding: {plan.decode_tokens} tokens after a prompt of {plan.prompt}, greedy. Memory is "
-        "what loading added to a fresh process.",
-    ]
+    header, rates, costs = rows(found)
+    shown = table(RATES, "")
+    for name in header[1:]:
+        shown.add_column(escape(name), justify="right", overflow="fold")
+    for row in rates:
+        shown.add_row(*map(escape, row))
+    shown.add_section()
+    for row in costs:
+        shown.add_row(*row)
+    return shown

@@ -11,7 +11,7 @@ from rich.markup import escape
 from spq.checkpoint.atomic import check_output, write_text
 from spq.cli.options import Context, Device, Dtype, Json, Limit, Model, Protocol
 from spq.cli.tables import show, table
-from spq.comparison import METHODS, Settings, compare
+from spq.comparison import METHODS, Comparison, Settings, compare
 from spq.comparison.run import CELLS
 from spq.errors import SpqError
 from spq.evaluation.protocols import DEFAULT, protocol
@@ -48,8 +48,8 @@ def command(
 ) -> None:
     """Compress MODEL with every method at every size, and measure each result the same way.
 
-    OUT gets a JSON file, a recipe and the commands of every cell, the table as Markdown, and the
-    data of a plot of size against loss.
+    OUT gets a JSON file, a recipe and the commands of every cell, the table as Markdown, all cells
+    as one JSON file, and the data of a plot of size against loss.
     """
     if limit is not None and limit < 1:
         raise SpqError(f"--limit must be at least 1, got {limit}")
@@ -69,17 +69,21 @@ def command(
     # An earlier comparison may be gone on with; anything else that is there may not be touched.
     check_output(out, overwrite=(out / CELLS).is_dir())
     cells = compare(model, out, wanted, asked, settings)
-    write_text(out / "table.md", markdown(model, cells))
+    everything = Comparison(model=model, cells=cells).model_dump_json(indent=1)
+    write_text(out / "comparison.json", everything + "\n")
+    page = f"# Methods at matched size: {model}\n\n{markdown(cells)}\n"
+    made = f"The commands and the recipe of every row are in `{CELLS}/`.\n"
+    write_text(out / "table.md", page + made)
     write_text(out / "curves.json", json.dumps(curves(cells), indent=1) + "\n")
     if as_json:
-        typer.echo(json.dumps([cell.model_dump(mode="json") for cell in cells], indent=2))
+        typer.echo(everything)
         return
     header, body = summary(cells)
     shown = table(model, *header)
     for row in body:
         shown.add_row(*map(escape, row))
     notes = [f"{cell.name}: {cell.reason}" for cell in cells if cell.reason]
-    written = f"Wrote {out}: table.md, curves.json, and every row in {CELLS}/"
+    written = f"Wrote {out}: table.md, comparison.json, curves.json, and every row in {CELLS}/"
     show(shown, *map(escape, notes), escape(written))
 
 

@@ -1,23 +1,27 @@
 """`spq report OUT`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 
 from spq.checkpoint.atomic import write_text
 from spq.cli.tables import show
 from spq.errors import SpqError
 from spq.evaluation import Evaluation
+from spq.evaluation.speed import Comparison as Speed
 from spq.integrations.source import Loaded, load_model
 from spq.manifest import FILE, read_manifest
 from spq.report import sections
+from spq.report.layers import Layer, layers
 from spq.report.page import Answer, Sample, html, markdown
 
+Found = TypeVar("Found")
 PROMPTS = ("The sea was", "The capital of France is", "To make bread, you need")
 
 
@@ -31,6 +35,19 @@ def command(
     ] = "",
     comparison: Annotated[
         Path | None, typer.Option(help="Directory of `spq compare`.", show_default=False)
+    ] = None,
+    bench: Annotated[
+        Path | None,
+        typer.Option(
+            help="File from `spq bench DENSE OUT --json`.", show_default="OUT/bench.json if there"
+        ),
+    ] = None,
+    modules: Annotated[
+        Path | None,
+        typer.Option(
+            help="File from `spq inspect OUT --against DENSE --json`: measured loss by layer.",
+            show_default="OUT/modules.json if there",
+        ),
     ] = None,
     against: Annotated[
         str | None,
@@ -52,12 +69,21 @@ def command(
     manifest = read_manifest(directory)
     if manifest is None:
         raise SpqError(f"{str(directory)!r} holds no {FILE}, so it was not written by spq")
-    measured = [_evaluation(Path(name.strip())) for name in results.split(",") if name.strip()]
+    measured = [
+        _read(Path(name.strip()), "spq eval --output", Evaluation.model_validate_json)
+        for name in results.split(",")
+        if name.strip()
+    ]
+    timed = _beside(directory, bench, "bench.json")
+    inspected = _beside(directory, modules, "modules.json")
     asked = _prompts(prompts) if tokens else []
-    parts = [
-        sections.sizes(manifest),
+    parts = [sections.sizes(manifest)]
+    if timed is not None:
+        parts.append(sections.speed(_read(timed, "spq bench --json", Speed.model_validate_json)))
+    losses = {} if inspected is None else _losses(directory, inspected)
+    parts += [
         sections.quality(manifest, measured),
-        sections.what_was_done(directory, manifest),
+        sections.what_was_done(directory, manifest, losses),
     ]
     if comparison is not None:
         parts.append(sections.comparison(_curves(comparison)))
@@ -74,12 +100,25 @@ def command(
     show(f"Wrote {escape(str(page))} and {escape(str(card))}")
 
 
-def _evaluation(file: Path) -> Evaluation:
+def _beside(directory: Path, given: Path | None, name: str) -> Path | None:
+    """The file that was given, or the one of that name in the checkpoint, if there is one."""
+    return given or next(directory.glob(name), None)
+
+
+def _read(file: Path, command: str, parse: Callable[[bytes], Found]) -> Found:
     try:
-        return Evaluation.model_validate_json(file.read_bytes())
+        return parse(file.read_bytes())
     except (OSError, ValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise SpqError(f"{str(file)!r} is not what `spq eval --output` writes: {reason}") from None
+        raise SpqError(f"{str(file)!r} is not what `{command}` writes: {reason}") from None
+
+
+def _losses(directory: Path, file: Path) -> dict[str, float]:
+    """Measured loss by module; all of them must be this checkpoint's."""
+    rows = _read(file, "spq inspect --against ... --json", TypeAdapter(list[Layer]).validate_json)
+    if [(r.module, r.bytes) for r in rows] != [(r.module, r.bytes) for r in layers(directory)]:
+        raise SpqError(f"{str(file)!r} describes another checkpoint than {str(directory)!r}")
+    return {row.module: row.measured_loss for row in rows if row.measured_loss is not None}
 
 
 def _curves(directory: Path) -> Any:

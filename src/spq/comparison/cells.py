@@ -27,6 +27,7 @@ class Cell(BaseModel):
         recipe: with every parameter; None where `--target-size` chose it.
         seed: of everything random.
         seconds: of compression.
+        machine: that it was measured on.
         tasks: what it scores.
         key: hash of everything that decides the result.
     """
@@ -44,6 +45,7 @@ class Cell(BaseModel):
     recipe: dict[str, Any] | None = None
     seed: int
     seconds: float | None = None
+    machine: str = ""
     tasks: list[TaskResult] = []
     key: str
 
@@ -58,6 +60,20 @@ class Cell(BaseModel):
         if self.target is None or self.bytes is None:
             return self.bytes is not None
         return is_matched(self.bytes, self.target)
+
+
+class Comparison(BaseModel):
+    """All cells of a model, as `spq compare` writes them.
+
+    Attributes:
+        model: as the user gave it.
+        cells: in the order they were asked for.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    cells: list[Cell]
 
 
 def is_matched(size: float, target: int) -> bool:

@@ -16,6 +16,7 @@ from spq.comparison.methods import METHODS, Candidate, Inventory, inventory
 from spq.errors import SpqError
 from spq.evaluation import Reference, check_tasks, evaluate, open_journal
 from spq.evaluation.journal import digest
+from spq.evaluation.machine import machine
 from spq.integrations.source import load_model
 from spq.manifest import Manifest, versions
 from spq.pipeline import compress
@@ -111,6 +112,7 @@ class _Runner:
             recipe=described,
             seed=self.settings.seed,
             commands=self._commands(name, recipe, target),
+            machine=machine(),
             key=key,
         )
         if target is not None and not is_matched(candidate.bytes, target):

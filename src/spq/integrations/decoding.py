@@ -138,6 +138,16 @@ class NativeDecoding(PreTrainedModel):
             **kwargs,
         )
 
+    def __reduce__(self) -> Any:
+        """Pickle by the class of transformers; the one made here cannot be found by its name."""
+        return _blank, (type(self).__bases__[1],), self.__getstate__()
+
+
+def _blank(base: type[Any]) -> Any:
+    """What unpickling fills in."""
+    made: Any = _decoding(base)
+    return made.__new__(made)
+
 
 def _check(model: PreTrainedModel, input_ids: Tensor, past: Cache | None) -> None:
     if not input_ids.numel():

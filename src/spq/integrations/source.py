@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +20,13 @@ from transformers import (
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
 )
 
 from spq.errors import CheckpointError, SpqError
 from spq.evaluation.memory import parameter_count, resident_bytes
 from spq.integrations import quantizer
+from spq.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -237,13 +241,14 @@ def _load_gguf(
         stored = GgufHeader.from_file(str(file)).dtype
         wanted = (stored or torch.bfloat16) if dtype == "auto" else dtype
         location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            **location,
-            dtype=wanted,
-            device_map=device_map,
-            quantization_config=GgufConfig(dequantize=True),
-            **options,
-        )
+        with _our_progress():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                **location,
+                dtype=wanted,
+                device_map=device_map,
+                quantization_config=GgufConfig(dequantize=True),
+                **options,
+            )
         tokenizer = AutoTokenizer.from_pretrained(**location)
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise SpqError(f"cannot load {file.name!r} as a GGUF model: {error}") from error
@@ -262,6 +267,18 @@ def _load_gguf(
         tokenizer,
         describe_source("demo" if name == "demo" else file.name, kind, model, note),
     )
+
+
+@contextmanager
+def _our_progress() -> Iterator[None]:
+    """Draw our bar in place of the one of transformers' GGUF reader, which heeds no setting."""
+    reader: Any = modeling_gguf_pytorch_utils
+    theirs = reader.tqdm
+    reader.tqdm = lambda tensors, **_: track(tensors, "unpacking GGUF")
+    try:
+        yield
+    finally:
+        reader.tqdm = theirs
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:

@@ -117,6 +117,8 @@ def worth_of_a_byte(units: Sequence[Sequence[Alternative]], budget: int) -> floa
     least = smallest(units)
     if least > budget:
         return float("inf")
+    if not units:
+        return 0.0
     programme = _programme(units)
     scale = max(float(np.abs(programme.costs).max()), 1e-30)
     spare = max(budget - least, 1)

@@ -55,23 +55,48 @@ def _svg(figure: Any, description: str) -> str:
     return text
 
 
-def bars(values: Mapping[str, float], unit: str, description: str) -> str:
-    """One horizontal bar for each name, the first on top."""
-    figure, axes = _figure(7, 0.45 * len(values) + 0.7)
-    names = list(values)[::-1]
-    drawn = axes.barh(names, [values[name] for name in names], color=SERIES[0])
-    axes.bar_label(drawn, fmt="%.1f", padding=3, color=INK, fontsize=8)
+def bars(series: Mapping[str, Mapping[str, float]], unit: str, description: str) -> str:
+    """A horizontal bar for each name and series, the first on top."""
+    names = list(dict.fromkeys(name for values in series.values() for name in values))
+    thickness = 0.8 / len(series)
+    figure, axes = _figure(7, 0.45 * len(names) * max(1, len(series) / 2) + 0.7)
+    for index, (label, values) in enumerate(series.items()):
+        offset = (index - (len(series) - 1) / 2) * thickness
+        places = [names.index(name) + offset for name in values]
+        drawn = axes.barh(
+            places, list(values.values()), thickness, label=label, color=SERIES[index % len(SERIES)]
+        )
+        axes.bar_label(drawn, fmt=_rounded, padding=3, color=INK, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
     axes.set_xlabel(unit, color=INK, fontsize=8)
+    _legend(figure, series)
     return _svg(figure, description)
 
 
-def columns(values: Sequence[float], unit: str, description: str) -> str:
-    """One column for each layer of a decoder."""
+def columns(series: Mapping[str, Sequence[float]], unit: str, description: str) -> str:
+    """A column for each layer of a decoder and each series."""
     figure, axes = _figure(7, 2.2)
-    axes.bar(range(len(values)), values, color=SERIES[0])
+    width = 0.8 / len(series)
+    for index, (label, values) in enumerate(series.items()):
+        offset = (index - (len(series) - 1) / 2) * width
+        places = [layer + offset for layer in range(len(values))]
+        axes.bar(places, values, width, label=label, color=SERIES[index % len(SERIES)])
     axes.set_xlabel("layer", color=INK, fontsize=8)
     axes.set_ylabel(unit, color=INK, fontsize=8)
+    _legend(figure, series)
     return _svg(figure, description)
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.{1 if value >= 10 else 2}f}"
+
+
+def _legend(figure: Any, series: Mapping[str, Any]) -> None:
+    if len(series) > 1:
+        figure.legend(
+            loc="outside upper center", ncols=2, fontsize=7, labelcolor=INK, frameon=False
+        )
 
 
 def grid(

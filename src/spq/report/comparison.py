@@ -34,13 +34,11 @@ def summary(cells: Sequence[Cell]) -> tuple[Row, list[Row]]:
     return [header[i] for i in kept], [[row[i] for i in kept] for row in body]
 
 
-def markdown(model: str, cells: Sequence[Cell]) -> str:
-    """The table as a Markdown document, with what the methods and columns are."""
+def markdown(cells: Sequence[Cell]) -> str:
+    """The table in Markdown, with what the methods and columns are."""
     header, body = rows(cells)
     used = dict.fromkeys(cell.method for cell in cells)
     lines = [
-        f"# Methods at matched size: {model}",
-        "",
         _line(header),
         _line(["---"] * len(header)),
         *(_line(row) for row in body),
@@ -53,7 +51,7 @@ def markdown(model: str, cells: Sequence[Cell]) -> str:
         *(f"- `{name}`: {METHODS[name].about}." for name in used),
         "",
         *_protocols(cells),
-        "The commands and the recipe of every row are in `cells/`.",
+        *(f"Measured on {name}." for name in dict.fromkeys(c.machine for c in cells) if name),
         "",
     ]
     return "\n".join(lines)

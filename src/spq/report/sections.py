@@ -8,12 +8,17 @@ from typing import Any
 import yaml
 
 from spq.evaluation import Evaluation
+from spq.evaluation.speed import Comparison
 from spq.manifest import Manifest
 from spq.report import charts
 from spq.report.comparison import figures
 from spq.report.layers import Layer, layers
 from spq.report.page import Chart, Sample, Section, Table
+from spq.report.speed import RATES, measure_name, notes
+from spq.report.speed import rows as speed_rows
 from spq.report.units import megabytes, ratio
+
+MODULE_COLUMNS = ("module", "format", "out × in", "rank", "bits", "bytes")
 
 
 def sizes(manifest: Manifest) -> Section:
@@ -27,7 +32,9 @@ def sizes(manifest: Manifest) -> Section:
     }
     rows = [(name, megabytes(size), ratio(size, found.source)) for name, size in shown.items()]
     rows.append(("source in float32 (SPQ paper's baseline)", megabytes(found.fp32), ""))
-    drawn = charts.bars({k: v / 1e6 for k, v in shown.items()}, "MB", "Size before and after")
+    drawn = charts.bars(
+        {"MB": {k: v / 1e6 for k, v in shown.items()}}, "MB", "Size before and after"
+    )
     return Section(
         "Size",
         charts=[Chart(drawn, "Bytes of all weights, MB = 10⁶ bytes.")],
@@ -35,9 +42,37 @@ def sizes(manifest: Manifest) -> Section:
     )
 
 
-def what_was_done(directory: Path, manifest: Manifest) -> Section:
-    """Stages, and what every layer became."""
-    rows = layers(directory)
+def speed(found: Comparison) -> Section:
+    """Before and after: every figure of a `spq bench`, and ratios to its first model as a chart."""
+    header, rates, costs = speed_rows(found)
+    section = Section(
+        "Speed", texts=[f"Cells: {RATES}.", *notes(found)], tables=[Table(header, rates + costs)]
+    )
+    series = {
+        name: {measure_name(r.measure): r.ratio for r in model.rates if r.ratio is not None}
+        for name, model in zip(header[2:], found.models[1:], strict=True)
+    }
+    if any(series.values()):
+        drawn = charts.bars(series, f"times {header[1]}", "Speed against the first model")
+        section.charts.append(Chart(drawn, f"Tokens per second, as a multiple of {header[1]}."))
+    return section
+
+
+def what_was_done(
+    directory: Path, manifest: Manifest, measured: Mapping[str, float] | None = None
+) -> Section:
+    """Stages, and what every layer became.
+
+    Args:
+        directory: of the checkpoint.
+        manifest: of the checkpoint.
+        measured: what each module costs by itself in the dense model, where that is known.
+    """
+    losses = measured or {}
+    rows = [
+        row.model_copy(update={"measured_loss": losses.get(row.module)})
+        for row in layers(directory)
+    ]
     stages = [
         (
             record.plan.stage,
@@ -53,7 +88,7 @@ def what_was_done(directory: Path, manifest: Manifest) -> Section:
     section.charts = _layer_charts(rows, _before(manifest))
     section.tables.append(
         Table(
-            ("module", "format", "out × in", "rank", "bits", "bytes", "predicted loss"),
+            (*MODULE_COLUMNS, "predicted loss", "measured loss"),
             [_layer_row(row) for row in rows],
             folded=f"All {len(rows)} modules",
         )
@@ -80,7 +115,6 @@ def _place(module: str) -> tuple[int, str] | None:
 
 def _layer_charts(rows: Sequence[Layer], before: Mapping[str, int]) -> list[Chart]:
     held: dict[tuple[int, str], int] = {}
-    loss: dict[int, float] = {}
     full: dict[tuple[int, str], int] = {}
     for row in rows:
         place = _place(row.module)
@@ -89,8 +123,6 @@ def _layer_charts(rows: Sequence[Layer], before: Mapping[str, int]) -> list[Char
         held[place] = held.get(place, 0) + row.bytes
         dense = re.sub(r"\.(left|right)$", "", row.module)
         full[place] = before.get(dense, full.get(place, 0) + row.bytes)
-        if row.predicted_loss is not None:
-            loss[place[0]] = loss.get(place[0], 0.0) + row.predicted_loss
     if not held:
         return []
     count = max(layer for layer, _ in held) + 1
@@ -105,22 +137,35 @@ def _layer_charts(rows: Sequence[Layer], before: Mapping[str, int]) -> list[Char
         Chart(drawn, "Share of the source's bytes that each weight keeps: width, rank and bits.")
     ]
     total = [sum(held.get((i, k), 0) for k in kinds) / 1e6 for i in range(count)]
-    found.append(
-        Chart(charts.columns(total, "MB", "Bytes of every layer"), "Bytes of each decoder layer.")
-    )
-    if loss:
-        prices = [loss.get(i, 0.0) for i in range(count)]
-        text = "Predicted loss of every layer"
-        caption = "Loss that was predicted for each decoder layer, nats per token."
-        found.append(Chart(charts.columns(prices, "nats per token", text), caption))
-    return found
+    drawn = charts.columns({"MB": total}, "MB", "Bytes of every layer")
+    found.append(Chart(drawn, "Bytes of each decoder layer."))
+    return found + _loss_chart(rows, count)
+
+
+def _loss_chart(rows: Sequence[Layer], count: int) -> list[Chart]:
+    """Predicted and measured loss side by side, as far as each is known."""
+    series: dict[str, list[float]] = {}
+    for row in rows:
+        place = _place(row.module)
+        for name, loss in (("predicted", row.predicted_loss), ("measured", row.measured_loss)):
+            if place is not None and loss is not None:
+                series.setdefault(name, [0.0] * count)[place[0]] += loss
+    if not series:
+        return []
+    about = {
+        "predicted": "predicted when it was compressed",
+        "measured": "measured with one module at a time in the dense model, as the KL divergence",
+    }
+    caption = f"Loss of each decoder layer: {'; '.join(about[name] for name in series)}."
+    text = f"{' and '.join(series).capitalize()} loss of every layer"
+    return [Chart(charts.columns(series, "nats per token", text), caption)]
 
 
 def _layer_row(row: Layer) -> Sequence[str]:
     shape = " × ".join(map(str, row.shape))
     rank = "-" if row.rank is None else str(row.rank)
-    loss = "-" if row.predicted_loss is None else f"{row.predicted_loss:.5f}"
-    return row.module, row.format, shape, rank, f"{row.bits:g}", f"{row.bytes:,}", loss
+    losses = ("-" if x is None else f"{x:.5f}" for x in (row.predicted_loss, row.measured_loss))
+    return row.module, row.format, shape, rank, f"{row.bits:g}", f"{row.bytes:,}", *losses
 
 
 def quality(manifest: Manifest, results: Sequence[Evaluation]) -> Section:

@@ -50,7 +50,7 @@ class Inputs:
     """What `apply` may read besides the plan.
 
     Attributes:
-        statistics: the same as `plan` saw.
+        statistics: the same as `plan` saw, with the windows of calibration text if there are any.
         ids: calibration text as tokens, int64 [tokens]; None for stages that do not train.
         seed: for whatever a stage draws.
         dense: the model as it was before the first stage; None for stages that do not compare.
@@ -85,6 +85,10 @@ class Stage(BaseModel, ABC):
     def sensitive(self, view: ModelView) -> set[str]:
         """Weights whose gradient-weighted moments `plan` reads; none unless overridden."""
         return set()
+
+    def walks(self) -> bool:
+        """Whether `apply` runs calibration windows through the model; not unless overridden."""
+        return False
 
     @abstractmethod
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:

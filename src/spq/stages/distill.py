@@ -13,6 +13,7 @@ from spq.calibration import Statistics, draw_windows
 from spq.errors import SpqError
 from spq.numerics.integer import LARGEST_SCALE, round_scale
 from spq.progress import track
+from spq.recomputation import bounded_activations
 from spq.stages.base import NO_INPUTS, Inputs, Plan, Stage
 from spq.view import ModelView
 
@@ -75,7 +76,8 @@ class Distill(Stage):
         if inputs.ids is None or (self.compares and dense is None):
             raise SpqError("distillation needs calibration text and the dense model")
         training, held_out = self._windows(view, inputs)
-        with _Training(view, self.parameters, self.learning_rate) as trained:
+        bounded = bounded_activations(view, self.context)
+        with bounded, _Training(view, self.parameters, self.learning_rate) as trained:
             best = before = _mean_loss(view.model, dense, held_out)
             if self.compares and before < self.worthwhile:
                 logger.info("distill: held-out KL is %.5f already; nothing was trained", before)

@@ -4,22 +4,22 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from spq.calibration import Observation, Statistics
+from spq.calibration import Statistics
 from spq.modules.low_rank_linear import LowRankLinear
 from spq.modules.ops import module_bytes
-from spq.numerics.low_rank import truncate
-from spq.numerics.whitening import whitened_truncate
+from spq.numerics.low_rank import truncate, weighted_basis, weighted_truncate
 from spq.progress import track
 from spq.stages.base import NO_INPUTS, Change, Inputs, Plan, Stage
 from spq.view import ModelView, Named
+from spq.walk import replace_layer_by_layer
 
 
 class Factorize(Stage):
     """Replace every linear layer by two thin ones that hold the same share of its weights.
 
-    Activations are those of the model before this stage, in every layer.
+    Where they are whitened, by what enters each decoder layer behind those factorised before it.
     """
 
     key: ClassVar[str] = "factorize"
@@ -34,9 +34,9 @@ class Factorize(Stage):
         ("attention", "mlp"), min_length=1, description="which linear layers"
     )
 
-    def needs(self, view: ModelView) -> set[Observation]:
-        """Outer products of what enters each layer, if they are whitened."""
-        return {_observation(named) for named in self._dense(view)} if self.whiten else set()
+    def walks(self) -> bool:
+        """Layer by layer, if they are whitened."""
+        return self.whiten
 
     def _dense(self, view: ModelView) -> list[Named]:
         return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]
@@ -62,23 +62,27 @@ class Factorize(Stage):
     @torch.no_grad()
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Factorise one layer at a time."""
-        by_name = {named.name: named for named in self._dense(view)}
-        for change in track(plan.changes, "factorize"):
-            named = by_name[change.module]
-            weight, rank = named.module.weight, change.details["rank"]
-            if self.whiten:
-                metric = inputs.statistics.outers[_observation(named)].mean
-                left, right = whitened_truncate(weight, metric.to(weight.device), rank)
-            else:
-                left, right = truncate(weight, rank)
-            factors = LowRankLinear.from_factors(
-                left.to(weight.dtype), right.to(weight.dtype), named.module.bias
-            )
-            view.replace(named.name, factors)
+        ranks = {change.module: change.details["rank"] for change in plan.changes}
+
+        def whitened(named: Named, metric: Tensor) -> LowRankLinear:
+            weight, outputs = named.module.weight, torch.ones(named.module.out_features)
+            outputs = outputs.to(weight.device)
+            _, basis = weighted_basis(weight, metric, outputs)
+            return _pair(named, weighted_truncate(weight, basis, outputs, ranks[named.name]))
+
+        if self.whiten:
+            windows = inputs.statistics.windows
+            replace_layer_by_layer(view, windows, ranks, whitened, self.key)
+            return
+        for named in track(self._dense(view), self.key):
+            if named.name in ranks:
+                factors = truncate(named.module.weight, ranks[named.name])
+                view.replace(named.name, _pair(named, factors))
 
 
-def _observation(named: Named) -> Observation:
-    return Observation(named.name, "input", "outer")
+def _pair(named: Named, factors: tuple[Tensor, Tensor]) -> LowRankLinear:
+    left, right = (factor.to(named.module.weight.dtype) for factor in factors)
+    return LowRankLinear.from_factors(left, right, named.module.bias)
 
 
 STAGE = Factorize

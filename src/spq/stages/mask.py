@@ -6,13 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spq.calibration import Observation, Statistics
+from spq.calibration import Statistics
 from spq.errors import SpqError
 from spq.modules.ops import linear_from, module_bytes
 from spq.numerics import sparse
-from spq.progress import track
 from spq.stages.base import NO_INPUTS, Change, Inputs, Plan, Stage
 from spq.view import ModelView, Named
+from spq.walk import replace_layer_by_layer
 
 GROUPS = {"unstructured": None, "2:4": (2, 4)}
 
@@ -21,8 +21,8 @@ class Mask(Stage):
     """Zero single weights. The file does not shrink: weights are stored with their zeros.
 
     What a packed form would take is in the plan as `packed_bytes`: the values that are not zero,
-    with a bit for every place, or two for every value of 2:4. Activations are those of the model
-    before this stage, in every layer.
+    with a bit for every place, or two for every value of 2:4. Each decoder layer is pruned by what
+    enters it behind those pruned before it.
     """
 
     key: ClassVar[str] = "mask"
@@ -41,9 +41,9 @@ class Mask(Stage):
         0.01, ge=0, description="of `sparsegpt`, as a share of the median second moment"
     )
 
-    def needs(self, view: ModelView) -> set[Observation]:
-        """Outer products of what enters each layer."""
-        return {_observation(named) for named in self._dense(view)}
+    def walks(self) -> bool:
+        """Layer by layer."""
+        return True
 
     def _dense(self, view: ModelView) -> list[Named]:
         return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]
@@ -73,24 +73,17 @@ class Mask(Stage):
 
     @torch.no_grad()
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
-        """Prune one weight at a time."""
-        by_name = {named.name: named for named in self._dense(view)}
-        for change in track(plan.changes, "mask"):
-            named = by_name[change.module]
-            weight = named.module.weight
-            metric = inputs.statistics.outers[_observation(named)].mean
-            pruned = self._prune(weight, metric.to(weight.device)).to(weight.dtype)
-            view.replace(named.name, linear_from(pruned, named.module.bias))
+        """Prune one decoder layer at a time."""
+        names = {change.module for change in plan.changes}
+        replace_layer_by_layer(view, inputs.statistics.windows, names, self._pruned, self.key)
 
-    def _prune(self, weight: Tensor, metric: Tensor) -> Tensor:
-        group = GROUPS[self.pattern]
+    def _pruned(self, named: Named, metric: Tensor) -> nn.Linear:
+        weight, group = named.module.weight, GROUPS[self.pattern]
         if self.method == "wanda":
-            return sparse.wanda(weight, metric, self.sparsity, group)
-        return sparse.sparsegpt(weight, metric, self.sparsity, group, self.damping)
-
-
-def _observation(named: Named) -> Observation:
-    return Observation(named.name, "input", "outer")
+            pruned = sparse.wanda(weight, metric, self.sparsity, group)
+        else:
+            pruned = sparse.sparsegpt(weight, metric, self.sparsity, group, self.damping)
+        return linear_from(pruned.to(weight.dtype), named.module.bias)
 
 
 STAGE = Mask

@@ -14,6 +14,7 @@ from spq.calibration import Statistics, draw_windows
 from spq.errors import SpqError
 from spq.modules.lora import LoraLinear
 from spq.progress import track
+from spq.recomputation import bounded_activations
 from spq.stages.base import NO_INPUTS, Inputs, Plan, Stage
 from spq.view import ModelView
 
@@ -53,7 +54,8 @@ class Recover(Stage):
             raise SpqError("recovery trains on text, but no calibration text was given")
         count = self.steps * self.batch_size
         sequences = draw_windows(view.model, inputs.ids, self.context, count, inputs.seed)
-        with _trainable(view, self.rank, self.alpha, inputs.seed) as adapters:
+        bounded = bounded_activations(view, self.batch_size * self.context)
+        with bounded, _trainable(view, self.rank, self.alpha, inputs.seed) as adapters:
             first, last = self._train(view, adapters, sequences)
         logger.info("recovery: loss %.3f over the first tenth, %.3f over the last", first, last)
 

@@ -60,7 +60,7 @@ def test_tiny_models_are_compared(source):
     for rate in (first.rates[0], *first.rates[2:]):
         assert len(rate.rate.samples) == 3 and rate.ratio == 1.0 and rate.share > 0
     assert second.rates[0].ratio != 1.0
-    assert len(first.load_seconds.samples) == 1
+    assert len(first.load_seconds.samples) == 2
     assert Comparison.model_validate_json(found.model_dump_json()) == found
 
 
@@ -80,7 +80,7 @@ def test_rounds_are_interleaved_and_start_with_another_model(fakes):
     timed = [(name, m.kind) for name, m in fakes.asked if m is not None]
     orders = ["abc", "bca", "cab"]
     assert timed == [(n, kind) for o in orders for kind in ("prefill", "decode") for n in o]
-    assert [name for name, measure in fakes.asked if measure is None] == list("abcabcabc")
+    assert [name for name, measure in fakes.asked if measure is None] == list("abcabc")
 
 
 def test_one_at_a_time_loads_each_model_in_every_round(fakes):
@@ -90,6 +90,37 @@ def test_one_at_a_time_loads_each_model_in_every_round(fakes):
         (n, kind) for n in "abba" for kind in (None, "prefill", "decode")
     ]
     assert len(found.models[0].load_seconds.samples) == 2
+
+
+def test_a_measure_ends_for_all_models_once_all_are_settled(fakes, monkeypatch):
+    noise = iter([1.0, 3.0, 1.0, 3.0, 2.0, 2.0, 2.0] * 4)
+    steady = fakes.seconds
+    decode = lambda self, m: next(noise) if self.request.name == "b" else steady(self, m)  # noqa: E731
+    noisy = lambda self, m: decode(self, m) if m.kind == "decode" else steady(self, m)  # noqa: E731
+    monkeypatch.setattr(fakes, "seconds", noisy)
+    plan = Plan(("a", "b"), batches=(2,), prefills=(8,), prompt=4, rounds=7)
+    prefill, decode = compare(plan).models[0].rates
+    assert len(prefill.rate.samples) == 3  # the same every time
+    assert len(decode.rate.samples) == 7
+
+
+def test_a_measure_that_takes_its_time_runs_twice(fakes):
+    plan = Plan(("a", "b"), batches=(2,), prefills=(8,), prompt=4, rounds=7, seconds=1e-9)
+    for model in compare(plan).models:
+        assert [len(rate.rate.samples) for rate in model.rates] == [2, 2]
+
+
+def test_it_says_how_long_it_may_take(fakes):
+    said = []
+    plan = Plan(("a", "b"), batches=(2,), prefills=(8,), prompt=4, rounds=7)
+    compare(plan, said.append)
+    first, second = said
+    # Two models, each loaded twice in 10 s, and two measures of 6 s.
+    assert first.startswith("2 models, 2 measures each: about 1.1 minutes")
+    assert "at most 0.0 minutes to go" in second
+    said.clear()
+    compare(Plan(("a",), rounds=1), said.append)
+    assert len(said) == 1 and said[0].startswith("1 model, 7 measures each")
 
 
 def test_what_a_model_cannot_do_is_asked_once(fakes):
@@ -132,6 +163,7 @@ def test_threads_are_put_back(fakes, monkeypatch):
         ({"rounds": 0}, "rounds must"),
         ({"loads": 0}, "loads must"),
         ({"threads": 0}, "threads must"),
+        ({"seconds": 0.0}, "seconds must be above 0"),
     ],
 )
 def test_a_plan_that_measures_nothing_is_refused(fields, message):

@@ -1,7 +1,8 @@
 """How fast a model runs and what loading it costs: each model in a process of its own.
 
-`compare` carries out a `plan`. `session` is what runs in a model's process, `timing` the
-measurements themselves, `limits` what the machine can do at best; `samples` become `results`.
+`compare` carries out a `plan`, as long as its `schedule` says. `session` is what runs in a model's
+process, `timing` the measurements themselves, `limits` what the machine can do at best; `samples`
+become `results`.
 """
 
 from spq.evaluation.speed.comparison import compare

@@ -1,37 +1,51 @@
 """Several models measured in turn, so that whatever else the machine does meets them all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import psutil
 import torch
 
 from spq.errors import SpqError
+from spq.evaluation.speed import schedule
 from spq.evaluation.speed.plan import Plan
 from spq.evaluation.speed.results import Comparison
 from spq.evaluation.speed.samples import Samples, report
 from spq.evaluation.speed.session import Session
+from spq.evaluation.speed.timing import Measure
 from spq.progress import track
 
+Tell = Callable[[str], None]
 
-def compare(plan: Plan) -> Comparison:
+
+def _silent(_: str) -> None:
+    """Tell nobody."""
+
+
+def compare(plan: Plan, tell: Tell = _silent) -> Comparison:
     """Measure every model of a plan, in interleaved rounds.
 
     Each model lives in a process of its own. In a round every measure is taken of one model after
-    the other before the next measure's turn, and every round starts with another model.
+    the other before the next measure's turn, and every round starts with another model. A measure
+    drops out once its medians are settled or its time is used up, for all models at once.
+
+    Args:
+        plan: what to measure.
+        tell: is told how long it may take, at the start and after the first round.
 
     Raises:
         SpqError: a model cannot be loaded, its process dies, or the models do not fit in memory
             together. A measure that a model cannot do is a `reason` in its place.
     """
     samples = Samples()
+    tell(schedule.before(plan))
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     try:
         if plan.one_at_a_time:
-            _measure_one_at_a_time(plan, samples)
+            _measure_one_at_a_time(plan, samples, tell)
         else:
-            _measure_together(plan, samples)
+            _measure_together(plan, samples, tell)
     finally:
         torch.set_num_threads(threads)
     return report(plan, samples)
@@ -44,33 +58,41 @@ def _load_all(plan: Plan, samples: Samples) -> None:
             samples.loads[index].append(session.loaded)
 
 
-def _measure_together(plan: Plan, samples: Samples) -> None:
+def _measure_together(plan: Plan, samples: Samples, tell: Tell) -> None:
     _load_all(plan, samples)
     _check_memory(samples)
     with ExitStack() as stack:
-        sessions = [stack.enter_context(Session(request)) for request in plan.requests]
-        for order in _rounds(plan):
-            for measure in plan.measures:
+        sessions = []
+        for index, request in enumerate(plan.requests):
+            sessions.append(stack.enter_context(Session(request)))
+            samples.loads[index].append(sessions[index].loaded)
+        for order, measures in _rounds(plan, samples, tell):
+            for measure in measures:
                 for index in order:
                     samples.take(sessions[index], index, measure)
             samples.take_limits(plan)
 
 
-def _measure_one_at_a_time(plan: Plan, samples: Samples) -> None:
-    for order in _rounds(plan):
+def _measure_one_at_a_time(plan: Plan, samples: Samples, tell: Tell) -> None:
+    for order, measures in _rounds(plan, samples, tell):
         for index in order:
             with Session(plan.requests[index]) as session:
                 samples.loads[index].append(session.loaded)
-                for measure in plan.measures:
+                for measure in measures:
                     samples.take(session, index, measure)
         samples.take_limits(plan)
 
 
-def _rounds(plan: Plan) -> Iterator[list[int]]:
-    """The order of the models in each round: every round starts with the next one."""
+def _rounds(plan: Plan, samples: Samples, tell: Tell) -> Iterator[tuple[list[int], list[Measure]]]:
+    """The order of the models in each round, each starting with the next one, and what is left."""
     count = len(plan.requests)
     for first in track(range(plan.rounds), "measuring", plan.rounds):
-        yield [(first + place) % count for place in range(count)]
+        measures = schedule.pending(plan, samples)
+        if not measures:
+            return
+        if first == 1:
+            tell(schedule.after_first(plan, samples))
+        yield [(first + place) % count for place in range(count)], measures
 
 
 def _check_memory(samples: Samples) -> None:

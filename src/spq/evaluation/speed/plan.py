@@ -21,8 +21,9 @@ class Plan:
         prefills: lengths of prompts, in tokens.
         prompt: tokens that decoding finds in the cache.
         decode_tokens: tokens that are timed at each batch size.
-        rounds: repetitions of each measure.
-        loads: times that each model is loaded in a fresh process before anything is timed.
+        rounds: most repetitions of each measure.
+        seconds: time for each measure and model, after which it is not repeated again.
+        loads: times that each model is loaded in a fresh process and dropped; then they stay.
         threads: of torch.
         dtype: as for `load_model`.
         device: None for the processor.
@@ -35,9 +36,10 @@ class Plan:
     batches: tuple[int, ...] = (1, 4, 16)
     prefills: tuple[int, ...] = (128, 512, 2048)
     prompt: int = 128
-    decode_tokens: int = 64
-    rounds: int = 5
-    loads: int = 2
+    decode_tokens: int = 32
+    rounds: int = 7
+    seconds: float = 6.0
+    loads: int = 1
     threads: int = field(default_factory=torch.get_num_threads)
     dtype: str = "auto"
     device: str | None = None
@@ -47,7 +49,7 @@ class Plan:
         """Refuse a plan that measures nothing.
 
         Raises:
-            SpqError: no model, or a count below 1.
+            SpqError: no model, a count below 1, or no time.
         """
         if not self.models:
             raise SpqError("there is no model to measure; name at least one")
@@ -64,6 +66,8 @@ class Plan:
             for value in values:
                 if value < 1:
                     raise SpqError(f"{name} must be at least 1, got {value}")
+        if not self.seconds > 0:
+            raise SpqError(f"seconds must be above 0, got {self.seconds:g}")
 
     @property
     def requests(self) -> list[Request]:

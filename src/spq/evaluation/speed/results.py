@@ -98,7 +98,7 @@ class Comparison(_Record):
         device: that the models ran on.
         threads: of torch.
         versions: of Python and the packages.
-        rounds: repetitions of each measure.
+        rounds: most repetitions of a measure; its samples say how many there were.
         one_at_a_time: whether each round loaded the models anew, one after the other.
         read_bandwidth: bytes per second, the best of the run.
         gemm_rates: floating-point operations per second by dtype, the best of the run.

@@ -2,14 +2,15 @@
 
 import platform
 import statistics
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from spq.errors import SpqError
+from spq.evaluation.machine import processor
 from spq.evaluation.speed.limits import gemm_rate, read_bandwidth
 from spq.evaluation.speed.plan import Plan
 from spq.evaluation.speed.results import Comparison, ModelSpeed, Rate, Spread
@@ -19,12 +20,22 @@ from spq.evaluation.speed.timing import Measure
 
 @dataclass
 class Samples:
-    """What has been measured so far, by the position of the request."""
+    """What has been measured so far, by the position of the request.
+
+    Attributes:
+        loads: what loading cost.
+        seconds: of each run of a measure.
+        spent: wall time on a measure, of all models, warming up and prompts included.
+        reasons: why a model cannot do a measure.
+        bandwidths: bytes per second that the machine read.
+        gemms: operations per second of large products, by dtype.
+    """
 
     loads: defaultdict[int, list[Loaded]] = field(default_factory=lambda: defaultdict(list))
     seconds: defaultdict[tuple[int, Measure], list[float]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    spent: defaultdict[Measure, float] = field(default_factory=lambda: defaultdict(float))
     reasons: dict[tuple[int, Measure], str] = field(default_factory=dict)
     bandwidths: list[float] = field(default_factory=list)
     gemms: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -33,10 +44,12 @@ class Samples:
         """Time a measure once; what a model cannot do is asked once only."""
         if (index, measure) in self.reasons:
             return
+        started = time.perf_counter()
         try:
             self.seconds[index, measure].append(session.seconds(measure))
         except SpqError as error:
             self.reasons[index, measure] = str(error)
+        self.spent[measure] += time.perf_counter() - started
 
     def take_limits(self, plan: Plan) -> None:
         """Measure the machine as it is now, beside the models."""
@@ -52,7 +65,7 @@ def report(plan: Plan, samples: Samples) -> Comparison:
     gemms = {dtype: max(rates) for dtype, rates in samples.gemms.items()}
     packages = ("torch", "transformers", "spq-llm")
     return Comparison(
-        cpu=_processor(),
+        cpu=processor(),
         device=plan.device or "cpu",
         threads=plan.threads,
         versions={"python": platform.python_version()} | {name: version(name) for name in packages},
@@ -106,10 +119,3 @@ def _rate(samples: Samples, index: int, measure: Measure, bandwidth: float, gemm
         pairs = zip(samples.seconds[0, measure], seconds, strict=True)
         ratio = statistics.median(first / own for first, own in pairs)
     return Rate(measure=measure, rate=rate, ratio=ratio, share=share)
-
-
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

@@ -3,7 +3,7 @@
 import gc
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +26,7 @@ Process: Any = get_context("spawn").Process
 Pipe = get_context("spawn").Pipe
 FIRST = Measure("generate", batch=1, prompt=8, tokens=1)
 GOODBYE_SECONDS = 10
+WARM_UP_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def _import_architecture(name: str) -> None:
 def serve(connection: Connection, request: Request) -> None:
     """Answer with what loading cost, then with seconds for each measure, until None arrives.
 
-    The first time that a measure is asked for it runs twice, and the first run does not count.
+    The first time that a measure is asked for it runs twice; the first run, in which few tokens are
+    written, does not count.
     Where something is wrong the answer is the `SpqError`.
     """
     transformers_logging.disable_progress_bar()
@@ -140,11 +142,17 @@ def serve(connection: Connection, request: Request) -> None:
     while (measure := connection.recv()) is not None:
         try:
             if measure not in warm:
-                timing.seconds(model, measure)
+                timing.seconds(model, _warm_up(measure))
                 warm.add(measure)
             connection.send(timing.seconds(model, measure))
         except SpqError as error:
             connection.send(error)
+
+
+def _warm_up(measure: Measure) -> Measure:
+    if measure.kind == "prefill":
+        return measure
+    return replace(measure, tokens=min(measure.tokens, WARM_UP_TOKENS))
 
 
 class Session:

@@ -1,0 +1,62 @@
+"""docs/results.md and README's headline table, from what the benchmarks stored as JSON.
+
+A section whose JSON is not there is left out; each names the machine that it was measured on.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import budgets, comparison, kernels, recipes, sparsity, speed
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+START, END = "<!-- headline -->\n", "<!-- /headline -->\n"
+
+# By stored file, in the order of the page.
+SECTIONS: dict[str, Callable[[Any], str]] = {
+    "compress.json": recipes.quality_section,
+    "sizes.json": budgets.section,
+    "sparsity.json": sparsity.section,
+    "comparison.json": comparison.section,
+    "speed.json": speed.section,
+    "kernels.json": kernels.section,
+}
+# Tables that benchmarks/peers/ writes beside its JSON.
+PEERS = {"peers_speed.md": "Speed of other engines", "peers_quality.md": "Other 4-bit methods"}
+
+
+def documents(results: Path = RESULTS, root: Path = ROOT) -> dict[Path, str]:
+    """What the files are to hold.
+
+    Args:
+        results: directory of the stored JSON.
+        root: of the repository; its README is read.
+
+    Returns:
+        text by file. README is among them only where its figures are stored.
+    """
+    stored = {file.name: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
+    sections = [write(stored[name]) for name, write in SECTIONS.items() if name in stored]
+    sections += [
+        f"## {title}\n\n{(results / name).read_text()}"
+        for name, title in PEERS.items()
+        if (results / name).is_file()
+    ]
+    if "compress.json" in stored:
+        sections.append(recipes.cost_section(stored["compress.json"]))
+    written = {root / "docs" / "results.md": "\n\n".join(map(str.strip, [HEAD, *sections])) + "\n"}
+    if "compress.json" in stored:
+        readme = root / "README.md"
+        before, rest = readme.read_text(encoding="utf-8").split(START, 1)
+        _, after = rest.split(END, 1)
+        table = recipes.headline(stored["compress.json"]["quality"])
+        written[readme] = f"{before}{START}{table}{END}{after}"
+    return written
+
+
+HEAD = """# Results
+
+Written by `make results` from the JSON in `benchmarks/results/`, which the scripts in `benchmarks/`,
+`spq compare` and `spq bench --json` measure. Each section names its machine."""

@@ -1,0 +1,7 @@
+"""Write docs/results.md and README's headline table: `make results`."""
+
+from benchmarks.tables import documents
+
+for file, text in documents().items():
+    file.write_text(text, encoding="utf-8")
+    print(f"wrote {file.name}")

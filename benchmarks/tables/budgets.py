@@ -1,0 +1,45 @@
+"""Byte budgets, from what benchmarks/sizes.py measures."""
+
+import math
+
+from benchmarks.tables.markdown import measured_on, megabytes, table
+
+
+def section(stored: dict) -> str:
+    dense = {task: math.exp(nll) for task, nll in stored["dense"].items()}
+    return f"""## Byte budgets
+
+{measured_on(stored["machine"])}
+Command: `SPQ_DATA_DIR=... python benchmarks/sizes.py` (with `--recover` for the distilled rows).
+
+`spq compress demo out --target-size ...` on SmolLM2-135M-Instruct (bfloat16, 269.1 MB). Δ is
+ln(perplexity / dense perplexity) over the first 20 windows of 1,024 tokens of WikiText-2 (raw,
+test) and of the first 100 documents of a C4 sample, reloaded in float32; dense:
+{dense["wikitext2"]:.2f} and {dense["c4"]:.2f}. Sizes are all weights on disk. "Predicted" is the
+sum of prices, on calibration text held out from what weights were fitted to. The first row of a
+calibration pays for its gradients; "load" is what ran on the machine (two busy threads are 2).
+
+{table(HEADER, [_row(row) for row in stored["rows"]])}
+"""
+
+
+HEADER = (
+    *("target", "recipe", "calibration", "distilled", "MB on disk", "int4, factorised, cut"),
+    *("predicted Δ", "Δ WikiText-2", "Δ C4", "time", "load"),
+)
+
+
+def _row(row: dict) -> list[str]:
+    return [
+        f"{row['target']:g} MB",
+        row["label"],
+        row["calibration"],
+        "yes" if row["recovered"] else "no",
+        megabytes(row["disk"]),
+        f"{row['int4']}, {row['ranks']}, {row['cuts']} of {row['weights']}",
+        f"{row['predicted']:.4f}",
+        f"{row['delta']['wikitext2']:.4f}",
+        f"{row['delta']['c4']:.4f}",
+        f"{row['seconds']:.0f} s",
+        f"{row['load']:.1f}",
+    ]

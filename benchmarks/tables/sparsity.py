@@ -1,0 +1,33 @@
+"""Group sparsity, from what benchmarks/sparsity.py measures."""
+
+import math
+
+from benchmarks.tables.markdown import measured_on, table
+
+
+def section(stored: dict) -> str:
+    dense = {task: math.exp(nll) for task, nll in stored["dense"].items()}
+    header = ("variant", "calibration", "bits per weight", "Δ WikiText-2", "Δ C4", "time")
+    return f"""## Group sparsity
+
+{measured_on(stored["machine"])}
+Command: `SPQ_DATA_DIR=... python benchmarks/sparsity.py`.
+
+SmolLM2-135M-Instruct, attention and MLP weights only; "bits" counts everything stored for them. Δ is
+ln(perplexity / dense perplexity) over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test)
+and of a C4 sample, float32; dense: {dense["wikitext2"]:.2f} and {dense["c4"]:.2f}. Peers are our own
+implementations of their papers.
+
+{table(header, [_row(row) for row in stored["rows"]])}
+"""
+
+
+def _row(row: dict) -> list[str]:
+    return [
+        row["name"],
+        row["calibration"],
+        f"{row['bits']:.2f}",
+        f"{row['wikitext2']:.4f}",
+        f"{row['c4']:.4f}",
+        f"{row['seconds']:.0f} s",
+    ]

@@ -1,0 +1,19 @@
+"""What the figures were measured on."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+
+def processor() -> str:
+    """Name of the processor, as the system gives it."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def machine() -> str:
+    """Processor, threads and version of torch, in a line."""
+    return f"{processor()}, {torch.get_num_threads()} threads; torch {torch.__version__}"

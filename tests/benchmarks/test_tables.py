@@ -1,0 +1,83 @@
+import json
+
+from benchmarks.tables import RESULTS, ROOT, documents
+from tests.cli.test_bench import FOUND
+
+from spq.comparison.cells import Cell, Comparison
+
+KERNELS = {
+    "processor": "a processor",
+    "torch": "2",
+    "kernels": "avx2",
+    "threads": 2,
+    "read_bandwidth": 38e9,
+    "results": [
+        {
+            "shape": "8x4",
+            "rows": 16,
+            "dtype": "bfloat16",
+            "way": "int8",
+            "milliseconds": 1.234,
+            "gigabytes_per_second": 30.0,
+            "ratio_to_dense": 1.5,
+        }
+    ],
+}
+MACHINE = {"cpu": "a processor", "threads": 2, "torch": "2", "python": "3"}
+SPARSITY = {
+    "machine": MACHINE,
+    "dense": {"wikitext2": 0.0, "c4": 1.0},
+    "rows": [
+        {
+            "name": "2:4",
+            "calibration": "text",
+            "bits": 2.5,
+            "wikitext2": 0.25,
+            "c4": 0.5,
+            "seconds": 9.6,
+        }
+    ],
+}
+CELL = Cell(method="gptq", target=90, status="skipped", reason="too small", seed=0, key="")
+
+
+def test_the_committed_pages_are_what_the_command_writes():
+    for file, text in documents().items():
+        assert file.read_text(encoding="utf-8") == text, f"run `make results`: {file.name}"
+
+
+def test_what_was_not_measured_is_left_out(tmp_path):
+    (page,) = documents(tmp_path, ROOT).values()
+    assert page.startswith("# Results") and "\n## " not in page
+
+
+def test_every_stored_file_has_its_section(tmp_path):
+    for file in RESULTS.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "speed.json").write_text(FOUND.model_dump_json())
+    (tmp_path / "kernels.json").write_text(json.dumps(KERNELS))
+    (tmp_path / "sparsity.json").write_text(json.dumps(SPARSITY))
+    record = Comparison(model="demo", cells=[CELL])
+    (tmp_path / "comparison.json").write_text(record.model_dump_json())
+    (tmp_path / "peers_speed.md").write_text("| engine |\n|---|\n| another |\n")
+    page = documents(tmp_path, ROOT)[ROOT / "docs" / "results.md"]
+    assert "| prefill 2048 | 100.0 (99.5-100.5) 1.00x 50 % | the context is too short |" in page
+    assert "a processor, 2 threads; median of 1-3 rounds" in page
+    assert "| 8x4 | 16 bfloat16 | int8 | 1.23 | 30.0 | 1.50× |" in page
+    assert "| 2:4 | text | 2.50 | 0.2500 | 0.5000 | 10 s |" in page
+    assert "`spq compare demo`" in page and "too small |" in page
+    assert "## Speed of other engines\n\n| engine |" in page
+    assert page.index("## Recipes") < page.index("## Speed") < page.index("## Time and memory")
+
+
+def test_the_headline_stands_between_its_marks(tmp_path):
+    stored = json.loads((RESULTS / "compress.json").read_text())
+    stored["quality"]["dense"]["scores"]["wikitext2"]["perplexity"] = 123.456
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "compress.json").write_text(json.dumps(stored))
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- headline -->\nold\n<!-- /headline -->\nafter\n")
+    text = documents(tmp_path / "results", tmp_path)[readme]
+    assert text.startswith("before\n<!-- headline -->\n") and "old" not in text
+    assert "| dense | 269.1 | 123.46 ± 2.11 |" in text
+    assert text.endswith("\n<!-- /headline -->\nafter\n")
