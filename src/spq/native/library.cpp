@@ -54,6 +54,10 @@ const Set* chosen = fastest();
 constexpr int64_t BATCH = 16;
 constexpr int64_t ROWS = 32;
 
+// Numbers in a line of the cache. Sparse products read their inputs in pieces, of which none should
+// lie in two lines.
+constexpr int64_t LINE = 16;
+
 // Room that a thread keeps from call to call.
 thread_local std::vector<float> input_room, sparse_room;
 thread_local std::vector<uint16_t> pairs_room;
@@ -85,7 +89,8 @@ void multiply_sparse(const Matrix& matrix, const float* input, int32_t input_typ
                      void* y, int32_t type, int32_t threads, Schedule schedule) {
   const int64_t columns = matrix.columns, rows = matrix.rows, tasks = sparse_tasks(matrix);
   const int64_t batch = std::min(count, SPARSE_BATCH);
-  float* x = grown(sparse_room, batch * (columns + rows + tasks));
+  float* room = grown(sparse_room, batch * (columns + rows + tasks) + LINE);
+  float* x = (float*)(((uintptr_t)room + 4 * LINE - 1) / (4 * LINE) * (4 * LINE));
   float *sums = x + batch * columns, *carried = sums + batch * rows;
   const int32_t form = sparse_input(matrix, input_type);
   for (int64_t m = 0; m < count; m += batch) {
