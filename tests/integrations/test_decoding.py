@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.helpers import tiny_model, tiny_tokenizer
 from tests.integrations.compressed_models import compressed, to_int8
+from tests.integrations.test_group_sparse_checkpoint import to_group_sparse
 from tests.integrations.test_int4_checkpoint import quantize_all
 from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -101,6 +102,29 @@ def test_the_same_tokens_with_layers_of_four_bits(model_type, group_size, steps)
     assert native.library() is None or len(steps) == 63
 
 
+def sparse(model, zero):
+    """Stored groups everywhere in the layers but for two of 4-bit codes and a dense one."""
+    dense = model.model.layers[0].mlp.up_proj
+    originals = copy.deepcopy(model.model.layers)
+    quantize_all(model, 16)
+    for kept, layer in zip(originals, model.model.layers, strict=True):
+        for name in ("q_proj", "v_proj", "o_proj"):
+            module = kept.self_attn.get_submodule(name)
+            layer.self_attn.set_submodule(name, to_group_sparse(module, zero=zero))
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            layer.mlp.set_submodule(name, to_group_sparse(kept.mlp.get_submodule(name), zero=zero))
+    model.model.layers[0].mlp.up_proj = dense
+    return model
+
+
+@pytest.mark.parametrize("zero", [True, False])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_same_tokens_with_group_sparse_layers(model_type, zero, steps):
+    model = sparse(tiny_model(model_type), zero)
+    assert torch.equal(generate(fast(model)), generate(model))
+    assert native.library() is None or len(steps) == 63
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_same_tokens_where_layers_differ_in_heads_and_neurons(model_type, steps, text_file):
     pruning = {"minimum": 0.25, "maximum": 0.5, "multiple_of": 8, "modules": ["mlp", "attention"]}
@@ -119,13 +143,17 @@ def test_the_same_tokens_where_layers_differ_in_heads_and_neurons(model_type, st
 
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("four_bits", [True, False], ids=["mixed", "dense"])
+@pytest.mark.parametrize("kind", ["mixed", "sparse", "dense"])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_logits_in_half_precision_are_as_close_to_float32_as_those_of_transformers(
-    model_type, four_bits, dtype, steps
+    model_type, kind, dtype, steps
 ):
     model = tiny_model(model_type)
-    plain = (mixed(model, 32) if four_bits else model).to(dtype)
+    if kind == "mixed":
+        model = mixed(model, 32)
+    elif kind == "sparse":
+        model = sparse(model, True)
+    plain = model.to(dtype)
     exact = copy.deepcopy(plain).float()
     token = torch.tensor([[77]])
     logits = {}
@@ -316,8 +344,9 @@ def test_the_room_of_the_cache_grows(steps, monkeypatch):
 
 
 @needs_library
-def test_threads_change_nothing(steps):
-    model = fast(compressed("paper", True))
+@pytest.mark.parametrize("kind", ["paper", "sparse"])
+def test_threads_change_nothing(kind, steps):
+    model = fast(compressed(kind, True) if kind == "paper" else sparse(tiny_model(), False))
     one = generate(model, new=4)
     torch.set_num_threads(2)
     try:

@@ -6,12 +6,13 @@ from torch._subclasses import FakeTensorMode
 
 from spq import native
 from spq.kernels import dispatch
+from spq.kernels.group_sparse_linear import group_sparse_linear
 from spq.kernels.int4_linear import int4_linear
 from spq.kernels.int8_linear import int8_linear
 from spq.modules.low_rank_linear import LowRankLinear
 from spq.modules.ops import linear_from
 from spq.modules.quantized_linear import QuantizedLinear
-from spq.numerics import integer
+from spq.numerics import group_sparse, integer
 
 OUT, IN = 48, 64
 needs_library = pytest.mark.skipif(native.library() is None, reason="no native library")
@@ -44,6 +45,34 @@ def taken(monkeypatch):
 
 def x(*shape: int, dtype=torch.float32):
     return torch.randn(*shape, IN, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.fixture
+def sparse():
+    """A weight of which half of the groups are stored."""
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(OUT, IN // 16, generator=generator) < 0.5
+    codes = torch.randint(-8, 8, (OUT, IN), generator=generator, dtype=torch.int8)
+    scale = torch.rand(keep.shape, generator=generator) + 0.1
+    return group_sparse.pack(codes, scale, None, keep, 4)
+
+
+@needs_library
+def test_group_sparse_weights_go_the_same_ways(sparse, taken):
+    dense = group_sparse.dequantize(sparse)
+    for count in (dispatch.FEW_ROWS, dispatch.FEW_ROWS + 1):
+        y = group_sparse_linear(x(count), sparse, torch.ones(OUT))
+        torch.testing.assert_close(y, x(count) @ dense.T + 1, atol=1e-5, rtol=1e-5)
+    assert taken == ["linear", "dequantize"]
+    apart = sparse._replace(codes=sparse.codes.repeat(1, 2)[:, : sparse.codes.shape[1]])
+    y = group_sparse_linear(x(2), apart, None)
+    torch.testing.assert_close(y, x(2) @ dense.T, atol=1e-5, rtol=1e-5)
+    y = group_sparse_linear(x(2).double(), sparse, None)
+    torch.testing.assert_close(y, x(2).double() @ dense.double().T)
+    assert group_sparse_linear(x(0), sparse, None).shape == (0, OUT)
+    with pytest.raises(RuntimeError):
+        group_sparse_linear(torch.zeros(2, IN - 16), sparse, None)
+    assert taken == ["linear", "dequantize"]
 
 
 @needs_library

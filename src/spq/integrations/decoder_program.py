@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 from spq import native
 from spq.families import supported
 from spq.modules.coded import CodedEmbedding
+from spq.modules.group_sparse_linear import GroupSparseLinear
 from spq.modules.low_rank_linear import LowRankLinear
 from spq.modules.ops import stored, watched
-from spq.native import decoder
+from spq.native import decoder, sparse
 from spq.view import LayerView, ModelView
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -19,6 +20,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 CHANGING_ROTARY = ("dynamic", "longrope")
 """Kinds of rotary embedding whose angles depend on the length of the text."""
+
+_FOREIGN = "a weight is not on the CPU, not contiguous, or of an unknown type"
 
 
 class Unsuitable(Exception):
@@ -38,17 +41,26 @@ class _Builder:
 
     def matrix(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> native.Matrix:
         if not native.usable(weight, scale, bias):
-            raise Unsuitable("a weight is not on the CPU, not contiguous, or of an unknown type")
+            raise Unsuitable(_FOREIGN)
         # Another view of the same memory, which stays even if the parameter is given other data.
         self.held += [part.detach() for part in (weight, scale, bias) if part is not None]
         return native.matrix_of(weight, scale, bias)
 
     def factor(self, module: nn.Module) -> native.Matrix:
         _check_plain(module)
+        if isinstance(module, GroupSparseLinear):
+            return self.sparse(module)
         parts = stored(module)
         if parts is None:
             raise Unsuitable(f"{type(module).__name__} is not a layer that the kernels know")
         return self.matrix(*parts)
+
+    def sparse(self, module: GroupSparseLinear) -> native.Matrix:
+        weight, bias = module.stored_weight, module.bias
+        if not sparse.usable(weight, bias):
+            raise Unsuitable(_FOREIGN)
+        self.held += [p.detach() for p in (*weight, bias) if isinstance(p, Tensor)]
+        return sparse.matrix_of(weight, bias)
 
     def linear(self, module: nn.Module) -> decoder.Linear:
         if isinstance(module, LowRankLinear):

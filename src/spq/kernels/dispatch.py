@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from spq import native
+from spq.native import sparse
+from spq.numerics.group_sparse import GroupSparse
 
 FEW_ROWS = 16
 """Up to here the kernels for few rows are the faster ones."""
@@ -68,14 +70,30 @@ def native_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None)
     Returns:
         [..., out] in the dtype of x, not differentiable.
     """
+    if not native.usable(codes, scale, bias):
+        return None
+    return _product(x, native.matrix_of(codes, scale, bias), bias)
+
+
+def native_sparse_product(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor | None:
+    """As `native_product`, for a weight of which only some groups are stored.
+
+    Args:
+        x: [..., in], in any layout.
+        weight: [out, in] in stored form.
+        bias: [out] or None.
+    """
+    if not sparse.usable(weight, bias):
+        return None
+    return _product(x, sparse.matrix_of(weight, bias), bias)
+
+
+def _product(x: Tensor, matrix: native.Matrix, bias: Tensor | None) -> Tensor | None:
     library = native.library()
     if library is None or x.dtype not in native.FLOATS or not x.numel():
         return None
     x = x.contiguous()
-    if not (native.addressable(x) and native.usable(codes, scale, bias)):
-        return None
-    matrix = native.matrix_of(codes, scale, bias)
-    if matrix.rows == 0 or x.shape[-1] != matrix.columns:
+    if not native.addressable(x) or matrix.rows == 0 or x.shape[-1] != matrix.columns:
         return None
     if x.numel() <= FEW_ROWS * matrix.columns:
         return native.linear(library, x, matrix)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-INTERFACE = 1
+INTERFACE = 2
 """What `spq_interface` of the library must return: see library.cpp."""
 
 INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "portable")
@@ -32,6 +32,7 @@ FORMATS = {
     torch.uint8: _INT4,
 }
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_ELEMENTS = (*FORMATS, torch.int32)
 
 
 class Matrix(ctypes.Structure):
@@ -47,7 +48,10 @@ class Matrix(ctypes.Structure):
         ("format", ctypes.c_int32),
         ("scale_type", ctypes.c_int32),
         ("bias_type", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
+        ("group_size", ctypes.c_int32),
+        ("zero", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
     )
 
 
@@ -99,6 +103,8 @@ def _declare(found: ctypes.CDLL) -> None:
     found.spq_choose.argtypes = [ctypes.c_char_p]
     found.spq_linear.argtypes = [matrix, matrix, pointer, small, whole, pointer, small]
     found.spq_linear.restype = None
+    found.spq_sparse_linear.argtypes = [matrix, pointer, small, whole, pointer, small, small]
+    found.spq_sparse_linear.restype = None
     found.spq_dequantize.argtypes = [matrix, whole, whole, pointer, small, small]
     found.spq_dequantize.restype = None
 
@@ -120,7 +126,7 @@ def addressable(*tensors: Tensor | None) -> bool:
         or (
             type(tensor) in (Tensor, nn.Parameter)
             and tensor.is_cpu
-            and tensor.dtype in FORMATS
+            and tensor.dtype in _ELEMENTS
             and tensor.is_contiguous()
         )
         for tensor in tensors

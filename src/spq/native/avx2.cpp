@@ -50,6 +50,15 @@ struct Avx2 {
     even = _mm256_fmsub_ps(_mm256_cvtepi32_ps(low), scale, offset);
     odd = _mm256_fmsub_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4)), scale, offset);
   }
+  // Eight codes in order.
+  static F load_int4(const char* p) {
+    int32_t bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    const __m256i shifts = _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0);
+    const __m256i nibbles = _mm256_srlv_epi32(_mm256_set1_epi32(bytes), shifts);
+    const __m256i low = _mm256_and_si256(nibbles, _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(low, _mm256_set1_epi32(8)));
+  }
   static void deinterleave(const float* p, F& even, F& odd) {
     const F low = load(p), high = load(p + 8);
     const F a = _mm256_permute2f128_ps(low, high, 0x20);  // columns 0-3 and 8-11

@@ -49,6 +49,16 @@ struct Avx512 {
     even = _mm512_permutexvar_ps(bytes, table);  // reads the low four bits alone
     odd = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table);
   }
+  // Sixteen codes in order.
+  static F load_int4(const char* p) {
+    const __m512i bytes = _mm512_castsi128_si512(_mm_loadl_epi64((const __m128i*)p));
+    const __m512i eight = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i shifts =
+        _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
+    const __m512i nibbles = _mm512_srlv_epi32(_mm512_permutexvar_epi32(eight, bytes), shifts);
+    return _mm512_permutexvar_ps(nibbles, codes(1.0f));
+  }
+  static const Kernels& narrower() { return kernels_avx2; }
   static void deinterleave(const float* p, F& even, F& odd) {
     const __m512i evens =
         _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);

@@ -156,7 +156,7 @@ void arrange(const float* x, int64_t count, int64_t columns, uint16_t* pairs) {
 
 }  // namespace
 
-const Pairs pairs_avx512 = {arrange, product};
+const Pairs pairs_avx512 = {arrange, product, sparse_avx512_bf16};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 #include "pairs.h"
+#include "sparse.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
@@ -54,6 +55,7 @@ int64_t block_height(const Matrix& matrix) {
 }
 
 int64_t block_count(const Matrix& matrix) {
+  if (is_sparse(matrix)) return sparse_tasks(matrix);
   const int64_t height = block_height(matrix);
   return (matrix.rows + height - 1) / height;
 }
@@ -69,15 +71,45 @@ int64_t widest(const Decoder& decoder) {
   return padded_columns(width);
 }
 
+// Partial sums that the sparse layers which run side by side may carry, at most.
+int64_t carried_room(const Decoder& decoder) {
+  const auto tasks = [](const Linear& linear) {
+    return (is_sparse(linear.outer) ? sparse_tasks(linear.outer) : 0) +
+           (is_sparse(linear.inner) ? sparse_tasks(linear.inner) : 0);
+  };
+  int64_t room = tasks(decoder.head);
+  for (int64_t i = 0; i < decoder.layer_count; i++) {
+    const Layer& layer = decoder.layers[i];
+    room = std::max({room, tasks(layer.query) + tasks(layer.key) + tasks(layer.value),
+                     tasks(layer.output), tasks(layer.gate) + tasks(layer.up), tasks(layer.down)});
+  }
+  return room;
+}
+
 // A vector that several matrices are multiplied with, in the forms that they read.
 struct Input {
+  enum Order { NONE, IN_PAIRS, AS_IS };
+
   const float* exact;
-  uint16_t* pairs;  // room
-  bool arranged;
+  uint16_t* rounded;  // room
+  Order order;        // what `rounded` holds
 
   void set(const float* x) {
     exact = x;
-    arranged = false;
+    order = NONE;
+  }
+
+  const uint16_t* in_pairs(const Pairs& pairs, int64_t columns) {
+    if (order != IN_PAIRS) pairs.arrange(exact, 1, columns, rounded);
+    order = IN_PAIRS;
+    return rounded;
+  }
+
+  const uint16_t* as_is(int64_t columns) {
+    const Matrix row = {exact, nullptr, nullptr, 1, columns, 0, FLOAT32, 0, 0, 0};
+    if (order != AS_IS) kernels().dequantize(row, 0, 1, rounded, BFLOAT16);
+    order = AS_IS;
+    return rounded;
   }
 };
 
@@ -89,7 +121,8 @@ struct Job {
 
 // What all threads see. Every phase writes one of these before a barrier and reads it after.
 struct Shared {
-  float *query, *key, *value, *attended, *delta, *gate, *up, *inner, *logits;
+  float *query, *key, *value, *attended, *delta, *gate, *up, *inner, *logits, *carried;
+  int64_t* finished;  // blocks of the phase that runs
 };
 
 // What one thread does; all threads run the same member functions and meet at the end of each loop.
@@ -106,22 +139,49 @@ struct Worker {
     const int64_t last = std::min(first + height, matrix.rows);
     const Pairs* pairs = decoder.type == BFLOAT16 ? pairs_for(matrix) : nullptr;
     if (!pairs) return kernels().product(matrix, job.input->exact, 1, first, last, job.y, 0);
-    if (!job.input->arranged) {
-      pairs->arrange(job.input->exact, 1, matrix.columns, job.input->pairs);
-      job.input->arranged = true;
+    const uint16_t* x = job.input->in_pairs(*pairs, matrix.columns);
+    pairs->product(matrix, x, 1, first, last, job.y, 0);
+  }
+
+  SparseProduct sparse(const Job& job, float* carried) {
+    const Matrix& matrix = *job.matrix;
+    const int32_t type = sparse_input(matrix, decoder.type);
+    const void* x = job.input->exact;
+    if (type == BFLOAT16) x = job.input->as_is(matrix.columns);
+    return {&matrix, EVEN_GROUPS, x, type, 1, job.y, 0, carried};
+  }
+
+  // Whoever finishes the last block puts the sparse products together, before the threads meet.
+  void finish(const Job* jobs, int count, int64_t total) {
+    if (__atomic_add_fetch(shared.finished, 1, __ATOMIC_ACQ_REL) < total) return;
+    *shared.finished = 0;
+    float* carried = shared.carried;
+    for (const Job* job = jobs; job < jobs + count; job++) {
+      if (!is_sparse(*job->matrix)) continue;
+      settle(sparse(*job, carried));
+      carried += sparse_tasks(*job->matrix);
     }
-    pairs->product(matrix, job.input->pairs, 1, first, last, job.y, 0);
   }
 
   void run(const Job* jobs, int count) {
     int64_t total = 0;
-    for (int i = 0; i < count; i++) total += block_count(*jobs[i].matrix);
+    bool any_sparse = false;
+    for (int i = 0; i < count; i++) {
+      total += block_count(*jobs[i].matrix);
+      any_sparse |= is_sparse(*jobs[i].matrix);
+    }
 #pragma omp for schedule(dynamic, 1)
     for (int64_t index = 0; index < total; index++) {
       int64_t block = index;
       const Job* job = jobs;
-      while (block >= block_count(*job->matrix)) block -= block_count(*job++->matrix);
-      multiply(*job, block);
+      float* carried = shared.carried;
+      for (; block >= block_count(*job->matrix); job++) {
+        block -= block_count(*job->matrix);
+        if (is_sparse(*job->matrix)) carried += sparse_tasks(*job->matrix);
+      }
+      if (is_sparse(*job->matrix)) run_task(sparse(*job, carried), block);
+      else multiply(*job, block);
+      if (any_sparse) finish(jobs, count, total);
     }
   }
 
@@ -240,7 +300,7 @@ constexpr int PRIVATE = 4;   // and that each has for itself
 // float32 numbers that `spq_decode` needs to work in.
 EXPORTED int64_t spq_decode_room(const Decoder* decoder, int32_t threads) {
   const int64_t width = widest(*decoder);
-  return SHARED * width + decoder->head.outer.rows +
+  return SHARED * width + decoder->head.outer.rows + carried_room(*decoder) +
          threads * (PRIVATE * width + decoder->capacity);
 }
 
@@ -261,6 +321,9 @@ EXPORTED void spq_decode(const Decoder* decoder, int64_t token, int64_t position
     *vector = take(width);
   shared.inner = take(3 * width);
   shared.logits = take(decoder->head.outer.rows);
+  shared.carried = take(carried_room(*decoder));
+  int64_t finished = 0;
+  shared.finished = &finished;
 #pragma omp parallel num_threads(threads)
   {
     float *own, *scores;
@@ -269,17 +332,17 @@ EXPORTED void spq_decode(const Decoder* decoder, int64_t token, int64_t position
       own = take(PRIVATE * width);
       scores = take(decoder->capacity);
     }
-    uint16_t* pairs = (uint16_t*)(own + 2 * width);
+    uint16_t* rounded = (uint16_t*)(own + 2 * width);
     Worker worker{*decoder,
                   shared,
                   width,
                   own,
                   own + width,
                   scores,
-                  {nullptr, pairs, false},
-                  {{nullptr, pairs + width, false},
-                   {nullptr, pairs + 2 * width, false},
-                   {nullptr, pairs + 3 * width, false}}};
+                  {nullptr, rounded, Input::NONE},
+                  {{nullptr, rounded + width, Input::NONE},
+                   {nullptr, rounded + 2 * width, Input::NONE},
+                   {nullptr, rounded + 3 * width, Input::NONE}}};
     worker.step(token, position, cosine, sine);
   }
   const int64_t size = decoder->head.outer.rows;

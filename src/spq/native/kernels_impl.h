@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "sparse_impl.h"
 
 namespace {
 
@@ -198,6 +199,22 @@ void dequantize_packed(const Matrix& w, int64_t row, char* out) {
   }
 }
 
+// Groups narrower than a vector go to the kernels of the next narrower set.
+template <class V>
+const Kernels* for_narrow_groups(const Matrix& w) {
+  if constexpr (V::width > 8)
+    if (is_sparse(w) && w.group_size < V::width) return &V::narrower();
+  return nullptr;
+}
+
+template <class V>
+void sparse(const Matrix& w, const void* x, int64_t count, int64_t first, int64_t last, float* y,
+            int64_t y_stride, float* carried) {
+  const Kernels* other = for_narrow_groups<V>(w);
+  const auto run = other ? other->sparse : sparse_product<SparseFloats<V>>;
+  run(w, x, count, first, last, y, y_stride, carried);
+}
+
 template <class V, int S>
 void dequantize_row(const Matrix& w, int64_t row, char* out) {
   switch (w.format) {
@@ -205,12 +222,15 @@ void dequantize_row(const Matrix& w, int64_t row, char* out) {
     case BFLOAT16: return dequantize_plain<V, BFLOAT16, S>(w, row, out);
     case FLOAT16: return dequantize_plain<V, FLOAT16, S>(w, row, out);
     case INT8: return dequantize_plain<V, INT8, S>(w, row, out);
-    default: return dequantize_packed<V, S>(w, row, out);
+    case INT4: return dequantize_packed<V, S>(w, row, out);
+    default: return dequantize_sparse<V, S>(w, row, out);
   }
 }
 
 template <class V>
 void dequantize(const Matrix& w, int64_t first, int64_t last, void* out, int32_t type) {
+  const Kernels* other = for_narrow_groups<V>(w);
+  if (other) return other->dequantize(w, first, last, out, type);
   for (int64_t row = first; row < last; row++) {
     char* to = (char*)out + (row - first) * w.columns * (type == FLOAT32 ? 4 : 2);
     if (type == FLOAT32) dequantize_row<V, FLOAT32>(w, row, to);
@@ -301,7 +321,7 @@ void attend(const float* query, const void* keys, const void* values, int32_t ty
 
 template <class V>
 constexpr Kernels make_kernels() {
-  return {Tiles<V>::product, dequantize<V>, attend<V>, gated, normalize};
+  return {Tiles<V>::product, sparse<V>, dequantize<V>, attend<V>, gated, normalize};
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "pairs.h"
 #include "parallel.h"
+#include "sparse.h"
 
 namespace {
 
@@ -34,7 +35,8 @@ bool runs_here(const Set& set) {
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return false;
   return !set.pairs ||
-         (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi"));
+         (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+          __builtin_cpu_supports("avx512vbmi2"));
 #else
   return false;
 #endif
@@ -52,10 +54,16 @@ const Set* chosen = fastest();
 constexpr int64_t BATCH = 16;
 constexpr int64_t ROWS = 32;
 
-// Room for inputs, kept from call to call.
+// Numbers in a line of the cache. Sparse products read their inputs in pieces, of which none should
+// lie in two lines.
+constexpr int64_t LINE = 16;
+
+// Room that a thread keeps from call to call.
+thread_local std::vector<float> input_room, sparse_room;
+thread_local std::vector<uint16_t> pairs_room;
+
 template <class T>
-T* scratch(int64_t size) {
-  static thread_local std::vector<T> room;
+T* grown(std::vector<T>& room, int64_t size) {
   if (room.size() < (size_t)size) room.resize(size);
   return room.data();
 }
@@ -66,12 +74,44 @@ void convert(const void* from, int32_t from_type, int64_t size, void* to, int32_
   kernels().dequantize(row, 0, 1, to, to_type);
 }
 
+// x [count, groups of the columns, size] as [groups, count, size], in `type`.
+void group_inputs(const Matrix& matrix, const float* x, int64_t count, int32_t type, void* out) {
+  // One input stays as it is.
+  const int64_t size = count == 1 ? matrix.columns : matrix.group_size;
+  for (int64_t m = 0; m < count; m++)
+    for (int64_t k = 0; k < matrix.columns; k += size)
+      convert(x + m * matrix.columns + k, FLOAT32, size,
+              (char*)out + (k * count + m * size) * (type == FLOAT32 ? 4 : 2), type);
+}
+
 // y [count, rows] of `type` from inputs that were of `input_type` before they became float32.
+void multiply_sparse(const Matrix& matrix, const float* input, int32_t input_type, int64_t count,
+                     void* y, int32_t type, int32_t threads, Schedule schedule) {
+  const int64_t columns = matrix.columns, rows = matrix.rows, tasks = sparse_tasks(matrix);
+  const int64_t batch = std::min(count, SPARSE_BATCH);
+  float* room = grown(sparse_room, batch * (columns + rows + tasks) + LINE);
+  float* x = (float*)(((uintptr_t)room + 4 * LINE - 1) / (4 * LINE) * (4 * LINE));
+  float *sums = x + batch * columns, *carried = sums + batch * rows;
+  const int32_t form = sparse_input(matrix, input_type);
+  for (int64_t m = 0; m < count; m += batch) {
+    const int64_t some = std::min(count - m, batch);
+    group_inputs(matrix, input + m * columns, some, form, x);
+    const SparseProduct product = {&matrix, schedule, x, form, some, sums, rows, carried};
+    const int64_t multiplications = some * kept_before(matrix, rows) * matrix.group_size;
+    in_parallel(threads, tasks, multiplications, [&](int64_t task) { run_task(product, task); });
+    settle(product);
+    convert(sums, FLOAT32, some * rows, (char*)y + m * rows * (type == FLOAT32 ? 4 : 2), type);
+  }
+}
+
+// The same, for any matrix.
 void multiply(const Matrix& matrix, const float* input, int32_t input_type, int64_t count, void* y,
               int32_t type, int32_t threads) {
+  if (is_sparse(matrix))
+    return multiply_sparse(matrix, input, input_type, count, y, type, threads, EVEN_GROUPS);
   const int64_t columns = matrix.columns, rows = matrix.rows, padded = padded_columns(columns);
   const Pairs* pairs = input_type == BFLOAT16 ? pairs_for(matrix) : nullptr;
-  uint16_t* arranged = pairs ? scratch<uint16_t>(count * padded) : nullptr;
+  uint16_t* arranged = pairs ? grown(pairs_room, count * padded) : nullptr;
   for (int64_t m = 0; pairs && m < count; m += BATCH)
     pairs->arrange(input + m * columns, std::min(count - m, BATCH), columns, arranged + m * padded);
   in_parallel(threads, (rows + ROWS - 1) / ROWS, count * rows * columns, [&](int64_t block) {
@@ -95,7 +135,8 @@ void multiply(const Matrix& matrix, const float* input, int32_t input_type, int6
 const Kernels& kernels() { return *chosen->kernels; }
 
 const Pairs* pairs_for(const Matrix& matrix) {
-  if (!chosen->pairs || matrix.format != INT4) return nullptr;
+  if (!chosen->pairs) return nullptr;
+  if (matrix.format != INT4) return matrix.format == SPARSE4 ? chosen->pairs : nullptr;
   const int64_t size = matrix.columns / matrix.groups;
   return size % 128 == 0 || (size % 16 == 0 && 128 % size == 0) ? chosen->pairs : nullptr;
 }
@@ -104,7 +145,7 @@ const Pairs* pairs_for(const Matrix& matrix) {
 
 
 // Raised with every change of a signature or structure below.
-EXPORTED int spq_interface() { return 1; }
+EXPORTED int spq_interface() { return 2; }
 
 EXPORTED const char* spq_instruction_set() { return chosen->name; }
 
@@ -118,12 +159,20 @@ EXPORTED int spq_choose(const char* name) {
   return 0;
 }
 
+// As spq_linear of one sparse matrix, with a choice of how the work is split.
+EXPORTED void spq_sparse_linear(const Matrix* matrix, const void* x, int32_t type, int64_t count,
+                                void* y, int32_t threads, int32_t schedule) {
+  float* input = grown(input_room, count * matrix->columns);
+  convert(x, type, count * matrix->columns, input, FLOAT32);
+  multiply_sparse(*matrix, input, type, count, y, type, threads, (Schedule)schedule);
+}
+
 // y [count, rows of outer] = x [count, columns] times the matrix, transposed, plus its bias: outer,
 // or inner and then outer where inner is not null. x and y are of `type`, sums in float32.
 EXPORTED void spq_linear(const Matrix* outer, const Matrix* inner, const void* x, int32_t type,
                          int64_t count, void* y, int32_t threads) {
   const int64_t size = count * (inner ? inner->columns : outer->columns);
-  float* room = scratch<float>(size + (inner ? count * inner->rows : 0));
+  float* room = grown(input_room, size + (inner ? count * inner->rows : 0));
   const float* input = (const float*)x;
   if (type != FLOAT32 || (uintptr_t)x % sizeof(float)) {
     convert(x, type, size, room, FLOAT32);

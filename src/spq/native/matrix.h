@@ -5,20 +5,34 @@
 #include <cstring>
 
 // Mirrored by spq/native/__init__.py.
-enum Format : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4 };
+enum Format : int32_t {
+  FLOAT32 = 0,
+  BFLOAT16 = 1,
+  FLOAT16 = 2,
+  INT8 = 3,
+  INT4 = 4,
+  SPARSE8 = 5,
+  SPARSE4 = 6
+};
 
 // Row-major [rows, columns], dense or codes with scales. No pointer needs any alignment.
+//
+// The sparse formats keep whole groups of a row's columns, one behind the other over all rows, and
+// read 0 elsewhere: numbers are scale * code + zero.
 struct Matrix {
-  const void* weight;
-  const void* scale;  // int8: [rows] or [1]; int4: [rows, groups]
-  const void* bias;   // [rows] or null
+  const void* weight;  // sparse: the codes of the kept groups, [kept, group_size]
+  const void* scale;   // int8: [rows] or [1]; int4: [rows, groups]; sparse: [kept]
+  const void* bias;    // [rows] or null
   int64_t rows;
   int64_t columns;
-  int64_t groups;      // scales in a row; 0 where one serves the whole matrix
+  int64_t groups;      // in a row; 0 where one scale serves the whole matrix
   int32_t format;      // a Format
-  int32_t scale_type;  // FLOAT32, BFLOAT16 or FLOAT16
+  int32_t scale_type;  // FLOAT32, BFLOAT16 or FLOAT16; also of the zeros
   int32_t bias_type;
-  int32_t unused;
+  int32_t group_size;      // what follows is there for sparse formats alone
+  const void* zero = nullptr;        // [kept] or null
+  const uint8_t* mask = nullptr;     // [rows, ceil(groups / 8)]: a bit for each group, lowest first
+  const uint8_t* offsets = nullptr;  // int32 [rows + 1]: kept groups before each row
 };
 
 // Everything below has internal linkage: files compiled for different instruction sets must not
@@ -85,6 +99,8 @@ static inline void write_float(void* data, int32_t type, int64_t index, float va
   const uint16_t bits = type == BFLOAT16 ? to_bfloat16(value) : to_float16(value);
   memcpy((char*)data + 2 * index, &bits, sizeof bits);
 }
+
+static inline bool is_sparse(const Matrix& matrix) { return matrix.format >= SPARSE8; }
 
 static inline int64_t row_bytes(const Matrix& matrix) {
   switch (matrix.format) {

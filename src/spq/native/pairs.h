@@ -12,7 +12,14 @@ struct Pairs {
   // As Kernels::product, with inputs from `arrange`.
   void (*product)(const Matrix&, const uint16_t* pairs, int64_t count, int64_t first, int64_t last,
                   float* y, int64_t y_stride);
+
+  // As Kernels::sparse, with x in bfloat16.
+  void (*sparse)(const Matrix&, const void* x, int64_t count, int64_t first, int64_t last,
+                 float* y, int64_t y_stride, float* carried);
 };
+
+void sparse_avx512_bf16(const Matrix&, const void* x, int64_t count, int64_t first, int64_t last,
+                        float* y, int64_t y_stride, float* carried);
 
 extern const Pairs pairs_avx512;
 

@@ -53,6 +53,9 @@ struct Portable {
     even = each([=](int i) { return (float)(((const uint8_t*)p)[i] % 16 - 8) * scale; });
     odd = each([=](int i) { return (float)(((const uint8_t*)p)[i] / 16 - 8) * scale; });
   }
+  static F load_int4(const char* p) {
+    return each([=](int i) { return (float)((((const uint8_t*)p)[i / 2] >> i % 2 * 4) % 16 - 8); });
+  }
   static void deinterleave(const float* p, F& even, F& odd) {
     even = each([=](int i) { return p[2 * i]; });
     odd = each([=](int i) { return p[2 * i + 1]; });

@@ -1,0 +1,52 @@
+// How a sparse product is cut into tasks, and put together again.
+#include "sparse.h"
+
+#include <algorithm>
+
+#include "pairs.h"
+
+namespace {
+
+// Weight that a task reads.
+constexpr int64_t TASK_BYTES = 1 << 15;
+
+int64_t start(const SparseProduct& product, int64_t task) {
+  const Matrix& matrix = *product.matrix;
+  const int64_t tasks = sparse_tasks(matrix);
+  if (product.schedule == EVEN_ROWS) return kept_before(matrix, matrix.rows * task / tasks);
+  return kept_before(matrix, matrix.rows) * task / tasks;
+}
+
+}  // namespace
+
+int32_t sparse_input(const Matrix& matrix, int32_t type) {
+  return type == BFLOAT16 && pairs_for(matrix) ? BFLOAT16 : FLOAT32;
+}
+
+int64_t sparse_tasks(const Matrix& matrix) {
+  const int64_t groups = std::max<int64_t>(1, TASK_BYTES / (group_bytes(matrix) + 2));
+  return std::max<int64_t>(1, (kept_before(matrix, matrix.rows) + groups - 1) / groups);
+}
+
+void run_task(const SparseProduct& product, int64_t task) {
+  const Matrix& matrix = *product.matrix;
+  const int64_t first = start(product, task), last = start(product, task + 1);
+  // Whoever reaches the end writes the empty rows there; of two tasks, only one may.
+  if (first == last && kept_before(matrix, matrix.rows) > 0) return;
+  float* carried = product.carried + task * product.count;
+  const auto run = product.type == BFLOAT16 ? pairs_for(matrix)->sparse : kernels().sparse;
+  run(matrix, product.x, product.count, first, last, product.y, product.y_stride, carried);
+}
+
+void settle(const SparseProduct& product) {
+  const Matrix& matrix = *product.matrix;
+  const int64_t tasks = sparse_tasks(matrix);
+  for (int64_t task = 1; task < tasks; task++) {
+    const int64_t first = start(product, task), last = start(product, task + 1);
+    const int64_t row = row_from(matrix, first);
+    const bool inside = row == matrix.rows || kept_before(matrix, row) > first;
+    if (first == last || !inside) continue;
+    for (int64_t m = 0; m < product.count; m++)
+      product.y[m * product.y_stride + row - 1] += product.carried[task * product.count + m];
+  }
+}

@@ -1,0 +1,58 @@
+// Products with a sparse matrix, cut into tasks.
+//
+// Rows keep different numbers of groups, so an even split of the rows is an uneven one of the work.
+// Here the kept groups are split, which is the task-centric schedule of GQSA (arXiv 2412.17560) and
+// the idea of Stream-K (arXiv 2301.03598): a task may begin and end inside a row. It writes the rows
+// that begin in it; what it adds to a row that began before is carried, and added when all are done,
+// in the order of the tasks. So the result does not depend on the threads.
+#pragma once
+
+#include "kernels.h"
+
+// Inputs that are multiplied at a time.
+constexpr int64_t SPARSE_BATCH = 16;
+
+enum Schedule : int32_t { EVEN_GROUPS = 0, EVEN_ROWS = 1 };
+
+static inline int64_t kept_before(const Matrix& matrix, int64_t row) {
+  int32_t kept;
+  memcpy(&kept, matrix.offsets + sizeof kept * row, sizeof kept);
+  return kept;
+}
+
+// The first row that begins at kept group `first` or later.
+static inline int64_t row_from(const Matrix& matrix, int64_t first) {
+  int64_t low = 0, high = matrix.rows;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (kept_before(matrix, middle) < first) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+static inline int64_t group_bytes(const Matrix& matrix) {
+  return matrix.format == SPARSE4 ? matrix.group_size / 2 : matrix.group_size;
+}
+
+// One product, y[m * y_stride + row] for `count` inputs, at most SPARSE_BATCH.
+struct SparseProduct {
+  const Matrix* matrix;
+  Schedule schedule;
+  const void* x;  // [groups, count, group_size] of `type`
+  int32_t type;   // `sparse_input` of the matrix
+  int64_t count;
+  float* y;
+  int64_t y_stride;
+  float* carried;  // room, [sparse_tasks, count]
+};
+
+// What the inputs must become, if they were of this type before they became float32.
+int32_t sparse_input(const Matrix& matrix, int32_t type);
+
+int64_t sparse_tasks(const Matrix& matrix);
+
+void run_task(const SparseProduct& product, int64_t task);
+
+// After all tasks.
+void settle(const SparseProduct& product);

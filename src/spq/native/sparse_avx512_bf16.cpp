@@ -1,0 +1,188 @@
+// Sparse 4-bit codes times bfloat16 inputs, for processors with AVX-512 BF16, VBMI and VBMI2.
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                                 \
+    __attribute__((target(                                                                    \
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512bf16,fma,f16c,popcnt"))), \
+    apply_to = function)
+#else
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512bf16,fma,f16c,popcnt")
+#endif
+
+#include "pairs.h"
+#include "sparse_impl.h"
+
+namespace {
+
+// Where the four codes of each 64-bit lane start, in bits.
+inline __m256i code_shifts() {
+  return _mm256_set_epi64x(0x003c003800340030, 0x002c002800240020, 0x001c001800140010,
+                           0x000c000800040000);
+}
+
+// -8 to 7 in bfloat16.
+inline __m256i code_values() {
+  return _mm256_set_epi64x(0x40e040c040a04080, 0x404040003f800000, 0xbf80c000c040c080,
+                           0xc0a0c0c0c0e0c100);
+}
+
+// Sixteen columns at a time.
+struct Sixteen {
+  using F = __m256;
+  using W = __m256bh;
+  static constexpr int width = 16;
+  static F zero() { return _mm256_setzero_ps(); }
+  static W weights(const char* p) {
+    int64_t codes;
+    memcpy(&codes, p, sizeof codes);
+    const __m256i lanes = _mm256_set1_epi64x(codes);
+    return (W)_mm256_permutexvar_epi16(_mm256_multishift_epi64_epi8(code_shifts(), lanes),
+                                       code_values());
+  }
+  static W ones() { return (W)_mm256_set1_epi16(0x3f80); }
+  static F dot(F sum, W weights, const uint16_t* x) {
+    return _mm256_dpbf16_ps(sum, weights, (W)_mm256_loadu_si256((const __m256i*)x));
+  }
+  static F fma(F a, float b, F c) { return _mm256_fmadd_ps(a, _mm256_set1_ps(b), c); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static __m128 half(F a) {
+    return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  }
+};
+
+// Groups of eight columns.
+struct Eight {
+  using F = __m128;
+  using W = __m128bh;
+  static constexpr int width = 8;
+  static F zero() { return _mm_setzero_ps(); }
+  static W weights(const char* p) {
+    int32_t codes;
+    memcpy(&codes, p, sizeof codes);
+    const __m128i lanes = _mm_set1_epi32(codes);
+    const __m128i shifts = _mm256_castsi256_si128(code_shifts());
+    const __m256i index =
+        _mm256_castsi128_si256(_mm_multishift_epi64_epi8(shifts, lanes));
+    return (W)_mm256_castsi256_si128(_mm256_permutexvar_epi16(index, code_values()));
+  }
+  static W ones() { return (W)_mm_set1_epi16(0x3f80); }
+  static F dot(F sum, W weights, const uint16_t* x) {
+    return _mm_dpbf16_ps(sum, weights, (W)_mm_loadu_si128((const __m128i*)x));
+  }
+  static F fma(F a, float b, F c) { return _mm_fmadd_ps(a, _mm_set1_ps(b), c); }
+  static F add(F a, F b) { return _mm_add_ps(a, b); }
+  static __m128 half(F a) { return a; }
+};
+
+struct SparsePairs {
+  using X = uint16_t;
+  static constexpr int most = 16;
+
+  static int64_t set_bits(const uint8_t* mask, int64_t bits, uint16_t* index) {
+    const __m512i step = _mm512_set1_epi16(32);
+    __m512i numbers = _mm512_cvtepu8_epi16(_mm256_set_epi64x(
+        0x1f1e1d1c1b1a1918, 0x1716151413121110, 0x0f0e0d0c0b0a0908, 0x0706050403020100));
+    uint16_t* next = index;
+    for (int64_t base = 0; base < bits; base += 32) {
+      const uint32_t word = bits_from<uint32_t>(mask, bits, base);
+      _mm512_storeu_si512(next, _mm512_maskz_compress_epi16(word, numbers));
+      numbers = _mm512_add_epi16(numbers, step);
+      next += __builtin_popcount(word);
+    }
+    return next - index;
+  }
+
+  static void floats(const void* data, int32_t type, int64_t first, int64_t count, float* out) {
+    const char* p = (const char*)data + first * (type == FLOAT32 ? 4 : 2);
+    for (int64_t i = 0; i < count; i += 16) {
+      const __mmask16 mask = count - i < 16 ? (__mmask16)((1u << (count - i)) - 1) : 0xffff;
+      __m512 values;
+      if (type == FLOAT32) {
+        values = _mm512_maskz_loadu_ps(mask, p + 4 * i);
+      } else {
+        const __m256i half = _mm256_maskz_loadu_epi16(mask, p + 2 * i);
+        values = type == FLOAT16
+                     ? _mm512_cvtph_ps(half)
+                     : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+      }
+      _mm512_storeu_ps(out + i, values);
+    }
+  }
+
+  template <int M>
+  static void tile(const Matrix& w, const Kept& kept, const uint16_t* x, int64_t count,
+                   float* sums) {
+    switch (w.group_size) {
+      case 8: return zeros<Eight, 8, M>(kept, x, count, sums);
+      case 16: return zeros<Sixteen, 16, M>(kept, x, count, sums);
+      case 32: return zeros<Sixteen, 32, M>(kept, x, count, sums);
+      default: return zeros<Sixteen, 64, M>(kept, x, count, sums);
+    }
+  }
+
+  template <class V, int G, int M>
+  static void zeros(const Kept& kept, const uint16_t* x, int64_t count, float* sums) {
+    if (kept.zero) return run<V, G, M, true>(kept, x, count, sums);
+    // The common case of one input is worth an address without a multiplication.
+    if (M == 1 && count == 1) return run<V, G, M, false>(kept, x, 1, sums);
+    return run<V, G, M, false>(kept, x, count, sums);
+  }
+
+  // As many groups side by side as keep enough sums apart: one would wait for itself.
+  template <class V, int G, int M, bool Z>
+  static inline __attribute__((always_inline)) void run(const Kept& kept, const uint16_t* x,
+                                                        int64_t count, float* sums) {
+    constexpr int U = M < 4 ? 4 / M : 1;
+    typename V::F acc[U][M];
+    for (int u = 0; u < U; u++)
+      for (int m = 0; m < M; m++) acc[u][m] = V::zero();
+    int64_t i = 0;
+    for (; i + U <= kept.count; i += U) {
+      _mm_prefetch(kept.codes + i * (G / 2) + 1024, _MM_HINT_T0);
+      for (int u = 0; u < U; u++) group<V, G, M, Z>(kept, i + u, x, count, acc[u]);
+    }
+    for (; i < kept.count; i++) group<V, G, M, Z>(kept, i, x, count, acc[0]);
+    for (int m = 0; m < M; m++) {
+      for (int u = 1; u < U; u++) acc[0][m] = V::add(acc[0][m], acc[u][m]);
+      const __m128 four = V::half(acc[0][m]);
+      const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+      sums[m] += _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+  }
+
+  template <class V, int G, int M, bool Z>
+  static inline void group(const Kept& kept, int64_t i, const uint16_t* x, int64_t count,
+                           typename V::F (&acc)[M]) {
+    constexpr int parts = G / V::width;
+    const char* codes = kept.codes + i * (G / 2);
+    const uint16_t* input = x + kept.index[i] * count * G;
+    typename V::W weights[parts];
+    for (int p = 0; p < parts; p++) weights[p] = V::weights(codes + p * (V::width / 2));
+    for (int m = 0; m < M; m++) {
+      typename V::F sum = V::zero(), plain = V::zero();
+      for (int p = 0; p < parts; p++) {
+        const uint16_t* from = input + m * G + p * V::width;
+        sum = V::dot(sum, weights[p], from);
+        if (Z) plain = V::dot(plain, V::ones(), from);
+      }
+      acc[m] = V::fma(sum, kept.scale[i], acc[m]);
+      if (Z) acc[m] = V::fma(plain, kept.zero[i], acc[m]);
+    }
+  }
+};
+
+}  // namespace
+
+void sparse_avx512_bf16(const Matrix& w, const void* x, int64_t count, int64_t first, int64_t last,
+                        float* y, int64_t y_stride, float* carried) {
+  sparse_product<SparsePairs>(w, x, count, first, last, y, y_stride, carried);
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

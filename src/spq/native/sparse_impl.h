@@ -1,0 +1,203 @@
+// Sparse products and their rows as numbers, written once over what differs between instruction
+// sets.
+#pragma once
+
+#include "sparse.h"
+
+namespace {
+
+// Groups of a row that are looked at in one go.
+constexpr int64_t CHUNK = 1024;
+// Indices that may be written beyond the last.
+constexpr int64_t OVERRUN = 64;
+
+// Some kept groups of one row.
+struct Kept {
+  const char* codes;
+  const float* scale;
+  const float* zero;  // or null
+  const uint16_t* index;
+  int64_t count;
+};
+
+// Room for the indices of a chunk, and for scales and zeros of kept groups begin <= k < end, which
+// serve as many rows as they cover.
+struct Room {
+  int64_t begin = 0;
+  int64_t end = 0;
+  uint16_t index[CHUNK + OVERRUN];
+  float scale[CHUNK];
+  float zero[CHUNK];
+
+  template <class S>
+  void cover(const Matrix& w, int64_t first, int64_t count, int64_t limit) {
+    if (first + count <= end) return;
+    begin = first;
+    end = limit - first < CHUNK ? limit : first + CHUNK;
+    S::floats(w.scale, w.scale_type, begin, end - begin, scale);
+    if (w.zero) S::floats(w.zero, w.scale_type, begin, end - begin, zero);
+  }
+};
+
+// The bits of a mask from `base`, a multiple of 8, on: as many as there are and Word has.
+template <class Word>
+inline Word bits_from(const uint8_t* mask, int64_t bits, int64_t base) {
+  Word word = 0;
+  if (bits - base > 8 * (int64_t)sizeof word - 8) {
+    memcpy(&word, mask + base / 8, sizeof word);
+  } else {
+    for (int64_t bit = base; bit < bits; bit += 8) word |= (Word)mask[bit / 8] << (bit - base);
+  }
+  return word;
+}
+
+// The numbers of the bits that are set, lowest first; returns how many.
+inline int64_t set_bits(const uint8_t* mask, int64_t bits, uint16_t* index) {
+  uint16_t* next = index;
+  for (int64_t base = 0; base < bits; base += 64) {
+    for (uint64_t word = bits_from<uint64_t>(mask, bits, base); word; word &= word - 1) *next++ = (uint16_t)(base + __builtin_ctzll(word));
+  }
+  return next - index;
+}
+
+// Calls use(kept, base) for the kept groups first <= k < last of a row, in chunks of the row that
+// begin at group `base`, from which the indices count. Groups up to `limit` are going to follow.
+template <class S, class Use>
+void for_kept(const Matrix& w, int64_t row, int64_t first, int64_t last, int64_t limit, Room& room,
+              const Use& use) {
+  const uint8_t* mask = w.mask + row * ((w.groups + 7) / 8);
+  int64_t before = first - kept_before(w, row);
+  for (int64_t base = 0; base < w.groups && first < last; base += CHUNK) {
+    const int64_t bits = w.groups - base < CHUNK ? w.groups - base : CHUNK;
+    const int64_t here = S::set_bits(mask + base / 8, bits, room.index);
+    const int64_t skip = before < here ? before : here;
+    const int64_t count = here - skip < last - first ? here - skip : last - first;
+    before -= skip;
+    if (!count) continue;
+    room.cover<S>(w, first, count, limit);
+    const int64_t place = first - room.begin;
+    use(Kept{(const char*)w.weight + first * group_bytes(w), room.scale + place,
+             w.zero ? room.zero + place : nullptr, room.index + skip, count},
+        base);
+    first += count;
+  }
+}
+
+template <class S, int M>
+inline void add_products(const Matrix& w, const Kept& kept, const typename S::X* x, int64_t count,
+                         int64_t m, float* sums) {
+  for (; m + M <= count; m += M)
+    S::template tile<M>(w, kept, x + m * w.group_size, count, sums + m);
+  if constexpr (M > 1) add_products<S, M / 2>(w, kept, x, count, m, sums);
+}
+
+// Kernels::sparse.
+template <class S>
+void sparse_product(const Matrix& w, const void* x, int64_t count, int64_t first, int64_t last,
+                    float* y, int64_t y_stride, float* carried) {
+  const bool reaches_end = last == kept_before(w, w.rows);
+  const int64_t owned = row_from(w, first);
+  Room room;
+  const auto part = [&](int64_t row, int64_t from, int64_t to, float bias, float* out,
+                        int64_t stride) {
+    float sums[SPARSE_BATCH] = {};
+    for_kept<S>(w, row, from, to, last, room, [&](const Kept& kept, int64_t base) {
+      const auto* inputs = (const typename S::X*)x + base * count * w.group_size;
+      add_products<S, S::most>(w, kept, inputs, count, 0, sums);
+    });
+    for (int64_t m = 0; m < count; m++) out[m * stride] = sums[m] + bias;
+  };
+  const auto begin = [&](int64_t row) {
+    const int64_t before = kept_before(w, row);
+    return before < last ? before : last;
+  };
+  if (first < last && begin(owned) > first) part(owned - 1, first, begin(owned), 0.0f, carried, 1);
+  for (int64_t row = owned; row < w.rows && (begin(row) < last || reaches_end); row++) {
+    const float bias = w.bias ? read_float(w.bias, w.bias_type, row) : 0.0f;
+    part(row, begin(row), begin(row + 1), bias, y + row, y_stride);
+  }
+}
+
+template <class V>
+inline typename V::F load_codes(int32_t format, const char* p) {
+  return format == SPARSE4 ? V::load_int4(p) : V::load_int8(p);
+}
+
+// Any sparse format times inputs in float32. Groups are as wide as a vector or wider.
+template <class V>
+struct SparseFloats {
+  using X = float;
+  static constexpr int most = V::tile / 2;
+
+  static int64_t set_bits(const uint8_t* mask, int64_t bits, uint16_t* index) {
+    return ::set_bits(mask, bits, index);
+  }
+
+  static void floats(const void* data, int32_t type, int64_t first, int64_t count, float* out) {
+    const char* p = (const char*)data + first * (type == FLOAT32 ? 4 : 2);
+    int64_t i = 0;
+    for (; i + V::width <= count; i += V::width)
+      V::template store<FLOAT32>(
+          (char*)(out + i), type == FLOAT32    ? V::load((const float*)(p + 4 * i))
+                            : type == BFLOAT16 ? V::load_bfloat16(p + 2 * i)
+                                               : V::load_float16(p + 2 * i));
+    for (; i < count; i++) out[i] = read_float(p, type, i);
+  }
+
+  template <int M>
+  static void tile(const Matrix& w, const Kept& kept, const float* x, int64_t count, float* sums) {
+    return w.format == SPARSE4 ? run<SPARSE4, M>(w, kept, x, count, sums)
+                               : run<SPARSE8, M>(w, kept, x, count, sums);
+  }
+
+  // Two sums for each input, of every other group: one would wait for itself.
+  template <int T, int M>
+  static void run(const Matrix& w, const Kept& kept, const float* x, int64_t count, float* sums) {
+    typename V::F acc[2][M];
+    for (int u = 0; u < 2; u++)
+      for (int m = 0; m < M; m++) acc[u][m] = V::zero();
+    int64_t i = 0;
+    for (; i + 2 <= kept.count; i += 2)
+      for (int u = 0; u < 2; u++) group<T, M>(w, kept, i + u, x, count, acc[u]);
+    if (i < kept.count) group<T, M>(w, kept, i, x, count, acc[0]);
+    for (int m = 0; m < M; m++) sums[m] += V::sum(acc[0][m]) + V::sum(acc[1][m]);
+  }
+
+  template <int T, int M>
+  static void group(const Matrix& w, const Kept& kept, int64_t i, const float* x, int64_t count,
+                    typename V::F* acc) {
+    const int64_t size = w.group_size, bytes = T == SPARSE4 ? size / 2 : size;
+    const char* codes = kept.codes + i * bytes;
+    const float* input = x + kept.index[i] * count * size;
+    const typename V::F scale = V::set(kept.scale[i]), zero = V::set(kept.zero ? kept.zero[i] : 0.0f);
+    V::prefetch(codes + 1024);
+    for (int64_t k = 0; k < size; k += V::width) {
+      const typename V::F code = load_codes<V>(T, codes + (T == SPARSE4 ? k / 2 : k));
+      const typename V::F weight = V::fma(code, scale, zero);
+      for (int m = 0; m < M; m++)
+        acc[m] = V::fma(weight, V::load(input + m * size + k), acc[m]);
+    }
+  }
+};
+
+template <class V, int S>
+void dequantize_sparse(const Matrix& w, int64_t row, char* out) {
+  constexpr int bytes = S == FLOAT32 ? 4 : 2;
+  const int64_t size = w.group_size;
+  memset(out, 0, w.columns * bytes);
+  const auto place = [&](const Kept& kept, int64_t base) {
+    for (int64_t i = 0; i < kept.count; i++) {
+      char* to = out + (base + kept.index[i]) * size * bytes;
+      const typename V::F scale = V::set(kept.scale[i]), zero = V::set(kept.zero ? kept.zero[i] : 0.0f);
+      for (int64_t k = 0; k < size; k += V::width) {
+        const char* codes = kept.codes + (i * size + k) * group_bytes(w) / size;
+        V::template store<S>(to + k * bytes, V::fma(load_codes<V>(w.format, codes), scale, zero));
+      }
+    }
+  };
+  Room room;
+  const int64_t first = kept_before(w, row), last = kept_before(w, row + 1);
+  for_kept<SparseFloats<V>>(w, row, first, last, last, room, place);
+}
+
+}  // namespace
