@@ -45,12 +45,12 @@ def partial_sums(
     mask_ptr: tl.tensor,
     offsets_ptr: tl.tensor,
     sums_ptr: tl.tensor,
+    count: tl.tensor,
     kept: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
     mask_bytes: tl.tensor,
     TASK: tl.constexpr,
-    COUNT: tl.constexpr,
     HEIGHT: tl.constexpr,
     PACKED: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -58,23 +58,23 @@ def partial_sums(
     MASK_BYTES: tl.constexpr,
     FAN: tl.constexpr,
 ) -> None:
-    """Each program is one task: TASK kept groups, times COUNT rows of input.
+    """Each program is one task: TASK kept groups, times all rows of input.
 
     Args:
-        x_ptr: [COUNT, columns].
+        x_ptr: [count, columns].
         codes_ptr: [kept, WIDTH]: int8 codes, or two 4-bit codes to a byte.
         scale_ptr: [kept].
         zero_ptr: [kept], what is added to scale * code, or None.
         mask_ptr: [rows, mask_bytes], a bit for each group, lowest first.
         offsets_ptr: int32 [rows + 1], kept groups before each row.
-        sums_ptr: float32 [tasks + rows, COUNT], written at task + row.
+        sums_ptr: float32 [tasks + rows, count], written at task + row.
+        count: rows of input.
         kept: groups that are kept.
         rows: outputs.
         columns: inputs.
         mask_bytes: bytes of a row's mask.
         TASK: see above.
-        COUNT: see above.
-        HEIGHT: a power of two, at least COUNT.
+        HEIGHT: a power of two, at least `count`.
         PACKED: whether a stored element is two codes.
         WIDTH: stored elements of a group, a power of two.
         GROUPS: of a row, looked at together, a power of two and a multiple of 8.
@@ -111,7 +111,7 @@ def partial_sums(
             )
             scale = tl.load(scale_ptr + place, mask=mine, other=0.0).to(tl.float32)
             column = group[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
-            for index in tl.static_range(COUNT):
+            for index in range(count):
                 x = tl.load(
                     x_ptr + index * columns + column, mask=mine[:, None], other=0.0
                 ).to(tl.float32)
@@ -127,8 +127,8 @@ def partial_sums(
                 sums += tl.where(item == index, tl.sum(product, axis=0), 0.0)
             before += tl.sum(bit, axis=0)
             byte += GROUPS // 8
-        slot = (task + row).to(tl.int64) * COUNT
-        tl.store(sums_ptr + slot + item, sums, mask=item < COUNT)
+        slot = (task + row).to(tl.int64) * count
+        tl.store(sums_ptr + slot + item, sums, mask=item < count)
         row += 1
         byte = 0
 
@@ -139,20 +139,20 @@ def add_up(
     offsets_ptr: tl.tensor,
     bias_ptr: tl.tensor,
     y_ptr: tl.tensor,
+    count: tl.tensor,
     rows: tl.tensor,
-    COUNT: tl.constexpr,
     TASK: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
     """Program (i, j) adds what the tasks found for ROWS outputs of input j, in the tasks' order.
 
     Args:
-        sums_ptr: float32 [tasks + rows, COUNT], from `partial_sums`.
+        sums_ptr: float32 [tasks + rows, count], from `partial_sums`.
         offsets_ptr: int32 [rows + 1].
         bias_ptr: [rows] or None.
-        y_ptr: [COUNT, rows].
+        y_ptr: [count, rows].
+        count: rows of input.
         rows: outputs.
-        COUNT: rows of input.
         TASK: kept groups of a task.
         ROWS: a power of two.
     """
@@ -166,7 +166,7 @@ def add_up(
     tasks = tl.where(end > begin, (end - 1) // TASK - first + 1, 0)
     total = tl.zeros([ROWS], tl.float32)
     for index in range(0, tl.max(tasks, axis=0)):
-        slot = (first + index + row).to(tl.int64) * COUNT + item
+        slot = (first + index + row).to(tl.int64) * count + item
         total += tl.load(sums_ptr + slot, mask=there & (index < tasks), other=0.0)
     if bias_ptr is not None:
         total += tl.load(bias_ptr + row, mask=there, other=0.0).to(tl.float32)

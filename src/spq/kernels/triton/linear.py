@@ -44,8 +44,8 @@ def product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Ten
         return None
     with torch.cuda.device_of(x):
         if x.numel() <= FEW_ROWS * matrix.columns:
-            return _linear(x, matrix, x.dtype)
-        weight = _dequantized(matrix, x.dtype)
+            return read_codes(x, matrix, x.dtype)
+        weight = dequantized(matrix, x.dtype)
     return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
@@ -73,7 +73,7 @@ def low_rank(x: Tensor, right: Stored, left: Stored) -> Tensor | None:
     if not launchable(x, *right, *left):
         return None
     with torch.cuda.device_of(x):
-        return _linear(_linear(x, inner, torch.float32), outer, x.dtype)
+        return read_codes(read_codes(x, inner, torch.float32), outer, x.dtype)
 
 
 def _multiplies(x: Tensor, matrix: Matrix) -> bool:
@@ -81,7 +81,8 @@ def _multiplies(x: Tensor, matrix: Matrix) -> bool:
     return fits and x.dtype in FLOATS and bool(x.numel())
 
 
-def _linear(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
+def read_codes(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """Inputs [..., in], at most FEW_ROWS, times a weight as it is stored, [..., out] in `dtype`."""
     y = x.new_empty(*x.shape[:-1], matrix.rows, dtype=dtype)
     count = x.numel() // matrix.columns
     tensors = (x, matrix.weight, matrix.scale, matrix.bias, y)
@@ -97,17 +98,19 @@ def _linear(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
         count,
         *strides,
         PACKED=matrix.packed,
-        GROUP=matrix.group or 128,
+        GROUP=matrix.group or 64,
         ROWS=32,
         HEIGHT=max(16, triton.next_power_of_2(count)),
         # Between two factors in half precision tf32 is exact enough, and runs on tensor cores.
         PRECISION="ieee" if dtype == x.dtype else "tf32",
-        num_stages=4,
+        # Fits the shared memory of every GPU from compute capability 8.0 on.
+        num_stages=2 if x.dtype == torch.float32 else 3,
     )
     return y
 
 
-def _dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
+def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """The weight [out, in] of codes and scales."""
     weight = matrix.weight.new_empty(matrix.rows, matrix.columns, dtype=dtype)
     block = 1024
     dequantize[(matrix.rows, triton.cdiv(matrix.width, block))](

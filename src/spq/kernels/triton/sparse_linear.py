@@ -114,12 +114,12 @@ def _few_rows(
         mask,
         offsets,
         sums,
+        count,
         kept,
         rows,
         columns,
         mask_bytes,
         TASK=task,
-        COUNT=count,
         HEIGHT=triton.next_power_of_2(count),
         PACKED=codes.dtype == torch.uint8,
         WIDTH=width,
@@ -131,7 +131,7 @@ def _few_rows(
     y = x.new_empty(*x.shape[:-1], rows)
     block = 128
     add_up[(triton.cdiv(rows, block), count)](
-        sums, offsets, bias, y, rows, COUNT=count, TASK=task, ROWS=block
+        sums, offsets, bias, y, count, rows, TASK=task, ROWS=block
     )
     return y
 
