@@ -80,15 +80,13 @@ def low_rank(out: int, width: int) -> tuple[int, Product]:
 def group_sparse(out: int, width: int) -> tuple[int, Product]:
     """Half of the groups kept, in 4 bits."""
     from spq.kernels.triton import sparse_product
+    from spq.numerics.group_sparse import pack
 
-    groups = width // SPARSE_GROUP
-    keep = torch.rand(out, groups, device="cuda") < 0.5
-    place = 2 ** torch.arange(8, device="cuda")
-    mask = (keep.unflatten(1, (-1, 8)) * place).sum(2).to(torch.uint8)
-    offsets = functional.pad(keep.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-    kept = int(offsets[-1])
-    weight = (random_codes(kept, SPARSE_GROUP // 2), random_scale(kept), None, mask, offsets)
-    return nbytes(weight), lambda x: sparse_product(x, *weight, None)
+    keep = torch.rand(out, width // SPARSE_GROUP, device="cuda") < 0.5
+    codes = torch.randint(-8, 8, (out, width), dtype=torch.int8, device="cuda")
+    weight = pack(codes, random_scale(*keep.shape), None, keep, bits=4)
+    *tensors, _ = weight
+    return nbytes(tuple(tensors)), lambda x: sparse_product(x, weight, None)
 
 
 def torchao(out: int, width: int, bits: int) -> tuple[int, Product]:

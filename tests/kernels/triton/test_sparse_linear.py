@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spq.numerics import integer
+from spq.numerics import group_sparse
+from spq.numerics.group_sparse import GroupSparse
 
 sparse_linear = pytest.importorskip(
     "spq.kernels.triton.sparse_linear", reason="triton is not installed"
@@ -25,43 +26,38 @@ def make(
     with_zero: bool = False,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-) -> tuple[list[Tensor | None], Tensor]:
-    """What is stored (codes, scale, zero, mask, offsets), and the weight in float64.
-
-    The first and one of the middle rows keep nothing, and one row all of its groups.
-    """
+) -> GroupSparse:
+    """One row keeps all of its groups, and the first and one of the middle rows none."""
     generator = torch.Generator().manual_seed(seed)
     keep = torch.rand(rows, groups, generator=generator) < density
     keep[rows // 3] = True
     keep[[0, rows // 2]] = False
     keep[-1, -1] = True
-    kept = int(keep.sum())
     limit = 8 if bits == 4 else 127
-    codes = torch.randint(-limit, limit, (kept, size), generator=generator, dtype=torch.int8)
-    scale = torch.randn(kept, generator=generator).to(dtype)
-    zero = torch.randn(kept, generator=generator).to(dtype) if with_zero else None
-    padded = torch.zeros(rows, -(-groups // 8) * 8, dtype=torch.int32)
-    padded[:, :groups] = keep
-    mask = (padded.unflatten(1, (-1, 8)) << torch.arange(8)).sum(2).to(torch.uint8)
-    offsets = torch.cat((torch.zeros(1), keep.sum(1).cumsum(0))).to(torch.int32)
-    weight = torch.zeros(rows, groups, size, dtype=torch.float64)
-    weight[keep] = codes.double() * scale.double()[:, None]
-    if zero is not None:
-        weight[keep] += zero.double()[:, None]
-    stored = integer.pack_int4(codes) if bits == 4 else codes
-    return [stored, scale, zero, mask, offsets], weight.flatten(1)
+    shape = (rows, groups * size)
+    codes = torch.randint(-limit, limit, shape, generator=generator, dtype=torch.int8)
+    scale, zero = torch.randn(2, rows, groups, generator=generator).to(dtype)
+    return group_sparse.pack(codes, scale, zero if with_zero else None, keep, bits)
 
 
-def on(device: torch.device, *tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.to(device) for tensor in tensors]
+def definition(weight: GroupSparse) -> Tensor:
+    """In float64."""
+    zero = None if weight.zero is None else weight.zero.double()
+    return group_sparse.dequantize(weight._replace(scale=weight.scale.double(), zero=zero))
 
 
-def assert_equals_definition(device, stored, weight, shape, dtype, with_bias=False):
+def on(device: torch.device, weight: GroupSparse) -> GroupSparse:
+    return GroupSparse(*(part.to(device) if torch.is_tensor(part) else part for part in weight))
+
+
+def assert_equals_definition(device, weight, shape, dtype, with_bias=False):
     generator = torch.Generator().manual_seed(5)
-    x = torch.randn(*shape, weight.shape[1], generator=generator).to(dtype)
-    bias = torch.randn(len(weight), generator=generator).to(dtype) if with_bias else None
-    y = sparse_linear.sparse_product(*on(device, x, *stored, bias))
-    expected = x.double() @ weight.T
+    x = torch.randn(*shape, weight.columns, generator=generator).to(dtype)
+    bias = torch.randn(len(weight.mask), generator=generator).to(dtype) if with_bias else None
+    y = sparse_linear.sparse_product(
+        x.to(device), on(device, weight), None if bias is None else bias.to(device)
+    )
+    expected = x.double() @ definition(weight).T
     if bias is not None:
         expected += bias.double()
     assert y.dtype == dtype
@@ -75,8 +71,8 @@ def assert_equals_definition(device, stored, weight, shape, dtype, with_bias=Fal
 @pytest.mark.parametrize("shape", [(1,), (), (3,), (17,)], ids=str)
 @pytest.mark.parametrize(("bits", "with_zero"), [(4, False), (4, True), (8, False), (8, True)])
 def test_equals_the_definition(device, bits, with_zero, shape, dtype, with_bias):
-    stored, weight = make(7, 11, 16, bits, with_zero=with_zero, dtype=dtype)
-    assert_equals_definition(device, stored, weight, shape, dtype, with_bias)
+    weight = make(7, 11, 16, bits, with_zero=with_zero, dtype=dtype)
+    assert_equals_definition(device, weight, shape, dtype, with_bias)
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64])
@@ -84,21 +80,21 @@ def test_equals_the_definition(device, bits, with_zero, shape, dtype, with_bias)
 @pytest.mark.parametrize("task_bytes", [64, 192, 1024])
 def test_tasks_that_begin_and_end_inside_rows(device, monkeypatch, size, bits, task_bytes):
     monkeypatch.setattr(sparse_linear, "TASK_BYTES", task_bytes)
-    stored, weight = make(7, 21, size, bits)
-    assert_equals_definition(device, stored, weight, (2,), torch.float32)
+    weight = make(7, 21, size, bits)
+    assert_equals_definition(device, weight, (2,), torch.float32)
 
 
 def test_rows_longer_than_a_tile_and_tasks_longer_than_rows(device, monkeypatch):
     monkeypatch.setattr(sparse_linear, "TILE_BYTES", 128)
     for task_bytes in (64, 4096):
         monkeypatch.setattr(sparse_linear, "TASK_BYTES", task_bytes)
-        stored, weight = make(5, 60, 8, 8)
-        assert_equals_definition(device, stored, weight, (1,), torch.float32)
+        weight = make(5, 60, 8, 8)
+        assert_equals_definition(device, weight, (1,), torch.float32)
 
 
 def test_more_rows_than_the_search_looks_at_together(device):
-    stored, weight = make(300, 2, 8, 4, density=0.05)
-    assert_equals_definition(device, stored, weight, (1,), torch.float32)
+    weight = make(300, 2, 8, 4, density=0.05)
+    assert_equals_definition(device, weight, (1,), torch.float32)
 
 
 @settings(max_examples=15)
@@ -112,14 +108,14 @@ def test_more_rows_than_the_search_looks_at_together(device):
     seed=st.integers(0, 99),
 )
 def test_any_shape_and_density(device, rows, groups, size, bits, density, count, seed):
-    stored, weight = make(rows, groups, size, bits, density=density, seed=seed)
-    assert_equals_definition(device, stored, weight, (count,), torch.float32)
+    weight = make(rows, groups, size, bits, density=density, seed=seed)
+    assert_equals_definition(device, weight, (count,), torch.float32)
 
 
 def test_the_same_call_gives_the_same_bits(device, monkeypatch):
     monkeypatch.setattr(sparse_linear, "TASK_BYTES", 64)
-    stored, weight = make(7, 21, 16, 4)
-    call = on(device, torch.ones(1, weight.shape[1]), *stored, None)
+    weight = make(7, 21, 16, 4)
+    call = (torch.ones(1, weight.columns, device=device), on(device, weight), None)
     first = sparse_linear.sparse_product(*call)
     assert torch.equal(first, sparse_linear.sparse_product(*call))
 
@@ -127,29 +123,29 @@ def test_the_same_call_gives_the_same_bits(device, monkeypatch):
 @pytest.mark.parametrize("count", [sparse_linear.FEW_ROWS, sparse_linear.FEW_ROWS + 1])
 def test_the_weight_is_written_out_for_many_rows_only(device, count, monkeypatch):
     written = []
-    inner = sparse_linear._dequantized
-    monkeypatch.setattr(sparse_linear, "_dequantized", lambda *a: (written.append(1), inner(*a))[1])
-    stored, weight = make(3, 3, 8, 4)
-    assert_equals_definition(device, stored, weight, (count,), torch.float32)
+    inner = sparse_linear.dequantized
+    monkeypatch.setattr(sparse_linear, "dequantized", lambda *a: (written.append(1), inner(*a))[1])
+    weight = make(3, 3, 8, 4)
+    assert_equals_definition(device, weight, (count,), torch.float32)
     assert bool(written) == (count > sparse_linear.FEW_ROWS)
 
 
 def test_what_no_kernel_takes_is_left_to_pytorch(device):
-    stored, weight = make(4, 8, 16, 4, with_zero=True)
-    codes, scale, zero, mask, offsets = on(device, *stored)
-    x = torch.ones(2, weight.shape[1], device=device)
-    assert sparse_linear.sparse_product(x, codes, scale, zero, mask, offsets, None) is not None
+    weight = on(device, make(4, 8, 16, 4, with_zero=True))
+    x = torch.ones(2, weight.columns, device=device)
+    assert sparse_linear.sparse_product(x, weight, None) is not None
     refused = {
-        "float64": (x.double(), codes, scale, zero, mask, offsets, None),
-        "no rows": (x[:0], codes, scale, zero, mask, offsets, None),
-        "another width": (x[:, :-8], codes, scale, zero, mask, offsets, None),
-        "a width of another mask": (x.repeat(1, 2), codes, scale, zero, mask, offsets, None),
-        "groups of 4": (x, codes[:, :2].contiguous(), scale, zero, mask, offsets, None),
-        "a scale that does not fit": (x, codes, scale[1:], zero, mask, offsets, None),
-        "a zero that does not fit": (x, codes, scale, zero[1:], mask, offsets, None),
-        "offsets of other rows": (x, codes, scale, zero, mask, offsets[1:], None),
-        "a bias that does not fit": (x, codes, scale, zero, mask, offsets, scale[:3]),
-        "gaps": (x, codes.T.contiguous().T, scale, zero, mask, offsets, None),
+        "float64": (x.double(), weight, None),
+        "no rows": (x[:0], weight, None),
+        "another width": (x[:, :-8], weight, None),
+        "half a group": (x[:, :-8], weight._replace(columns=weight.columns - 8), None),
+        "a mask of more columns": (x.repeat(1, 2), weight._replace(columns=256), None),
+        "groups of 4": (x, weight._replace(codes=weight.codes[:, :2].contiguous()), None),
+        "a scale that does not fit": (x, weight._replace(scale=weight.scale[1:]), None),
+        "a zero that does not fit": (x, weight._replace(zero=weight.zero[1:]), None),
+        "offsets of other rows": (x, weight._replace(offsets=weight.offsets[1:]), None),
+        "a bias that does not fit": (x, weight, x[0, :3]),
+        "gaps": (x, weight._replace(codes=weight.codes.T.contiguous().T), None),
     }
     for reason, call in refused.items():
         assert sparse_linear.sparse_product(*call) is None, reason

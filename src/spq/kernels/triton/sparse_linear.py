@@ -9,6 +9,7 @@ from spq.kernels.triton.dequantize import dequantize_groups
 from spq.kernels.triton.group_sparse import add_up, partial_sums
 from spq.kernels.triton.matrix import launchable
 from spq.native import FLOATS
+from spq.numerics.group_sparse import GroupSparse, mask_bytes
 
 FEW_ROWS = 16
 """Up to here the codes are read as they are stored; beyond, the weight is written out.
@@ -19,6 +20,9 @@ of 4 bits of which half is kept takes 16 operations for each of its places; writ
 reading it again moves 4 bytes for each.
 """
 
+WIDTHS = (4, 8, 16, 32, 64)
+"""Bytes of a group's codes that the kernels' tiles are made for."""
+
 TASK_BYTES = 1024
 """Codes in a task: some thousand tasks, one warp each, for a layer of a model of 7 billion."""
 
@@ -26,138 +30,102 @@ TILE_BYTES = 512
 """Codes at which a warp looks together: 16 bytes for each of its threads."""
 
 
-def sparse_product(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    mask: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-) -> Tensor | None:
+def sparse_product(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor | None:
     """Inputs times the weight, transposed, plus bias; None where there is no kernel for it.
 
-    That `offsets` counts the bits of `mask` is not checked here.
-
     Args:
-        x: [..., in], in any layout.
-        codes: of the kept groups, row by row: int8 [kept, group size], or packed 4-bit codes, uint8
-            [kept, group size / 2].
-        scale: [kept].
-        zero: [kept], added to scale * code, or None.
-        mask: uint8 [out, bytes]: bit g % 8 of byte g // 8 says whether group g is kept.
-        offsets: int32 [out + 1], kept groups before each row.
-        bias: [out] or None.
+        x: [..., columns], in any layout.
+        weight: [rows, columns] in stored form; whether its offsets count the bits of its mask is
+            not looked at.
+        bias: [rows] or None.
 
     Returns:
-        [..., out] in the dtype of x, not differentiable.
+        [..., rows] in the dtype of x, not differentiable.
     """
-    if x.dtype not in FLOATS or not x.numel() or not _belong(x, codes, scale, zero, mask, offsets):
+    if x.dtype not in FLOATS or not x.numel() or not _multiplies(x, weight):
         return None
-    if bias is not None and (bias.shape != mask.shape[:1] or bias.dtype not in FLOATS):
+    if bias is not None and (bias.shape != weight.mask.shape[:1] or bias.dtype not in FLOATS):
         return None
     x = x.contiguous()
-    if not launchable(x, codes, scale, zero, mask, offsets, bias):
+    *tensors, _ = weight
+    if not launchable(x, *tensors, bias):
         return None
     with torch.cuda.device_of(x):
-        if x.numel() <= FEW_ROWS * x.shape[-1]:
-            return _few_rows(x, codes, scale, zero, mask, offsets, bias)
-        weight = _dequantized(x.shape[-1], x.dtype, codes, scale, zero, mask, offsets)
-    return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        if x.numel() <= FEW_ROWS * weight.columns:
+            return read_codes(x, weight, bias)
+        dense = dequantized(weight, x.dtype)
+    return functional.linear(x, dense, None if bias is None else bias.to(x.dtype))
 
 
-def _belong(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, mask: Tensor, offsets: Tensor
-) -> bool:
-    """Whether shapes and dtypes are those of one weight that the kernels take."""
-    if codes.ndim != 2 or codes.dtype not in (torch.int8, torch.uint8) or mask.ndim != 2:
-        return False
-    kept, width = codes.shape
-    size = _size(codes)
+def _multiplies(x: Tensor, weight: GroupSparse) -> bool:
+    """Whether shapes and dtypes are those of one weight that the kernels take, and of its input."""
+    codes, scale, zero, mask, offsets, columns = weight
     return (
-        kept > 0
-        and width in (4, 8, 16, 32, 64)
-        and x.ndim > 0
-        and x.shape[-1] % size == 0
-        and all(t is None or (t.shape == (kept,) and t.dtype in FLOATS) for t in (scale, zero))
+        x.ndim > 0
+        and x.shape[-1] == columns
+        and codes.dtype in (torch.int8, torch.uint8)
+        and codes.shape[1] in WIDTHS
+        and codes.numel() > 0
+        and columns == weight.groups * weight.group_size
+        and all(t is None or (t.shape == codes.shape[:1] and t.dtype in FLOATS) for t in (scale, zero))
         and mask.dtype == torch.uint8
-        and mask.shape[1] == -(-x.shape[-1] // (8 * size))
+        and mask.shape == (len(offsets) - 1, mask_bytes(weight.groups))
         and offsets.dtype == torch.int32
-        and offsets.shape == (len(mask) + 1,)
     )
 
 
-def _size(codes: Tensor) -> int:
-    return codes.shape[1] * (2 if codes.dtype == torch.uint8 else 1)
-
-
-def _few_rows(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    mask: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-) -> Tensor:
-    (kept, width), (rows, mask_bytes) = codes.shape, mask.shape
-    columns = x.shape[-1]
-    count = x.numel() // columns
+def read_codes(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor:
+    """Inputs [..., columns], at most FEW_ROWS, times a weight as it is stored, plus bias."""
+    (kept, width), (rows, mask_width) = weight.codes.shape, weight.mask.shape
+    count = x.numel() // weight.columns
     task = TASK_BYTES // width
     tasks = triton.cdiv(kept, task)
     sums = x.new_empty(tasks + rows, count, dtype=torch.float32)
     partial_sums[(tasks,)](
         x,
-        codes,
-        scale,
-        zero,
-        mask,
-        offsets,
+        weight.codes,
+        weight.scale,
+        weight.zero,
+        weight.mask,
+        weight.offsets,
         sums,
         count,
         kept,
         rows,
-        columns,
-        mask_bytes,
+        weight.columns,
+        mask_width,
         TASK=task,
         HEIGHT=triton.next_power_of_2(count),
-        PACKED=codes.dtype == torch.uint8,
+        PACKED=weight.bits == 4,
         WIDTH=width,
         GROUPS=TILE_BYTES // width,
-        MASK_BYTES=triton.next_power_of_2(mask_bytes),
+        MASK_BYTES=triton.next_power_of_2(mask_width),
         FAN=128,
         num_warps=1,
     )
     y = x.new_empty(*x.shape[:-1], rows)
     block = 128
     add_up[(triton.cdiv(rows, block), count)](
-        sums, offsets, bias, y, count, rows, TASK=task, ROWS=block
+        sums, weight.offsets, bias, y, count, rows, TASK=task, ROWS=block
     )
     return y
 
 
-def _dequantized(
-    columns: int,
-    dtype: torch.dtype,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    mask: Tensor,
-    offsets: Tensor,
-) -> Tensor:
-    width, (rows, mask_bytes) = codes.shape[1], mask.shape
-    weight = codes.new_empty(rows, columns, dtype=dtype)
+def dequantized(weight: GroupSparse, dtype: torch.dtype) -> Tensor:
+    """The weight [rows, columns], with zeros where groups are dropped."""
+    width, (rows, mask_width) = weight.codes.shape[1], weight.mask.shape
+    dense = weight.codes.new_empty(rows, weight.columns, dtype=dtype)
     dequantize_groups[(rows,)](
-        codes,
-        scale,
-        zero,
-        mask,
-        offsets,
-        weight,
-        columns,
-        mask_bytes,
-        PACKED=codes.dtype == torch.uint8,
+        weight.codes,
+        weight.scale,
+        weight.zero,
+        weight.mask,
+        weight.offsets,
+        dense,
+        weight.columns,
+        mask_width,
+        PACKED=weight.bits == 4,
         WIDTH=width,
         GROUPS=2048 // width,
     )
-    return weight
+    return dense
