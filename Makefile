@@ -93,10 +93,13 @@ build = runpy.run_path(str(folder / "version.py"))
 sys.exit(1 if build.get("cuda") or build.get("hip") or build.get("xpu") else 0)
 endef
 
-# The version of torch that is there is pinned too, so that TORCH may differ from constraints.txt.
+# The version of torch that is there is pinned too, so that TORCH may differ from constraints.txt; a
+# build for GPUs states itself which triton it wants.
 define TORCH_PIN
 import importlib.metadata, sys
-pins = [line for line in open("constraints.txt") if not line.startswith("torch==")]
+wants = any(need.startswith("triton") for need in importlib.metadata.requires("torch"))
+dropped = ("torch==", "triton==") if wants else "torch=="
+pins = [line for line in open("constraints.txt") if not line.startswith(dropped)]
 pins.append("torch==" + importlib.metadata.version("torch") + "\n")
 open(sys.argv[1], "w").writelines(pins)
 endef

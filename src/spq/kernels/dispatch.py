@@ -1,11 +1,17 @@
 """Which arithmetic a compressed layer uses for the call at hand.
 
-Gradients needed: the autograd functions beside this file. Else, where the native kernels are there
-and can take the tensors: few rows of input go to a kernel that reads the codes as they are stored,
-which costs their bytes; for many rows the weight is turned into the dtype of the activations, a
-block at a time, for PyTorch's matrix product, which costs arithmetic. Everything else (another
-device, tracing, float64) goes to the PyTorch reference. docs/kernels.md has the measurements.
+Gradients needed: the autograd functions beside this file. Else, where there are kernels that can
+take the tensors (native ones on a CPU, in Triton on a GPU): few rows of input go to a kernel that
+reads the codes as they are stored, which costs their bytes; for many rows the weight is turned into
+the dtype of the activations, on a CPU a block at a time, for PyTorch's matrix product, which costs
+arithmetic. Everything else (another device, tracing, float64) goes to the PyTorch reference.
+docs/kernels.md has the measurements.
 """
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -14,6 +20,8 @@ from torch.nn import functional
 from spq import native
 from spq.native import sparse
 from spq.numerics.group_sparse import GroupSparse
+
+logger = logging.getLogger(__name__)
 
 FEW_ROWS = 16
 """Up to here the kernels for few rows are the faster ones."""
@@ -25,6 +33,27 @@ BLOCK_BYTES = 8 * 2**20
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd must see what happens to these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+@cache
+def _triton_kernels() -> ModuleType | None:
+    if find_spec("triton") is None:
+        logger.warning(
+            "triton is not installed, so compressed layers run in PyTorch on the GPU, slower; "
+            "install it in the version that this torch wants"
+        )
+        return None
+    from spq.kernels import triton
+
+    return triton
+
+
+def gpu_kernels(x: Tensor) -> ModuleType | None:
+    """`spq.kernels.triton` if x is on a GPU; imported by the first x that is.
+
+    Not while a model is traced for `torch.compile`, which makes kernels of its own.
+    """
+    return _triton_kernels() if x.is_cuda and not torch.compiler.is_compiling() else None
 
 
 Stored = tuple[Tensor, Tensor | None, Tensor | None]
@@ -44,10 +73,14 @@ def native_low_rank(x: Tensor, right: Stored, left: Stored) -> Tensor | None:
     Returns:
         [..., out] in the dtype of x, not differentiable.
     """
+    if needs_gradient(x, *right, *left):
+        return None
+    if (kernels := gpu_kernels(x)) is not None:
+        return kernels.low_rank(x, right, left)
     library = native.library()
     if library is None or x.dtype not in native.FLOATS or not x.numel():
         return None
-    if x.numel() > FEW_ROWS * x.shape[-1] or needs_gradient(x, *right, *left):
+    if x.numel() > FEW_ROWS * x.shape[-1]:
         return None
     x = x.contiguous()
     if not (native.addressable(x) and native.usable(*right) and native.usable(*left)):
@@ -70,6 +103,8 @@ def native_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None)
     Returns:
         [..., out] in the dtype of x, not differentiable.
     """
+    if (kernels := gpu_kernels(x)) is not None:
+        return kernels.product(x, codes, scale, bias)
     if not native.usable(codes, scale, bias):
         return None
     return _product(x, native.matrix_of(codes, scale, bias), bias)
@@ -83,6 +118,8 @@ def native_sparse_product(x: Tensor, weight: GroupSparse, bias: Tensor | None) -
         weight: [out, in] in stored form.
         bias: [out] or None.
     """
+    if (kernels := gpu_kernels(x)) is not None:
+        return kernels.sparse_product(x, weight, bias)
     if not sparse.usable(weight, bias):
         return None
     return _product(x, sparse.matrix_of(weight, bias), bias)

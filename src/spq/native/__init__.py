@@ -135,7 +135,12 @@ def addressable(*tensors: Tensor | None) -> bool:
 
 def usable(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> bool:
     """Whether these may become a `matrix_of`: addressable, and of shapes that belong together."""
-    if weight.ndim != 2 or not addressable(weight, scale, bias):
+    return addressable(weight, scale, bias) and consistent(weight, scale, bias)
+
+
+def consistent(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether shapes and dtypes are those of one stored weight, on whatever device."""
+    if weight.ndim != 2:
         return False
     rows, columns = weight.shape
     if bias is not None and (bias.shape != (rows,) or bias.dtype not in FLOATS):

@@ -1,0 +1,127 @@
+"""Products with a stored weight: which kernel, with which tiles."""
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional
+
+from spq.kernels.triton.dequantize import dequantize
+from spq.kernels.triton.few_rows import few_rows
+from spq.kernels.triton.matrix import Matrix, launchable, matrix_of
+from spq.kernels.triton.one_row import one_row
+from spq.native import FLOATS
+
+FEW_ROWS = 64
+"""Up to here the codes are read as they are stored; beyond, the weight is written out.
+
+Reasoned, not measured. A row of input takes 2 operations for each byte of int8 codes and 4 for
+4-bit codes; in the time in which a byte arrives an A100 does 156 in half precision, an H100 295. So
+64 rows wait for memory, or for little else, while a weight that is written and read again moves 5
+to 9 times the bytes of its codes.
+"""
+
+Stored = tuple[Tensor, Tensor | None, Tensor | None]
+"""The weight or its codes, the scale, and the bias."""
+
+
+def product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Inputs times the weight, transposed, plus bias; None where there is no kernel for it.
+
+    Args:
+        x: [..., in], in any layout.
+        codes: int8 [out, in], or packed 4-bit codes, uint8 [out, in / 2].
+        scale: [out] or [1], or with packed codes [out, groups].
+        bias: [out] or None.
+
+    Returns:
+        [..., out] in the dtype of x, not differentiable.
+    """
+    matrix = matrix_of(codes, scale, bias)
+    if matrix is None or not _multiplies(x, matrix):
+        return None
+    x = x.contiguous()
+    if not launchable(x, codes, scale, bias):
+        return None
+    with torch.cuda.device_of(x):
+        if x.numel() <= FEW_ROWS * matrix.columns:
+            return read_codes(x, matrix, x.dtype)
+        weight = dequantized(matrix, x.dtype)
+    return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+def low_rank(x: Tensor, right: Stored, left: Stored) -> Tensor | None:
+    """Few rows times both factors of a low-rank weight; None where there is no kernel for it.
+
+    The vector between the factors stays in float32.
+
+    Args:
+        x: [..., in], in any layout.
+        right: [rank, in], and scale and bias where it has them.
+        left: [out, rank], the same.
+
+    Returns:
+        [..., out] in the dtype of x, not differentiable.
+    """
+    inner, outer = matrix_of(*right), matrix_of(*left)
+    if inner is None or outer is None or inner.rows != outer.columns:
+        return None
+    if not _multiplies(x, inner) or x.numel() > FEW_ROWS * inner.columns:
+        return None
+    if any(m.scale is None and m.weight.dtype != x.dtype for m in (inner, outer)):
+        return None
+    x = x.contiguous()
+    if not launchable(x, *right, *left):
+        return None
+    with torch.cuda.device_of(x):
+        return read_codes(read_codes(x, inner, torch.float32), outer, x.dtype)
+
+
+def _multiplies(x: Tensor, matrix: Matrix) -> bool:
+    fits = x.ndim > 0 and x.shape[-1] == matrix.columns
+    return fits and x.dtype in FLOATS and bool(x.numel())
+
+
+def read_codes(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """Inputs [..., in], at most FEW_ROWS, times a weight as it is stored, [..., out] in `dtype`."""
+    y = x.new_empty(*x.shape[:-1], matrix.rows, dtype=dtype)
+    count = x.numel() // matrix.columns
+    tensors = (x, matrix.weight, matrix.scale, matrix.bias, y)
+    strides = (matrix.rows, matrix.width, matrix.scale_row, matrix.scale_group)
+    if count == 1:
+        group = matrix.group or 64
+        one_row[(triton.cdiv(matrix.rows, 8),)](
+            *tensors, *strides, PACKED=matrix.packed, GROUP=group, GROUPS=512 // group, ROWS=8
+        )
+        return y
+    few_rows[(triton.cdiv(matrix.rows, 32),)](
+        *tensors,
+        count,
+        *strides,
+        PACKED=matrix.packed,
+        GROUP=matrix.group or 64,
+        ROWS=32,
+        HEIGHT=max(16, triton.next_power_of_2(count)),
+        # Between two factors in half precision tf32 is exact enough, and runs on tensor cores.
+        PRECISION="ieee" if dtype == x.dtype else "tf32",
+        # Fits the shared memory of every GPU from compute capability 8.0 on.
+        num_stages=2 if x.dtype == torch.float32 else 3,
+    )
+    return y
+
+
+def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """The weight [out, in] of codes and scales."""
+    weight = matrix.weight.new_empty(matrix.rows, matrix.columns, dtype=dtype)
+    block = 1024
+    dequantize[(matrix.rows, triton.cdiv(matrix.width, block))](
+        matrix.weight,
+        matrix.scale,
+        weight,
+        matrix.width,
+        matrix.scale_row,
+        matrix.scale_group,
+        PACKED=matrix.packed,
+        GROUP=matrix.group or matrix.width,
+        BLOCK=block,
+    )
+    return weight

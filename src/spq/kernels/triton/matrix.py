@@ -1,0 +1,80 @@
+"""A stored weight as the kernels see it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spq import native
+
+PACKED_GROUPS = (16, 32, 64)
+"""Bytes of packed codes that share a scale: the kernels' tiles are made for these."""
+
+
+class Matrix(NamedTuple):
+    """A weight and where its parts are.
+
+    Attributes:
+        weight: [rows, width]: floats, int8 codes, or two 4-bit codes to a byte.
+        scale: of element (row, i): at row * scale_row + i // group * scale_group; or None.
+        bias: [rows] or None.
+        packed: whether a stored element is two codes.
+        group: stored elements that share a scale, or None where it does not depend on the column.
+        scale_row: see scale.
+        scale_group: see scale.
+    """
+
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+    packed: bool
+    group: int | None
+    scale_row: int
+    scale_group: int
+
+    @property
+    def rows(self) -> int:
+        """Outputs."""
+        return len(self.weight)
+
+    @property
+    def width(self) -> int:
+        """Stored elements of a row."""
+        return self.weight.shape[1]
+
+    @property
+    def columns(self) -> int:
+        """Inputs."""
+        return 2 * self.width if self.packed else self.width
+
+
+def launchable(*tensors: Tensor | None) -> bool:
+    """Whether kernels may be given these: ordinary tensors on one device, without gaps."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    return all(
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.is_contiguous()
+        and tensor.device == given[0].device
+        for tensor in given
+    )
+
+
+def matrix_of(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Matrix | None:
+    """How the kernels see a weight, or None if there is none for it.
+
+    Args:
+        weight: [out, in] in a float type or int8, or packed 4-bit codes, uint8 [out, in / 2].
+        scale: [out] or [1] with int8, [out, groups] with 4-bit codes.
+        bias: [out] or None.
+    """
+    if not native.consistent(weight, scale, bias) or not weight.numel():
+        return None
+    if weight.dtype == torch.uint8:
+        assert scale is not None
+        groups = scale.shape[1]
+        group, rest = divmod(weight.shape[1], groups)
+        if rest or group not in PACKED_GROUPS:
+            return None
+        return Matrix(weight, scale, bias, True, group, groups, 1)
+    per_row = scale is not None and len(scale) > 1
+    return Matrix(weight, scale, bias, False, None, int(per_row), 0)

@@ -1,0 +1,23 @@
+"""The interpreter runs code that the compiler refuses, so both see the kernels."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_every_kernel_compiles(capability, tmp_path):
+    script = Path(__file__).with_name("compile_all.py")
+    surroundings = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, script, capability], env=surroundings, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    names = "one_row few_rows dequantize partial_sums add_up dequantize_groups"
+    assert done.stdout.split() == names.split()

@@ -1,0 +1,176 @@
+"""The kernels against float64; compiled where there is a GPU, else in Triton's interpreter."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spq.numerics import integer
+
+linear = pytest.importorskip("spq.kernels.triton.linear", reason="triton is not installed")
+
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+DTYPES = pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+BIAS = pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no_bias"])
+
+
+def random(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def make(kind: str, rows: int, columns: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """What is stored of a weight, and the weight in float64.
+
+    `kind` is dense, per_channel, per_tensor, or the group size of 4-bit codes.
+    """
+    if kind == "dense":
+        weight = random(1, rows, columns, dtype=dtype)
+        return [weight, None], weight.double()
+    generator = torch.Generator().manual_seed(1)
+    if kind in ("per_channel", "per_tensor"):
+        codes = torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
+        scale = random(2, rows if kind == "per_channel" else 1, dtype=dtype) / 64
+        return [codes, scale], codes.double() * scale.double()[:, None]
+    codes = torch.randint(-8, 8, (rows, columns), generator=generator, dtype=torch.int8)
+    scale = random(2, rows, columns // int(kind), dtype=dtype)
+    packed = integer.pack_int4(codes)
+    return [packed, scale], integer.dequantize(packed, scale.double())
+
+
+def on(device: torch.device, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.to(device) for tensor in tensors]
+
+
+def assert_near(y: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert y.dtype == dtype
+    assert y.shape == expected.shape
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(y.cpu().double(), expected, rtol=0, atol=ROUNDING[dtype] * largest)
+
+
+@pytest.fixture(
+    params=[("per_channel", 200), ("per_tensor", 70), ("32", 96), ("64", 192), ("128", 384)],
+    ids=lambda param: param[0],
+)
+def kind_and_columns(request):
+    return request.param
+
+
+@DTYPES
+@BIAS
+@pytest.mark.parametrize("shape", [(1,), (), (3,), (2, 16), (65,)], ids=str)
+def test_equals_the_definition(device, kind_and_columns, shape, dtype, with_bias):
+    kind, columns = kind_and_columns
+    rows = 37
+    stored, weight = make(kind, rows, columns, dtype)
+    x, bias = random(3, *shape, columns, dtype=dtype), random(4, rows, dtype=dtype)
+    bias = bias if with_bias else None
+    y = linear.product(*on(device, x, *stored, bias))
+    expected = x.double() @ weight.T
+    assert_near(y, expected if bias is None else expected + bias.double(), dtype)
+
+
+@DTYPES
+def test_a_bias_and_a_scale_in_another_dtype(device, dtype):
+    (codes, scale), weight = make("per_channel", 9, 40, torch.bfloat16)
+    x, bias = random(3, 2, 40, dtype=dtype), random(4, 9, dtype=torch.bfloat16)
+    y = linear.product(*on(device, x, codes, scale, bias))
+    assert_near(y, x.double() @ weight.T + bias.double(), dtype)
+
+
+@pytest.mark.parametrize("count", [1, 2, linear.FEW_ROWS, linear.FEW_ROWS + 1])
+def test_the_weight_is_written_out_for_many_rows_only(device, count, monkeypatch):
+    written = []
+    inner = linear.dequantized
+    monkeypatch.setattr(linear, "dequantized", lambda *a: (written.append(1), inner(*a))[1])
+    stored, weight = make("64", 5, 128, torch.float32)
+    x = random(3, count, 128, dtype=torch.float32)
+    assert_near(linear.product(*on(device, x, *stored, None)), x.double() @ weight.T, x.dtype)
+    assert bool(written) == (count > linear.FEW_ROWS)
+
+
+@settings(max_examples=15)
+@given(
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 600),
+    count=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_int8_of_any_shape(device, rows, columns, count, seed):
+    stored, weight = make("per_channel", rows, columns, torch.float32)
+    x = random(seed, count, columns, dtype=torch.float32)
+    assert_near(linear.product(*on(device, x, *stored, None)), x.double() @ weight.T, x.dtype)
+
+
+@settings(max_examples=15)
+@given(
+    rows=st.integers(1, 70),
+    groups=st.integers(1, 20),
+    size=st.sampled_from([32, 64, 128]),
+    count=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_int4_of_any_shape(device, rows, groups, size, count, seed):
+    stored, weight = make(str(size), rows, groups * size, torch.float32)
+    x = random(seed, count, groups * size, dtype=torch.float32)
+    assert_near(linear.product(*on(device, x, *stored, None)), x.double() @ weight.T, x.dtype)
+
+
+@DTYPES
+@BIAS
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("right", ["dense", "per_channel", "32"])
+@pytest.mark.parametrize("left", ["dense", "per_tensor", "32"])
+def test_both_factors(device, right, left, count, dtype, with_bias):
+    inner, right_weight = make(right, 32, 64, dtype)
+    outer, left_weight = make(left, 21, 32, dtype)
+    x, bias = random(3, count, 64, dtype=dtype), random(4, 21, dtype=dtype)
+    bias = bias if with_bias else None
+    y = linear.low_rank(
+        x.to(device), tuple(on(device, *inner, None)), tuple(on(device, *outer, bias))
+    )
+    expected = x.double() @ right_weight.T @ left_weight.T
+    assert_near(y, expected if bias is None else expected + bias.double(), dtype)
+
+
+def test_the_vector_between_factors_is_not_rounded(device):
+    # 64 times 60000 is beyond float16.
+    x = torch.full((1, 64), 60000.0, dtype=torch.float16)
+    right = torch.ones(2, 64, dtype=torch.float16)
+    left = torch.tensor([[1.0, -1.0], [0.01, 0.0]], dtype=torch.float16)
+    factors = [(factor.to(device), None, None) for factor in (right, left)]
+    y = linear.low_rank(x.to(device), *factors)
+    assert y.cpu().tolist() == [[0.0, pytest.approx(38400, rel=2e-3)]]
+
+
+def test_the_same_call_gives_the_same_bits(device, kind_and_columns):
+    kind, columns = kind_and_columns
+    stored, _ = make(kind, 37, columns, torch.float32)
+    for count in (1, 5):
+        call = on(device, random(3, count, columns, dtype=torch.float32), *stored, None)
+        assert torch.equal(linear.product(*call), linear.product(*call))
+
+
+def test_inputs_in_any_layout(device):
+    (codes, scale), weight = make("per_channel", 9, 40, torch.float32)
+    x = random(3, 2, 80, dtype=torch.float32)
+    y = linear.product(x.to(device)[:, ::2], *on(device, codes, scale, None))
+    assert_near(y, x[:, ::2].double() @ weight.T, torch.float32)
+
+
+def test_what_no_kernel_takes_is_left_to_pytorch(device):
+    codes, scale = on(device, *make("64", 4, 128, torch.float32)[0])
+    x = torch.ones(2, 128, device=device)
+    assert linear.product(x, codes, scale, None) is not None
+    refused = {
+        "float64": (x.double(), codes, scale),
+        "no rows": (x[:0], codes, scale),
+        "another width": (x[:, :64], codes, scale),
+        "gaps": (x, codes.T.contiguous().T, scale),
+        "groups of 16": (x, codes, scale.repeat_interleave(4, 1)),
+        "groups of 24": (x[:, :72], codes[:, :36].contiguous(), torch.ones(4, 3, device=device)),
+        "a scale that does not fit": (x, codes, scale[:3]),
+    }
+    for reason, (inputs, weight, other) in refused.items():
+        assert linear.product(inputs, weight, other, None) is None, reason

@@ -1,0 +1,151 @@
+"""The kernels against float64; compiled where there is a GPU, else in Triton's interpreter."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spq.numerics import group_sparse
+from spq.numerics.group_sparse import GroupSparse
+
+sparse_linear = pytest.importorskip(
+    "spq.kernels.triton.sparse_linear", reason="triton is not installed"
+)
+
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def make(
+    rows: int,
+    groups: int,
+    size: int,
+    bits: int,
+    *,
+    density: float = 0.5,
+    with_zero: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> GroupSparse:
+    """One row keeps all of its groups, and the first and one of the middle rows none."""
+    generator = torch.Generator().manual_seed(seed)
+    keep = torch.rand(rows, groups, generator=generator) < density
+    keep[rows // 3] = True
+    keep[[0, rows // 2]] = False
+    keep[-1, -1] = True
+    limit = 8 if bits == 4 else 127
+    shape = (rows, groups * size)
+    codes = torch.randint(-limit, limit, shape, generator=generator, dtype=torch.int8)
+    scale, zero = torch.randn(2, rows, groups, generator=generator).to(dtype)
+    return group_sparse.pack(codes, scale, zero if with_zero else None, keep, bits)
+
+
+def definition(weight: GroupSparse) -> Tensor:
+    """In float64."""
+    zero = None if weight.zero is None else weight.zero.double()
+    return group_sparse.dequantize(weight._replace(scale=weight.scale.double(), zero=zero))
+
+
+def on(device: torch.device, weight: GroupSparse) -> GroupSparse:
+    return GroupSparse(*(part.to(device) if torch.is_tensor(part) else part for part in weight))
+
+
+def assert_equals_definition(device, weight, shape, dtype, with_bias=False):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(*shape, weight.columns, generator=generator).to(dtype)
+    bias = torch.randn(len(weight.mask), generator=generator).to(dtype) if with_bias else None
+    y = sparse_linear.sparse_product(
+        x.to(device), on(device, weight), None if bias is None else bias.to(device)
+    )
+    expected = x.double() @ definition(weight).T
+    if bias is not None:
+        expected += bias.double()
+    assert y.dtype == dtype
+    assert y.shape == expected.shape
+    bound = ROUNDING[dtype] * float(expected.abs().max())
+    torch.testing.assert_close(y.cpu().double(), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize("shape", [(1,), (), (3,), (17,)], ids=str)
+@pytest.mark.parametrize(("bits", "with_zero"), [(4, False), (4, True), (8, False), (8, True)])
+def test_equals_the_definition(device, bits, with_zero, shape, dtype, with_bias):
+    weight = make(7, 11, 16, bits, with_zero=with_zero, dtype=dtype)
+    assert_equals_definition(device, weight, shape, dtype, with_bias)
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("task_bytes", [64, 192, 1024])
+def test_tasks_that_begin_and_end_inside_rows(device, monkeypatch, size, bits, task_bytes):
+    monkeypatch.setattr(sparse_linear, "TASK_BYTES", task_bytes)
+    weight = make(7, 21, size, bits)
+    assert_equals_definition(device, weight, (2,), torch.float32)
+
+
+def test_rows_longer_than_a_tile_and_tasks_longer_than_rows(device, monkeypatch):
+    monkeypatch.setattr(sparse_linear, "TILE_BYTES", 128)
+    for task_bytes in (64, 4096):
+        monkeypatch.setattr(sparse_linear, "TASK_BYTES", task_bytes)
+        weight = make(5, 60, 8, 8)
+        assert_equals_definition(device, weight, (1,), torch.float32)
+
+
+def test_more_rows_than_the_search_looks_at_together(device):
+    weight = make(300, 2, 8, 4, density=0.05)
+    assert_equals_definition(device, weight, (1,), torch.float32)
+
+
+@settings(max_examples=15)
+@given(
+    rows=st.integers(2, 40),
+    groups=st.integers(1, 40),
+    size=st.sampled_from([8, 16, 32, 64]),
+    bits=st.sampled_from([4, 8]),
+    density=st.floats(0, 1),
+    count=st.sampled_from([1, 2, 17]),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_and_density(device, rows, groups, size, bits, density, count, seed):
+    weight = make(rows, groups, size, bits, density=density, seed=seed)
+    assert_equals_definition(device, weight, (count,), torch.float32)
+
+
+def test_the_same_call_gives_the_same_bits(device, monkeypatch):
+    monkeypatch.setattr(sparse_linear, "TASK_BYTES", 64)
+    weight = make(7, 21, 16, 4)
+    call = (torch.ones(1, weight.columns, device=device), on(device, weight), None)
+    first = sparse_linear.sparse_product(*call)
+    assert torch.equal(first, sparse_linear.sparse_product(*call))
+
+
+@pytest.mark.parametrize("count", [sparse_linear.FEW_ROWS, sparse_linear.FEW_ROWS + 1])
+def test_the_weight_is_written_out_for_many_rows_only(device, count, monkeypatch):
+    written = []
+    inner = sparse_linear.dequantized
+    monkeypatch.setattr(sparse_linear, "dequantized", lambda *a: (written.append(1), inner(*a))[1])
+    weight = make(3, 3, 8, 4)
+    assert_equals_definition(device, weight, (count,), torch.float32)
+    assert bool(written) == (count > sparse_linear.FEW_ROWS)
+
+
+def test_what_no_kernel_takes_is_left_to_pytorch(device):
+    weight = on(device, make(4, 8, 16, 4, with_zero=True))
+    x = torch.ones(2, weight.columns, device=device)
+    assert sparse_linear.sparse_product(x, weight, None) is not None
+    refused = {
+        "float64": (x.double(), weight, None),
+        "no rows": (x[:0], weight, None),
+        "another width": (x[:, :-8], weight, None),
+        "half a group": (x[:, :-8], weight._replace(columns=weight.columns - 8), None),
+        "a mask of more columns": (x.repeat(1, 2), weight._replace(columns=256), None),
+        "groups of 4": (x, weight._replace(codes=weight.codes[:, :2].contiguous()), None),
+        "a scale that does not fit": (x, weight._replace(scale=weight.scale[1:]), None),
+        "a zero that does not fit": (x, weight._replace(zero=weight.zero[1:]), None),
+        "offsets of other rows": (x, weight._replace(offsets=weight.offsets[1:]), None),
+        "a bias that does not fit": (x, weight, x[0, :3]),
+        "gaps": (x, weight._replace(codes=weight.codes.T.contiguous().T), None),
+    }
+    for reason, call in refused.items():
+        assert sparse_linear.sparse_product(*call) is None, reason
