@@ -194,7 +194,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("benchmarks/cuda.py needs a CUDA GPU, and torch sees none on this machine.")
+        raise SystemExit(
+            "benchmarks/cuda.py needs a CUDA GPU, and torch sees none on this machine."
+        )
     import triton
 
     results = []

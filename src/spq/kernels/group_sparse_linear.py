@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spq.kernels.dispatch import needs_gradient
+from spq.kernels.dispatch import gpu_kernels, needs_gradient
 from spq.numerics.group_sparse import GroupSparse, dequantize, stored_codes
 
 
@@ -52,5 +52,9 @@ def group_sparse_linear(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> 
     if needs_gradient(x, weight.scale, weight.zero, bias):
         product: Tensor = _GroupSparseLinear.apply(x, weight.scale, weight.zero, weight)
     else:
+        if (kernels := gpu_kernels(x)) is not None:
+            found: Tensor | None = kernels.sparse_product(x, weight, bias)
+            if found is not None:
+                return found
         product = functional.linear(x, dequantize(weight).to(x.dtype))
     return product if bias is None else product + bias.to(x.dtype)

@@ -2,13 +2,13 @@
 
 Rows keep different numbers of groups, so work is cut by kept groups and not by rows: every task has
 as many of them, and starts and ends where that happens to be, inside a row too. A task walks over
-the bits that say which groups are kept; the codes of the kept ones lie one after the other, so their
-places are a running count of the bits.
+the bits that say which groups are kept; the codes of the kept ones lie one after the other, so
+their places are a running count of the bits.
 
-Each task leaves one sum for every row that it touches, in slot task + row. From one such pair to the
-next in the order of the codes, the task or the row or both go up, so slots never meet, and there are
-fewer than tasks + rows. `add_up` then adds each row's sums in order: results do not depend on which
-program was faster, as they would with atomic additions.
+Each task leaves one sum for every row that it touches, in slot task + row. From one such pair to
+the next in the order of the codes, the task or the row or both go up, so slots never meet, and
+there are fewer than tasks + rows. `add_up` then adds each row's sums in order: results do not
+depend on which program was faster, as they would with atomic additions.
 """
 
 import triton
@@ -18,7 +18,9 @@ from spq.kernels.triton.unpacking import kept_bits, nibbles
 
 
 @triton.jit
-def _row_of(offsets_ptr: tl.tensor, rows: tl.tensor, kept: tl.tensor, FAN: tl.constexpr) -> tl.tensor:
+def _row_of(
+    offsets_ptr: tl.tensor, rows: tl.tensor, kept: tl.tensor, FAN: tl.constexpr
+) -> tl.tensor:
     """The row that the kept group of this number lies in: the last whose offset is not beyond it.
 
     A search FAN ways at a time, as each step waits for memory once.
@@ -112,9 +114,9 @@ def partial_sums(
             scale = tl.load(scale_ptr + place, mask=mine, other=0.0).to(tl.float32)
             column = group[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
             for index in range(count):
-                x = tl.load(
-                    x_ptr + index * columns + column, mask=mine[:, None], other=0.0
-                ).to(tl.float32)
+                x = tl.load(x_ptr + index * columns + column, mask=mine[:, None], other=0.0).to(
+                    tl.float32
+                )
                 if PACKED:
                     even, odd = tl.split(tl.reshape(x, [GROUPS, WIDTH, 2]))
                     low, high = nibbles(stored)

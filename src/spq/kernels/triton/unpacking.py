@@ -11,7 +11,9 @@ def nibbles(stored: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 
 
 @triton.jit
-def kept_bits(mask_ptr: tl.tensor, row: tl.tensor, group: tl.tensor, mask_bytes: tl.tensor) -> tl.tensor:
+def kept_bits(
+    mask_ptr: tl.tensor, row: tl.tensor, group: tl.tensor, mask_bytes: tl.tensor
+) -> tl.tensor:
     """Whether the row's groups are kept, 0 or 1; 0 beyond its end."""
     at = group // 8
     byte = tl.load(mask_ptr + row.to(tl.int64) * mask_bytes + at, mask=at < mask_bytes, other=0)
