@@ -7,25 +7,33 @@ def device():
     """A GPU where there is one, else the CPU, with the kernels in Triton's interpreter."""
     pytest.importorskip("triton", reason="triton is not installed")
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    _repair_the_interpreter()
-    return torch.device("cpu")
+        yield torch.device("cuda")
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        _repair_bfloat16(patch)
+        yield torch.device("cpu")
 
 
-def _repair_the_interpreter():
-    """It keeps bfloat16 as the integers of its bits, and its matrix product multiplies those."""
+def _repair_bfloat16(patch):
+    """The interpreter keeps its bits as integers, and multiplies and casts to it as to those."""
     from triton import language as tl
-    from triton.runtime import interpreter
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    product = interpreter.InterpreterBuilder.create_dot
+    product, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
-    def in_float32(self, a, b, *others):
+    def widened(side):
+        bits = side.data.astype("uint32") << 16
+        return TensorHandle(bits.view("float32"), tl.float32)
+
+    def product_in_float32(self, a, b, *others):
         if a.dtype.scalar == tl.bfloat16:
-            a, b = (interpreter.TensorHandle(_widened(side.data), tl.float32) for side in (a, b))
+            a, b = widened(a), widened(b)
         return product(self, a, b, *others)
 
-    interpreter.InterpreterBuilder.create_dot = in_float32
+    def cast_by_float32(self, source, wanted):
+        if source.dtype.scalar.is_int() and wanted.scalar == tl.bfloat16:
+            source = TensorHandle(source.data.astype("float32"), tl.float32)
+        return cast(self, source, wanted)
 
-
-def _widened(bits):
-    return (bits.astype("uint32") << 16).view("float32")
+    patch.setattr(InterpreterBuilder, "create_dot", product_in_float32)
+    patch.setattr(InterpreterBuilder, "cast_impl", cast_by_float32)

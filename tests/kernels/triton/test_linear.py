@@ -59,7 +59,7 @@ def kind_and_columns(request):
 
 @DTYPES
 @BIAS
-@pytest.mark.parametrize("shape", [(1,), (), (3,), (2, 16), (65,)], ids=str)
+@pytest.mark.parametrize("shape", [(1,), (2, 3), (65,)], ids=str)
 def test_equals_the_definition(device, kind_and_columns, shape, dtype, with_bias):
     kind, columns = kind_and_columns
     rows = 37
@@ -69,6 +69,12 @@ def test_equals_the_definition(device, kind_and_columns, shape, dtype, with_bias
     y = linear.product(*on(device, x, *stored, bias))
     expected = x.double() @ weight.T
     assert_near(y, expected if bias is None else expected + bias.double(), dtype)
+
+
+def test_one_vector_gives_one(device):
+    stored, weight = make("64", 5, 128, torch.float32)
+    x = random(3, 128, dtype=torch.float32)
+    assert_near(linear.product(*on(device, x, *stored, None)), x.double() @ weight.T, x.dtype)
 
 
 @DTYPES
@@ -90,7 +96,7 @@ def test_the_weight_is_written_out_for_many_rows_only(device, count, monkeypatch
     assert bool(written) == (count > linear.FEW_ROWS)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     rows=st.integers(1, 70),
     columns=st.integers(1, 600),
@@ -103,7 +109,7 @@ def test_int8_of_any_shape(device, rows, columns, count, seed):
     assert_near(linear.product(*on(device, x, *stored, None)), x.double() @ weight.T, x.dtype)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     rows=st.integers(1, 70),
     groups=st.integers(1, 20),
@@ -118,20 +124,18 @@ def test_int4_of_any_shape(device, rows, groups, size, count, seed):
 
 
 @DTYPES
-@BIAS
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("right", ["dense", "per_channel", "32"])
 @pytest.mark.parametrize("left", ["dense", "per_tensor", "32"])
-def test_both_factors(device, right, left, count, dtype, with_bias):
+def test_both_factors(device, right, left, count, dtype):
     inner, right_weight = make(right, 32, 64, dtype)
     outer, left_weight = make(left, 21, 32, dtype)
     x, bias = random(3, count, 64, dtype=dtype), random(4, 21, dtype=dtype)
-    bias = bias if with_bias else None
     y = linear.low_rank(
         x.to(device), tuple(on(device, *inner, None)), tuple(on(device, *outer, bias))
     )
-    expected = x.double() @ right_weight.T @ left_weight.T
-    assert_near(y, expected if bias is None else expected + bias.double(), dtype)
+    expected = x.double() @ right_weight.T @ left_weight.T + bias.double()
+    assert_near(y, expected, dtype)
 
 
 def test_the_vector_between_factors_is_not_rounded(device):

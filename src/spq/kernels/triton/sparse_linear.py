@@ -14,10 +14,10 @@ from spq.numerics.group_sparse import GroupSparse, mask_bytes
 FEW_ROWS = 16
 """Up to here the codes are read as they are stored; beyond, the weight is written out.
 
-Reasoned, not measured. Kept groups are scattered, so the ordinary cores multiply: an A100 does 10
-operations in float32 in the time in which a byte arrives, an H100 20. With 16 rows of input a
-weight of 4 bits of which half is kept takes 16 operations for each of its places; writing it out
-and reading it again moves 4 bytes for each.
+Reasoned from data sheets, not measured. Kept groups are scattered, so the ordinary cores multiply:
+an A100 does 10 operations in float32 in the time in which a byte arrives, an H100 20. With 16 rows
+of input a weight of which half is kept takes 16 operations for each of its places; writing it out
+and reading it again moves 4 bytes for each, and the matrix product is still to come.
 """
 
 WIDTHS = (4, 8, 16, 32, 64)
