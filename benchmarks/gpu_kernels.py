@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-RESULTS = Path(__file__).parent / "results" / "cuda.json"
+RESULTS = Path(__file__).parent / "results" / "gpu_kernels.json"
 SHAPES = ("4096x4096", "11008x4096", "4096x11008")
 COUNTS = (1, 4, 16, 64, 512)
 WORKING_SET = 2**28

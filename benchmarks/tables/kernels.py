@@ -1,4 +1,4 @@
-"""Speed of the kernels, from what benchmarks/kernels.py measures."""
+"""Speed of the kernels, from what benchmarks/cpu_kernels.py measures."""
 
 from benchmarks.tables.markdown import table
 
@@ -8,7 +8,7 @@ def section(stored: dict) -> str:
     return f"""## Kernels
 
 Machine: {stored["processor"]}, {stored["threads"]} threads; torch {stored["torch"]}; kernels {stored["kernels"]}; reads
-{stored["read_bandwidth"] / 1e9:.1f} GB/s. Command: `python benchmarks/kernels.py`. Medians of runs in turn; what runs when: [kernels.md](kernels.md).
+{stored["read_bandwidth"] / 1e9:.1f} GB/s. Command: `python benchmarks/cpu_kernels.py`. Medians of runs in turn; what runs when: [kernels.md](kernels.md).
 
 {table(header, [_row(row) for row in stored["results"]])}
 """

@@ -1,7 +1,7 @@
 """Bytes per second of every kernel, beside PyTorch's, and where one way overtakes another.
 
-    python benchmarks/kernels.py                # 4096 x 4096 and 11008 x 4096
-    python benchmarks/kernels.py --shape 1536x576
+    python benchmarks/cpu_kernels.py                # 4096 x 4096 and 11008 x 4096
+    python benchmarks/cpu_kernels.py --shape 1536x576
 
 Prints tables and writes benchmarks/results/kernels.json. Every timing is the median (and the best)
 of runs that alternate between the ways compared, each over several copies of the weight, which
