@@ -4,9 +4,9 @@
     python benchmarks/gpu_kernels.py --shape 1536x576
 
 Prints a table and writes benchmarks/results/gpu_kernels.json. Calls are captured in CUDA graphs, so
-that the time Python takes to launch them does not count, each over several copies of the weight, which
-together do not fit into the last cache. The graphs of all ways are replayed in turn, timed by CUDA
-events; a figure is the median.
+that the time Python takes to launch them does not count, each over several copies of the weight,
+which together do not fit into the last cache. The graphs of all ways are replayed in turn, timed by
+CUDA events; a figure is the median.
 """
 
 import argparse

@@ -40,6 +40,20 @@ def test_what_a_size_is_predicted_to_be_it_is(name):
     assert resident_bytes(model) == pytest.approx(candidate.bytes, rel=0.05)
 
 
+def test_groups_go_until_the_size_is_met():
+    target, candidate = reachable("sparse", 0.18)
+    assert is_matched(candidate.bytes, target)
+    first, *others = candidate.stages
+    first["sparsify"]["reconstruction"] = {"steps": 0}
+    stages = [first, *(stage for stage in others if "distill" not in stage)]
+    calibration = {"windows": 2, "context": 64}
+    model = tiny_model()
+    recipe = Recipe.from_dict({"calibration": calibration, "stages": stages})
+    spq.compress(model, recipe=recipe, tokenizer=tiny_tokenizer())
+    # Offsets have one entry more than rows.
+    assert resident_bytes(model) == pytest.approx(candidate.bytes, rel=0.02)
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].sized])
 def test_a_size_out_of_reach_is_not_promised(name):
     target, candidate = reachable(name, 0.001)

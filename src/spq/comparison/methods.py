@@ -185,6 +185,24 @@ def _two_of_four(int8: bool) -> Candidates:
     return candidates
 
 
+def _group_sparse(name: str) -> Candidates:
+    """A recipe with `sparsify`, at the sparsity that makes the size."""
+
+    def candidates(model: Inventory, size: int) -> list[Candidate]:
+        stages = load_recipe(name).to_dict()["stages"]
+        fields = stages[0]["sparsify"]
+        group = fields["group_size"]
+        # Codes and a scale where a group is stored; a bit for every group, and a row's offset.
+        stored = fields["bits"] + 8 * model.width / group
+        index = 1 / group + 32 * model.outputs / model.linear
+        least = model.integers(index, 8)
+        share = _within(1 - (size - least) / (model.linear * stored / 8))
+        stages[0] = {"sparsify": {**fields, "sparsity": min(share, 0.95)}}
+        return [Candidate(stages, least + (1 - share) * model.linear * stored / 8)]
+
+    return candidates
+
+
 def _shipped(name: str) -> Candidates:
     def candidates(model: Inventory, size: int) -> list[Candidate]:
         stages = load_recipe(name).to_dict()["stages"]
@@ -219,5 +237,7 @@ METHODS = {
     "sparsegpt-2:4-int8": Method(
         "2:4 sparsity by SparseGPT, then int8", _two_of_four(True), sized=False
     ),
+    "gqsa": Method("GQSA as published: int4 in groups of 16, some dropped", _group_sparse("gqsa")),
+    "sparse": Method("the same by our recipe `sparse`", _group_sparse("sparse")),
     "ensemble": Method("what `spq compress --target-size` does by itself", _ensemble),
 }
