@@ -25,6 +25,7 @@ class Inventory:
         mlp: weights of the MLPs.
         outer: weights of the embedding and, unless it is tied to it, the lm_head.
         outputs: rows of all of these, each of which has a scale in int8.
+        outer_outputs: of the outer ones alone.
         other: bytes of all else.
         width: bytes of a weight.
     """
@@ -33,6 +34,7 @@ class Inventory:
     mlp: int
     outer: int
     outputs: int
+    outer_outputs: int
     other: int
     width: int
 
@@ -71,6 +73,7 @@ def inventory(view: ModelView) -> Inventory:
         mlp=counts["mlp"],
         outer=outer,
         outputs=rows + outer // embedding.shape[1],
+        outer_outputs=outer // embedding.shape[1],
         other=resident_bytes(view.model) - held * width,
         width=width,
     )
@@ -194,8 +197,8 @@ def _group_sparse(name: str) -> Candidates:
         group = fields["group_size"]
         # Codes and a scale where a group is stored; a bit for every group, and a row's offset.
         stored = fields["bits"] + 8 * model.width / group
-        index = 1 / group + 32 * model.outputs / model.linear
-        least = model.integers(index, 8)
+        index = model.linear / group / 8 + 4 * (model.outputs - model.outer_outputs)
+        least = index + model.outer + model.outer_outputs * model.width + model.other
         share = _within(1 - (size - least) / (model.linear * stored / 8))
         stages[0] = {"sparsify": {**fields, "sparsity": min(share, 0.95)}}
         return [Candidate(stages, least + (1 - share) * model.linear * stored / 8)]
