@@ -3,9 +3,12 @@ import json
 import pytest
 from safetensors import safe_open
 from tests.helpers import tiny_model, tiny_tokenizer
+from tests.integrations.test_group_sparse_checkpoint import to_group_sparse
 
 import spq
 from spq.errors import CheckpointError, SpqError
+from spq.integrations.quantizer import attach
+from spq.modules.ops import module_bytes
 from spq.recipe import Recipe
 from spq.report.layers import layers
 
@@ -113,3 +116,14 @@ def test_a_truncated_weight_file_is_refused(source):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="cut short"):
         layers(source)
+
+
+def test_group_sparse_layers_say_how_much_was_dropped(tmp_path):
+    model = tiny_model()
+    name = "model.layers.1.mlp.down_proj"
+    model.set_submodule(name, to_group_sparse(model.get_submodule(name), zero=False))
+    attach(model)
+    model.save_pretrained(tmp_path)
+    row = next(row for row in layers(tmp_path) if row.module == name)
+    assert (row.format, row.shape, row.bits) == ("int4 group 16, 50% dropped", (64, 128), 4)
+    assert row.bytes == module_bytes(model.get_submodule(name))

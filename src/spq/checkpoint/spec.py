@@ -106,6 +106,11 @@ class GroupSparseSpec(LinearShape):
             dtype=dtype,
         )
 
+    @property
+    def sparsity(self) -> float:
+        """Share of the groups that are not stored."""
+        return 1 - self.kept * self.group_size / (self.out_features * self.in_features)
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.in_features % self.group_size:

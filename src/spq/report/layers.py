@@ -6,6 +6,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from spq.checkpoint.headers import TensorHeader, read_header
+from spq.checkpoint.spec import (
+    GroupSparseSpec,
+    Int4EmbeddingSpec,
+    Int4LinearSpec,
+    LinearShape,
+    ModuleSpec,
+    QuantizedEmbeddingSpec,
+    QuantizedLinearSpec,
+)
 from spq.errors import CheckpointError, SpqError
 from spq.integrations.quantizer import METHOD, SpqConfig
 from spq.manifest import read_manifest
@@ -79,19 +88,38 @@ def _layer(module: str, tensors: dict[str, TensorHeader], config: SpqConfig | No
     main = max(tensors.values(), key=lambda header: header.bytes)
     spec = specs.get(module)
     parent = specs.get(module.rpartition(".")[0])
-    granularity = getattr(spec, "granularity", None)
-    group_size = getattr(spec, "group_size", None)
-    packing = 2 if group_size else 1
-    stored = f"int8 {granularity}" if granularity else "dense"
-    stored = f"int4 group {group_size}" if group_size else stored
     return Layer(
         module=module,
-        format=stored,
-        shape=(*main.shape[:-1], main.shape[-1] * packing),
+        format=_format(spec),
+        shape=_shape(spec) or main.shape,
         rank=getattr(parent, "rank", None),
-        bits=8 * main.dtype.itemsize / packing,
+        bits=_bits(spec) or 8 * main.dtype.itemsize,
         bytes=sum(header.bytes for header in tensors.values()),
     )
+
+
+def _format(spec: ModuleSpec | None) -> str:
+    if isinstance(spec, QuantizedLinearSpec | QuantizedEmbeddingSpec):
+        return f"int8 {spec.granularity}"
+    if isinstance(spec, Int4LinearSpec | Int4EmbeddingSpec):
+        return f"int4 group {spec.group_size}"
+    if isinstance(spec, GroupSparseSpec):
+        return f"int{spec.bits} group {spec.group_size}, {spec.sparsity:.0%} dropped"
+    return "dense"
+
+
+def _bits(spec: ModuleSpec | None) -> int | None:
+    if isinstance(spec, GroupSparseSpec):
+        return spec.bits
+    return 4 if isinstance(spec, Int4LinearSpec | Int4EmbeddingSpec) else None
+
+
+def _shape(spec: ModuleSpec | None) -> tuple[int, int] | None:
+    if isinstance(spec, LinearShape):
+        return spec.out_features, spec.in_features
+    if isinstance(spec, QuantizedEmbeddingSpec | Int4EmbeddingSpec):
+        return spec.num_embeddings, spec.embedding_dim
+    return None
 
 
 def _predicted(directory: Path) -> dict[str, float]:
