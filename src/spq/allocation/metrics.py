@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spq.allocation.storage import Metric
 from spq.numerics.gptq import DAMPING
+from spq.numerics.gram import add_gram, complete_gram
 from spq.sensitivity import Sensitivity
 from spq.view import LayerView, ModelView
 from spq.walk import Walk
@@ -64,13 +65,13 @@ class _Sums:
         if not bool(counted.any()):
             return
         rows = rows * weights.sqrt()[:, None]
-        self.outer.addmm_(rows.T, rows)
+        add_gram(self.outer, rows)
         self.weight += float(weights.sum())
         self.tokens += int(counted.sum())
 
     def metric(self, output: Tensor) -> Metric:
         assert self.outer is not None
-        hessian = self.outer / self.weight if self.weight else self.outer
+        hessian = complete_gram(self.outer) / (self.weight or 1.0)
         damping = DAMPING if self.tokens >= len(hessian) else RAISED_DAMPING
         return Metric([(hessian, output)], damping)
 
