@@ -7,6 +7,8 @@ block at a time, for PyTorch's matrix product, which costs arithmetic. Everythin
 device, tracing, float64) goes to the PyTorch reference. docs/kernels.md has the measurements.
 """
 
+import threading
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,8 +20,25 @@ from spq.numerics.group_sparse import GroupSparse
 FEW_ROWS = 16
 """Up to here the kernels for few rows are the faster ones."""
 
-BLOCK_BYTES = 8 * 2**20
-"""A block of dequantised weight: it stays in the last cache, and fresh memory is slower."""
+BLOCK_BYTES = 16 * 2**20
+"""A block of dequantised weight: it may stay in the last cache, and PyTorch prepares the input anew
+for every block."""
+
+
+class _Room(threading.local):
+    """Where a block is dequantised, kept from call to call: fresh memory is slower."""
+
+    held: Tensor | None = None
+
+    def block(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """[rows, columns] in the dtype of `like`, with whatever was there before."""
+        needed = rows * columns * like.element_size()
+        if self.held is None or self.held.numel() < needed:
+            self.held = like.new_empty(needed, dtype=torch.uint8)
+        return self.held[:needed].view(like.dtype).view(rows, columns)
+
+
+_room = _Room()
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
@@ -98,7 +117,7 @@ def _product(x: Tensor, matrix: native.Matrix, bias: Tensor | None) -> Tensor | 
     if x.numel() <= FEW_ROWS * matrix.columns:
         return native.linear(library, x, matrix)
     height = max(1, BLOCK_BYTES // (x.element_size() * matrix.columns))
-    weight = x.new_empty(min(height, matrix.rows), matrix.columns)
+    weight = _room.block(min(height, matrix.rows), matrix.columns, x)
     if height >= matrix.rows:
         native.dequantize(library, matrix, 0, matrix.rows, weight)
         return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
