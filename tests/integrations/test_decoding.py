@@ -347,7 +347,11 @@ def test_the_room_of_the_cache_grows(steps, monkeypatch):
 @needs_library
 @pytest.mark.parametrize("kind", ["paper", "sparse"])
 def test_threads_change_nothing(kind, steps):
-    model = fast(compressed(kind, True) if kind == "paper" else sparse(tiny_model(), False))
+    # Wide enough for the sparse layers to be cut into tasks.
+    wide = {"hidden_size": 256, "intermediate_size": 1536, "head_dim": 64}
+    model = compressed(kind, True) if kind == "paper" else sparse(tiny_model(**wide), False)
+    expected = generate(model, new=4)
+    model = fast(model)
     one = generate(model, new=4)
     torch.set_num_threads(2)
     try:
@@ -355,6 +359,7 @@ def test_threads_change_nothing(kind, steps):
     finally:
         torch.set_num_threads(1)
     assert torch.equal(one, two)
+    assert torch.equal(one, expected)
     assert len(steps) == 6
 
 

@@ -9,6 +9,7 @@ docs/kernels.md has the measurements.
 """
 
 import logging
+import threading
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -26,8 +27,25 @@ logger = logging.getLogger(__name__)
 FEW_ROWS = 16
 """Up to here the kernels for few rows are the faster ones."""
 
-BLOCK_BYTES = 8 * 2**20
-"""A block of dequantised weight: it stays in the last cache, and fresh memory is slower."""
+BLOCK_BYTES = 16 * 2**20
+"""A block of dequantised weight: it may stay in the last cache, and PyTorch prepares the input anew
+for every block."""
+
+
+class _Room(threading.local):
+    """Where a block is dequantised, kept from call to call: fresh memory is slower."""
+
+    held: Tensor | None = None
+
+    def block(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """[rows, columns] in the dtype of `like`, with whatever was there before."""
+        needed = rows * columns * like.element_size()
+        if self.held is None or self.held.numel() < needed:
+            self.held = like.new_empty(needed, dtype=torch.uint8)
+        return self.held[:needed].view(like.dtype).view(rows, columns)
+
+
+_room = _Room()
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
@@ -135,7 +153,7 @@ def _product(x: Tensor, matrix: native.Matrix, bias: Tensor | None) -> Tensor | 
     if x.numel() <= FEW_ROWS * matrix.columns:
         return native.linear(library, x, matrix)
     height = max(1, BLOCK_BYTES // (x.element_size() * matrix.columns))
-    weight = x.new_empty(min(height, matrix.rows), matrix.columns)
+    weight = _room.block(min(height, matrix.rows), matrix.columns, x)
     if height >= matrix.rows:
         native.dequantize(library, matrix, 0, matrix.rows, weight)
         return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))

@@ -86,6 +86,9 @@ int64_t carried_room(const Decoder& decoder) {
   return room;
 }
 
+// Numbers in as many whole lines of the cache as `size` numbers need.
+int64_t in_lines(int64_t size) { return (size + 15) / 16 * 16; }
+
 // A vector that several matrices are multiplied with, in the forms that they read.
 struct Input {
   enum Order { NONE, IN_PAIRS, AS_IS };
@@ -300,8 +303,8 @@ constexpr int PRIVATE = 4;   // and that each has for itself
 // float32 numbers that `spq_decode` needs to work in.
 EXPORTED int64_t spq_decode_room(const Decoder* decoder, int32_t threads) {
   const int64_t width = widest(*decoder);
-  return SHARED * width + decoder->head.outer.rows + carried_room(*decoder) +
-         threads * (PRIVATE * width + decoder->capacity);
+  return SHARED * width + in_lines(decoder->head.outer.rows) + in_lines(carried_room(*decoder)) +
+         threads * (PRIVATE * width + in_lines(decoder->capacity));
 }
 
 // Logits [vocabulary] of the token after `token`, which stands at `position` (< capacity) and whose
@@ -311,9 +314,11 @@ EXPORTED void spq_decode(const Decoder* decoder, int64_t token, int64_t position
                          int32_t threads) {
   const int64_t width = widest(*decoder);
   float* next = room;
+  // In whole lines of the cache, so that no piece of an input lies in two.
   const auto take = [&next](int64_t size) {
-    next += size;
-    return next - size;
+    float* taken = next;
+    next += in_lines(size);
+    return taken;
   };
   Shared shared;
   for (float** vector : {&shared.query, &shared.key, &shared.value, &shared.attended, &shared.delta,

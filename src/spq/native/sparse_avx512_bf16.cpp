@@ -34,6 +34,7 @@ inline __m256i code_values() {
 struct Sixteen {
   using F = __m256;
   using W = __m256bh;
+  typedef W Unaligned __attribute__((aligned(1), may_alias));
   static constexpr int width = 16;
   static F zero() { return _mm256_setzero_ps(); }
   static W weights(const char* p) {
@@ -44,8 +45,8 @@ struct Sixteen {
                                        code_values());
   }
   static W ones() { return (W)_mm256_set1_epi16(0x3f80); }
-  static F dot(F sum, W weights, const uint16_t* x) {
-    return _mm256_dpbf16_ps(sum, weights, (W)_mm256_loadu_si256((const __m256i*)x));
+  static F dot(F sum, W weights, const char* x) {
+    return _mm256_dpbf16_ps(sum, weights, *(const Unaligned*)x);
   }
   static F fma(F a, float b, F c) { return _mm256_fmadd_ps(a, _mm256_set1_ps(b), c); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
@@ -58,6 +59,7 @@ struct Sixteen {
 struct Eight {
   using F = __m128;
   using W = __m128bh;
+  typedef W Unaligned __attribute__((aligned(1), may_alias));
   static constexpr int width = 8;
   static F zero() { return _mm_setzero_ps(); }
   static W weights(const char* p) {
@@ -70,8 +72,8 @@ struct Eight {
     return (W)_mm256_castsi256_si128(_mm256_permutexvar_epi16(index, code_values()));
   }
   static W ones() { return (W)_mm_set1_epi16(0x3f80); }
-  static F dot(F sum, W weights, const uint16_t* x) {
-    return _mm_dpbf16_ps(sum, weights, (W)_mm_loadu_si128((const __m128i*)x));
+  static F dot(F sum, W weights, const char* x) {
+    return _mm_dpbf16_ps(sum, weights, *(const Unaligned*)x);
   }
   static F fma(F a, float b, F c) { return _mm_fmadd_ps(a, _mm_set1_ps(b), c); }
   static F add(F a, F b) { return _mm_add_ps(a, b); }
@@ -82,18 +84,19 @@ struct SparsePairs {
   using X = uint16_t;
   static constexpr int most = 16;
 
-  static int64_t set_bits(const uint8_t* mask, int64_t bits, uint16_t* index) {
-    const __m512i step = _mm512_set1_epi16(32);
-    __m512i numbers = _mm512_cvtepu8_epi16(_mm256_set_epi64x(
+  static int64_t set_bits(const uint8_t* mask, int64_t bits, int64_t step, uint16_t* place) {
+    const __m512i first = _mm512_cvtepu8_epi16(_mm256_set_epi64x(
         0x1f1e1d1c1b1a1918, 0x1716151413121110, 0x0f0e0d0c0b0a0908, 0x0706050403020100));
-    uint16_t* next = index;
+    __m512i places = _mm512_mullo_epi16(first, _mm512_set1_epi16((int16_t)step));
+    const __m512i further = _mm512_set1_epi16((int16_t)(32 * step));
+    uint16_t* next = place;
     for (int64_t base = 0; base < bits; base += 32) {
       const uint32_t word = bits_from<uint32_t>(mask, bits, base);
-      _mm512_storeu_si512(next, _mm512_maskz_compress_epi16(word, numbers));
-      numbers = _mm512_add_epi16(numbers, step);
+      _mm512_storeu_si512(next, _mm512_maskz_compress_epi16(word, places));
+      places = _mm512_add_epi16(places, further);
       next += __builtin_popcount(word);
     }
-    return next - index;
+    return next - place;
   }
 
   static void floats(const void* data, int32_t type, int64_t first, int64_t count, float* out) {
@@ -114,28 +117,23 @@ struct SparsePairs {
   }
 
   template <int M>
-  static void tile(const Matrix& w, const Kept& kept, const uint16_t* x, int64_t count,
-                   float* sums) {
+  static void tile(const Matrix& w, const Kept& kept, const uint16_t* x, float* sums) {
     switch (w.group_size) {
-      case 8: return zeros<Eight, 8, M>(kept, x, count, sums);
-      case 16: return zeros<Sixteen, 16, M>(kept, x, count, sums);
-      case 32: return zeros<Sixteen, 32, M>(kept, x, count, sums);
-      default: return zeros<Sixteen, 64, M>(kept, x, count, sums);
+      case 8: return zeros<Eight, 8, M>(kept, x, sums);
+      case 16: return zeros<Sixteen, 16, M>(kept, x, sums);
+      case 32: return zeros<Sixteen, 32, M>(kept, x, sums);
+      default: return zeros<Sixteen, 64, M>(kept, x, sums);
     }
   }
 
   template <class V, int G, int M>
-  static void zeros(const Kept& kept, const uint16_t* x, int64_t count, float* sums) {
-    if (kept.zero) return run<V, G, M, true>(kept, x, count, sums);
-    // The common case of one input is worth an address without a multiplication.
-    if (M == 1 && count == 1) return run<V, G, M, false>(kept, x, 1, sums);
-    return run<V, G, M, false>(kept, x, count, sums);
+  static void zeros(const Kept& kept, const uint16_t* x, float* sums) {
+    return kept.zero ? run<V, G, M, true>(kept, x, sums) : run<V, G, M, false>(kept, x, sums);
   }
 
   // As many groups side by side as keep enough sums apart: one would wait for itself.
   template <class V, int G, int M, bool Z>
-  static inline __attribute__((always_inline)) void run(const Kept& kept, const uint16_t* x,
-                                                        int64_t count, float* sums) {
+  static void run(const Kept& kept, const uint16_t* x, float* sums) {
     constexpr int U = M < 4 ? 4 / M : 1;
     typename V::F acc[U][M];
     for (int u = 0; u < U; u++)
@@ -143,9 +141,9 @@ struct SparsePairs {
     int64_t i = 0;
     for (; i + U <= kept.count; i += U) {
       _mm_prefetch(kept.codes + i * (G / 2) + 1024, _MM_HINT_T0);
-      for (int u = 0; u < U; u++) group<V, G, M, Z>(kept, i + u, x, count, acc[u]);
+      for (int u = 0; u < U; u++) group<V, G, M, Z>(kept, i + u, x, acc[u]);
     }
-    for (; i < kept.count; i++) group<V, G, M, Z>(kept, i, x, count, acc[0]);
+    for (; i < kept.count; i++) group<V, G, M, Z>(kept, i, x, acc[0]);
     for (int m = 0; m < M; m++) {
       for (int u = 1; u < U; u++) acc[0][m] = V::add(acc[0][m], acc[u][m]);
       const __m128 four = V::half(acc[0][m]);
@@ -155,17 +153,17 @@ struct SparsePairs {
   }
 
   template <class V, int G, int M, bool Z>
-  static inline void group(const Kept& kept, int64_t i, const uint16_t* x, int64_t count,
+  static inline void group(const Kept& kept, int64_t i, const uint16_t* x,
                            typename V::F (&acc)[M]) {
     constexpr int parts = G / V::width;
     const char* codes = kept.codes + i * (G / 2);
-    const uint16_t* input = x + kept.index[i] * count * G;
+    const char* input = (const char*)x + UNIT * (int64_t)kept.place[i];
     typename V::W weights[parts];
     for (int p = 0; p < parts; p++) weights[p] = V::weights(codes + p * (V::width / 2));
     for (int m = 0; m < M; m++) {
       typename V::F sum = V::zero(), plain = V::zero();
       for (int p = 0; p < parts; p++) {
-        const uint16_t* from = input + m * G + p * V::width;
+        const char* from = input + (m * G + p * V::width) * sizeof *x;
         sum = V::dot(sum, weights[p], from);
         if (Z) plain = V::dot(plain, V::ones(), from);
       }

@@ -6,26 +6,28 @@
 
 namespace {
 
-// Groups of a row that are looked at in one go.
+// Groups of a row that are looked at in one go, at most.
 constexpr int64_t CHUNK = 1024;
-// Indices that may be written beyond the last.
+// Places that may be written beyond the last.
 constexpr int64_t OVERRUN = 64;
+// The unit of places: the largest that addresses can be scaled by.
+constexpr int64_t UNIT = 8;
 
 // Some kept groups of one row.
 struct Kept {
   const char* codes;
   const float* scale;
-  const float* zero;  // or null
-  const uint16_t* index;
+  const float* zero;      // or null
+  const uint16_t* place;  // of each group in what belongs to the chunk, in units
   int64_t count;
 };
 
-// Room for the indices of a chunk, and for scales and zeros of kept groups begin <= k < end, which
+// Room for the places of a chunk, and for scales and zeros of kept groups begin <= k < end, which
 // serve as many rows as they cover.
 struct Room {
   int64_t begin = 0;
   int64_t end = 0;
-  uint16_t index[CHUNK + OVERRUN];
+  uint16_t place[CHUNK + OVERRUN];
   float scale[CHUNK];
   float zero[CHUNK];
 
@@ -51,33 +53,36 @@ inline Word bits_from(const uint8_t* mask, int64_t bits, int64_t base) {
   return word;
 }
 
-// The numbers of the bits that are set, lowest first; returns how many.
-inline int64_t set_bits(const uint8_t* mask, int64_t bits, uint16_t* index) {
-  uint16_t* next = index;
+// `step` times the numbers of the bits that are set, lowest first; returns how many.
+inline int64_t set_bits(const uint8_t* mask, int64_t bits, int64_t step, uint16_t* place) {
+  uint16_t* next = place;
   for (int64_t base = 0; base < bits; base += 64) {
-    for (uint64_t word = bits_from<uint64_t>(mask, bits, base); word; word &= word - 1) *next++ = (uint16_t)(base + __builtin_ctzll(word));
+    for (uint64_t word = bits_from<uint64_t>(mask, bits, base); word; word &= word - 1) *next++ = (uint16_t)((base + __builtin_ctzll(word)) * step);
   }
-  return next - index;
+  return next - place;
 }
 
 // Calls use(kept, base) for the kept groups first <= k < last of a row, in chunks of the row that
-// begin at group `base`, from which the indices count. Groups up to `limit` are going to follow.
+// begin at group `base`, from which their places count. What they are the places in has `bytes` for
+// each group of the row. Kept groups up to `limit` are going to follow.
 template <class S, class Use>
-void for_kept(const Matrix& w, int64_t row, int64_t first, int64_t last, int64_t limit, Room& room,
-              const Use& use) {
+void for_kept(const Matrix& w, int64_t row, int64_t first, int64_t last, int64_t limit,
+              int64_t bytes, Room& room, const Use& use) {
+  const int64_t step = bytes / UNIT, most = (1 << 16) / step / 64 * 64;
+  const int64_t chunk = most < CHUNK ? most : CHUNK;
   const uint8_t* mask = w.mask + row * ((w.groups + 7) / 8);
   int64_t before = first - kept_before(w, row);
-  for (int64_t base = 0; base < w.groups && first < last; base += CHUNK) {
-    const int64_t bits = w.groups - base < CHUNK ? w.groups - base : CHUNK;
-    const int64_t here = S::set_bits(mask + base / 8, bits, room.index);
+  for (int64_t base = 0; base < w.groups && first < last; base += chunk) {
+    const int64_t bits = w.groups - base < chunk ? w.groups - base : chunk;
+    const int64_t here = S::set_bits(mask + base / 8, bits, step, room.place);
     const int64_t skip = before < here ? before : here;
     const int64_t count = here - skip < last - first ? here - skip : last - first;
     before -= skip;
     if (!count) continue;
     room.cover<S>(w, first, count, limit);
-    const int64_t place = first - room.begin;
-    use(Kept{(const char*)w.weight + first * group_bytes(w), room.scale + place,
-             w.zero ? room.zero + place : nullptr, room.index + skip, count},
+    const int64_t here_on = first - room.begin;
+    use(Kept{(const char*)w.weight + first * group_bytes(w), room.scale + here_on,
+             w.zero ? room.zero + here_on : nullptr, room.place + skip, count},
         base);
     first += count;
   }
@@ -86,8 +91,7 @@ void for_kept(const Matrix& w, int64_t row, int64_t first, int64_t last, int64_t
 template <class S, int M>
 inline void add_products(const Matrix& w, const Kept& kept, const typename S::X* x, int64_t count,
                          int64_t m, float* sums) {
-  for (; m + M <= count; m += M)
-    S::template tile<M>(w, kept, x + m * w.group_size, count, sums + m);
+  for (; m + M <= count; m += M) S::template tile<M>(w, kept, x + m * w.group_size, sums + m);
   if constexpr (M > 1) add_products<S, M / 2>(w, kept, x, count, m, sums);
 }
 
@@ -101,8 +105,9 @@ void sparse_product(const Matrix& w, const void* x, int64_t count, int64_t first
   const auto part = [&](int64_t row, int64_t from, int64_t to, float bias, float* out,
                         int64_t stride) {
     float sums[SPARSE_BATCH] = {};
-    for_kept<S>(w, row, from, to, last, room, [&](const Kept& kept, int64_t base) {
-      const auto* inputs = (const typename S::X*)x + base * count * w.group_size;
+    const int64_t bytes = count * w.group_size * sizeof(typename S::X);
+    for_kept<S>(w, row, from, to, last, bytes, room, [&](const Kept& kept, int64_t base) {
+      const auto* inputs = (const typename S::X*)((const char*)x + base * bytes);
       add_products<S, S::most>(w, kept, inputs, count, 0, sums);
     });
     for (int64_t m = 0; m < count; m++) out[m * stride] = sums[m] + bias;
@@ -129,8 +134,8 @@ struct SparseFloats {
   using X = float;
   static constexpr int most = V::tile / 2;
 
-  static int64_t set_bits(const uint8_t* mask, int64_t bits, uint16_t* index) {
-    return ::set_bits(mask, bits, index);
+  static int64_t set_bits(const uint8_t* mask, int64_t bits, int64_t step, uint16_t* place) {
+    return ::set_bits(mask, bits, step, place);
   }
 
   static void floats(const void* data, int32_t type, int64_t first, int64_t count, float* out) {
@@ -145,30 +150,30 @@ struct SparseFloats {
   }
 
   template <int M>
-  static void tile(const Matrix& w, const Kept& kept, const float* x, int64_t count, float* sums) {
-    return w.format == SPARSE4 ? run<SPARSE4, M>(w, kept, x, count, sums)
-                               : run<SPARSE8, M>(w, kept, x, count, sums);
+  static void tile(const Matrix& w, const Kept& kept, const float* x, float* sums) {
+    return w.format == SPARSE4 ? run<SPARSE4, M>(w, kept, x, sums)
+                               : run<SPARSE8, M>(w, kept, x, sums);
   }
 
   // Two sums for each input, of every other group: one would wait for itself.
   template <int T, int M>
-  static void run(const Matrix& w, const Kept& kept, const float* x, int64_t count, float* sums) {
+  static void run(const Matrix& w, const Kept& kept, const float* x, float* sums) {
     typename V::F acc[2][M];
     for (int u = 0; u < 2; u++)
       for (int m = 0; m < M; m++) acc[u][m] = V::zero();
     int64_t i = 0;
     for (; i + 2 <= kept.count; i += 2)
-      for (int u = 0; u < 2; u++) group<T, M>(w, kept, i + u, x, count, acc[u]);
-    if (i < kept.count) group<T, M>(w, kept, i, x, count, acc[0]);
+      for (int u = 0; u < 2; u++) group<T, M>(w, kept, i + u, x, acc[u]);
+    if (i < kept.count) group<T, M>(w, kept, i, x, acc[0]);
     for (int m = 0; m < M; m++) sums[m] += V::sum(acc[0][m]) + V::sum(acc[1][m]);
   }
 
   template <int T, int M>
-  static void group(const Matrix& w, const Kept& kept, int64_t i, const float* x, int64_t count,
+  static void group(const Matrix& w, const Kept& kept, int64_t i, const float* x,
                     typename V::F* acc) {
     const int64_t size = w.group_size, bytes = T == SPARSE4 ? size / 2 : size;
     const char* codes = kept.codes + i * bytes;
-    const float* input = x + kept.index[i] * count * size;
+    const float* input = (const float*)((const char*)x + UNIT * (int64_t)kept.place[i]);
     const typename V::F scale = V::set(kept.scale[i]), zero = V::set(kept.zero ? kept.zero[i] : 0.0f);
     V::prefetch(codes + 1024);
     for (int64_t k = 0; k < size; k += V::width) {
@@ -187,7 +192,7 @@ void dequantize_sparse(const Matrix& w, int64_t row, char* out) {
   memset(out, 0, w.columns * bytes);
   const auto place = [&](const Kept& kept, int64_t base) {
     for (int64_t i = 0; i < kept.count; i++) {
-      char* to = out + (base + kept.index[i]) * size * bytes;
+      char* to = out + base * size * bytes + UNIT * (int64_t)kept.place[i];
       const typename V::F scale = V::set(kept.scale[i]), zero = V::set(kept.zero ? kept.zero[i] : 0.0f);
       for (int64_t k = 0; k < size; k += V::width) {
         const char* codes = kept.codes + (i * size + k) * group_bytes(w) / size;
@@ -197,7 +202,7 @@ void dequantize_sparse(const Matrix& w, int64_t row, char* out) {
   };
   Room room;
   const int64_t first = kept_before(w, row), last = kept_before(w, row + 1);
-  for_kept<SparseFloats<V>>(w, row, first, last, last, room, place);
+  for_kept<SparseFloats<V>>(w, row, first, last, last, size * bytes, room, place);
 }
 
 }  // namespace
