@@ -1,12 +1,12 @@
 """Time of every kernel on a GPU, beside PyTorch's in bfloat16 and torchao's where it is installed.
 
-    python benchmarks/cuda_kernels.py                   # the shapes of a model of 7 billion parameters
+    python benchmarks/cuda_kernels.py           # the shapes of a model of 7 billion parameters
     python benchmarks/cuda_kernels.py --shape 1536x576
 
-Prints a table and writes benchmarks/results/cuda_kernels.json. Calls are captured in CUDA graphs, so that
-the time Python takes to launch them does not count, each over several copies of the weight, which
-together do not fit into the last cache. The graphs of all ways are replayed in turn, timed by CUDA
-events; a figure is the median.
+Prints a table and writes benchmarks/results/cuda_kernels.json. Calls are captured in CUDA graphs,
+so that the time Python takes to launch them does not count, each over several copies of the weight,
+which together do not fit into the last cache. The graphs of all ways are replayed in turn, timed by
+CUDA events; a figure is the median.
 """
 
 import argparse
