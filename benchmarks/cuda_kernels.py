@@ -1,10 +1,10 @@
 """Time of every kernel on a GPU, beside PyTorch's in bfloat16 and torchao's where it is installed.
 
-    python benchmarks/gpu_kernels.py                # shapes of a model of 7 billion parameters
-    python benchmarks/gpu_kernels.py --shape 1536x576
+    python benchmarks/cuda_kernels.py           # the shapes of a model of 7 billion parameters
+    python benchmarks/cuda_kernels.py --shape 1536x576
 
-Prints a table and writes benchmarks/results/gpu_kernels.json. Calls are captured in CUDA graphs, so
-that the time Python takes to launch them does not count, each over several copies of the weight,
+Prints a table and writes benchmarks/results/cuda_kernels.json. Calls are captured in CUDA graphs,
+so that the time Python takes to launch them does not count, each over several copies of the weight,
 which together do not fit into the last cache. The graphs of all ways are replayed in turn, timed by
 CUDA events; a figure is the median.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-RESULTS = Path(__file__).parent / "results" / "gpu_kernels.json"
+RESULTS = Path(__file__).parent / "results" / "cuda_kernels.json"
 SHAPES = ("4096x4096", "11008x4096", "4096x11008")
 COUNTS = (1, 4, 16, 64, 512)
 WORKING_SET = 2**28
@@ -195,7 +195,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit(
-            "benchmarks/gpu_kernels.py needs a CUDA GPU, and torch sees none on this machine."
+            "benchmarks/cuda_kernels.py needs a CUDA GPU, and torch sees none on this machine."
         )
     import triton
 
