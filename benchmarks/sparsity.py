@@ -12,11 +12,12 @@ Rows are added to those that are stored. `make results` puts them into docs/resu
 """
 
 import argparse
+import copy
 import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -112,8 +113,8 @@ def run_peer(view: ModelView, statistics: Statistics, method: Callable[..., Tens
 
 
 def score(loaded: Loaded, tokens: dict[str, Tensor]) -> dict[str, float]:
-    """In bfloat16 all variants round alike; float32 is what the protocol says."""
-    model = loaded.model.float()
+    """In float32, on a copy: what follows goes on in bfloat16."""
+    model = copy.deepcopy(loaded.model).float()
     return {t: perplexity(model, ids, CONTEXT, limit=WINDOWS).nll for t, ids in tokens.items()}
 
 
@@ -124,10 +125,9 @@ def ours(share: float, steps: int) -> Sparsify:
 def variants() -> dict[str, tuple]:
     found: dict[str, tuple] = {name: ("peer", *peer) for name, peer in PEERS.items()}
     for share in (0.2, 0.3, 0.4, 0.5):
-        name = f"W4 S{share:.0%} G16".replace("%", "")
+        name = f"W4 S{100 * share:.0f} G16"
         found[f"{name}, one shot"] = ("ours", ours(share, 0), False)
-        found[f"{name}, BQPO"] = ("ours", ours(share, 100), False)
-        found[f"{name}, BQPO and E2E-OQP"] = ("ours", ours(share, 100), True)
+        found[f"{name}, BQPO"] = ("ours", ours(share, 100), True)
     published = Sparsify(  # type: ignore[call-arg]
         saliency="hessian", pattern="row_balanced", rounds=1, reconstruction=Reconstruction(steps=0)
     )
@@ -135,7 +135,8 @@ def variants() -> dict[str, tuple]:
     return found
 
 
-def measure(name: str, calibration: str, base: dict[str, float]) -> dict:
+def measure(name: str, calibration: str, base: dict[str, float]) -> Iterator[dict]:
+    """The variant's row; after BQPO a second one, once E2E-OQP has followed."""
     kind, first, second = variants()[name]
     loaded = load_model("demo")
     view = ModelView(loaded.model)
@@ -145,25 +146,42 @@ def measure(name: str, calibration: str, base: dict[str, float]) -> dict:
     statistics = Statistics(
         sensitivities=cached_sensitivities(view, windows, names), windows=windows
     )
-    started, bits = time.perf_counter(), second
+    tokens = evaluation(loaded)
+    bits = second
+
+    def row(label: str, started: float) -> dict:
+        seconds = time.perf_counter() - started
+        nll = score(loaded, tokens)
+        deltas = {task: nll[task] - base[task] for task in nll}
+        return {
+            "name": label,
+            "bits": bits,
+            "seconds": seconds,
+            "calibration": calibration,
+        } | deltas
+
+    started = time.perf_counter()
     if kind == "peer":
         run_peer(view, statistics, first)
-    else:
-        plan = first.plan(view, statistics)
-        entries = sum(named.module.weight.numel() for named in view.linears(("attention", "mlp")))
-        bits = 8 * sum(change.bytes_after for change in plan.changes) / entries
-        first.apply(view, plan, Inputs(statistics, ids))
-        if second:
-            stage = Distill(objective="next_token", parameters="scales")  # type: ignore[call-arg]
-            stage.apply(view, stage.plan(view, statistics), Inputs(statistics, ids))
-    seconds = time.perf_counter() - started
-    tokens = {
+        yield row(name, started)
+        return
+    plan = first.plan(view, statistics)
+    entries = sum(named.module.weight.numel() for named in view.linears(("attention", "mlp")))
+    bits = 8 * sum(change.bytes_after for change in plan.changes) / entries
+    first.apply(view, plan, Inputs(statistics, ids))
+    yield row(name, started)
+    if second:
+        started = time.perf_counter()
+        stage = Distill(objective="next_token", parameters="scales")  # type: ignore[call-arg]
+        stage.apply(view, stage.plan(view, statistics), Inputs(statistics, ids))
+        yield row(f"{name}, then E2E-OQP", started)
+
+
+def evaluation(loaded: Loaded) -> dict[str, Tensor]:
+    return {
         task: encode(loaded.tokenizer, load_text(task, "evaluation").text, CONTEXT)
         for task in ("wikitext2", "c4")
     }
-    found = score(loaded, tokens)
-    deltas = {task: found[task] - base[task] for task in found}
-    return {"name": name, "bits": bits, "seconds": seconds, "calibration": calibration} | deltas
 
 
 def main() -> None:
@@ -175,24 +193,19 @@ def main() -> None:
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     if "dense" not in stored:
         loaded = load_model("demo")
-        stored["dense"] = score(
-            loaded,
-            {
-                task: encode(loaded.tokenizer, load_text(task, "evaluation").text, CONTEXT)
-                for task in ("wikitext2", "c4")
-            },
-        )
+        stored["dense"] = score(loaded, evaluation(loaded))
     stored["machine"] = machine()
     for name in arguments.only:
-        row = measure(name, arguments.calibration, stored["dense"])
-        stored["rows"] = [r for r in stored["rows"] if r["name"] != name] + [row]
-        RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
-        print(
-            f"{name:45} {row['bits']:.2f} bits, Δ {row['wikitext2']:.4f} (C4 {row['c4']:.4f}), "
-            f"ppl {math.exp(stored['dense']['wikitext2'] + row['wikitext2']):.2f}, "
-            f"{row['seconds']:.0f} s",
-            flush=True,
-        )
+        for row in measure(name, arguments.calibration, stored["dense"]):
+            others = [other for other in stored["rows"] if other["name"] != row["name"]]
+            stored["rows"] = [*others, row]
+            RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+            ppl = math.exp(stored["dense"]["wikitext2"] + row["wikitext2"])
+            print(
+                f"{row['name']:45} {row['bits']:.2f} bits, Δ {row['wikitext2']:.4f} "
+                f"(C4 {row['c4']:.4f}), ppl {ppl:.2f}, {row['seconds']:.0f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
