@@ -42,6 +42,8 @@ from spq.walk import Walk
 
 RESULTS = Path(__file__).parent / "results" / "sparsity.json"
 COUNT, LENGTH, POWER, GROUP = 96, 512, 0.5, 64
+# Of BQPO, for each layer.
+STEPS = 50
 
 Replace = Callable[[int, Tensor], Tensor]
 
@@ -118,16 +120,18 @@ def score(loaded: Loaded, tokens: dict[str, Tensor]) -> dict[str, float]:
     return {t: perplexity(model, ids, CONTEXT, limit=WINDOWS).nll for t, ids in tokens.items()}
 
 
-def ours(share: float, steps: int) -> Sparsify:
-    return Sparsify(sparsity=share, reconstruction=Reconstruction(steps=steps))  # type: ignore
+def ours(share: float, steps: int, allocation: str) -> Sparsify:
+    training = Reconstruction(steps=steps)  # type: ignore[call-arg]
+    return Sparsify(sparsity=share, allocation=allocation, reconstruction=training)  # type: ignore
 
 
 def variants() -> dict[str, tuple]:
     found: dict[str, tuple] = {name: ("peer", *peer) for name, peer in PEERS.items()}
     for share in (0.2, 0.3, 0.4, 0.5):
         name = f"W4 S{100 * share:.0f} G16"
-        found[f"{name}, one shot"] = ("ours", ours(share, 0), False)
-        found[f"{name}, BQPO"] = ("ours", ours(share, 100), True)
+        for allocation, words in (("uniform", ""), ("loss", ", allocated")):
+            found[f"{name}{words}, one shot"] = ("ours", ours(share, 0, allocation), False)
+            found[f"{name}{words}, BQPO"] = ("ours", ours(share, STEPS, allocation), True)
     published = Sparsify(  # type: ignore[call-arg]
         saliency="hessian", pattern="row_balanced", rounds=1, reconstruction=Reconstruction(steps=0)
     )
