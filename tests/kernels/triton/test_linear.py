@@ -98,7 +98,7 @@ def test_the_weight_is_written_out_for_many_rows_only(device, count, monkeypatch
 
 @settings(max_examples=10)
 @given(
-    rows=st.integers(1, 70),
+    rows=st.integers(1, 40),
     columns=st.integers(1, 600),
     count=st.integers(1, 5),
     seed=st.integers(0, 99),
@@ -111,8 +111,8 @@ def test_int8_of_any_shape(device, rows, columns, count, seed):
 
 @settings(max_examples=10)
 @given(
-    rows=st.integers(1, 70),
-    groups=st.integers(1, 20),
+    rows=st.integers(1, 40),
+    groups=st.integers(1, 9),
     size=st.sampled_from([32, 64, 128]),
     count=st.integers(1, 5),
     seed=st.integers(0, 99),
