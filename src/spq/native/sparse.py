@@ -10,6 +10,9 @@ from spq.native import FLOATS, FORMATS, Matrix, addressable
 from spq.numerics.group_sparse import GroupSparse, mask_bytes
 
 GROUP_SIZES = (8, 16, 32, 64)
+WIDEST = 2**26
+"""Inputs of a row that a kernel can address."""
+
 _FORMATS = {torch.int8: 5, torch.uint8: 6}
 
 
@@ -34,6 +37,7 @@ def usable(weight: GroupSparse, bias: Tensor | None) -> bool:
     kept, rows = len(codes), len(offsets) - 1
     return (
         columns % weight.group_size == 0
+        and columns < WIDEST
         and scale.shape == (kept,)
         and scale.dtype in FLOATS
         and (zero is None or (zero.shape == (kept,) and zero.dtype == scale.dtype))

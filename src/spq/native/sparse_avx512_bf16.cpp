@@ -160,6 +160,7 @@ struct SparsePairs {
     const char* input = (const char*)x + UNIT * (int64_t)kept.place[i];
     typename V::W weights[parts];
     for (int p = 0; p < parts; p++) weights[p] = V::weights(codes + p * (V::width / 2));
+#pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
       typename V::F sum = V::zero(), plain = V::zero();
       for (int p = 0; p < parts; p++) {
