@@ -53,7 +53,7 @@ def assert_close(y: Tensor, inputs: Tensor, stored: GroupSparse, bias: Tensor | 
     # Errors of a sum grow with what is summed, not with what is left of it. A zero is added after
     # its group's codes, so these count apart.
     parts = dense.abs()
-    if stored.zero is not None:
+    if stored.zero is not None and len(stored.zero):
         parts = parts + 2 * float(stored.zero.abs().max())
     size = inputs.double().abs() @ parts.T + (0 if bias is None else bias.double().abs())
     wrong = (y.double() - expected).abs()

@@ -20,9 +20,17 @@ static inline int64_t kept_before(const Matrix& matrix, int64_t row) {
   return kept;
 }
 
-// The first row that begins at kept group `first` or later.
+// The first row that begins at kept group `first` or later. The search starts around the row where
+// it would be if all kept the same: there the offsets that are read are those needed next, while a
+// search from the ends waits for memory at every step.
 static inline int64_t row_from(const Matrix& matrix, int64_t first) {
-  int64_t low = 0, high = matrix.rows;
+  const int64_t rows = matrix.rows, kept = kept_before(matrix, rows);
+  const int64_t guess = kept ? (int64_t)((double)first / (double)kept * (double)rows) : 0;
+  int64_t low = guess, high = guess;
+  for (int64_t far = 16; low > 0 && kept_before(matrix, low - 1) >= first; far *= 8)
+    low = guess > far ? guess - far : 0;
+  for (int64_t far = 16; high < rows && kept_before(matrix, high) < first; far *= 8)
+    high = guess + far < rows ? guess + far : rows;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
     if (kept_before(matrix, middle) < first) low = middle + 1;

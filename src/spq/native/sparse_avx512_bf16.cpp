@@ -140,7 +140,7 @@ struct SparsePairs {
       for (int m = 0; m < M; m++) acc[u][m] = V::zero();
     int64_t i = 0;
     for (; i + U <= kept.count; i += U) {
-      _mm_prefetch(kept.codes + i * (G / 2) + 1024, _MM_HINT_T0);
+      _mm_prefetch(kept.codes + i * (G / 2) + 2048, _MM_HINT_T0);
       for (int u = 0; u < U; u++) group<V, G, M, Z>(kept, i + u, x, acc[u]);
     }
     for (; i < kept.count; i++) group<V, G, M, Z>(kept, i, x, acc[0]);

@@ -37,7 +37,17 @@ struct Room {
     begin = first;
     end = limit - first < CHUNK ? limit : first + CHUNK;
     S::floats(w.scale, w.scale_type, begin, end - begin, scale);
-    if (w.zero) S::floats(w.zero, w.scale_type, begin, end - begin, zero);
+    prefetch(w.scale, w.scale_type);
+    if (!w.zero) return;
+    S::floats(w.zero, w.scale_type, begin, end - begin, zero);
+    prefetch(w.zero, w.scale_type);
+  }
+
+  // What `cover` reads next time. It does so all at once, and would wait.
+  void prefetch(const void* numbers, int32_t type) const {
+    const int64_t bytes = type == FLOAT32 ? 4 : 2;
+    const char* next = (const char*)numbers + end * bytes;
+    for (int64_t i = 0; i < CHUNK * bytes; i += 64) __builtin_prefetch(next + i);
   }
 };
 
@@ -175,7 +185,7 @@ struct SparseFloats {
     const char* codes = kept.codes + i * bytes;
     const float* input = (const float*)((const char*)x + UNIT * (int64_t)kept.place[i]);
     const typename V::F scale = V::set(kept.scale[i]), zero = V::set(kept.zero ? kept.zero[i] : 0.0f);
-    V::prefetch(codes + 1024);
+    V::prefetch(codes + 2048);
     for (int64_t k = 0; k < size; k += V::width) {
       const typename V::F code = load_codes<V>(T, codes + (T == SPARSE4 ? k / 2 : k));
       const typename V::F weight = V::fma(code, scale, zero);
