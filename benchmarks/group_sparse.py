@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from cpu_kernels import Weights, read_bandwidth, timed
 from torch import Tensor
 from torch.nn import functional
 
-from kernels import Weights, read_bandwidth, timed
 from spq import native
 from spq.native import sparse
 from spq.native.sparse import Schedule

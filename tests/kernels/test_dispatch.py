@@ -60,7 +60,7 @@ def sparse():
 @needs_library
 def test_group_sparse_weights_go_the_same_ways(sparse, taken):
     dense = group_sparse.dequantize(sparse)
-    for count in (dispatch.FEW_ROWS, dispatch.FEW_ROWS + 1):
+    for count in (dispatch.FEW_ROWS_SPARSE, dispatch.FEW_ROWS_SPARSE + 1):
         y = group_sparse_linear(x(count), sparse, torch.ones(OUT))
         torch.testing.assert_close(y, x(count) @ dense.T + 1, atol=1e-5, rtol=1e-5)
     assert taken == ["linear", "dequantize"]

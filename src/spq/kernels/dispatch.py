@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 FEW_ROWS = 16
 """Up to here the kernels for few rows are the faster ones."""
 
+FEW_ROWS_SPARSE = 32
+"""The same for weights of which only some groups are stored: they leave work out, too."""
+
 BLOCK_BYTES = 16 * 2**20
 """A block of dequantised weight: it may stay in the last cache, and PyTorch prepares the input anew
 for every block."""
@@ -125,7 +128,7 @@ def native_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None)
         return kernels.product(x, codes, scale, bias)
     if not native.usable(codes, scale, bias):
         return None
-    return _product(x, native.matrix_of(codes, scale, bias), bias)
+    return _product(x, native.matrix_of(codes, scale, bias), bias, FEW_ROWS)
 
 
 def native_sparse_product(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor | None:
@@ -140,17 +143,17 @@ def native_sparse_product(x: Tensor, weight: GroupSparse, bias: Tensor | None) -
         return kernels.sparse_product(x, weight, bias)
     if not sparse.usable(weight, bias):
         return None
-    return _product(x, sparse.matrix_of(weight, bias), bias)
+    return _product(x, sparse.matrix_of(weight, bias), bias, FEW_ROWS_SPARSE)
 
 
-def _product(x: Tensor, matrix: native.Matrix, bias: Tensor | None) -> Tensor | None:
+def _product(x: Tensor, matrix: native.Matrix, bias: Tensor | None, few: int) -> Tensor | None:
     library = native.library()
     if library is None or x.dtype not in native.FLOATS or not x.numel():
         return None
     x = x.contiguous()
     if not native.addressable(x) or matrix.rows == 0 or x.shape[-1] != matrix.columns:
         return None
-    if x.numel() <= FEW_ROWS * matrix.columns:
+    if x.numel() <= few * matrix.columns:
         return native.linear(library, x, matrix)
     height = max(1, BLOCK_BYTES // (x.element_size() * matrix.columns))
     weight = _room.block(min(height, matrix.rows), matrix.columns, x)
