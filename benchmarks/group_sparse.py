@@ -12,7 +12,6 @@ reads come from memory. Prints tables and writes benchmarks/results/group_sparse
 
 import argparse
 import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spq import native
+from spq.evaluation.machine import processor
 from spq.native import sparse
 from spq.native.sparse import Schedule
 from spq.numerics import group_sparse
@@ -249,7 +249,7 @@ def main() -> None:
     tables["uneven"] = uneven(repeats)
     show("Rows that keep different numbers of groups", tables["uneven"], bandwidth)
     RESULTS.parent.mkdir(exist_ok=True)
-    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    machine = {"processor": processor(), "torch": torch.__version__}
     about = {"kernels": kernels, "threads": threads, "read_bandwidth": bandwidth}
     RESULTS.write_text(json.dumps({**machine, **about, **tables}, indent=1), encoding="utf-8")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import budgets, comparison, kernels, recipes, sparsity, speed
+from benchmarks.tables import budgets, comparison, group_sparse, kernels, recipes, sparsity, speed
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -22,6 +22,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "comparison.json": comparison.section,
     "speed.json": speed.section,
     "kernels.json": kernels.section,
+    "group_sparse.json": group_sparse.section,
 }
 # Tables that benchmarks/peers/ writes beside its JSON.
 PEERS = {"peers_speed.md": "Speed of other engines", "peers_quality.md": "Other 4-bit methods"}
