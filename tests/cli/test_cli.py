@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import json
 import logging
@@ -481,6 +482,8 @@ def start(script, *arguments):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        # Tests that run in the background of a shell inherit that interrupts are ignored.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     guard = threading.Timer(120, process.kill)  # a test that would hang fails instead
     guard.daemon = True
