@@ -16,7 +16,7 @@ Command: `SPQ_DATA_DIR=... python benchmarks/sparsity.py`.
 SmolLM2-135M-Instruct, attention and MLP weights only; "bits" counts everything stored for them. Δ is
 ln(perplexity / dense perplexity) over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test)
 and of a C4 sample, float32; dense: {dense["wikitext2"]:.2f} and {dense["c4"]:.2f}. Peers are our own
-implementations of their papers.
+implementations of their papers. {stored.get("note", "")}
 
 {table(header, [_row(row) for row in stored["rows"]])}
 """
