@@ -1,22 +1,12 @@
-import functools
-import hashlib
 import json
-import logging
-import os
-import re
-import signal
-import subprocess
 import sys
-import textwrap
-import threading
-import time
 
 import pytest
 import torch
+from tests.cli.files import contents
 from tests.cli.test_bench import FOUND
 from tests.helpers import TEXT, logits
 from transformers import BertConfig, BertForMaskedLM
-from transformers.utils import logging as transformers_logging
 
 import spq
 import spq.cli
@@ -26,49 +16,6 @@ from spq.manifest import Manifest, read_manifest
 from spq.native.decoder import Program
 
 COMMANDS = ("compare", "compress", "eval", "bench", "inspect", "generate", "report")
-
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    """Undo what a command sets for its whole process."""
-    root, terminate = logging.getLogger(), signal.getsignal(signal.SIGTERM)
-    handlers, level = root.handlers[:], root.level
-    root.handlers.clear()  # or the command would close pytest's own
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    signal.signal(signal.SIGTERM, terminate)
-    transformers_logging.set_verbosity_warning()
-    transformers_logging.enable_progress_bar()
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `spq` in this process; the exit code, standard output and standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["spq", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
-
-
-@pytest.fixture
-def int8(source, tmp_path):
-    spq.compress(source, tmp_path / "int8", recipe="int8")
-    return tmp_path / "int8"
-
-
-def contents(directory):
-    return {
-        str(file.relative_to(directory)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(directory.rglob("*"))
-        if file.is_file()
-    }
 
 
 # --- help and usage -------------------------------------------------------------------------------
@@ -439,156 +386,3 @@ def test_debug_raises_the_error_itself(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(spq.SpqError, match="does not exist"):
         main()
-
-
-# --- processes that are stopped -------------------------------------------------------------------
-
-SLOW_SAVE = """
-    import sys, time
-    import spq.pipeline
-    from spq.cli import main
-
-    def wait(*_):
-        print("SAVING", file=sys.stderr, flush=True)
-        time.sleep(300)
-
-    spq.pipeline.model_card = wait  # after the weights, before the directory is published
-    main()
-"""
-SLOW_ANSWERS = """
-    import sys, time
-    from spq.cli import main
-    from spq.evaluation.journal import Journal
-
-    put, kept = Journal.put, []
-
-    def wait(self, *arguments, **options):
-        put(self, *arguments, **options)
-        kept.append(1)
-        if len(kept) == 2:
-            print("KEPT", file=sys.stderr, flush=True)
-            time.sleep(300)
-
-    Journal.put = wait
-    main()
-"""
-PLAIN = "from spq.cli import main; main()"
-
-
-def start(script, *arguments):
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        # Tests that run in the background of a shell inherit that interrupts are ignored.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-    guard = threading.Timer(120, process.kill)  # a test that would hang fails instead
-    guard.daemon = True
-    guard.start()
-    return process
-
-
-def wait_for(process, pattern):
-    """Read standard error until a line matches; what was read."""
-    seen = ""
-    for line in process.stderr:
-        seen += line
-        if re.search(pattern, line):
-            return seen
-    pytest.fail(f"ended with {process.wait()} before {pattern!r}: {seen}")
-
-
-def finish(process):
-    try:
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    return process.returncode, out, err
-
-
-def test_a_traceback_is_shown_only_with_debug(tmp_path):
-    process = start(PLAIN, "--debug", "inspect", tmp_path)
-    code, _, err = finish(process)
-    assert code == 1
-    assert "Traceback" in err and "not a checkpoint" in err.splitlines()[-1]
-
-
-def test_ctrl_c_while_training_leaves_no_output(source, text_file, tmp_path):
-    recipe = tmp_path / "long.yaml"
-    recipe.write_text("stages: [quantize, recover: {steps: 30000, context: 8}]\n")
-    before = contents(tmp_path)
-    process = start(
-        *(PLAIN, "-v", "compress", source, tmp_path / "out"),
-        *("--recipe", recipe, "--calibration", text_file),
-    )
-    wait_for(process, "quantize: ")
-    time.sleep(0.5)  # recovery follows at once
-    process.send_signal(signal.SIGINT)
-    code, out, err = finish(process)
-    assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == "spq: interrupted; nothing was written"
-    assert "Traceback" not in err
-    assert contents(tmp_path) == before and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("compress", "demo", "out"), "nothing was written"),
-        (("eval", "demo"), "the same command goes on from there"),
-        (("-v", "eval", "demo"), "the same command goes on from there"),
-        (("eval", "demo", "--no-cache"), "nothing was written"),
-        (("compare", "demo", "out"), "the same command goes on from there"),
-    ],
-)
-def test_an_interrupted_command_says_what_is_left(monkeypatch, capsys, arguments, said):
-    def interrupted(**_):
-        raise SystemExit(spq.cli.INTERRUPTED)
-
-    monkeypatch.setattr(spq.cli, "app", interrupted)
-    monkeypatch.setattr(sys, "argv", ["spq", *arguments])
-    with pytest.raises(SystemExit):
-        main()
-    assert said in capsys.readouterr().err
-
-
-def test_sigterm_while_saving_leaves_the_old_checkpoint(source, int8, tmp_path):
-    before = contents(tmp_path)
-    process = start(SLOW_SAVE, "compress", source, int8, "--recipe", "dense", "--overwrite")
-    wait_for(process, "SAVING")
-    process.send_signal(signal.SIGTERM)
-    code, _, err = finish(process)
-    assert code == 130
-    assert "interrupted" in err and "Traceback" not in err
-    assert contents(tmp_path) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8", "source"]
-
-
-def test_a_kill_while_saving_leaves_the_old_checkpoint(source, int8, tmp_path):
-    before, expected = contents(int8), logits(spq.load(int8))
-    process = start(SLOW_SAVE, "compress", source, int8, "--recipe", "dense", "--overwrite")
-    wait_for(process, "SAVING")
-    process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
-    assert contents(int8) == before
-    assert torch.equal(logits(spq.load(int8)), expected)
-    (left,) = [path for path in tmp_path.iterdir() if path.name not in ("int8", "source")]
-    assert left.name.startswith("int8.partial-")
-
-
-def test_a_killed_evaluation_goes_on_where_it_was(run, source):
-    arguments = ("eval", source, "--context", 64, "--limit", 5, "--json")
-    process = start(SLOW_ANSWERS, *arguments)
-    wait_for(process, "KEPT")
-    process.kill()
-    assert finish(process)[0] == -signal.SIGKILL
-    code, out, _ = run(*arguments)
-    assert code == 0
-    (task,) = json.loads(out)["tasks"]
-    assert (task["effort"]["reused"], task["effort"]["tokens"]) == (2, 3 * 64)
-    code, again, _ = run(*arguments, "--no-cache")
-    assert code == 0
-    assert json.loads(again)["tasks"][0]["perplexity"] == task["perplexity"]
