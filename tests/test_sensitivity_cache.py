@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spq import sensitivity_cache
-from spq.cache import cache_directory
+from spq import cache, sensitivity_cache
+from spq.cache import KEPT_FILES, cache_directory
 from spq.sensitivity import collect_sensitivities
-from spq.sensitivity_cache import KEPT_FILES, cached_sensitivities
+from spq.sensitivity_cache import cached_sensitivities
 from spq.view import ModelView
 from tests.helpers import tiny_model
 
@@ -142,7 +142,7 @@ def test_a_write_that_fails_leaves_no_partial_file(monkeypatch):
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(sensitivity_cache, "save_file", fail)
+    monkeypatch.setattr(cache, "save_file", fail)
     assert set(run()) == set(NAMES)
     assert files() == []
 

@@ -2,14 +2,18 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from spq.view import ModelView
 
 DIRECTORY_VARIABLE = "SPQ_CACHE_DIR"
+# Of a kind, the newest few are kept.
+KEPT_FILES = 4
 
 
 def cache_directory() -> Path:
@@ -36,3 +40,27 @@ def work_key(view: ModelView, windows: Tensor, *words: str) -> str:
         data = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(data.numpy().data)
     return digest.hexdigest()
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file that is there whole or not at all.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    try:
+        held = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+        save_file(held, partial, dict(metadata))
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def drop_old_files(kind: str) -> None:
+    """Keep the newest few of the cached files whose names start with `kind` and a dash."""
+    files = cache_directory().glob(f"{kind}-*.safetensors")
+    newest = sorted(files, key=lambda file: file.stat().st_mtime)
+    for old in newest[:-KEPT_FILES]:
+        old.unlink(missing_ok=True)

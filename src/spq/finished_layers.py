@@ -2,14 +2,12 @@
 
 import json
 import logging
-import os
 import shutil
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from spq.cache import cache_directory
+from spq.cache import cache_directory, write_tensors
 from spq.checkpoint.headers import check_tensors, read_header
 from spq.checkpoint.spec import SPECS, spec_of
 from spq.errors import CheckpointError
@@ -58,16 +56,10 @@ class FinishedLayers:
         specs = {name: spec_of(self._view.module(name)) for name in names}
         dumped = {name: spec.model_dump() for name, spec in specs.items() if spec is not None}
         file = self._directory / f"{layer.name}.safetensors"
-        partial = file.with_suffix(f".{os.getpid()}.partial")
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            state = {name: value.contiguous() for name, value in modules.state_dict().items()}
-            save_file(state, partial, {"specs": json.dumps(dumped)})
-            partial.replace(file)
+            write_tensors(file, modules.state_dict(), {"specs": json.dumps(dumped)})
         except (OSError, SafetensorError) as error:
             logger.warning("%s was not kept for a later run: %s", layer.name, error)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def forget(self) -> None:
         """The run is through."""

@@ -1,21 +1,19 @@
 """Sensitivities on disk, so that a second run at another size does not collect them again."""
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from spq.cache import cache_directory, work_key
+from spq.cache import cache_directory, drop_old_files, work_key, write_tensors
 from spq.sensitivity import Sensitivity, collect_sensitivities
 from spq.view import ModelView
 
 logger = logging.getLogger(__name__)
 
-KEPT_FILES = 4
 # Raised whenever what is computed changes, so that older files are not read.
 COMPUTATION = 2
 
@@ -53,24 +51,14 @@ def cached_sensitivities(
 
 
 def _write(file: Path, found: dict[str, Sensitivity]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        f"{name}/{key}": value.contiguous().cpu()
+        f"{name}/{key}": value
         for name, item in found.items()
         for key, value in vars(item).items()
         if value is not None
     }
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    try:
-        save_file(tensors, partial)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-    newest = sorted(
-        file.parent.glob("sensitivities-*.safetensors"), key=lambda f: f.stat().st_mtime
-    )
-    for old in newest[:-KEPT_FILES]:
-        old.unlink(missing_ok=True)
+    write_tensors(file, tensors, {})
+    drop_old_files("sensitivities")
 
 
 def _read(file: Path) -> dict[str, Sensitivity]:

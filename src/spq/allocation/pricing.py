@@ -6,7 +6,7 @@ rounding (`Part.estimates`, `Unit.estimated`), and rounded only where that could
 a byte under the budget.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -180,6 +180,16 @@ class Unit:
 
     priced: list[PricedShape]
     estimated: list[PricedShape] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, whole: list[Part], shapes: Iterable[Shape]) -> "Unit":
+        """From its weights, priced as they are, and shapes that it may take."""
+        unit = cls([PricedShape(Shape(), whole)])
+        for shape in shapes:
+            parts = [part.reduced(shape.cuts[part.named.name]) for part in whole]
+            if all(part.options for part in parts):
+                unit.estimated.append(PricedShape(shape, parts))
+        return unit
 
     def promising_shapes(self, worth: float) -> list[PricedShape]:
         """Shapes that could pay, as far as can be told before they are rounded."""

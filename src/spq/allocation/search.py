@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from spq.allocation.metrics import Weighting, layer_metrics, outer_metric, split
-from spq.allocation.pricing import Menu, PricedShape, Pricer, Unit
+from spq.allocation.pricing import Menu, Pricer, Unit
 from spq.allocation.shapes import Shape, shapes
 from spq.calibration import Statistics
 from spq.numerics.knapsack import Alternative, smallest, worth_of_a_byte
@@ -121,24 +121,18 @@ class Search:
         members = [named for named in layer.leaves if named.role == kind]
         members = [named for named in members if named.name in self._sensitivities]
         whole = [pricer.part(named, Shape()) for named in members]
-        unit = Unit([PricedShape(Shape(), whole)])
-        if len(members) == len(layer.sides(kind)):
-            multiple_of = self.multiple_of if kind == "mlp" else 1
-            for shape in shapes(
-                layer, kind, self.shares[kind], multiple_of, pricer.fit, pricer.price
-            ):
-                parts = [part.reduced(shape.cuts[part.named.name]) for part in whole]
-                if all(part.options for part in parts):
-                    unit.estimated.append(PricedShape(shape, parts))
-        return unit
+        if len(members) != len(layer.sides(kind)):
+            return Unit.of(whole, [])
+        multiple_of = self.multiple_of if kind == "mlp" else 1
+        found = shapes(layer, kind, self.shares[kind], multiple_of, pricer.fit, pricer.price)
+        return Unit.of(whole, found)
 
     def _outer(self, named: Named) -> Unit:
         fit, price = (
             {named.name: outer_metric(self.view, named.name, self._sensitivities, weighting)}
             for weighting in self._weightings
         )
-        part = Pricer(self.menu, fit, price).part(named, Shape())
-        return Unit([PricedShape(Shape(), [part])])
+        return Unit.of([Pricer(self.menu, fit, price).part(named, Shape())], [])
 
 
 def outer_weights(view: ModelView) -> list[Named]:

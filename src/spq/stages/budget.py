@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 
 from spq.allocation.apply import apply_changes
+from spq.allocation.price_cache import cached_units
 from spq.allocation.pricing import Menu, Unit, stored_bytes
 from spq.allocation.search import Search, alternatives, dense_weights, priced_weights
 from spq.allocation.storage import Rounding
@@ -110,7 +111,7 @@ class Budget(Stage):
             self.multiple_of,
             self.token_power,
         )
-        units = search.units()
+        units = cached_units(search)
         available = self._available(view, units)
         search.spend(units, available)
         self._check_reach(view, units, available)
