@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from spq.allocation.storage import Metric
+from spq.kernels.gram import add_gram
 from spq.numerics.gptq import DAMPING
-from spq.numerics.gram import add_gram, complete_gram
+from spq.numerics.gram import complete_gram
 from spq.sensitivity import Sensitivity
 from spq.view import LayerView, ModelView
 from spq.walk import Walk
@@ -59,13 +60,12 @@ class _Sums:
 
     def add(self, x: Tensor, weights: Tensor) -> None:
         counted = weights > 0
-        rows, weights = x.flatten(0, -2).float(), weights.flatten()
+        rows, weights = x.flatten(0, -2), weights.flatten()
         if self.outer is None:
             self.outer = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
         if not bool(counted.any()):
             return
-        rows = rows * weights.sqrt()[:, None]
-        add_gram(self.outer, rows)
+        add_gram(self.outer, rows, weights)
         self.weight += float(weights.sum())
         self.tokens += int(counted.sum())
 

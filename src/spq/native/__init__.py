@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-INTERFACE = 2
+INTERFACE = 3
 """What `spq_interface` of the library must return: see library.cpp."""
 
 INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "portable")
@@ -107,6 +107,7 @@ def _declare(found: ctypes.CDLL) -> None:
     found.spq_sparse_linear.restype = None
     found.spq_dequantize.argtypes = [matrix, whole, whole, pointer, small, small]
     found.spq_dequantize.restype = None
+    found.spq_gram.argtypes = [pointer, pointer, whole, whole, pointer, small]
 
 
 def instruction_set(found: ctypes.CDLL) -> str:
@@ -212,3 +213,19 @@ def dequantize(found: ctypes.CDLL, matrix: Matrix, first: int, last: int, out: T
     found.spq_dequantize(
         matrix, first, last, out.data_ptr(), FORMATS[out.dtype], torch.get_num_threads()
     )
+
+
+def add_gram(found: ctypes.CDLL, total: Tensor, x: Tensor, factors: Tensor) -> bool:
+    """Add Σ f² x xᵀ to the entries on and above the diagonal; f x is rounded to bfloat16.
+
+    Args:
+        found: the library.
+        total: float32 [n, n], addressable, changed in place; below the diagonal it means nothing.
+        x: bfloat16 [count, n], addressable.
+        factors: f, float32 [count], addressable.
+
+    Returns:
+        whether there is such a kernel; else nothing happened.
+    """
+    arguments = (x.data_ptr(), factors.data_ptr(), *x.shape, total.data_ptr())
+    return bool(found.spq_gram(*arguments, torch.get_num_threads()))

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "gram.h"
 #include "kernels.h"
 #include "pairs.h"
 #include "parallel.h"
@@ -145,7 +146,7 @@ const Pairs* pairs_for(const Matrix& matrix) {
 
 
 // Raised with every change of a signature or structure below.
-EXPORTED int spq_interface() { return 2; }
+EXPORTED int spq_interface() { return 3; }
 
 EXPORTED const char* spq_instruction_set() { return chosen->name; }
 
@@ -193,4 +194,16 @@ EXPORTED void spq_dequantize(const Matrix* matrix, int64_t first, int64_t last, 
     const int64_t start = first + block * ROWS, end = std::min(start + ROWS, last);
     kernels().dequantize(*matrix, start, end, (char*)out + (start - first) * bytes, type);
   });
+}
+
+// See gram.h. Returns 0, with nothing done, where the chosen instruction set has no such kernel.
+EXPORTED int spq_gram(const void* x, const float* by, int64_t count, int64_t columns, float* total,
+                      int32_t threads) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (chosen->pairs) {
+    gram_avx512_bf16((const uint16_t*)x, by, count, columns, total, threads);
+    return 1;
+  }
+#endif
+  return 0;
 }
