@@ -10,8 +10,8 @@ from spq.numerics import gram
 def add_gram(total: Tensor, x: Tensor, weights: Tensor) -> None:
     """Add Σ w x xᵀ to the entries on and above the diagonal; see `gram.complete_gram`.
 
-    bfloat16 inputs are multiplied as such where the processor can: √w x is rounded to bfloat16, sums
-    are in float32. Everything else is in float32.
+    bfloat16 inputs are multiplied as such where the processor can: √w x is rounded to bfloat16,
+    sums are in float32. Everything else is in float32.
 
     Args:
         total: float32 [n, n], changed in place.
