@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spq.numerics.objectives import next_token
 from spq.progress import track
 from spq.recomputation import bounded_activations, once
 from spq.view import ModelView
@@ -113,8 +114,9 @@ def collect_sensitivities(
             for ids in track(windows, "sensitivities", total=len(windows)):
                 rows = embedding.module(ids[None]).detach().requires_grad_()
                 lookups(embedding.module, (), rows)
-                logits = model(inputs_embeds=rows, use_cache=False).logits
-                logits.backward(_loss_gradient(logits.detach(), ids))
+                logits = model(inputs_embeds=rows, use_cache=False).logits[0]
+                _, gradient = next_token(logits, ids)
+                logits.backward(gradient)
     finally:
         for hook in hooks:
             hook.remove()
@@ -126,17 +128,6 @@ def collect_sensitivities(
         scale = float(getattr(embedding.module, "scalar_embed_scale", 1.0)) ** 2
         found[embedding.name] = _of_lookups(windows, lookups, scale, len(embedding.module.weight))
     return found
-
-
-def _loss_gradient(logits: Tensor, ids: Tensor) -> Tensor:
-    """Of the summed loss: softmax less the token that came, in the logits' shape and dtype.
-
-    Written out, since autograd goes through the vocabulary several times more.
-    """
-    gradient = torch.softmax(logits, -1, dtype=torch.float32)
-    gradient[0, torch.arange(len(ids) - 1, device=ids.device), ids[1:]] -= 1
-    gradient[0, -1] = 0
-    return gradient.to(logits.dtype)
 
 
 def _of_lookups(windows: Tensor, observed: _Observer, scale: float, rows: int) -> Sensitivity:

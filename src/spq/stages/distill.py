@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from spq.calibration import Statistics, draw_windows
 from spq.errors import SpqError
 from spq.numerics.integer import LARGEST_SCALE, round_scale
+from spq.numerics.objectives import divergence, next_token
 from spq.progress import track
 from spq.recomputation import bounded_activations
 from spq.stages.base import NO_INPUTS, Inputs, Plan, Stage
@@ -115,13 +115,13 @@ class Distill(Stage):
     ) -> None:
         # Window by window: logits are the largest tensors there are.
         for window in batch:
-            loss = _loss(model, dense, window) / len(batch)
+            loss, logits, gradient = _loss(model, dense, window)
             if not torch.isfinite(loss):
                 raise SpqError(
                     f"distillation's loss became {loss.item()} at step {step}; a learning rate "
                     f"below {self.learning_rate} would be more stable"
                 )
-            loss.backward()
+            logits.backward(gradient / len(batch))
         trained.step(1 - step / self.steps)
 
 
@@ -195,20 +195,27 @@ def _trained(view: ModelView, wanted: str) -> dict[str, nn.Parameter]:
     return found
 
 
-def _loss(model: PreTrainedModel, dense: PreTrainedModel | None, window: Tensor) -> Tensor:
-    """Nats per token: of the KL divergence from the dense model's predictions, or of the text."""
-    found = model(input_ids=window[None], use_cache=False).logits[0].float()
+def _loss(
+    model: PreTrainedModel, dense: PreTrainedModel | None, window: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats per token: of the KL divergence from the dense model's predictions, or of the text.
+
+    Returns:
+        float32 [], the logits and its gradient by them, both [tokens, vocabulary].
+    """
+    logits = model(input_ids=window[None], use_cache=False).logits[0]
     if dense is None:
-        return functional.cross_entropy(found[:-1], window[1:])
+        loss, gradient = next_token(logits, window)
+        return loss / (len(window) - 1), logits, gradient / (len(window) - 1)
     with torch.no_grad():
-        wanted = dense(input_ids=window[None], use_cache=False).logits[0].float().log_softmax(-1)
-    difference = functional.kl_div(found.log_softmax(-1), wanted, reduction="sum", log_target=True)
-    return difference / len(window)
+        wanted = dense(input_ids=window[None], use_cache=False).logits[0]
+    loss, gradient = divergence(logits, wanted)
+    return loss / len(window), logits, gradient / len(window)
 
 
 @torch.no_grad()
 def _mean_loss(model: PreTrainedModel, dense: PreTrainedModel | None, windows: Tensor) -> float:
-    return sum(float(_loss(model, dense, window)) for window in windows) / len(windows)
+    return sum(float(_loss(model, dense, window)[0]) for window in windows) / len(windows)
 
 
 STAGE = Distill
