@@ -1,7 +1,11 @@
 """Byte budgets on a real model; writes benchmarks/results/sizes.json.
 
     SPQ_DATA_DIR=... python benchmarks/sizes.py [--sizes 136 110 90 85 75 60]
-        [--calibration NAME] [--recover] [--recipe FILE.yaml --label NAME]
+        [--calibration NAME] [--recover] [--without [INGREDIENT ...]]
+        [--recipe FILE.yaml --label NAME]
+
+`--without` measures the recipe `default` with one ingredient off at a time; without a name, with
+each of INGREDIENTS.
 
 Perplexity over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of C4, model
 reloaded in float32; Δ = ln(ppl / dense ppl). Gradients are collected once: the first size includes
@@ -15,6 +19,7 @@ import os
 import shutil
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,8 +29,19 @@ import spq
 from spq.data import encode, load_text
 from spq.evaluation import perplexity
 from spq.integrations.source import load_model, load_tokenizer
+from spq.recipe import Recipe, load_recipe
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
+# What the recipe's stage `budget`, or its calibration, is without each.
+INGREDIENTS: dict[str, dict] = {
+    "gradient weights in the fit": {"token_power": 0},
+    "GPTQ": {"rounding": "nearest"},
+    "ranks": {"ranks": []},
+    "widths": {"widths": [], "key_value_groups": []},
+    "groups of 128": {"group_sizes": [64]},
+    "a 4-bit embedding": {"embedding_bits": [8]},
+    "windows beyond 48": {"windows": 48},
+}
 
 
 def scores(directory: Path, tokens: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -35,12 +51,32 @@ def scores(directory: Path, tokens: dict[str, torch.Tensor]) -> dict[str, float]
     }
 
 
-def measure(folder: Path, size: float, arguments: argparse.Namespace) -> dict:
+def without(ingredient: str) -> Recipe:
+    """The recipe `default` with one ingredient off."""
+    fields = load_recipe("default").to_dict()
+    [budget] = [stage["budget"] for stage in fields["stages"] if "budget" in stage]
+    for key, value in INGREDIENTS[ingredient].items():
+        place = budget if key in budget else fields["calibration"]
+        place[key] = value
+    return Recipe.from_dict(fields)
+
+
+def variants(arguments: argparse.Namespace) -> list[tuple[str, Recipe]]:
+    """Labels and recipes to measure."""
+    if arguments.without is None:
+        return [(arguments.label, load_recipe(arguments.recipe))]
+    names = arguments.without or INGREDIENTS
+    return [(f"default without {name}", without(name)) for name in names]
+
+
+def measure(
+    folder: Path, size: float, label: str, recipe: Recipe, arguments: argparse.Namespace
+) -> dict:
     started = time.perf_counter()
     manifest = spq.compress(
         folder / "dense",
         folder / "out",
-        recipe=arguments.recipe,
+        recipe=recipe,
         target_size=f"{size}MB",
         calibration=arguments.calibration,
         recover=arguments.recover,
@@ -49,7 +85,7 @@ def measure(folder: Path, size: float, arguments: argparse.Namespace) -> dict:
     [budget, *_] = manifest.stages
     details = [change.details for change in budget.plan.changes]
     return {
-        "label": arguments.label,
+        "label": label,
         "target": size,
         "calibration": arguments.calibration,
         "recovered": arguments.recover,
@@ -71,7 +107,8 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", type=float, default=[136, 110, 90, 85, 75, 60])
     parser.add_argument("--calibration", default="wikitext2_valid")
     parser.add_argument("--recover", action="store_true", help="also distil")
-    parser.add_argument("--recipe", help="a recipe in place of the default one")
+    parser.add_argument("--without", nargs="*", choices=INGREDIENTS, metavar="INGREDIENT")
+    parser.add_argument("--recipe", default="default", help="another recipe than the default one")
     parser.add_argument("--label", default="default", help="what to call that recipe")
     arguments = parser.parse_args()
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
@@ -86,8 +123,8 @@ def main() -> None:
         stored["machine"] = machine()
         if "dense" not in stored:
             stored["dense"] = scores(folder / "dense", tokens)
-        for size in arguments.sizes:
-            row = measure(folder, size, arguments)
+        for size, (label, recipe) in product(arguments.sizes, variants(arguments)):
+            row = measure(folder, size, label, recipe, arguments)
             nll = scores(folder / "out", tokens)
             row["delta"] = {task: nll[task] - stored["dense"][task] for task in nll}
             print(json.dumps(row), flush=True)

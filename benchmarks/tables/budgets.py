@@ -17,9 +17,11 @@ ln(perplexity / dense perplexity) over the first 20 windows of 1,024 tokens of W
 test) and of the first 100 documents of a C4 sample, reloaded in float32; dense:
 {dense["wikitext2"]:.2f} and {dense["c4"]:.2f}. Sizes are all weights on disk. "Predicted" is the
 sum of prices, on calibration text held out from what weights were fitted to. The first row of a
-calibration pays for its gradients; "load" is what ran on the machine (two busy threads are 2).
+calibration pays for its gradients and prices; "load" is what ran on the machine (two busy threads are 2).
 
 {table(HEADER, [_row(row) for row in stored["rows"]])}
+
+"Default without ..." is the recipe `default` with one ingredient off (`--without`).
 """
 
 
