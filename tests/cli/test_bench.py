@@ -58,6 +58,7 @@ FOUND = Comparison(
                 Rate(measure=DECODE, rate=Spread.of([60.0]), ratio=2.0, share=0.26),
             ],
             optimize=True,
+            int8_activations=True,
         ),
     ],
 )
@@ -91,12 +92,13 @@ def test_options_become_the_plan(plans):
     run(
         *("a", "b", "--batch", "2, 8", "--prefill", 64, "--prompt-tokens", 9),
         *("--decode-tokens", 7, "--rounds", 4, "--threads", 3, "--dtype", "float32"),
-        *("--optimize", "--one-at-a-time", "--seconds", 2.5),
+        *("--optimize", "--int8-activations", "--one-at-a-time", "--seconds", 2.5),
     )
     (plan,) = plans
     assert plan == Plan(
         ("a", "b"),
         optimize=True,
+        int8_activations=True,
         batches=(2, 8),
         prefills=(64,),
         prompt=9,

@@ -102,6 +102,9 @@ def test_eval_states_its_protocol(run, int8, tmp_path):
     code, out, _ = run(*arguments, "--no-cache")
     assert code == 0
     assert "builtin: 192 tokens" in out
+    code, out, _ = run(*arguments, "--int8-activations")
+    assert code == 0
+    assert "int8 activations" in out and "builtin: 192 tokens" in out
 
 
 def test_eval_against_the_dense_model(run, source, int8):

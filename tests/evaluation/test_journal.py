@@ -5,6 +5,9 @@ import torch
 from tests.helpers import tiny_model
 
 from spq.evaluation.journal import KEPT_FILES, Journal, digest, model_digest, open_journal
+from spq.integrations.int8_activations import round_activations
+from spq.modules.quantized_linear import QuantizedLinear
+from spq.view import ModelView
 
 
 def test_answers_are_there_the_next_time(tmp_path):
@@ -67,3 +70,12 @@ def test_keys_differ_where_content_does():
     assert digest(["a", [1, 2]]) == digest(["a", (1, 2)])
     assert digest(["a", [1, 2]]) != digest(["a", [12]])
     assert digest([{"x": 1, "y": 2}]) == digest([{"y": 2, "x": 1}])
+
+
+def test_rounded_activations_are_other_answers():
+    model = tiny_model()
+    view = ModelView(model)
+    name = view.layers[0].query.name
+    view.replace(name, QuantizedLinear.from_weight(view.module(name).weight, None, "per_channel"))
+    plain = model_digest(model)
+    assert model_digest(round_activations(model)) != plain

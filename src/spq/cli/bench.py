@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spq.checkpoint.atomic import write_text
-from spq.cli.options import MODEL_HELP, Device, Dtype
+from spq.cli.options import MODEL_HELP, Device, Dtype, Int8Activations
 from spq.cli.tables import show, table
 from spq.errors import SpqError
 from spq.evaluation.speed import Comparison, Plan, compare
@@ -45,6 +45,7 @@ def command(
     optimize: Annotated[
         bool, typer.Option("--optimize", help="Measure each also loaded with optimize=True.")
     ] = False,
+    int8_activations: Int8Activations = False,
     one_at_a_time: Annotated[
         bool,
         typer.Option(
@@ -73,6 +74,7 @@ def command(
     plan = Plan(
         models=tuple(models),
         optimize=optimize,
+        int8_activations=int8_activations,
         prompt=prompt_tokens,
         threads=torch.get_num_threads() if threads is None else threads,
         dtype=dtype,

@@ -6,13 +6,24 @@ from typing import Annotated
 import typer
 
 from spq.cache import cache_directory
-from spq.cli.options import Context, Device, Dtype, Json, Limit, Model, Protocol
+from spq.cli.options import (
+    Context,
+    Device,
+    Dtype,
+    Int8Activations,
+    Json,
+    Limit,
+    Model,
+    Protocol,
+)
 from spq.cli.tables import show, table
 from spq.data.benchmarks import BENCHMARKS
 from spq.errors import SpqError
 from spq.evaluation import Evaluation, Reference, TaskResult, check_tasks, evaluate, open_journal
 from spq.evaluation.protocols import DEFAULT, protocol
 from spq.evaluation.tasks import FEW_SHOT_SEED
+from spq.integrations.decoding import optimize
+from spq.integrations.int8_activations import round_activations
 from spq.integrations.source import Loaded, load_model
 from spq.manifest import read_manifest
 
@@ -50,6 +61,7 @@ def command(
     ] = True,
     dtype: Dtype = "auto",
     device: Device = None,
+    int8_activations: Int8Activations = False,
     as_json: Json = False,
     output: Annotated[
         Path | None, typer.Option(help="Also write the JSON here.", show_default=False)
@@ -72,6 +84,9 @@ def command(
     loaded = _load(model, dtype, device)
     if loaded.tokenizer is None:
         raise SpqError(f"model {model!r} has no tokenizer, which evaluation needs")
+    optimize(loaded.model)
+    if int8_activations:
+        round_activations(loaded.model)
     dense = None if against is None else Reference(against, _load(against, dtype, device).model)
     manifest = read_manifest(loaded.directory) if loaded.directory else None
     journal = open_journal(loaded.model, cache_directory()) if cache else None
@@ -91,21 +106,22 @@ def command(
         )
         for name in names
     ]
-    text = Evaluation(model=model, tasks=tuple(results)).model_dump_json(indent=2)
+    found = Evaluation(model=model, int8_activations=int8_activations, tasks=tuple(results))
+    text = found.model_dump_json(indent=2)
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
     if as_json:
         typer.echo(text)
         return
-    _show(model, results)
+    _show(f"{model}, int8 activations" if int8_activations else model, results)
 
 
 def _load(model: str, dtype: str, device: str | None) -> Loaded:
     return load_model(model, dtype=dtype, device_map=device)
 
 
-def _show(model: str, results: list[TaskResult]) -> None:
-    rows = table(model, "task", "metric", "value", "± s.e.", "scored", "protocol")
+def _show(title: str, results: list[TaskResult]) -> None:
+    rows = table(title, "task", "metric", "value", "± s.e.", "scored", "protocol")
     for result in results:
         for row in _rows(result):
             rows.add_row(*row)

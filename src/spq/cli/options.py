@@ -50,6 +50,13 @@ Device = Annotated[
     typer.Option(help="cpu, cuda, ...", show_default="cpu", callback=_present_device),
 ]
 ShardSize = Annotated[str, typer.Option(help="Of one weight file.", callback=_readable_size)]
+Int8Activations = Annotated[
+    bool,
+    typer.Option(
+        "--int8-activations",
+        help="Round what enters int8 layers to int8, too, where many tokens come at once.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Protocol = Annotated[
     str, typer.Option("--protocol", help=f"Of perplexity: {', '.join(PROTOCOLS)}.")

@@ -12,6 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
+from spq.integrations.int8_activations import rounds_activations
+
 logger = logging.getLogger(__name__)
 
 # Raised whenever what is computed changes, so that older answers are not used.
@@ -110,10 +112,12 @@ def open_journal(model: PreTrainedModel, directory: Path) -> Journal:
 
 
 def model_digest(model: PreTrainedModel) -> str:
-    """Hash of what decides a model's answers: weights, config, dtype, device, versions."""
+    """Hash of what decides a model's answers: weights, config, arithmetic, device, versions."""
     hashed = hashlib.blake2b(digest_size=12)
     versions = [version(package) for package in ("torch", "transformers")]
-    described = [COMPUTATION, versions, str(model.dtype), model.device.type]
+    described: list[Any] = [COMPUTATION, versions, str(model.dtype), model.device.type]
+    if rounds_activations(model):
+        described.append("int8 activations")
     hashed.update(json.dumps([*described, model.config.to_json_string()]).encode())
     for name, tensor in model.state_dict().items():
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -51,12 +51,14 @@ class Evaluation(BaseModel):
 
     Attributes:
         model: as the user gave it.
+        int8_activations: whether what entered int8 layers was rounded to int8, too.
         tasks: one result each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
+    int8_activations: bool = False
     tasks: tuple[TaskResult, ...]
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from spq.kernels.dynamic_int8 import dynamic_int8_linear
 from spq.kernels.int8_linear import int8_linear
 from spq.modules.coded import CodedLinear
 from spq.modules.ops import select_inputs, select_outputs
@@ -20,7 +21,10 @@ class QuantizedLinear(CodedLinear):
         codes: int8 parameter [out_features, in_features].
         scale: parameter [out_features] (per_channel) or [1] (per_tensor), in the model's dtype.
         bias: parameter [out_features] or None.
+        int8_inputs: whether many rows of inputs are rounded to int8 as they come; not saved.
     """
+
+    int8_inputs = False
 
     def __init__(
         self,
@@ -71,7 +75,10 @@ class QuantizedLinear(CodedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """X [..., in_features] -> [..., out_features], in the dtype of x."""
-        return int8_linear(x, self.codes, self.scale, self.bias)
+        weight = self.codes, self.scale, self.bias
+        if self.int8_inputs and (found := dynamic_int8_linear(x, *weight)) is not None:
+            return found
+        return int8_linear(x, *weight)
 
     def extra_repr(self) -> str:
         """Shape and granularity, for `print(model)`."""

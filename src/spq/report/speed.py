@@ -13,8 +13,7 @@ def rows(found: Comparison) -> tuple[Row, list[Row], list[Row]]:
         the header; a row for each rate, see `RATES`; and rows of what loading and memory cost.
     """
     models = found.models
-    names = [f"{m.name} {'optimised ' if m.optimize else ''}{m.dtype}" for m in models]
-    header = ["", *names]
+    header = ["", *map(_name, models)]
     rates = [
         [measure_name(rate.measure), *(_rate(model.rates[index]) for model in models)]
         for index, rate in enumerate(models[0].rates)
@@ -28,6 +27,12 @@ def rows(found: Comparison) -> tuple[Row, list[Row], list[Row]]:
         "weights read per step, MB": lambda model: f"{model.bytes_read / 1e6:.1f}",
     }
     return header, rates, [[name, *map(shown, models)] for name, shown in costs.items()]
+
+
+def _name(model: ModelSpeed) -> str:
+    words = [model.name, "optimised" if model.optimize else "", model.dtype]
+    words.append("int8 activations" if model.int8_activations else "")
+    return " ".join(filter(None, words))
 
 
 def notes(found: Comparison) -> list[str]:

@@ -22,7 +22,7 @@ class Fake:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.loaded = Loaded(2.0, 30, 20, 25, 0.1, "float32", 1000, 500)
+        self.loaded = Loaded(2.0, 30, 20, 25, 0.1, "float32", False, 1000, 500)
 
     def __enter__(self):
         self.asked.append((self.request.name, None))

@@ -2,6 +2,7 @@ import pytest
 import torch
 from tests.evaluation.speed.conftest import InThread
 
+import spq
 from spq.errors import SpqError
 from spq.evaluation.speed import Measure, session, timing
 from spq.evaluation.speed.session import Request, Session, load, open_model
@@ -10,8 +11,9 @@ PREFILL = Measure("prefill", 1, 16, 16)
 
 
 def request(name, **options):
-    fields = {"optimize": False, "dtype": "auto", "device": None, "threads": 1}
-    return Request(str(name), **(fields | options))
+    flags = {"optimize": False, "int8_activations": False}
+    fields = {"dtype": "auto", "device": None, "threads": 1}
+    return Request(str(name), **(flags | fields | options))
 
 
 def test_loading_is_described(source):
@@ -33,6 +35,16 @@ def test_a_model_is_optimised_where_that_was_asked_for(monkeypatch, source):
     plain = open_model(request(source, optimize=False))
     assert optimised == []
     assert open_model(request(source, optimize=True)) is optimised[0] is not plain
+
+
+def test_activations_are_rounded_where_that_was_asked_for_and_can_be(source, tmp_path):
+    spq.compress(source, tmp_path / "int8", recipe="int8")
+    for name, wanted, rounded in (
+        (source, True, False),
+        (tmp_path / "int8", False, False),
+        (tmp_path / "int8", True, True),
+    ):
+        assert load(request(name, int8_activations=wanted))[1].int8_activations is rounded
 
 
 def test_a_measure_warms_up_once(in_threads, monkeypatch, source):

@@ -17,6 +17,7 @@ class Plan:
     Attributes:
         models: names as for `load_model`; ratios are to the first.
         optimize: measure each also loaded with `optimize=True`.
+        int8_activations: round what enters int8 layers, in all models that have some.
         batches: of decoding.
         prefills: lengths of prompts, in tokens.
         prompt: tokens that decoding finds in the cache.
@@ -33,6 +34,7 @@ class Plan:
 
     models: tuple[str, ...]
     optimize: bool = False
+    int8_activations: bool = False
     batches: tuple[int, ...] = (1, 4, 16)
     prefills: tuple[int, ...] = (128, 512, 2048)
     prompt: int = 128
@@ -74,7 +76,7 @@ class Plan:
         """The models in the order of the report: as they are, then optimised."""
         ways = (False, True) if self.optimize else (False,)
         return [
-            Request(name, optimize, self.dtype, self.device, self.threads)
+            Request(name, optimize, self.int8_activations, self.dtype, self.device, self.threads)
             for name, optimize in product(self.models, ways)
         ]
 

@@ -64,6 +64,7 @@ class ModelSpeed(_Record):
     Attributes:
         name: as it was asked for.
         optimize: whether it was loaded with `optimize=True`.
+        int8_activations: whether what entered int8 layers was rounded to int8.
         dtype: of the arithmetic.
         load_seconds: to load it, tokenizer included, libraries imported before.
         load_ratio: to the first model, of the medians.
@@ -78,6 +79,7 @@ class ModelSpeed(_Record):
 
     name: str
     optimize: bool
+    int8_activations: bool = False
     dtype: str
     load_seconds: Spread
     load_ratio: float

@@ -88,6 +88,7 @@ def _model(
     return ModelSpeed(
         name=request.name,
         optimize=request.optimize,
+        int8_activations=facts.int8_activations,
         dtype=facts.dtype,
         load_seconds=load_seconds,
         load_ratio=load_seconds.median / statistics.median(x.seconds for x in samples.loads[0]),

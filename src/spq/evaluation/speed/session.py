@@ -19,6 +19,11 @@ from spq.evaluation.memory import PeakMemory
 from spq.evaluation.speed import timing
 from spq.evaluation.speed.timing import Measure
 from spq.integrations.decoding import optimize as decode_natively
+from spq.integrations.int8_activations import (
+    can_round_activations,
+    round_activations,
+    rounds_activations,
+)
 from spq.integrations.source import load_model
 
 # A fresh interpreter, so that nothing of the parent's memory is counted or shared.
@@ -36,6 +41,7 @@ class Request:
     Attributes:
         name: hub id, directory, `.gguf` file or `demo`.
         optimize: whether to load it with `optimize=True`.
+        int8_activations: whether to round what enters int8 layers, if it has any.
         dtype: as for `load_model`.
         device: as `device_map` of `load_model`; None for the processor.
         threads: of torch.
@@ -43,6 +49,7 @@ class Request:
 
     name: str
     optimize: bool
+    int8_activations: bool
     dtype: str
     device: str | None
     threads: int
@@ -61,6 +68,7 @@ class Loaded:
         used_bytes: after the first tokens, when mapped weights have been read.
         first_seconds: of a first short `generate`, compilation included.
         dtype: of the arithmetic.
+        int8_activations: whether what enters int8 layers is rounded.
         bytes_read: weights that one decode step reads.
         products: multiplications per token in the decoder's linear layers.
     """
@@ -71,6 +79,7 @@ class Loaded:
     used_bytes: int
     first_seconds: float
     dtype: str
+    int8_activations: bool
     bytes_read: int
     products: int
 
@@ -78,6 +87,8 @@ class Loaded:
 def open_model(request: Request) -> PreTrainedModel:
     """Load as `spq.load` does. The one place that knows how a model is optimised."""
     model = load_model(request.name, dtype=request.dtype, device_map=request.device).model
+    if request.int8_activations and can_round_activations(model):
+        round_activations(model)
     return decode_natively(model) if request.optimize else model
 
 
@@ -102,6 +113,7 @@ def load(request: Request) -> tuple[PreTrainedModel, Loaded]:
         used_bytes=_resident(memory),
         first_seconds=first,
         dtype=str(model.dtype).removeprefix("torch."),
+        int8_activations=rounds_activations(model),
         bytes_read=timing.bytes_read(model),
         products=timing.products(model),
     )
