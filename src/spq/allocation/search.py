@@ -1,7 +1,7 @@
 """From a model and its sensitivities to priced units: one walk, and a second where it could pay."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -67,7 +67,8 @@ class Search:
         def price(layer: LayerView, pricer: Pricer) -> None:
             found.extend(self._unit(layer, kind, pricer) for kind in self.shares)
 
-        self._walk(self.view.layers, price, "pricing")
+        everything = {layer.name: set(self._sensitivities) for layer in self.view.layers}
+        self._walk(everything, price, "pricing")
         return found + [self._outer(named) for named in outer_weights(self.view)]
 
     def spend(self, units: list[Unit], available: int) -> None:
@@ -102,19 +103,27 @@ class Search:
             for unit in wanted[layer.name]:
                 pricer.deepen(unit, worth)
 
-        if not any(wanted.values()):
+        names = {layer: _members(found) for layer, found in wanted.items() if found}
+        if not names:
             return False
-        self._walk(self.view.layers, price, "pricing shapes")
+        self._walk(names, price, "pricing shapes")
         return True
 
     def _walk(
-        self, layers: list[LayerView], price: Callable[[LayerView, Pricer], None], title: str
+        self,
+        names: Mapping[str, Collection[str]],
+        price: Callable[[LayerView, Pricer], None],
+        title: str,
     ) -> None:
+        """Price the layers that `names` has, in metrics of the weights that it names for each."""
         walk = Walk(self.view, self.statistics.windows)
-        for layer in track(layers, title):
-            metrics = layer_metrics(
-                walk, layer, self._sensitivities, self._weightings, advance=True
-            )
+        last = max(i for i, layer in enumerate(self.view.layers) if layer.name in names)
+        for layer in track(self.view.layers[: last + 1], title):
+            if layer.name not in names:
+                walk.advance(layer)
+                continue
+            wanted = {n: s for n, s in self._sensitivities.items() if n in names[layer.name]}
+            metrics = layer_metrics(walk, layer, wanted, self._weightings, advance=True)
             price(layer, Pricer(self.menu, *metrics))
 
     def _unit(self, layer: LayerView, kind: UnitName, pricer: Pricer) -> Unit:
@@ -151,6 +160,11 @@ def priced_weights(view: ModelView) -> list[Named]:
     """Every weight that is decided on; a tied pair is one, the embedding."""
     inner = [named for named in dense_weights(view) if named.role in ("attention", "mlp")]
     return inner + outer_weights(view)
+
+
+def _members(units: list[Unit]) -> set[str]:
+    """Names of their weights."""
+    return {part.named.name for unit in units for part in unit.priced[0].parts}
 
 
 def alternatives(unit: Unit) -> list[Alternative]:
