@@ -3,9 +3,9 @@
 Gradients needed: the autograd functions beside this file. Else, where there are kernels that can
 take the tensors (native ones on a CPU, in Triton on a GPU): few rows of input go to a kernel that
 reads the codes as they are stored, which costs their bytes; for many rows the weight is turned into
-the dtype of the activations, on a CPU a block at a time, for PyTorch's matrix product, which costs
-arithmetic. Everything else (another device, tracing, float64) goes to the PyTorch reference.
-docs/kernels.md has the measurements.
+the dtype of the activations, on a CPU a block at a time, in a cache for a native product or for
+PyTorch's, which costs arithmetic. Everything else (another device, tracing, float64) goes to the
+PyTorch reference. docs/kernels.md has the measurements.
 """
 
 import logging
@@ -29,6 +29,9 @@ FEW_ROWS = 16
 
 FEW_ROWS_SPARSE = 32
 """The same for weights of which only some groups are stored: they leave work out, too."""
+
+MANY_ROWS = 1024
+"""Up to here a native product in bfloat16, which never writes the weight to memory, is faster."""
 
 BLOCK_BYTES = 16 * 2**20
 """A block of dequantised weight: it may stay in the last cache, and PyTorch prepares the input anew
@@ -155,6 +158,10 @@ def _product(x: Tensor, matrix: native.Matrix, bias: Tensor | None, few: int) ->
         return None
     if x.numel() <= few * matrix.columns:
         return native.linear(library, x, matrix)
+    if x.dtype == torch.bfloat16 and x.numel() <= MANY_ROWS * matrix.columns:
+        y = native.linear_many(library, x, matrix)
+        if y is not None:
+            return y
     height = max(1, BLOCK_BYTES // (x.element_size() * matrix.columns))
     weight = _room.block(min(height, matrix.rows), matrix.columns, x)
     if height >= matrix.rows:

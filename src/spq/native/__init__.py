@@ -107,6 +107,7 @@ def _declare(found: ctypes.CDLL) -> None:
     found.spq_sparse_linear.restype = None
     found.spq_dequantize.argtypes = [matrix, whole, whole, pointer, small, small]
     found.spq_dequantize.restype = None
+    found.spq_many.argtypes = [matrix, pointer, whole, pointer, small]
     found.spq_gram.argtypes = [pointer, pointer, whole, whole, pointer, small]
 
 
@@ -206,6 +207,23 @@ def linear(found: ctypes.CDLL, x: Tensor, matrix: Matrix, inner: Matrix | None =
         torch.get_num_threads(),
     )
     return y
+
+
+def linear_many(found: ctypes.CDLL, x: Tensor, matrix: Matrix) -> Tensor | None:
+    """Many inputs in bfloat16 times a matrix, which becomes bfloat16 a few rows at a time.
+
+    Args:
+        found: the library.
+        x: [..., in], addressable, in bfloat16.
+        matrix: [out, in].
+
+    Returns:
+        [..., out] in bfloat16, or None where there is no such kernel.
+    """
+    y = x.new_empty(*x.shape[:-1], matrix.rows)
+    count = x.numel() // matrix.columns
+    address, threads = x.data_ptr(), torch.get_num_threads()
+    return y if found.spq_many(matrix, address, count, y.data_ptr(), threads) else None
 
 
 def dequantize(found: ctypes.CDLL, matrix: Matrix, first: int, last: int, out: Tensor) -> None:

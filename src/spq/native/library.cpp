@@ -4,6 +4,7 @@
 
 #include "gram.h"
 #include "kernels.h"
+#include "many.h"
 #include "pairs.h"
 #include "parallel.h"
 #include "sparse.h"
@@ -62,6 +63,7 @@ constexpr int64_t LINE = 16;
 // Room that a thread keeps from call to call.
 thread_local std::vector<float> input_room, sparse_room;
 thread_local std::vector<uint16_t> pairs_room;
+thread_local std::vector<uint32_t> many_room;
 
 template <class T>
 T* grown(std::vector<T>& room, int64_t size) {
@@ -194,6 +196,20 @@ EXPORTED void spq_dequantize(const Matrix* matrix, int64_t first, int64_t last, 
     const int64_t start = first + block * ROWS, end = std::min(start + ROWS, last);
     kernels().dequantize(*matrix, start, end, (char*)out + (start - first) * bytes, type);
   });
+}
+
+// See many.h. Returns 0, with nothing done, where the chosen instruction set has no such kernel or
+// the matrix does not suit it.
+EXPORTED int spq_many(const Matrix* matrix, const void* x, int64_t count, void* y, int32_t threads) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (chosen->pairs && matrix->columns % MANY_COLUMNS == 0) {
+    const int64_t inputs = (count + MANY_INPUTS - 1) / MANY_INPUTS * MANY_INPUTS;
+    uint32_t* room = grown(many_room, inputs * matrix->columns / 2);
+    linear_avx512_bf16(*matrix, (const uint16_t*)x, count, (uint16_t*)y, room, threads);
+    return 1;
+  }
+#endif
+  return 0;
 }
 
 // See gram.h. Returns 0, with nothing done, where the chosen instruction set has no such kernel.

@@ -1,0 +1,143 @@
+// Many inputs in bfloat16 times a matrix of any format, for processors with AVX-512 BF16. Weights
+// become bfloat16 a panel of rows at a time, in a cache, and never in memory.
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "many.h"
+#include "parallel.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
+#endif
+
+namespace {
+
+// Outputs of a panel, inputs of a tile: 8 x 3 vectors of sums leave registers for what they multiply.
+constexpr int64_t WIDE = 48, HIGH = 8, VECTORS = WIDE / 16;
+// What is transposed at a time: 16 rows of 16 pairs of columns.
+constexpr int64_t SIDE = 16;
+// Inputs, and pairs of columns, whose sums are added up before the next: those of a panel of weights
+// fit in the second cache.
+constexpr int64_t INPUTS = 256, PAIRS = 512;
+
+thread_local std::vector<uint16_t> rows_room;
+thread_local std::vector<uint32_t> panel_room;
+thread_local std::vector<float> sums_room;
+
+template <class T>
+T* grown(std::vector<T>& room, int64_t size) {
+  if (room.size() < (size_t)size) room.resize(size);
+  return room.data();
+}
+
+// to[k][r] = from[r][k] for 16 x 16 numbers, of which `rows` rows exist and the others are zero.
+void transpose(const uint32_t* from, int64_t stride, int64_t rows, uint32_t* to, int64_t to_stride) {
+  __m512i a[SIDE], b[SIDE];
+  for (int64_t r = 0; r < SIDE; r++)
+    a[r] = r < rows ? _mm512_loadu_si512(from + r * stride) : _mm512_setzero_si512();
+  for (int64_t r = 0; r < SIDE; r += 2) {
+    b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+    b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+  }
+  for (int64_t r = 0; r < SIDE; r += 4)
+    for (int64_t h = 0; h < 2; h++) {
+      a[r + 2 * h] = _mm512_unpacklo_epi64(b[r + h], b[r + 2 + h]);
+      a[r + 2 * h + 1] = _mm512_unpackhi_epi64(b[r + h], b[r + 2 + h]);
+    }
+  // Each 128-bit lane of a[4 i + j] now holds column 4 lane + j of the rows from 4 i on.
+  for (int64_t j = 0; j < 4; j++) {
+    const __m512i even_low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88);
+    const __m512i even_high = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
+    const __m512i odd_low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
+    const __m512i odd_high = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
+    _mm512_storeu_si512(to + j * to_stride, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
+    _mm512_storeu_si512(to + (4 + j) * to_stride, _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
+    _mm512_storeu_si512(to + (8 + j) * to_stride, _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
+    _mm512_storeu_si512(to + (12 + j) * to_stride, _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
+  }
+}
+
+// sums [HIGH, WIDE] (+)= inputs [pairs, SIDE], of which HIGH count, times weights [pairs, WIDE].
+void tile(const uint32_t* inputs, const uint32_t* weights, int64_t pairs, bool first, float* sums) {
+  __m512 held[HIGH][VECTORS];
+  for (int64_t r = 0; r < HIGH; r++)
+    for (int64_t v = 0; v < VECTORS; v++)
+      held[r][v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + r * WIDE + 16 * v);
+  for (int64_t pair = 0; pair < pairs; pair++) {
+    __m512bh weight[VECTORS];
+    for (int64_t v = 0; v < VECTORS; v++)
+      weight[v] = (__m512bh)_mm512_loadu_si512(weights + pair * WIDE + 16 * v);
+    for (int64_t r = 0; r < HIGH; r++) {
+      const __m512bh input = (__m512bh)_mm512_set1_epi32((int)inputs[pair * SIDE + r]);
+      for (int64_t v = 0; v < VECTORS; v++)
+        held[r][v] = _mm512_dpbf16_ps(held[r][v], input, weight[v]);
+    }
+  }
+  for (int64_t r = 0; r < HIGH; r++)
+    for (int64_t v = 0; v < VECTORS; v++) _mm512_storeu_ps(sums + r * WIDE + 16 * v, held[r][v]);
+}
+
+inline __mmask16 mask_of(int64_t count) {
+  return count >= 16 ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
+}
+
+// y = sums + bias, rounded, as far as there are outputs.
+void write(const float* sums, const float* bias, int64_t wide, uint16_t* y) {
+  for (int64_t v = 0; v < WIDE; v += 16) {
+    const __m512 sum = _mm512_add_ps(_mm512_loadu_ps(sums + v), _mm512_loadu_ps(bias + v));
+    _mm256_mask_storeu_epi16(y + v, mask_of(wide - v), (__m256i)_mm512_cvtneps_pbh(sum));
+  }
+}
+
+// The weights of a panel as [pairs, WIDE].
+const uint32_t* packed(const Matrix& w, int64_t first, int64_t wide) {
+  const int64_t pairs = w.columns / 2;
+  uint16_t* rows = grown(rows_room, WIDE * w.columns);
+  uint32_t* panel = grown(panel_room, WIDE * pairs);
+  kernels().dequantize(w, first, first + wide, rows, BFLOAT16);
+  for (int64_t r = 0; r < WIDE; r += SIDE)
+    for (int64_t pair = 0; pair < pairs; pair += SIDE)
+      transpose((const uint32_t*)(rows + r * w.columns) + pair, pairs, wide - r,
+                panel + pair * WIDE + r, WIDE);
+  return panel;
+}
+
+}  // namespace
+
+void linear_avx512_bf16(const Matrix& w, const uint16_t* x, int64_t count, uint16_t* y,
+                        uint32_t* room, int32_t threads) {
+  const int64_t pairs = w.columns / 2, tall = (count + SIDE - 1) / SIDE;
+  in_parallel(threads, tall, count * w.columns, [&](int64_t group) {
+    for (int64_t pair = 0; pair < pairs; pair += SIDE)
+      transpose((const uint32_t*)(x + group * SIDE * w.columns) + pair, pairs, count - group * SIDE,
+                room + (group * pairs + pair) * SIDE, SIDE);
+  });
+  in_parallel(threads, (w.rows + WIDE - 1) / WIDE, count * w.rows * w.columns, [&](int64_t block) {
+    const int64_t begin = block * WIDE, wide = std::min(WIDE, w.rows - begin);
+    const uint32_t* panel = packed(w, begin, wide);
+    float bias[WIDE] = {};
+    for (int64_t r = 0; w.bias && r < wide; r++) bias[r] = read_float(w.bias, w.bias_type, begin + r);
+    float* sums = grown(sums_room, INPUTS * WIDE);
+    for (int64_t m = 0; m < count; m += INPUTS) {
+      const int64_t end = std::min(count, m + INPUTS);
+      for (int64_t pair = 0; pair < pairs; pair += PAIRS)
+        for (int64_t i = m; i < end; i += HIGH)
+          tile(room + (i / SIDE * pairs + pair) * SIDE + i % SIDE, panel + pair * WIDE,
+               std::min(PAIRS, pairs - pair), pair == 0, sums + (i - m) * WIDE);
+      for (int64_t i = m; i < end; i++)
+        write(sums + (i - m) * WIDE, bias, wide, y + i * w.rows + begin);
+    }
+  });
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
