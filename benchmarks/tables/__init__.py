@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import budgets, comparison, group_sparse, kernels, recipes, sparsity, speed
+from benchmarks.tables.headline import headline
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -52,7 +53,8 @@ def documents(results: Path = RESULTS, root: Path = ROOT) -> dict[Path, str]:
         readme = root / "README.md"
         before, rest = readme.read_text(encoding="utf-8").split(START, 1)
         _, after = rest.split(END, 1)
-        table = recipes.headline(stored["compress.json"]["quality"])
+        recipe_cells = stored["compress.json"]["quality"]
+        table = headline(recipe_cells, stored.get("sizes.json"), stored.get("speed.json"))
         written[readme] = f"{before}{START}{table}{END}{after}"
     return written
 

@@ -18,7 +18,6 @@ AUTHORS = {
     "int8 by percentile": ("23.37", ""),
     "int8 per channel": ("23.34", ""),
 }
-HEADLINE = ("dense", "int8", "paper", "int8 + the same recovery", "dense + the same recovery")
 
 
 def perplexity(cell: dict, task: str) -> str:
@@ -129,21 +128,3 @@ def reading(cells: dict) -> str:
 - With ranks and widths snapped to multiples of 32, as `paper` does, the figures are
   {value["paper, no recovery"]:.1f} and {value["paper"]:.1f}.
 """
-
-
-def headline(cells: dict) -> str:
-    rows = [
-        (
-            name,
-            megabytes(cells[name]["disk"]),
-            perplexity(cells[name], "wikitext2"),
-            perplexity(cells[name], "c4"),
-        )
-        for name in HEADLINE
-        if name in cells
-    ]
-    return (
-        "SmolLM2-135M-Instruct, perplexity on 20 windows of 1,024 tokens (± standard error), "
-        "recovery on\nWikiText-2 validation:\n\n"
-        f"{table(('recipe', 'MB on disk', 'WikiText-2', 'C4'), rows)}\n"
-    )

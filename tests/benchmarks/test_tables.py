@@ -1,6 +1,7 @@
 import json
 
 from benchmarks.tables import RESULTS, ROOT, documents
+from benchmarks.tables.headline import CALIBRATION, headline
 from tests.cli.test_bench import FOUND
 
 from spq.comparison.cells import Cell, Comparison
@@ -79,5 +80,28 @@ def test_the_headline_stands_between_its_marks(tmp_path):
     readme.write_text("before\n<!-- headline -->\nold\n<!-- /headline -->\nafter\n")
     text = documents(tmp_path / "results", tmp_path)[readme]
     assert text.startswith("before\n<!-- headline -->\n") and "old" not in text
-    assert "| dense | 269.1 | 123.46 ± 2.11 |" in text
+    assert "| dense | 269.1 | 123.46 |" in text and "tokens/s" not in text
     assert text.endswith("\n<!-- /headline -->\nafter\n")
+
+
+def test_the_headline_has_budgets_and_decoding_where_they_were_measured():
+    scores = {"wikitext2": {"perplexity": 20.0}, "c4": {"perplexity": 30.0}}
+    recipes = {name: {"disk": 2e6, "scores": scores} for name in ("dense", "int8", "paper")}
+    row = {"label": "default", "calibration": CALIBRATION, "recovered": False, "int4": 3}
+    row |= {"target": 1.5, "disk": 1.4e6, "delta": {"wikitext2": 0.1, "c4": 0.0}}
+    others = [row | {"recovered": True}, row | {"label": "another"}, row | {"int4": 0}]
+    sizes = {"dense": {"wikitext2": 3.0, "c4": 3.0}, "rows": [row, *others]}
+    decode = {"kind": "decode", "batch": 1}
+    models = [
+        {"name": name, "optimize": optimize, "rates": [{"measure": decode, "ratio": ratio}]}
+        for name, optimize, ratio in (
+            *(("dense", False, 1.0), ("1.5MB", False, 2.0)),
+            *(("dense", True, 3.0), ("1.5MB", True, 4.0)),
+        )
+    ]
+    for model in models:
+        model["rates"][0]["rate"] = {"median": 10 * model["rates"][0]["ratio"]}
+    lines = headline(recipes, sizes, {"threads": 2, "models": models}).splitlines()
+    assert "| dense | 2.0 | 20.00 | 30.00 | 10 (plain transformers) |" in lines
+    assert "| `--target-size 1.5MB` | 1.4 | 22.20 | 20.09 | 40 (4.0×) |" in lines
+    assert len([line for line in lines if line.startswith("|")]) == 6

@@ -1,0 +1,73 @@
+"""README's table: size, perplexity and decoding speed of what a user would choose between."""
+
+import math
+from collections.abc import Sequence
+
+from benchmarks.tables.markdown import megabytes, table
+
+# Rows of benchmarks/compress.py, before and after those of byte budgets.
+BEFORE, AFTER = ("dense", "int8"), ("paper",)
+CALIBRATION = "wikitext2_valid"
+
+
+def headline(recipes: dict, sizes: dict | None, speed: dict | None) -> str:
+    """The table, with a sentence before it.
+
+    Args:
+        recipes: cells of benchmarks/compress.py, by recipe.
+        sizes: what benchmarks/sizes.py stored, if it was run.
+        speed: what `spq bench --json` stored, if it was run, models named as the rows are here.
+    """
+    rates = _decoding(speed) if speed else {}
+    rows = [_recipe(name, recipes[name]) for name in BEFORE]
+    rows += _budgets(sizes) if sizes else []
+    rows += [_recipe(name, recipes[name]) for name in AFTER]
+    header = ["", "MB on disk", "WikiText-2", "C4"]
+    if rates:
+        header.append("decoding, tokens/s")
+        rows = [[*row, rates.get(row[0].removeprefix("--target-size "), "")] for row in rows]
+    rows = [[f"`{row[0]}`" if row[0].startswith("--") else row[0], *row[1:]] for row in rows]
+    threads = f"; decoding at batch 1, {speed['threads']} threads" if speed else ""
+    return (
+        "SmolLM2-135M-Instruct, perplexity on 20 windows of 1,024 tokens, calibrated on WikiText-2 "
+        f"validation\nand nothing distilled (`paper`: with its recovery){threads}:\n\n"
+        f"{table(header, rows)}\n"
+    )
+
+
+def _recipe(name: str, cell: dict) -> Sequence[str]:
+    scores = cell["scores"]
+    found = [f"{scores[task]['perplexity']:.2f}" for task in ("wikitext2", "c4")]
+    return [name, megabytes(cell["disk"]), *found]
+
+
+def _budgets(sizes: dict) -> list[Sequence[str]]:
+    dense = sizes["dense"]
+    return [
+        [
+            f"--target-size {row['target']:g}MB",
+            megabytes(row["disk"]),
+            *(f"{math.exp(dense[task] + row['delta'][task]):.2f}" for task in ("wikitext2", "c4")),
+        ]
+        for row in sizes["rows"]
+        if row["label"] == "default"
+        and row["calibration"] == CALIBRATION
+        and not row["recovered"]
+        # int8 is a row of its own.
+        and row["int4"]
+    ]
+
+
+def _decoding(speed: dict) -> dict[str, str]:
+    """Tokens per second by model: the first as transformers runs it, others optimised."""
+    first = speed["models"][0]["name"]
+    shown = {}
+    for model in speed["models"]:
+        if model["optimize"] == (model["name"] == first):
+            continue
+        for found in model["rates"]:
+            if found["measure"]["kind"] == "decode" and found["measure"]["batch"] == 1:
+                median, ratio = found["rate"]["median"], found["ratio"]
+                text = "plain transformers" if model["name"] == first else f"{ratio:.1f}×"
+                shown[model["name"]] = f"{median:.0f} ({text})"
+    return shown
