@@ -1,0 +1,135 @@
+"""Checkpoints of random weights in the shape of a large model, for measuring what speed is about.
+
+    python benchmarks/random_model.py OUT [--shape llama-2-7b] [--layers N] [--formats bfloat16 ...]
+    cd OUT && spq bench bfloat16 int8 int4 sparse --optimize --one-at-a-time --json speed.json
+
+Writes OUT/FORMAT, one after the other. Layers are made in their format, without a dense copy, so it
+takes the memory of the largest model. `int4` has groups of 64, `sparse` 4 bits in groups of 16 of
+which half are left out; both, and `int8`, have an int8 embedding and lm_head.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from spq.checkpoint.atomic import atomic_directory
+from spq.integrations.quantizer import attach
+from spq.modules.group_sparse_linear import GroupSparseLinear
+from spq.modules.int4_linear import Int4Linear
+from spq.modules.quantized_embedding import QuantizedEmbedding
+from spq.modules.quantized_linear import QuantizedLinear
+from spq.numerics import group_sparse
+
+SHAPES = {
+    "llama-2-7b": LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
+}
+# What trained weights of such models are about.
+DEVIATION = 0.02
+GROUP, SPARSE_GROUP = 64, 16
+DTYPE = torch.bfloat16
+
+
+def int8(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Codes, and a scale for every row."""
+    codes = torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
+    return codes, _scale(rows, levels=73)
+
+
+def _scale(*shape: int, levels: float) -> Tensor:
+    """Scales that make evenly drawn codes, `levels` their deviation, as wide as weights are."""
+    return torch.full(shape, DEVIATION / levels, dtype=DTYPE)
+
+
+def int4_linear(rows: int, columns: int) -> nn.Module:
+    codes = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8)
+    return Int4Linear.from_codes(codes, _scale(rows, columns // GROUP, levels=4.6), None)
+
+
+def int8_linear(rows: int, columns: int) -> nn.Module:
+    return QuantizedLinear.from_tensors(*int8(rows, columns), None)
+
+
+def sparse_linear(rows: int, columns: int) -> nn.Module:
+    keep = torch.rand(rows, columns // SPARSE_GROUP) < 0.5
+    codes = torch.randint(-8, 8, (rows, columns), dtype=torch.int8)
+    scale = _scale(*keep.shape, levels=4.6)
+    weight = group_sparse.pack(codes, scale, None, keep, 4)
+    return GroupSparseLinear.from_weight(weight, None)
+
+
+def dense_linear(rows: int, columns: int) -> nn.Module:
+    linear = nn.Linear(columns, rows, bias=False, dtype=DTYPE, device="meta").to_empty(device="cpu")
+    nn.init.normal_(linear.weight, std=DEVIATION)
+    return linear
+
+
+LINEAR = {
+    "bfloat16": dense_linear,
+    "int8": int8_linear,
+    "int4": int4_linear,
+    "sparse": sparse_linear,
+}
+
+
+def embedding(rows: int, columns: int, quantized: bool) -> nn.Module:
+    if quantized:
+        table = QuantizedEmbedding(
+            rows, columns, granularity="per_channel", embed_scale=1.0, padding_idx=None, dtype=DTYPE
+        )
+        table.hold(*int8(rows, columns))
+        return table
+    return nn.Embedding(rows, columns, _weight=torch.randn(rows, columns, dtype=DTYPE))
+
+
+def make(config: LlamaConfig, name: str) -> PreTrainedModel:
+    """A model with every linear layer in a format; lm_head in int8 where that is not bfloat16."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            head = path == "lm_head" and name != "bfloat16"
+            linear = int8_linear if head else LINEAR[name]
+            model.set_submodule(path, linear(module.out_features, module.in_features))
+        elif isinstance(module, nn.Embedding):
+            shape = (module.num_embeddings, module.embedding_dim)
+            model.set_submodule(path, embedding(*shape, quantized=name != "bfloat16"))
+        elif module.__class__.__name__.endswith("RMSNorm"):
+            module.weight = nn.Parameter(torch.ones_like(module.weight, device="cpu"))
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
+    parser.add_argument("--layers", type=int, help="instead of the shape's")
+    parser.add_argument("--formats", nargs="+", choices=LINEAR, default=list(LINEAR))
+    arguments = parser.parse_args()
+    config = SHAPES[arguments.shape]
+    if arguments.layers:
+        config.num_hidden_layers = arguments.layers
+    torch.manual_seed(0)
+    for name in arguments.formats:
+        with atomic_directory(arguments.out / name, overwrite=True) as directory:
+            model = make(config, name)
+            attach(model)
+            model.save_pretrained(directory)
+            del model
+        size = sum(file.stat().st_size for file in (arguments.out / name).glob("*.safetensors"))
+        print(json.dumps({"format": name, "bytes": size}))
+
+
+if __name__ == "__main__":
+    main()
