@@ -14,7 +14,7 @@ from spq.recipe import Recipe, load_recipe
 
 INT4 = Recipe.from_dict(
     {
-        "calibration": {"source": "builtin", "windows": 4, "context": 128, "weighted": True},
+        "calibration": {"source": "builtin", "windows": 4, "context": 128},
         "stages": [
             {
                 "budget": {
