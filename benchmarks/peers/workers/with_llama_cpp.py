@@ -9,7 +9,7 @@ import time
 from importlib.metadata import version
 
 import numpy
-from llama_cpp import Llama
+from llama_cpp import Llama, llama_get_logits_ith
 from serve import serve
 
 CONTEXT = 4096
@@ -47,7 +47,9 @@ def main(file: str, threads: str) -> None:
 
 
 def likeliest(model: Llama) -> int:
-    return int(numpy.asarray(model.eval_logits[-1]).argmax())
+    # What `Llama.eval_logits` holds are zeros unless logits of all tokens were asked for.
+    logits = llama_get_logits_ith(model.ctx, -1)
+    return int(numpy.ctypeslib.as_array(logits, shape=(model.n_vocab(),)).argmax())
 
 
 if __name__ == "__main__":
