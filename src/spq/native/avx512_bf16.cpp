@@ -87,7 +87,8 @@ void packed(const Matrix& w, const uint16_t* x, int64_t count, int64_t row, floa
     __m512 sums[R][M];
     for (int r = 0; r < R; r++) {
       const char* p = base + r * stride + k / 2;
-      _mm_prefetch(p + R * stride, _MM_HINT_T0);
+      // The next rows, in the order of memory: another one costs half of the bandwidth.
+      _mm_prefetch(base + R * stride + k / 2 * R + 64 * r, _MM_HINT_T0);
       codes[r] = _mm512_maskz_loadu_epi8(mask, p);
       for (int m = 0; m < M; m++) sums[r][m] = _mm512_setzero_ps();
     }
@@ -109,11 +110,12 @@ void packed(const Matrix& w, const uint16_t* x, int64_t count, int64_t row, floa
   finish<R, M>(w, row, acc, y, y_stride);
 }
 
-// As many rows at a time as leave registers for the rest: a sum takes two accumulators.
+// As many rows at a time as leave registers for the rest (a sum takes two accumulators) and, of rows
+// whose distance is a power of two, fit into a cache.
 template <int M>
 void rows(const Matrix& w, const uint16_t* x, int64_t count, int64_t row, int64_t high, float* y,
           int64_t y_stride) {
-  constexpr int R = 8 / M < 4 ? 8 / M : 4;
+  constexpr int R = 2;
   int64_t r = 0;
   for (; r + R <= high; r += R) packed<R, M>(w, x, count, row + r, y, y_stride);
   for (; r < high; r++) packed<1, M>(w, x, count, row + r, y, y_stride);
@@ -156,7 +158,7 @@ void arrange(const float* x, int64_t count, int64_t columns, uint16_t* pairs) {
 
 }  // namespace
 
-const Pairs pairs_avx512 = {arrange, product, sparse_avx512_bf16};
+const Pairs pairs_int4 = {arrange, product, sparse_avx512_bf16};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -60,6 +60,9 @@ int64_t block_count(const Matrix& matrix) {
   return (matrix.rows + height - 1) / height;
 }
 
+// Numbers in as many whole lines of the cache as `size` numbers need.
+int64_t in_lines(int64_t size) { return (size + 15) / 16 * 16; }
+
 int64_t widest(const Decoder& decoder) {
   int64_t width = std::max(decoder.hidden, decoder.head.inner.rows);
   for (int64_t i = 0; i < decoder.layer_count; i++) {
@@ -68,7 +71,7 @@ int64_t widest(const Decoder& decoder) {
                                  &layer.up, &layer.down})
       width = std::max({width, linear->outer.rows, linear->outer.columns, linear->inner.columns});
   }
-  return padded_columns(width);
+  return in_lines(arranged_size(width));
 }
 
 // Partial sums that the sparse layers which run side by side may carry, at most.
@@ -86,32 +89,31 @@ int64_t carried_room(const Decoder& decoder) {
   return room;
 }
 
-// Numbers in as many whole lines of the cache as `size` numbers need.
-int64_t in_lines(int64_t size) { return (size + 15) / 16 * 16; }
-
 // A vector that several matrices are multiplied with, in the forms that they read.
 struct Input {
-  enum Order { NONE, IN_PAIRS, AS_IS };
-
   const float* exact;
-  uint16_t* rounded;  // room
-  Order order;        // what `rounded` holds
+  uint16_t* rounded;          // room
+  bool as_is = false;         // `rounded` holds it in order,
+  const Pairs* by = nullptr;  // or as these arrange it
 
   void set(const float* x) {
     exact = x;
-    order = NONE;
+    as_is = false;
+    by = nullptr;
   }
 
-  const uint16_t* in_pairs(const Pairs& pairs, int64_t columns) {
-    if (order != IN_PAIRS) pairs.arrange(exact, 1, columns, rounded);
-    order = IN_PAIRS;
+  const uint16_t* arranged(const Pairs& pairs, int64_t columns) {
+    if (by != &pairs) pairs.arrange(exact, 1, columns, rounded);
+    as_is = false;
+    by = &pairs;
     return rounded;
   }
 
-  const uint16_t* as_is(int64_t columns) {
+  const uint16_t* in_order(int64_t columns) {
     const Matrix row = {exact, nullptr, nullptr, 1, columns, 0, FLOAT32, 0, 0, 0};
-    if (order != AS_IS) kernels().dequantize(row, 0, 1, rounded, BFLOAT16);
-    order = AS_IS;
+    if (!as_is) kernels().dequantize(row, 0, 1, rounded, BFLOAT16);
+    as_is = true;
+    by = nullptr;
     return rounded;
   }
 };
@@ -142,7 +144,7 @@ struct Worker {
     const int64_t last = std::min(first + height, matrix.rows);
     const Pairs* pairs = decoder.type == BFLOAT16 ? pairs_for(matrix) : nullptr;
     if (!pairs) return kernels().product(matrix, job.input->exact, 1, first, last, job.y, 0);
-    const uint16_t* x = job.input->in_pairs(*pairs, matrix.columns);
+    const uint16_t* x = job.input->arranged(*pairs, matrix.columns);
     pairs->product(matrix, x, 1, first, last, job.y, 0);
   }
 
@@ -150,7 +152,7 @@ struct Worker {
     const Matrix& matrix = *job.matrix;
     const int32_t type = sparse_input(matrix, decoder.type);
     const void* x = job.input->exact;
-    if (type == BFLOAT16) x = job.input->as_is(matrix.columns);
+    if (type == BFLOAT16) x = job.input->in_order(matrix.columns);
     return {&matrix, EVEN_GROUPS, x, type, 1, job.y, 0, carried};
   }
 
@@ -173,7 +175,7 @@ struct Worker {
       total += block_count(*jobs[i].matrix);
       any_sparse |= is_sparse(*jobs[i].matrix);
     }
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(guided)
     for (int64_t index = 0; index < total; index++) {
       int64_t block = index;
       const Job* job = jobs;
@@ -254,7 +256,7 @@ struct Worker {
         write_float(values, decoder.type, i, shared.value[head * size + i]);
       }
     }
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(guided)
     for (int64_t head = 0; head < layer.query_heads; head++) {
       rotate(shared.query + head * size, layer.query_norm, cosine, sine, room);
       for (int64_t i = 0; i < size; i++) room[i] *= decoder.attention_scale;
@@ -344,10 +346,10 @@ EXPORTED void spq_decode(const Decoder* decoder, int64_t token, int64_t position
                   own,
                   own + width,
                   scores,
-                  {nullptr, rounded, Input::NONE},
-                  {{nullptr, rounded + width, Input::NONE},
-                   {nullptr, rounded + 2 * width, Input::NONE},
-                   {nullptr, rounded + 3 * width, Input::NONE}}};
+                  {nullptr, rounded},
+                  {{nullptr, rounded + width},
+                   {nullptr, rounded + 2 * width},
+                   {nullptr, rounded + 3 * width}}};
     worker.step(token, position, cosine, sine);
   }
   const int64_t size = decoder->head.outer.rows;

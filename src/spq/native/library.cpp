@@ -14,17 +14,17 @@ namespace {
 struct Set {
   const char* name;
   const Kernels* kernels;
-  const Pairs* pairs;
+  bool pairs;
 };
 
 // From fastest to slowest.
 const Set sets[] = {
 #if defined(__x86_64__) && defined(__GNUC__)
-    {"avx512_bf16", &kernels_avx512, &pairs_avx512},
-    {"avx512", &kernels_avx512, nullptr},
-    {"avx2", &kernels_avx2, nullptr},
+    {"avx512_bf16", &kernels_avx512, true},
+    {"avx512", &kernels_avx512, false},
+    {"avx2", &kernels_avx2, false},
 #endif
-    {"portable", &kernels_portable, nullptr},
+    {"portable", &kernels_portable, false},
 };
 
 bool runs_here(const Set& set) {
@@ -38,7 +38,7 @@ bool runs_here(const Set& set) {
     return false;
   return !set.pairs ||
          (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
-          __builtin_cpu_supports("avx512vbmi2"));
+          __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni"));
 #else
   return false;
 #endif
@@ -112,18 +112,18 @@ void multiply(const Matrix& matrix, const float* input, int32_t input_type, int6
               int32_t type, int32_t threads) {
   if (is_sparse(matrix))
     return multiply_sparse(matrix, input, input_type, count, y, type, threads, EVEN_GROUPS);
-  const int64_t columns = matrix.columns, rows = matrix.rows, padded = padded_columns(columns);
+  const int64_t columns = matrix.columns, rows = matrix.rows, room = arranged_size(columns);
   const Pairs* pairs = input_type == BFLOAT16 ? pairs_for(matrix) : nullptr;
-  uint16_t* arranged = pairs ? grown(pairs_room, count * padded) : nullptr;
+  uint16_t* arranged = pairs ? grown(pairs_room, count * room) : nullptr;
   for (int64_t m = 0; pairs && m < count; m += BATCH)
-    pairs->arrange(input + m * columns, std::min(count - m, BATCH), columns, arranged + m * padded);
+    pairs->arrange(input + m * columns, std::min(count - m, BATCH), columns, arranged + m * room);
   in_parallel(threads, (rows + ROWS - 1) / ROWS, count * rows * columns, [&](int64_t block) {
     const int64_t first = block * ROWS, last = std::min(first + ROWS, rows);
     float sums[BATCH * ROWS];
     for (int64_t m = 0; m < count; m += BATCH) {
       const int64_t some = std::min(count - m, BATCH);
       if (pairs)
-        pairs->product(matrix, arranged + m * padded, some, first, last, sums - first, ROWS);
+        pairs->product(matrix, arranged + m * room, some, first, last, sums - first, ROWS);
       else
         kernels().product(matrix, input + m * columns, some, first, last, sums - first, ROWS);
       for (int64_t i = 0; i < some; i++)
@@ -138,10 +138,17 @@ void multiply(const Matrix& matrix, const float* input, int32_t input_type, int6
 const Kernels& kernels() { return *chosen->kernels; }
 
 const Pairs* pairs_for(const Matrix& matrix) {
+#if defined(__x86_64__) && defined(__GNUC__)
   if (!chosen->pairs) return nullptr;
-  if (matrix.format != INT4) return matrix.format == SPARSE4 ? chosen->pairs : nullptr;
+  if (matrix.format == INT8) return &pairs_int8;
+  if (matrix.format == BFLOAT16) return &pairs_bfloat16;
+  if (matrix.format == SPARSE4) return &pairs_int4;
+  if (matrix.format != INT4) return nullptr;
   const int64_t size = matrix.columns / matrix.groups;
-  return size % 128 == 0 || (size % 16 == 0 && 128 % size == 0) ? chosen->pairs : nullptr;
+  return size % BLOCK == 0 || (size % 16 == 0 && BLOCK % size == 0) ? &pairs_int4 : nullptr;
+#else
+  return nullptr;
+#endif
 }
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))

@@ -1,19 +1,19 @@
-// 4-bit codes times bfloat16 inputs, two columns at a time, where the processor can. (A row of int8
-// weights gains nothing from it: it waits for memory either way.)
+// Products that take two columns at a time, where the processor can, of inputs that were brought into
+// a form of their own before. For inputs in bfloat16.
 #pragma once
 
 #include "matrix.h"
 
 struct Pairs {
-  // Inputs [count, columns] that are exact in bfloat16, in the order in which the product reads
-  // them: pairs [count, padded_columns(columns)].
-  void (*arrange)(const float* x, int64_t count, int64_t columns, uint16_t* pairs);
+  // Inputs [count, columns], rounded and in the order in which the product reads them:
+  // arranged [count, arranged_size(columns)].
+  void (*arrange)(const float* x, int64_t count, int64_t columns, uint16_t* arranged);
 
   // As Kernels::product, with inputs from `arrange`.
-  void (*product)(const Matrix&, const uint16_t* pairs, int64_t count, int64_t first, int64_t last,
-                  float* y, int64_t y_stride);
+  void (*product)(const Matrix&, const uint16_t* arranged, int64_t count, int64_t first,
+                  int64_t last, float* y, int64_t y_stride);
 
-  // As Kernels::sparse, with x in bfloat16.
+  // As Kernels::sparse, with x in bfloat16; or null.
   void (*sparse)(const Matrix&, const void* x, int64_t count, int64_t first, int64_t last,
                  float* y, int64_t y_stride, float* carried);
 };
@@ -21,9 +21,28 @@ struct Pairs {
 void sparse_avx512_bf16(const Matrix&, const void* x, int64_t count, int64_t first, int64_t last,
                         float* y, int64_t y_stride, float* carried);
 
-extern const Pairs pairs_avx512;
+// Of 4-bit codes, with inputs in bfloat16.
+extern const Pairs pairs_int4;
+
+// Of int8 codes, with inputs in fixed point: 16 bits and a power of two for every BLOCK columns. What
+// is at least 1/128 of its block's largest stays as it is in bfloat16, the rest is as near as 2^-15
+// of that.
+extern const Pairs pairs_int8;
+
+// Of weights in bfloat16, with inputs in bfloat16.
+extern const Pairs pairs_bfloat16;
 
 // Those of the chosen instruction set, if it has them and they can take this matrix; else null.
 const Pairs* pairs_for(const Matrix& matrix);
 
-static inline int64_t padded_columns(int64_t columns) { return (columns + 127) / 128 * 128; }
+// Columns that are looked at in one go.
+constexpr int64_t BLOCK = 128;
+
+static inline int64_t block_count_of(int64_t columns) { return (columns + BLOCK - 1) / BLOCK; }
+
+static inline int64_t padded_columns(int64_t columns) { return block_count_of(columns) * BLOCK; }
+
+// Room for a block's numbers and, where it has one, their float32 scale.
+static inline int64_t arranged_size(int64_t columns) {
+  return block_count_of(columns) * (BLOCK + 2);
+}

@@ -1,0 +1,198 @@
+// Few inputs times weights in int8 or bfloat16, for processors with AVX-512 BF16 and VNNI: the same
+// walk over a matrix, with another product of 32 columns at a time.
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma")
+#endif
+
+#include "pairs.h"
+
+namespace {
+
+constexpr int64_t STEP = 32;  // columns of a vector
+
+inline __mmask32 mask_of(int64_t count) {
+  return count >= STEP ? 0xffffffffu : (1u << count) - 1;
+}
+
+inline int64_t exponent_of(float value) { return (int64_t)(bits_from_float(value) >> 23 & 0xff); }
+
+// int8 codes and inputs in fixed point. Sums of a block are whole numbers: at most 2^29.
+struct Int8 {
+  static constexpr int bytes = 1;
+  using Sum = __m512i;
+  static Sum zero() { return _mm512_setzero_si512(); }
+  static __m512i load(const char* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
+  }
+  static __m512i load(const char* p, __mmask32 mask) {
+    return _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(mask, p));
+  }
+  static Sum dot(Sum sum, __m512i weights, __m512i x) {
+    return _mm512_dpwssd_epi32(sum, weights, x);
+  }
+  static __m512 add(__m512 total, Sum sum, float scale) {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale), total);
+  }
+
+  // A block's numbers from 32 columns on are written where `to` says; returns their scale.
+  template <class To>
+  static float arrange(const float* x, int64_t columns, const To& to) {
+    __m512 largest = _mm512_setzero_ps();
+    for (int64_t k = 0; k < BLOCK; k += 16)
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(load16(x, columns, k)));
+    const float most = _mm512_reduce_max_ps(largest);
+    // Below 2^15 of these units; what is smaller than all numbers that matter becomes zero, what is
+    // not finite makes sums that are not either.
+    const int64_t exponent = std::min<int64_t>(std::max<int64_t>(exponent_of(most), 30), 254);
+    const float scale = float_from_bits((uint32_t)(exponent - 14) << 23);
+    const float inverse = float_from_bits((uint32_t)(268 - exponent) << 23);
+    __m512 bad = _mm512_setzero_ps();
+    for (int64_t k = 0; k < BLOCK; k += STEP) {
+      __m256i half[2];
+      for (int i = 0; i < 2; i++) {
+        const __m512 values = load16(x, columns, k + 16 * i);
+        bad = _mm512_fmadd_ps(values, _mm512_setzero_ps(), bad);
+        half[i] = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(values, _mm512_set1_ps(inverse))));
+      }
+      _mm512_storeu_si512(to(k), _mm512_inserti64x4(_mm512_castsi256_si512(half[0]), half[1], 1));
+    }
+    return scale + _mm512_reduce_add_ps(bad);
+  }
+
+  static __m512 load16(const float* x, int64_t columns, int64_t k) {
+    const int64_t left = columns - k;
+    const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+    return _mm512_maskz_loadu_ps(mask, x + k);
+  }
+};
+
+struct Bfloat16 {
+  static constexpr int bytes = 2;
+  using Sum = __m512;
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static __m512i load(const char* p) { return _mm512_loadu_si512(p); }
+  static __m512i load(const char* p, __mmask32 mask) { return _mm512_maskz_loadu_epi16(mask, p); }
+  static Sum dot(Sum sum, __m512i weights, __m512i x) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)x);
+  }
+  static __m512 add(__m512 total, Sum sum, float) { return _mm512_add_ps(total, sum); }
+
+  template <class To>
+  static float arrange(const float* x, int64_t columns, const To& to) {
+    for (int64_t k = 0; k < BLOCK; k += STEP)
+      _mm512_storeu_si512(to(k), (__m512i)_mm512_cvtne2ps_pbh(Int8::load16(x, columns, k + 16),
+                                                              Int8::load16(x, columns, k)));
+    return 1.0f;
+  }
+};
+
+// A block of all inputs stands together: rows at distances of a large power of two would evict each
+// other from the cache. Behind its numbers are its scales.
+inline uint16_t* block_of(uint16_t* arranged, int64_t block, int64_t count) {
+  return arranged + block * (BLOCK + 2) * count;
+}
+
+template <class W>
+void arrange(const float* x, int64_t count, int64_t columns, uint16_t* arranged) {
+  for (int64_t block = 0; block < block_count_of(columns); block++) {
+    uint16_t* room = block_of(arranged, block, count);
+    for (int64_t m = 0; m < count; m++) {
+      const float scale =
+          W::arrange(x + m * columns + block * BLOCK, columns - block * BLOCK,
+                     [&](int64_t k) { return room + m * BLOCK + k; });
+      memcpy(room + count * BLOCK + 2 * m, &scale, sizeof scale);
+    }
+  }
+}
+
+// R rows times the M inputs from `begin` on.
+template <class W, int R, int M>
+void tile(const Matrix& w, const uint16_t* x, int64_t count, int64_t begin, int64_t row, float* y,
+          int64_t y_stride) {
+  const int64_t stride = w.columns * W::bytes;
+  const char* base = (const char*)w.weight + row * stride;
+  __m512 total[R][M];
+  for (int r = 0; r < R; r++)
+    for (int m = 0; m < M; m++) total[r][m] = _mm512_setzero_ps();
+  for (int64_t block = 0; block < block_count_of(w.columns); block++) {
+    const uint16_t* room = block_of((uint16_t*)x, block, count);
+    const uint16_t* inputs = room + begin * BLOCK;
+    const char* p = base + block * BLOCK * W::bytes;
+    const int64_t columns = std::min(w.columns - block * BLOCK, BLOCK);
+    typename W::Sum sums[R][M];
+    for (int r = 0; r < R; r++) {
+      // The next rows, in the order of memory: another one costs half of the bandwidth.
+      for (int64_t line = 0; R > 1 && line < BLOCK * W::bytes; line += 64)
+        _mm_prefetch(base + R * stride + (block * R + r) * BLOCK * W::bytes + line, _MM_HINT_T0);
+      for (int m = 0; m < M; m++) sums[r][m] = W::zero();
+    }
+    const auto step = [&](int64_t k, const auto&... mask) {
+      __m512i weights[R];
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) weights[r] = W::load(p + r * stride + k * W::bytes, mask...);
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++) {
+        const __m512i input = _mm512_loadu_si512(inputs + m * BLOCK + k);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) sums[r][m] = W::dot(sums[r][m], weights[r], input);
+      }
+    };
+    int64_t k = 0;
+    for (; k + STEP <= columns; k += STEP) step(k);
+    if (k < columns) step(k, mask_of(columns - k));
+    for (int m = 0; m < M; m++) {
+      float scale;
+      memcpy(&scale, room + count * BLOCK + 2 * (begin + m), sizeof scale);
+      for (int r = 0; r < R; r++) total[r][m] = W::add(total[r][m], sums[r][m], scale);
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    const float scale = row_scale(w, row + r);
+    const float bias = w.bias ? read_float(w.bias, w.bias_type, row + r) : 0.0f;
+    for (int m = 0; m < M; m++)
+      y[(begin + m) * y_stride + row + r] = _mm512_reduce_add_ps(total[r][m]) * scale + bias;
+  }
+}
+
+// One input takes one row at a time, which reads memory in order; more share what is read, as many
+// rows as leave registers for the rest (a sum takes two accumulators).
+template <class W, int M>
+void rows(const Matrix& w, const uint16_t* x, int64_t count, int64_t begin, int64_t row,
+          int64_t high, float* y, int64_t y_stride) {
+  constexpr int R = M == 1 ? 1 : 8 / M < 4 ? 8 / M : 4;
+  int64_t r = 0;
+  for (; r + R <= high; r += R) tile<W, R, M>(w, x, count, begin, row + r, y, y_stride);
+  for (; r < high; r++) tile<W, 1, M>(w, x, count, begin, row + r, y, y_stride);
+}
+
+template <class W>
+void product(const Matrix& w, const uint16_t* x, int64_t count, int64_t first, int64_t last,
+             float* y, int64_t y_stride) {
+  for (int64_t row = first; row < last; row += 4) {
+    const int64_t high = std::min<int64_t>(last - row, 4);
+    int64_t m = 0;
+    for (; m + 4 <= count; m += 4) rows<W, 4>(w, x, count, m, row, high, y, y_stride);
+    for (; m + 2 <= count; m += 2) rows<W, 2>(w, x, count, m, row, high, y, y_stride);
+    if (m < count) rows<W, 1>(w, x, count, m, row, high, y, y_stride);
+  }
+}
+
+}  // namespace
+
+const Pairs pairs_int8 = {arrange<Int8>, product<Int8>, nullptr};
+const Pairs pairs_bfloat16 = {arrange<Bfloat16>, product<Bfloat16>, nullptr};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,61 @@
+"""int8 weights times inputs in fixed point: what that keeps, and what it does with odd numbers."""
+
+import pytest
+import torch
+
+from spq import native
+
+
+@pytest.fixture
+def product(library):
+    """Inputs in bfloat16 [count, in] times int8 codes with a scale of one."""
+    if native.instruction_set(library) != "avx512_bf16":
+        pytest.skip("no such kernel on this processor")
+    scale = torch.ones(1)
+
+    def run(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        return native.linear(library, x.to(torch.bfloat16), native.matrix_of(codes, scale, None))
+
+    return run
+
+
+def codes(rows: int, columns: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("power", [-80, -20, 0, 20, 80])
+def test_inputs_of_like_size_are_exact(product, power):
+    """Up to seven powers of two apart, whatever their size: the sum is the true one, rounded."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(128, 256, (3, 300), generator=generator).float() * 2.0**power
+    x *= 2.0 ** -torch.randint(0, 8, x.shape, generator=generator)
+    weight = codes(9, 300)
+    expected = (x.double() @ weight.double().T).float()
+    assert torch.equal(product(x, weight), expected.to(torch.bfloat16))
+
+
+def test_a_large_input_takes_little_from_its_neighbours_and_nothing_from_other_blocks(product):
+    x = torch.full((1, 256), 2.0**-9)
+    x[0, 0] = 1.0
+    alone = torch.zeros(1, 256, dtype=torch.int8)
+    alone[0, 200] = 1
+    assert float(product(x, alone)) == 2.0**-9
+    beside = torch.zeros(1, 256, dtype=torch.int8)
+    beside[0, 1] = 1
+    assert abs(float(product(x, beside)) - 2.0**-9) <= 2.0**-15
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_zeros_give_zero_and_the_smallest_numbers_nothing(product, count):
+    for x in (torch.zeros(count, 130), torch.full((count, 130), 1e-39)):
+        assert not product(x, codes(4, 130)).float().abs().gt(1e-30).any()
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_stays_so(product, bad):
+    x = torch.ones(2, 200)
+    x[1, 150] = bad
+    y = product(x, codes(4, 200))
+    assert bool(torch.isfinite(y[0]).all())
+    assert not bool(torch.isfinite(y[1]).any())
