@@ -1,7 +1,7 @@
 """Checkpoints of random weights in the shape of a large model, for measuring what speed is about.
 
     python benchmarks/random_model.py OUT [--shape llama-2-7b] [--layers N] [--formats bfloat16 ...]
-    cd OUT && spq bench bfloat16 int8 int4 sparse --optimize --one-at-a-time --json speed.json
+    cd OUT && spq bench bfloat16 int8 int4 sparse --batch 1 --prefill 512 --one-at-a-time
 
 Writes OUT/FORMAT, one after the other. Layers are made in their format, without a dense copy, so it
 takes the memory of the largest model. `int4` has groups of 64, `sparse` 4 bits in groups of 16 of

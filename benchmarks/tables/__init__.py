@@ -22,6 +22,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "sparsity.json": sparsity.section,
     "comparison.json": comparison.section,
     "speed.json": speed.section,
+    "speed_7b.json": speed.wide_section,
     "kernels.json": kernels.section,
     "group_sparse.json": group_sparse.section,
 }

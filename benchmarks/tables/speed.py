@@ -7,14 +7,27 @@ from spq.report.speed import RATES, notes, rows
 
 
 def section(stored: dict) -> str:
+    return f"""## Speed
+
+SmolLM2-135M-Instruct: dense, in int8, pruned and factorised with int8, and at `--target-size 90MB`.
+Written by `spq bench --json` ([what is timed](benchmarks.md)). {_measured(stored)}
+"""
+
+
+def wide_section(stored: dict) -> str:
+    return f"""## Speed in the shape of LLaMA-2-7B
+
+Random weights from `benchmarks/random_model.py`, as transformers runs them, without `optimize`.
+{_measured(stored)}
+"""
+
+
+def _measured(stored: dict) -> str:
     found = Comparison.model_validate(stored)
     header, rates, costs = rows(found)
     lines = "\n".join(notes(found))
-    return f"""## Speed
-
-Written by `spq bench --json` ([what is timed](benchmarks.md)). Cells: {RATES}.
+    return f"""Cells: {RATES}.
 
 {table(header, rates + costs)}
 
-{lines}
-"""
+{lines}"""

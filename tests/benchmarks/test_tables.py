@@ -56,6 +56,7 @@ def test_every_stored_file_has_its_section(tmp_path):
     for file in RESULTS.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "speed.json").write_text(FOUND.model_dump_json())
+    (tmp_path / "speed_7b.json").write_text(FOUND.model_dump_json())
     (tmp_path / "kernels.json").write_text(json.dumps(KERNELS))
     (tmp_path / "sparsity.json").write_text(json.dumps(SPARSITY))
     record = Comparison(model="demo", cells=[CELL])
@@ -64,6 +65,7 @@ def test_every_stored_file_has_its_section(tmp_path):
     page = documents(tmp_path, ROOT)[ROOT / "docs" / "results.md"]
     assert "| prefill 2048 | 100.0 (99.5-100.5) 1.00x 50 % | the context is too short |" in page
     assert "a processor, 2 threads; median of 1-3 rounds" in page
+    assert "## Speed in the shape of LLaMA-2-7B" in page
     assert "| 8x4 | 16 bfloat16 | int8 | 1.23 | 30.0 | 1.50× |" in page
     assert "| 2:4 | text | 2.50 | 0.2500 | 0.5000 | 10 s |" in page
     assert "`spq compare demo`" in page and "too small |" in page
