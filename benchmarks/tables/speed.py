@@ -17,7 +17,8 @@ Written by `spq bench --json` ([what is timed](benchmarks.md)). {_measured(store
 def wide_section(stored: dict) -> str:
     return f"""## Speed in the shape of LLaMA-2-7B
 
-Random weights from `benchmarks/random_model.py`, as transformers runs them, without `optimize`.
+Random weights, 8 of the 32 layers (`benchmarks/random_model.py --layers 8`), so that all formats lie
+in memory together; as transformers runs them, without `optimize`.
 {_measured(stored)}
 """
 
