@@ -123,6 +123,30 @@ def test_it_says_how_long_it_may_take(fakes):
     assert len(said) == 1 and said[0].startswith("1 model, 7 measures each")
 
 
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_an_interrupt_keeps_the_rounds_that_were_over(fakes, monkeypatch, one_at_a_time):
+    plan = Plan(("a", "b"), **SMALL, one_at_a_time=one_at_a_time)
+    answer, calls = Fake.seconds, []
+    first_round = 2 * len(compare(plan).models[0].rates)
+
+    def seconds(session, measure):
+        calls.append(measure)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return answer(session, measure)
+
+    monkeypatch.setattr(Fake, "seconds", seconds)
+    told: list[str] = []
+    stop = first_round + 4
+    found = compare(plan, told.append)
+    counts = {len(r.rate.samples) for model in found.models for r in model.rates if r.rate}
+    assert counts == {1}
+    assert told[-1].startswith("interrupted;")
+    stop, calls = 2, []
+    with pytest.raises(KeyboardInterrupt):
+        compare(plan)
+
+
 def test_what_a_model_cannot_do_is_asked_once(fakes):
     found = compare(Plan(("a", "b"), batches=(1,), prefills=(512,), rounds=4))
     assert [m.prompt for _, m in fakes.asked if m].count(512) == 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from copy import deepcopy
 
 import psutil
 import torch
@@ -27,13 +28,15 @@ def compare(plan: Plan, tell: Tell = _silent) -> Comparison:
 
     Each model lives in a process of its own. In a round every measure is taken of one model after
     the other before the next measure's turn, and every round starts with another model. A measure
-    drops out once its medians are settled or its time is used up, for all models at once.
+    drops out once its medians are settled or its time is used up, for all models at once. An
+    interrupt after a whole round ends it early, with what the whole rounds found.
 
     Args:
         plan: what to measure.
         tell: is told how long it may take, at the start and after the first round.
 
     Raises:
+        KeyboardInterrupt: it was interrupted before the first round was over.
         SpqError: a model cannot be loaded, its process dies, or the models do not fit in memory
             together. A measure that a model cannot do is a `reason` in its place.
     """
@@ -41,14 +44,18 @@ def compare(plan: Plan, tell: Tell = _silent) -> Comparison:
     tell(schedule.before(plan))
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
+    measure = _measure_one_at_a_time if plan.one_at_a_time else _measure_together
+    whole = None
     try:
-        if plan.one_at_a_time:
-            _measure_one_at_a_time(plan, samples, tell)
-        else:
-            _measure_together(plan, samples, tell)
+        for _round in measure(plan, samples, tell):
+            whole = deepcopy(samples)
+    except KeyboardInterrupt:
+        if whole is None:
+            raise
+        tell("interrupted; these are the figures of the rounds that were over")
     finally:
         torch.set_num_threads(threads)
-    return report(plan, samples)
+    return report(plan, whole or samples)
 
 
 def _load_all(plan: Plan, samples: Samples) -> None:
@@ -58,7 +65,7 @@ def _load_all(plan: Plan, samples: Samples) -> None:
             samples.loads[index].append(session.loaded)
 
 
-def _measure_together(plan: Plan, samples: Samples, tell: Tell) -> None:
+def _measure_together(plan: Plan, samples: Samples, tell: Tell) -> Iterator[None]:
     _load_all(plan, samples)
     _check_memory(samples)
     with ExitStack() as stack:
@@ -71,9 +78,10 @@ def _measure_together(plan: Plan, samples: Samples, tell: Tell) -> None:
                 for index in order:
                     samples.take(sessions[index], index, measure)
             samples.take_limits(plan)
+            yield
 
 
-def _measure_one_at_a_time(plan: Plan, samples: Samples, tell: Tell) -> None:
+def _measure_one_at_a_time(plan: Plan, samples: Samples, tell: Tell) -> Iterator[None]:
     for order, measures in _rounds(plan, samples, tell):
         for index in order:
             with Session(plan.requests[index]) as session:
@@ -81,6 +89,7 @@ def _measure_one_at_a_time(plan: Plan, samples: Samples, tell: Tell) -> None:
                 for measure in measures:
                     samples.take(session, index, measure)
         samples.take_limits(plan)
+        yield
 
 
 def _rounds(plan: Plan, samples: Samples, tell: Tell) -> Iterator[tuple[list[int], list[Measure]]]:
