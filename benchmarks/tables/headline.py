@@ -27,7 +27,11 @@ def headline(recipes: dict, sizes: dict | None, speed: dict | None) -> str:
         header.append("decoding, tokens/s")
         rows = [[*row, rates.get(row[0].removeprefix("--target-size "), "")] for row in rows]
     rows = [[f"`{row[0]}`" if row[0].startswith("--") else row[0], *row[1:]] for row in rows]
-    threads = f"; decoding at batch 1, {speed['threads']} threads" if speed else ""
+    threads = ""
+    if speed:
+        threads = (
+            f";\ndecoding at batch 1 on {speed['threads']} threads, compressed with `optimize=True`"
+        )
     return (
         "SmolLM2-135M-Instruct, perplexity on 20 windows of 1,024 tokens, calibrated on WikiText-2 "
         f"validation\nand nothing distilled (`paper`: with its recovery){threads}:\n\n"
