@@ -60,15 +60,9 @@ constexpr int64_t ROWS = 32;
 // lie in two lines.
 constexpr int64_t LINE = 16;
 
-// Room that a thread keeps from call to call.
-thread_local std::vector<float> input_room, sparse_room;
-thread_local std::vector<uint16_t> pairs_room;
-thread_local std::vector<uint32_t> many_room;
-
 template <class T>
-T* grown(std::vector<T>& room, int64_t size) {
-  if (room.size() < (size_t)size) room.resize(size);
-  return room.data();
+T* room_of(Purpose purpose, int64_t count) {
+  return (T*)room_for(purpose, count * sizeof(T));
 }
 
 // `size` numbers of one float type as those of another.
@@ -92,7 +86,7 @@ void multiply_sparse(const Matrix& matrix, const float* input, int32_t input_typ
                      void* y, int32_t type, int32_t threads, Schedule schedule) {
   const int64_t columns = matrix.columns, rows = matrix.rows, tasks = sparse_tasks(matrix);
   const int64_t batch = std::min(count, SPARSE_BATCH);
-  float* room = grown(sparse_room, batch * (columns + rows + tasks) + LINE);
+  float* room = room_of<float>(Purpose::SPARSE, batch * (columns + rows + tasks) + LINE);
   float* x = (float*)(((uintptr_t)room + 4 * LINE - 1) / (4 * LINE) * (4 * LINE));
   float *sums = x + batch * columns, *carried = sums + batch * rows;
   const int32_t form = sparse_input(matrix, input_type);
@@ -114,7 +108,7 @@ void multiply(const Matrix& matrix, const float* input, int32_t input_type, int6
     return multiply_sparse(matrix, input, input_type, count, y, type, threads, EVEN_GROUPS);
   const int64_t columns = matrix.columns, rows = matrix.rows, room = arranged_size(columns);
   const Pairs* pairs = input_type == BFLOAT16 ? pairs_for(matrix) : nullptr;
-  uint16_t* arranged = pairs ? grown(pairs_room, count * room) : nullptr;
+  uint16_t* arranged = pairs ? room_of<uint16_t>(Purpose::ARRANGED, count * room) : nullptr;
   for (int64_t m = 0; pairs && m < count; m += BATCH)
     pairs->arrange(input + m * columns, std::min(count - m, BATCH), columns, arranged + m * room);
   in_parallel(threads, (rows + ROWS - 1) / ROWS, count * rows * columns, [&](int64_t block) {
@@ -136,6 +130,13 @@ void multiply(const Matrix& matrix, const float* input, int32_t input_type, int6
 }  // namespace
 
 const Kernels& kernels() { return *chosen->kernels; }
+
+void* room_for(Purpose purpose, int64_t bytes) {
+  thread_local std::vector<char> rooms[(int)Purpose::COUNT];
+  std::vector<char>& room = rooms[(int)purpose];
+  if (room.size() < (size_t)bytes) room.resize(bytes);
+  return room.data();
+}
 
 const Pairs* pairs_for(const Matrix& matrix) {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -172,7 +173,7 @@ EXPORTED int spq_choose(const char* name) {
 // As spq_linear of one sparse matrix, with a choice of how the work is split.
 EXPORTED void spq_sparse_linear(const Matrix* matrix, const void* x, int32_t type, int64_t count,
                                 void* y, int32_t threads, int32_t schedule) {
-  float* input = grown(input_room, count * matrix->columns);
+  float* input = room_of<float>(Purpose::INPUT, count * matrix->columns);
   convert(x, type, count * matrix->columns, input, FLOAT32);
   multiply_sparse(*matrix, input, type, count, y, type, threads, (Schedule)schedule);
 }
@@ -182,7 +183,7 @@ EXPORTED void spq_sparse_linear(const Matrix* matrix, const void* x, int32_t typ
 EXPORTED void spq_linear(const Matrix* outer, const Matrix* inner, const void* x, int32_t type,
                          int64_t count, void* y, int32_t threads) {
   const int64_t size = count * (inner ? inner->columns : outer->columns);
-  float* room = grown(input_room, size + (inner ? count * inner->rows : 0));
+  float* room = room_of<float>(Purpose::INPUT, size + (inner ? count * inner->rows : 0));
   const float* input = (const float*)x;
   if (type != FLOAT32 || (uintptr_t)x % sizeof(float)) {
     convert(x, type, size, room, FLOAT32);
@@ -211,7 +212,7 @@ EXPORTED int spq_many(const Matrix* matrix, const void* x, int64_t count, void* 
 #if defined(__x86_64__) && defined(__GNUC__)
   if (chosen->pairs && matrix->columns % MANY_COLUMNS == 0) {
     const int64_t inputs = (count + MANY_INPUTS - 1) / MANY_INPUTS * MANY_INPUTS;
-    uint32_t* room = grown(many_room, inputs * matrix->columns / 2);
+    uint32_t* room = room_of<uint32_t>(Purpose::MANY, inputs * matrix->columns / 2);
     linear_avx512_bf16(*matrix, (const uint16_t*)x, count, (uint16_t*)y, room, threads);
     return 1;
   }

@@ -5,7 +5,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "many.h"
 #include "parallel.h"
@@ -25,17 +24,7 @@ constexpr int64_t WIDE = 48, HIGH = 8, VECTORS = WIDE / 16;
 constexpr int64_t SIDE = 16;
 // Inputs, and pairs of columns, whose sums are added up before the next: those of a panel of weights
 // fit in the second cache.
-constexpr int64_t INPUTS = 256, PAIRS = 512;
-
-thread_local std::vector<uint16_t> rows_room;
-thread_local std::vector<uint32_t> panel_room;
-thread_local std::vector<float> sums_room;
-
-template <class T>
-T* grown(std::vector<T>& room, int64_t size) {
-  if (room.size() < (size_t)size) room.resize(size);
-  return room.data();
-}
+constexpr int64_t TOGETHER = 256, PAIRS = 512;
 
 // to[k][r] = from[r][k] for 16 x 16 numbers, of which `rows` rows exist and the others are zero.
 void transpose(const uint32_t* from, int64_t stride, int64_t rows, uint32_t* to, int64_t to_stride) {
@@ -99,8 +88,8 @@ void write(const float* sums, const float* bias, int64_t wide, uint16_t* y) {
 // The weights of a panel as [pairs, WIDE].
 const uint32_t* packed(const Matrix& w, int64_t first, int64_t wide) {
   const int64_t pairs = w.columns / 2;
-  uint16_t* rows = grown(rows_room, WIDE * w.columns);
-  uint32_t* panel = grown(panel_room, WIDE * pairs);
+  uint16_t* rows = (uint16_t*)room_for(Purpose::PANEL_ROWS, WIDE * w.columns * sizeof(uint16_t));
+  uint32_t* panel = (uint32_t*)room_for(Purpose::PANEL, WIDE * pairs * sizeof(uint32_t));
   kernels().dequantize(w, first, first + wide, rows, BFLOAT16);
   for (int64_t r = 0; r < WIDE; r += SIDE)
     for (int64_t pair = 0; pair < pairs; pair += SIDE)
@@ -124,9 +113,9 @@ void linear_avx512_bf16(const Matrix& w, const uint16_t* x, int64_t count, uint1
     const uint32_t* panel = packed(w, begin, wide);
     float bias[WIDE] = {};
     for (int64_t r = 0; w.bias && r < wide; r++) bias[r] = read_float(w.bias, w.bias_type, begin + r);
-    float* sums = grown(sums_room, INPUTS * WIDE);
-    for (int64_t m = 0; m < count; m += INPUTS) {
-      const int64_t end = std::min(count, m + INPUTS);
+    float* sums = (float*)room_for(Purpose::PANEL_SUMS, TOGETHER * WIDE * sizeof(float));
+    for (int64_t m = 0; m < count; m += TOGETHER) {
+      const int64_t end = std::min(count, m + TOGETHER);
       for (int64_t pair = 0; pair < pairs; pair += PAIRS)
         for (int64_t i = m; i < end; i += HIGH)
           tile(room + (i / SIDE * pairs + pair) * SIDE + i % SIDE, panel + pair * WIDE,

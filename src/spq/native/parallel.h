@@ -18,3 +18,9 @@ void in_parallel(int threads, int64_t blocks, int64_t multiplications, const Tas
 #pragma omp parallel for schedule(guided) num_threads(threads)
   for (int64_t block = 0; block < blocks; block++) task(block);
 }
+
+// What a thread keeps memory for, from call to call.
+enum class Purpose { INPUT, SPARSE, ARRANGED, MANY, PANEL_ROWS, PANEL, PANEL_SUMS, COUNT };
+
+// The calling thread's memory for a purpose, at least so many bytes. What it held may be lost.
+void* room_for(Purpose purpose, int64_t bytes);
