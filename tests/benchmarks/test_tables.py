@@ -104,6 +104,6 @@ def test_the_headline_has_budgets_and_decoding_where_they_were_measured():
     for model in models:
         model["rates"][0]["rate"] = {"median": 10 * model["rates"][0]["ratio"]}
     lines = headline(recipes, sizes, {"threads": 2, "models": models}).splitlines()
-    assert "| dense | 2.0 | 20.00 | 30.00 | 10 (plain transformers) |" in lines
+    assert "| dense | 2.0 | 20.00 | 30.00 | plain transformers 10; 30 (3.0×) |" in lines
     assert "| `--target-size 1.5MB` | 1.4 | 22.20 | 20.09 | 40 (4.0×) |" in lines
     assert len([line for line in lines if line.startswith("|")]) == 6

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 from tests.integrations.compressed_models import STEPS, compressed
 
+from spq.integrations import decoding
+
 
 @pytest.fixture(params=STEPS)
 def kind(request) -> str:
@@ -26,3 +28,19 @@ def intact(tmp_path_factory) -> Path:
 def saved(tmp_path, intact) -> Path:
     """A checkpoint with every kind of module, to be damaged."""
     return Path(shutil.copytree(intact, tmp_path / "saved"))
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Tokens that were decoded natively."""
+    counted = []
+    original = decoding.Session.step
+
+    def step(self, *args):
+        logits = original(self, *args)
+        if logits is not None:
+            counted.append(logits)
+        return logits
+
+    monkeypatch.setattr(decoding.Session, "step", step)
+    return counted

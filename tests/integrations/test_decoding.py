@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.helpers import tiny_model, tiny_tokenizer
 from tests.integrations.compressed_models import compressed, to_int8
+from tests.integrations.decoders import PROMPT, fast, generate, needs_library
 from tests.integrations.test_group_sparse_checkpoint import to_group_sparse
 from tests.integrations.test_int4_checkpoint import quantize_all
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -19,36 +20,6 @@ from spq.integrations import decoding
 from spq.integrations.decoder_program import FAMILIES
 from spq.integrations.decoding import optimize
 from spq.recipe import Recipe
-
-needs_library = pytest.mark.skipif(native.library() is None, reason="no native library")
-PROMPT = torch.arange(5, 13)[None]
-
-
-@torch.inference_mode()
-def generate(model, prompt=PROMPT, new=64, **options):
-    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 2} | options
-    mask = options.pop("attention_mask", torch.ones_like(prompt))
-    return model.generate(input_ids=prompt, attention_mask=mask, max_new_tokens=new, **options)
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """Tokens that were decoded natively."""
-    counted = []
-    original = decoding.Session.step
-
-    def step(self, *args):
-        logits = original(self, *args)
-        if logits is not None:
-            counted.append(logits)
-        return logits
-
-    monkeypatch.setattr(decoding.Session, "step", step)
-    return counted
-
-
-def fast(model):
-    return optimize(copy.deepcopy(model))
 
 
 @pytest.mark.parametrize("model_type", supported())
@@ -180,74 +151,6 @@ def test_a_sliding_window_hides_what_is_behind_it(steps):
     assert len(steps) == 63
 
 
-@needs_library
-def test_the_cache_is_the_callers_own_and_holds_what_transformers_would_put_there(steps):
-    model = tiny_model()
-    caches = [DynamicCache(config=model.config), DynamicCache(config=model.config)]
-    for cache, kind in zip(caches, (model, fast(model)), strict=True):
-        generate(kind, new=20, past_key_values=cache)
-    assert len(steps) == 19
-    for one, other in zip(caches[0].layers, caches[1].layers, strict=True):
-        torch.testing.assert_close(one.keys, other.keys, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(one.values, other.values, atol=1e-5, rtol=1e-5)
-
-
-@needs_library
-def test_a_second_prompt_on_the_same_cache(steps):
-    model = tiny_model()
-    results = []
-    for kind in (model, fast(model)):
-        cache = DynamicCache()
-        first = generate(kind, new=10, past_key_values=cache)
-        longer = torch.cat([first, PROMPT], dim=1)
-        results.append(generate(kind, longer, new=10, past_key_values=cache))
-    assert torch.equal(*results)
-    assert len(steps) == 18
-
-
-@needs_library
-def test_a_copied_cache_goes_its_own_way(steps):
-    model = fast(tiny_model())
-    with torch.inference_mode():
-        cache = DynamicCache()
-        model(PROMPT, past_key_values=cache)
-        model(torch.tensor([[7]]), past_key_values=cache)
-        copied = copy.deepcopy(cache)
-        first = model(torch.tensor([[9]]), past_key_values=cache).logits
-        model(torch.tensor([[30]]), past_key_values=cache)
-        second = model(torch.tensor([[9]]), past_key_values=copied).logits
-    assert torch.equal(first, second)
-    assert len(steps) == 4
-
-
-@needs_library
-def test_a_cache_filled_in_inference_mode_is_used_outside_of_it(steps):
-    model = fast(tiny_model())
-    results = []
-    for later in (torch.inference_mode, torch.no_grad):
-        cache = DynamicCache()
-        with torch.inference_mode():
-            model(PROMPT, past_key_values=cache)
-        with later():
-            model(torch.tensor([[9, 10]]), past_key_values=cache)
-            results.append(model(torch.tensor([[11]]), past_key_values=cache).logits)
-    assert torch.equal(*results)
-    assert len(steps) == 2
-
-
-@needs_library
-def test_a_cropped_cache_continues_from_there(steps):
-    model = fast(tiny_model())
-    with torch.inference_mode():
-        cache = DynamicCache()
-        model(PROMPT, past_key_values=cache)
-        first = model(torch.tensor([[9]]), past_key_values=cache).logits
-        cache.crop(-1)
-        second = model(torch.tensor([[9]]), past_key_values=cache).logits
-    assert torch.equal(first, second)
-    assert len(steps) == 2
-
-
 FALLBACKS = {
     "beams": {"num_beams": 2},
     "several": {"num_return_sequences": 2, "do_sample": True, "top_k": 1},
@@ -334,14 +237,6 @@ def test_tokens_beyond_the_context_are_refused_in_one_sentence(steps):
     with pytest.raises(SpqError, match="17 tokens are more than the model's context of 16"):
         generate(model, new=20)
     assert len(steps) == 8
-
-
-@needs_library
-def test_the_room_of_the_cache_grows(steps, monkeypatch):
-    monkeypatch.setattr("spq.integrations.growing_cache.STEP", 4)
-    model = tiny_model()
-    assert torch.equal(generate(fast(model)), generate(model))
-    assert len(steps) == 63
 
 
 @needs_library

@@ -3,16 +3,26 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.helpers import calibrated, greedy, logits, tiny_model, tiny_tokenizer
+from tests.helpers import calibrated, greedy, logits, tiny_model
+from tests.stages.budgets import (
+    FAMILIES,
+    FOUR,
+    HEADERS,
+    HUGE,
+    budget,
+    compress,
+    parameter_bytes,
+    predicted,
+    reach,
+    run,
+)
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-import spq
 from spq.calibration import Statistics
 from spq.errors import SpqError
 from spq.evaluation import resident_bytes, weight_file_bytes
 from spq.modules.coded import Coded
-from spq.modules.group_sparse_linear import GroupSparseLinear
 from spq.modules.int4_embedding import Int4Embedding
 from spq.modules.int4_linear import Int4Linear
 from spq.modules.low_rank_linear import LowRankLinear
@@ -20,57 +30,9 @@ from spq.modules.ops import module_bytes
 from spq.modules.quantized_embedding import QuantizedEmbedding
 from spq.modules.quantized_linear import QuantizedLinear
 from spq.numerics.knapsack import RELATIVE_GAP
-from spq.recipe import Recipe
-from spq.reconstruction import Reconstruction
 from spq.stages.base import Inputs, Plan
 from spq.stages.budget import HEADER_BYTES, Budget
 from spq.view import ModelView
-
-FAMILIES = ("llama", "opt", "gemma3_text")
-HUGE = 10**12
-FOUR = {"bits": (4,), "embedding_bits": (4,)}
-EIGHT = {"bits": (8,), "embedding_bits": (8,)}
-# Of the file's header, beyond what the tensors hold.
-HEADERS = 16_384
-
-
-def budget(**fields) -> Budget:
-    return Budget(**({"group_sizes": (32,)} | fields))
-
-
-def run(stage: Budget, model) -> Plan:
-    view, statistics = ModelView(model), calibrated(model)
-    made = stage.plan(view, statistics)
-    stage.apply(view, made, Inputs(statistics))
-    return made
-
-
-def parameter_bytes(model) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def reach(model) -> tuple[int, int]:
-    """Bytes of the model with everything in int4 and with everything in int8."""
-    statistics = calibrated(model)
-    four, eight = (
-        budget(**bits).plan(ModelView(model), statistics).bytes_saved for bits in (FOUR, EIGHT)
-    )
-    return resident_bytes(model) - four, resident_bytes(model) - eight
-
-
-def predicted(plan: Plan) -> float:
-    return sum(change.details["predicted_loss"] for change in plan.changes)
-
-
-def recipe(text_file, *stages) -> Recipe:
-    calibration = {"source": str(text_file), "windows": 2, "context": 32}
-    return Recipe.from_dict({"calibration": calibration, "stages": list(stages)})
-
-
-def compress(model, text_file, out=None, stages=({"budget": {"group_sizes": [32]}},), **options):
-    return spq.compress(
-        model, out, recipe=recipe(text_file, *stages), tokenizer=tiny_tokenizer(), **options
-    )
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -300,135 +262,3 @@ def test_a_target_without_the_stage_is_refused(options, text_file):
 def test_a_size_and_a_ratio_at_once_are_refused(text_file):
     with pytest.raises(SpqError, match="not both"):
         compress(tiny_model(), text_file, target_size="90MB", target_ratio=0.5)
-
-
-# --- width, rank and bits together ---------------------------------------------------------------
-
-ENSEMBLE = {
-    "bits": (4, 8, 16),
-    "embedding_bits": (8,),
-    "widths": (0.75, 0.5),
-    "key_value_groups": (0.5,),
-    "ranks": (0.8,),
-    "sparsities": (0.25, 0.5),
-    "multiple_of": 8,
-}
-# Menus that the ensemble contains.
-SPECIAL = {
-    "bits": {"widths": (), "key_value_groups": (), "ranks": (), "sparsities": ()},
-    "uniform": {"bits": (8,), "widths": (), "key_value_groups": (), "ranks": ()},
-    "sparsity": {"bits": (4,), "widths": (), "key_value_groups": (), "ranks": ()},
-    "width": {"bits": (16,), "ranks": ()},
-    "rank": {"bits": (16,), "widths": (), "key_value_groups": ()},
-}
-
-
-def wide_model():
-    """Wide enough for ranks."""
-    return tiny_model(hidden_size=128, head_dim=32, num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module")
-def wide():
-    model = wide_model()
-    return model, ModelView(model), calibrated(model, 8)
-
-
-@pytest.mark.parametrize("special", SPECIAL)
-def test_a_special_case_never_beats_the_ensemble(wide, special):
-    model, view, statistics = wide
-    menu = ENSEMBLE | SPECIAL[special]
-    largest = budget(**menu, target_bytes=HUGE).plan(view, statistics)
-    # Midway between the most and what it can just reach.
-    with pytest.raises(SpqError, match="cannot be reached") as refused:
-        budget(**menu, target_bytes=1).plan(view, statistics)
-    least = float(re.search(r"is (\d+\.\d+) MB", str(refused.value))[1]) * 1e6
-    most = parameter_bytes(model) - largest.bytes_saved + HEADERS
-    target = round((least + most) / 2)
-    alone = budget(**menu, target_bytes=target).plan(view, statistics)
-    together = budget(**ENSEMBLE, target_bytes=target).plan(view, statistics)
-    slack = 1 + 2 * RELATIVE_GAP
-    assert predicted(together) <= predicted(alone) * slack + 1e-9
-
-
-@pytest.mark.parametrize("special", ["width", "rank"])
-def test_widths_or_ranks_alone_reach_a_target_without_rounding(special):
-    model = wide_model()
-    statistics = calibrated(model, 8)
-    target = round(0.95 * (parameter_bytes(model) - 3 * 260 * 128 * 2)) + HEADERS
-    stage = budget(**(ENSEMBLE | SPECIAL[special]), target_bytes=target)
-    plan = stage.plan(ModelView(model), statistics)
-    layers = [change for change in plan.changes if "layers" in change.module]
-    assert {change.details["bits"] for change in layers} == {16}
-    cut = sum("cut" in change.details for change in layers)
-    factorised = sum(change.details["rank"] is not None for change in layers)
-    assert (cut > 0, factorised > 0) == (special == "width", special == "rank")
-    assert (f"{cut} cut" in plan.summary) == (special == "width")
-    assert (f"{factorised} factorised" in plan.summary) == (special == "rank")
-    stage.apply(ModelView(model), plan, Inputs(statistics))
-    assert parameter_bytes(model) <= target
-    assert bool(torch.isfinite(logits(model)).all())
-
-
-def test_groups_are_dropped_where_four_bits_do_not_reach(tmp_path, text_file):
-    model = wide_model()
-    four, _ = reach(model)
-    menu = {"bits": [4], "embedding_bits": [4], "group_sizes": [32]}
-    stages = [{"budget": menu | {"sparsities": [0.3, 0.6]}}]
-    target = round(0.85 * four) + HEADERS
-    result = compress(model, text_file, tmp_path / "out", stages, target_size=target)
-    [record] = result.manifest.stages
-    sparse = [c for c in record.plan.changes if c.details["sparsity"] is not None]
-    assert sparse and f"{len(sparse)} group-sparse" in record.plan.summary
-    for change in sparse:
-        layer = ModelView(model).module(change.module)
-        assert isinstance(layer, GroupSparseLinear)
-        assert module_bytes(layer) == change.bytes_after
-    assert weight_file_bytes(tmp_path / "out") <= target
-    assert torch.equal(logits(spq.load(tmp_path / "out")), logits(model))
-
-
-def test_learned_rounding_brings_layers_nearer(caplog):
-    results = []
-    for steps in (0, 30):
-        model = tiny_model()
-        statistics, view = calibrated(model, 16), ModelView(model)
-        stage = budget(
-            bits=(4,),
-            rounding="nearest",
-            target_bytes=HUGE,
-            reconstruction=Reconstruction(steps=steps, check_every=10, learning_rate=0.03),
-        )
-        with caplog.at_level("INFO"):
-            stage.apply(view, stage.plan(view, statistics), Inputs(statistics))
-        results.append(view.layers[0].query.module)
-    losses = [record.args[1:] for record in caplog.records if "held-out" in record.msg]
-    assert len(losses) == 2 and all(after < before for before, after in losses)
-    plain, learned = results
-    assert isinstance(learned, Int4Linear)
-    assert not torch.equal(plain.scale, learned.scale)
-
-
-def test_a_refused_target_names_a_size_that_shapes_can_reach(wide):
-    model, view, statistics = wide
-    with pytest.raises(SpqError, match="cannot be reached") as refused:
-        budget(**ENSEMBLE, target_bytes=1000).plan(view, statistics)
-    smallest = round(float(re.search(r"is (\d+\.\d+) MB", str(refused.value))[1]) * 1e6)
-    plan = budget(**ENSEMBLE, target_bytes=smallest).plan(view, statistics)
-    assert parameter_bytes(model) - plan.bytes_saved <= smallest
-
-
-def test_short_text_is_said_in_the_summary(wide):
-    _, view, statistics = wide
-    stage = budget(target_bytes=HUGE)
-    assert "damping" not in stage.plan(view, statistics).summary
-    short = stage.plan(view, calibrated(view.model, 4)).summary
-    assert "fitted on 96 tokens" in short and "damping was raised" in short
-
-
-def test_gradients_that_are_not_finite_are_named():
-    model = tiny_model()
-    statistics = calibrated(model)
-    statistics.sensitivities["lm_head"].norms[0, 0] = float("inf")
-    with pytest.raises(SpqError, match=r"gradients at 'lm_head' are not finite .* --dtype float32"):
-        budget(target_bytes=HUGE).plan(ModelView(model), statistics)

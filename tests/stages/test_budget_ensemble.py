@@ -1,0 +1,156 @@
+"""Width, rank, bits and sparsity together."""
+
+import re
+
+import pytest
+import torch
+from tests.helpers import calibrated, logits, tiny_model
+from tests.stages.budgets import (
+    HEADERS,
+    HUGE,
+    budget,
+    compress,
+    parameter_bytes,
+    predicted,
+    reach,
+)
+
+import spq
+from spq.errors import SpqError
+from spq.evaluation import weight_file_bytes
+from spq.modules.group_sparse_linear import GroupSparseLinear
+from spq.modules.int4_linear import Int4Linear
+from spq.modules.ops import module_bytes
+from spq.numerics.knapsack import RELATIVE_GAP
+from spq.reconstruction import Reconstruction
+from spq.stages.base import Inputs
+from spq.view import ModelView
+
+ENSEMBLE = {
+    "bits": (4, 8, 16),
+    "embedding_bits": (8,),
+    "widths": (0.75, 0.5),
+    "key_value_groups": (0.5,),
+    "ranks": (0.8,),
+    "sparsities": (0.25, 0.5),
+    "multiple_of": 8,
+}
+# Menus that the ensemble contains.
+SPECIAL = {
+    "bits": {"widths": (), "key_value_groups": (), "ranks": (), "sparsities": ()},
+    "uniform": {"bits": (8,), "widths": (), "key_value_groups": (), "ranks": ()},
+    "sparsity": {"bits": (4,), "widths": (), "key_value_groups": (), "ranks": ()},
+    "width": {"bits": (16,), "ranks": ()},
+    "rank": {"bits": (16,), "widths": (), "key_value_groups": ()},
+}
+
+
+def wide_model():
+    """Wide enough for ranks."""
+    return tiny_model(hidden_size=128, head_dim=32, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    model = wide_model()
+    return model, ModelView(model), calibrated(model, 8)
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+def test_a_special_case_never_beats_the_ensemble(wide, special):
+    model, view, statistics = wide
+    menu = ENSEMBLE | SPECIAL[special]
+    largest = budget(**menu, target_bytes=HUGE).plan(view, statistics)
+    # Midway between the most and what it can just reach.
+    with pytest.raises(SpqError, match="cannot be reached") as refused:
+        budget(**menu, target_bytes=1).plan(view, statistics)
+    least = float(re.search(r"is (\d+\.\d+) MB", str(refused.value))[1]) * 1e6
+    most = parameter_bytes(model) - largest.bytes_saved + HEADERS
+    target = round((least + most) / 2)
+    alone = budget(**menu, target_bytes=target).plan(view, statistics)
+    together = budget(**ENSEMBLE, target_bytes=target).plan(view, statistics)
+    slack = 1 + 2 * RELATIVE_GAP
+    assert predicted(together) <= predicted(alone) * slack + 1e-9
+
+
+@pytest.mark.parametrize("special", ["width", "rank"])
+def test_widths_or_ranks_alone_reach_a_target_without_rounding(special):
+    model = wide_model()
+    statistics = calibrated(model, 8)
+    target = round(0.95 * (parameter_bytes(model) - 3 * 260 * 128 * 2)) + HEADERS
+    stage = budget(**(ENSEMBLE | SPECIAL[special]), target_bytes=target)
+    plan = stage.plan(ModelView(model), statistics)
+    layers = [change for change in plan.changes if "layers" in change.module]
+    assert {change.details["bits"] for change in layers} == {16}
+    cut = sum("cut" in change.details for change in layers)
+    factorised = sum(change.details["rank"] is not None for change in layers)
+    assert (cut > 0, factorised > 0) == (special == "width", special == "rank")
+    assert (f"{cut} cut" in plan.summary) == (special == "width")
+    assert (f"{factorised} factorised" in plan.summary) == (special == "rank")
+    stage.apply(ModelView(model), plan, Inputs(statistics))
+    assert parameter_bytes(model) <= target
+    assert bool(torch.isfinite(logits(model)).all())
+
+
+def test_groups_are_dropped_where_four_bits_do_not_reach(tmp_path, text_file):
+    model = wide_model()
+    four, _ = reach(model)
+    menu = {"bits": [4], "embedding_bits": [4], "group_sizes": [32]}
+    stages = [{"budget": menu | {"sparsities": [0.3, 0.6]}}]
+    target = round(0.85 * four) + HEADERS
+    result = compress(model, text_file, tmp_path / "out", stages, target_size=target)
+    [record] = result.manifest.stages
+    sparse = [c for c in record.plan.changes if c.details["sparsity"] is not None]
+    assert sparse and f"{len(sparse)} group-sparse" in record.plan.summary
+    for change in sparse:
+        layer = ModelView(model).module(change.module)
+        assert isinstance(layer, GroupSparseLinear)
+        assert module_bytes(layer) == change.bytes_after
+    assert weight_file_bytes(tmp_path / "out") <= target
+    assert torch.equal(logits(spq.load(tmp_path / "out")), logits(model))
+
+
+def test_learned_rounding_brings_layers_nearer(caplog):
+    results = []
+    for steps in (0, 30):
+        model = tiny_model()
+        statistics, view = calibrated(model, 16), ModelView(model)
+        stage = budget(
+            bits=(4,),
+            rounding="nearest",
+            target_bytes=HUGE,
+            reconstruction=Reconstruction(steps=steps, check_every=10, learning_rate=0.03),
+        )
+        with caplog.at_level("INFO"):
+            stage.apply(view, stage.plan(view, statistics), Inputs(statistics))
+        results.append(view.layers[0].query.module)
+    losses = [record.args[1:] for record in caplog.records if "held-out" in record.msg]
+    assert len(losses) == 2 and all(after < before for before, after in losses)
+    plain, learned = results
+    assert isinstance(learned, Int4Linear)
+    assert not torch.equal(plain.scale, learned.scale)
+
+
+def test_a_refused_target_names_a_size_that_shapes_can_reach(wide):
+    model, view, statistics = wide
+    with pytest.raises(SpqError, match="cannot be reached") as refused:
+        budget(**ENSEMBLE, target_bytes=1000).plan(view, statistics)
+    smallest = round(float(re.search(r"is (\d+\.\d+) MB", str(refused.value))[1]) * 1e6)
+    plan = budget(**ENSEMBLE, target_bytes=smallest).plan(view, statistics)
+    assert parameter_bytes(model) - plan.bytes_saved <= smallest
+
+
+def test_short_text_is_said_in_the_summary(wide):
+    _, view, statistics = wide
+    stage = budget(target_bytes=HUGE)
+    assert "damping" not in stage.plan(view, statistics).summary
+    short = stage.plan(view, calibrated(view.model, 4)).summary
+    assert "fitted on 96 tokens" in short and "damping was raised" in short
+
+
+def test_gradients_that_are_not_finite_are_named():
+    model = tiny_model()
+    statistics = calibrated(model)
+    statistics.sensitivities["lm_head"].norms[0, 0] = float("inf")
+    with pytest.raises(SpqError, match=r"gradients at 'lm_head' are not finite .* --dtype float32"):
+        budget(target_bytes=HUGE).plan(ModelView(model), statistics)
