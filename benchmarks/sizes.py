@@ -2,10 +2,10 @@
 
     SPQ_DATA_DIR=... python benchmarks/sizes.py [--sizes 136 110 90 85 75 60]
         [--calibration NAME] [--recover] [--without [INGREDIENT ...]]
-        [--recipe FILE.yaml --label NAME]
+        [--recipe FILE.yaml --label NAME] [--keep DIR]
 
 `--without` measures the recipe `default` with one ingredient off at a time; without a name, with
-each of INGREDIENTS.
+each of INGREDIENTS. `--keep` leaves the last checkpoint in DIR/out.
 
 Perplexity over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of C4, model
 reloaded in float32; Δ = ln(ppl / dense ppl). Gradients are collected once: the first size includes
@@ -110,11 +110,12 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", choices=INGREDIENTS, metavar="INGREDIENT")
     parser.add_argument("--recipe", default="default", help="another recipe than the default one")
     parser.add_argument("--label", default="default", help="what to call that recipe")
+    parser.add_argument("--keep", type=Path, help="directory that checkpoints stay in")
     arguments = parser.parse_args()
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
-    folder = Path(tempfile.mkdtemp(prefix="spq-bench-"))
+    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="spq-bench-"))
     try:
-        spq.compress("demo", folder / "dense", recipe="dense")
+        spq.compress("demo", folder / "dense", recipe="dense", overwrite=True)
         tokenizer = load_tokenizer(str(folder / "dense"))
         tokens = {
             task: encode(tokenizer, load_text(task, "evaluation").text, CONTEXT)
@@ -130,7 +131,8 @@ def main() -> None:
             print(json.dumps(row), flush=True)
             keep(stored, row)
     finally:
-        shutil.rmtree(folder)
+        if arguments.keep is None:
+            shutil.rmtree(folder)
 
 
 def keep(stored: dict, row: dict) -> None:

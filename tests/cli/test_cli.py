@@ -339,6 +339,10 @@ BAD = {
     "page": lambda d: (("report", d / "source", "--output", d / "page.pdf"), "an .html file"),
     "no task": lambda d: (("eval", d / "source", "--tasks", ","), "--tasks is empty"),
     "limit": lambda d: (("eval", d / "source", "--limit", "0"), "--limit must be at least 1"),
+    "windows": lambda d: (
+        ("compare", d / "source", d / "out", "--sizes", "1MB", "--windows", "0"),
+        "--windows must be at least 1",
+    ),
     "context": lambda d: (("eval", d / "source", "--context", "999"), "128 positions"),
     "output": lambda d: (("eval", d / "source", "--output", d / "no" / "x.json"), "--output"),
     "prompt": lambda d: (("generate", d / "source", "--prompt", ""), "--prompt is empty"),

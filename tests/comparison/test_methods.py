@@ -57,14 +57,14 @@ def test_groups_go_until_the_size_is_met():
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].sized])
 def test_a_size_out_of_reach_is_not_promised(name):
     target, candidate = reachable(name, 0.001)
-    assert name == "ensemble" or not is_matched(candidate.bytes, target)
+    # What an ensemble can reach is known once its options are listed; the stage refuses the rest.
+    assert name.startswith("ensemble") or not is_matched(candidate.bytes, target)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_recipe_is_valid(name):
     _, candidate = reachable(name, 0.5)
-    if candidate.stages is not None:
-        Recipe.from_dict({"stages": candidate.stages})
+    Recipe.from_dict({"stages": candidate.stages})
 
 
 def test_packed_sizes_count_a_bit_for_every_place():

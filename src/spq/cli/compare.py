@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from spq.checkpoint.atomic import check_output, write_text
-from spq.cli.options import Context, Device, Dtype, Json, Limit, Model, Protocol
+from spq.cli.options import Context, Device, Dtype, Json, Limit, Model, Protocol, Windows
 from spq.cli.tables import show, table
 from spq.comparison import METHODS, Comparison, Settings, compare
 from spq.comparison.run import CELLS
@@ -41,6 +41,7 @@ def command(
     named: Protocol = DEFAULT,
     context: Context = None,
     limit: Limit = None,
+    windows: Windows = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -51,15 +52,14 @@ def command(
     OUT gets a JSON file, a recipe and the commands of every cell, the table as Markdown, all cells
     as one JSON file, and the data of a plot of size against loss.
     """
-    if limit is not None and limit < 1:
-        raise SpqError(f"--limit must be at least 1, got {limit}")
-    windows = protocol(named, context)
+    laid = protocol(named, context)
     settings = Settings(
         calibration=calibration,
         tasks=tuple(_listed(tasks, "--tasks")),
-        context=windows.context,
-        stride=windows.stride,
+        context=laid.context,
+        stride=laid.stride,
         limit=limit,
+        windows=windows,
         seed=seed,
         dtype=dtype,
         device=device,

@@ -15,6 +15,7 @@ from spq.cli.options import (
     Limit,
     Model,
     Protocol,
+    Windows,
 )
 from spq.cli.tables import show, table
 from spq.data.benchmarks import BENCHMARKS
@@ -44,6 +45,7 @@ def command(
         typer.Option(help="From one window's start to the next.", show_default="the protocol's"),
     ] = None,
     limit: Limit = None,
+    windows: Windows = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -75,11 +77,9 @@ def command(
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise SpqError("--tasks is empty; name at least one of wikitext2, c4, builtin or a file")
-    if limit is not None and limit < 1:
-        raise SpqError(f"--limit must be at least 1, got {limit}")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise SpqError(f"--output {str(output)!r} is a directory, or in one that does not exist")
-    windows = protocol(named, context, stride)
+    laid = protocol(named, context, stride)
     check_tasks(names)
     loaded = _load(model, dtype, device)
     if loaded.tokenizer is None:
@@ -95,9 +95,10 @@ def command(
             loaded.model,
             loaded.tokenizer,
             name,
-            context=windows.context,
-            stride=windows.stride,
+            context=laid.context,
+            stride=laid.stride,
             limit=limit,
+            windows=windows,
             chat=chat,
             seed=seed,
             reference=dense,

@@ -64,7 +64,27 @@ Protocol = Annotated[
 Context = Annotated[
     int | None, typer.Option(help="Tokens in each window.", show_default="the protocol's")
 ]
+
+
+def _positive(option: typer.CallbackParam, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise SpqError(f"{option.opts[0]} must be at least 1, got {value}")
+    return value
+
+
 Limit = Annotated[
     int | None,
-    typer.Option(help="Windows or documents per task, from the start.", show_default="all"),
+    typer.Option(
+        help="Windows or documents per task, from the start.",
+        show_default="all",
+        callback=_positive,
+    ),
+]
+Windows = Annotated[
+    int | None,
+    typer.Option(
+        help="Windows per text, where --limit is for documents.",
+        show_default="--limit",
+        callback=_positive,
+    ),
 ]

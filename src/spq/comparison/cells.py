@@ -24,7 +24,7 @@ class Cell(BaseModel):
         counted: the weight `file`, or the `packed` form that sparse weights could have.
         disk: bytes of the weight file.
         commands: that make and measure it, with the recipe beside this file.
-        recipe: with every parameter; None where `--target-size` chose it.
+        recipe: with every parameter.
         seed: of everything random.
         seconds: of compression.
         machine: that it was measured on.
@@ -42,7 +42,7 @@ class Cell(BaseModel):
     counted: Literal["file", "packed"] = "file"
     disk: int | None = None
     commands: list[str] = []
-    recipe: dict[str, Any] | None = None
+    recipe: dict[str, Any]
     seed: int
     seconds: float | None = None
     machine: str = ""

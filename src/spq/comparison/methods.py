@@ -84,12 +84,12 @@ class Candidate:
     """A way that a method could take to a size.
 
     Attributes:
-        stages: as in a recipe; None for what `--target-size` does by itself.
+        stages: as in a recipe.
         bytes: of the result, as far as it is known before.
         counted: bytes of the weight `file`, or of the `packed` form that sparse weights could have.
     """
 
-    stages: Stages | None
+    stages: Stages
     bytes: float
     counted: Counted = "file"
 
@@ -152,7 +152,7 @@ def _int4(rounding: str) -> Candidates:
                 ],
                 model.integers(4 + 8 * model.width / group, _outer_bits(model, outer, group)),
             )
-            for group in (64, 128)
+            for group in (32, 64, 128)
             for outer in (4, 8)
         ]
 
@@ -214,8 +214,15 @@ def _shipped(name: str) -> Candidates:
     return candidates
 
 
-def _ensemble(model: Inventory, size: int) -> list[Candidate]:
-    return [Candidate(None, size)]
+def _ensemble(recover: bool) -> Candidates:
+    """What `--target-size` does, and `--no-recover` with it."""
+
+    def candidates(model: Inventory, size: int) -> list[Candidate]:
+        recipe = load_recipe("default").within(size)
+        recipe = recipe if recover else recipe.without_training()
+        return [Candidate(recipe.to_dict()["stages"], size)]
+
+    return candidates
 
 
 INT8: Stages = load_recipe("int8").to_dict()["stages"]
@@ -229,8 +236,8 @@ METHODS = {
     "svd": Method("plain SVD, every layer at one share of its size", _factorized(False)),
     "svd-llm": Method("the same in the metric of the inputs (SVD-LLM)", _factorized(True)),
     "prune": Method("MLP neurons of the weakest activations gone", _pruned),
-    "int4": Method("int4 to nearest, groups of 64 or 128", _int4("nearest")),
-    "gptq": Method("int4 by GPTQ, groups of 64 or 128", _int4("gptq")),
+    "int4": Method("int4 to nearest, groups of 32, 64 or 128", _int4("nearest")),
+    "gptq": Method("int4 by GPTQ, groups of 32, 64 or 128", _int4("gptq")),
     "wanda": Method("unstructured sparsity by Wanda", _sparse("wanda", False)),
     "sparsegpt": Method("unstructured sparsity by SparseGPT", _sparse("sparsegpt", False)),
     "sparsegpt-int8": Method(
@@ -242,5 +249,8 @@ METHODS = {
     ),
     "gqsa": Method("GQSA as published: int4 in groups of 16, some dropped", _group_sparse("gqsa")),
     "sparse": Method("the same by our recipe `sparse`", _group_sparse("sparse")),
-    "ensemble": Method("what `spq compress --target-size` does by itself", _ensemble),
+    "ensemble-no-recover": Method("`--target-size` with `--no-recover`", _ensemble(False)),
+    "ensemble": Method(
+        "what `--target-size` does by itself, distillation included", _ensemble(True)
+    ),
 }

@@ -38,6 +38,7 @@ class Settings:
         context: tokens per window of a text.
         stride: from one window's start to the next.
         limit: the most windows or documents per task; None for all.
+        windows: the most windows per text; None for `limit`.
         seed: of everything random.
         dtype: of the weights and the arithmetic; `auto` is the checkpoint's own.
         device: None is the CPU.
@@ -48,6 +49,7 @@ class Settings:
     context: int = 1024
     stride: int = 1024
     limit: int | None = None
+    windows: int | None = None
     seed: int = 0
     dtype: str = "auto"
     device: str | None = None
@@ -98,7 +100,7 @@ class _Runner:
         name = cell_name(method, target)
         candidate = self._nearest(method, target)
         recipe = self._recipe(candidate)
-        described = None if recipe is None else recipe.to_dict()
+        described = recipe.to_dict()
         key = digest([self.dense.digest, versions(), asdict(self.settings), described, target])
         known = read_cell(self.out / CELLS, name, key)
         if known is not None:
@@ -111,7 +113,7 @@ class _Runner:
             counted=candidate.counted,
             recipe=described,
             seed=self.settings.seed,
-            commands=self._commands(name, recipe, target),
+            commands=self._commands(name),
             machine=machine(),
             key=key,
         )
@@ -120,9 +122,8 @@ class _Runner:
         else:
             logger.info("%s", name)
             self._measure(cell, recipe)
-        if recipe is not None:
-            text = yaml.safe_dump(described, sort_keys=False)
-            write_text(self.out / CELLS / f"{name}.yaml", text)
+        text = yaml.safe_dump(described, sort_keys=False)
+        write_text(self.out / CELLS / f"{name}.yaml", text)
         write_text(self.out / CELLS / f"{name}.json", cell.model_dump_json(indent=1))
         return cell
 
@@ -131,15 +132,13 @@ class _Runner:
         candidates = METHODS[method].candidates(self.held, size)
         return min(candidates, key=lambda candidate: abs(candidate.bytes - size))
 
-    def _recipe(self, candidate: Candidate) -> Recipe | None:
+    def _recipe(self, candidate: Candidate) -> Recipe:
         """With the calibration that all methods share."""
-        if candidate.stages is None:
-            return None
         shared = load_recipe("default").calibration.model_dump()
         shared |= {"source": self.settings.calibration}
         return Recipe.from_dict({"calibration": shared, "stages": candidate.stages})
 
-    def _measure(self, cell: Cell, recipe: Recipe | None) -> None:
+    def _measure(self, cell: Cell, recipe: Recipe) -> None:
         """Compress into a scratch directory, and measure what loads from there."""
         with tempfile.TemporaryDirectory(prefix="spq-compare-") as scratch:
             started = time.perf_counter()
@@ -148,8 +147,6 @@ class _Runner:
                     self.model,
                     Path(scratch) / "out",
                     recipe=recipe,
-                    target_size=cell.target if recipe is None else None,
-                    calibration=self.settings.calibration,
                     seed=self.settings.seed,
                     dtype=self.settings.dtype,
                     device=self.settings.device,
@@ -178,6 +175,7 @@ class _Runner:
                 context=options.context,
                 stride=options.stride,
                 limit=options.limit,
+                windows=options.windows,
                 reference=self.dense,
                 fingerprints=manifest.fingerprints,
                 journal=journal,
@@ -185,18 +183,18 @@ class _Runner:
             for task in options.tasks
         ]
 
-    def _commands(self, name: str, recipe: Recipe | None, target: int | None) -> list[str]:
+    def _commands(self, name: str) -> list[str]:
         options = self.settings
         shared: list[Any] = [] if options.dtype == "auto" else ["--dtype", options.dtype]
         shared += ["--device", options.device] if options.device else []
-        chosen = ["--target-size", target] if recipe is None else ["--recipe", f"{name}.yaml"]
-        limit = [] if options.limit is None else ["--limit", options.limit]
-        calibration = ["--calibration", options.calibration, "--seed", options.seed]
+        limits = [] if options.limit is None else ["--limit", options.limit]
+        limits += [] if options.windows is None else ["--windows", options.windows]
+        recipe = ["--recipe", f"{name}.yaml", "--seed", options.seed]
         windows = ["--context", options.context, "--stride", options.stride]
         tasks = ["--tasks", ",".join(options.tasks), "--against", self.model]
         return [
-            command("spq", "compress", self.model, name, *chosen, *calibration, *shared),
-            command("spq", "eval", name, *tasks, *windows, *limit, *shared),
+            command("spq", "compress", self.model, name, *recipe, *shared),
+            command("spq", "eval", name, *tasks, *windows, *limits, *shared),
         ]
 
 

@@ -77,6 +77,7 @@ def evaluate(
     context: int = 1024,
     stride: int | None = None,
     limit: int | None = None,
+    windows: int | None = None,
     chat: bool = False,
     seed: int = FEW_SHOT_SEED,
     reference: Reference | None = None,
@@ -93,6 +94,7 @@ def evaluate(
         context: tokens per window of a text.
         stride: from one window's start to the next; None for `context`.
         limit: the most windows or documents to score, from the start; None for all.
+        windows: the most windows, where a text should not have the documents' limit.
         chat: put a benchmark's prompts in the tokenizer's chat template.
         seed: of the draw of few-shot examples.
         reference: measure the agreement with this model too, on a text.
@@ -119,7 +121,7 @@ def evaluate(
             ids,
             context,
             stride=stride,
-            limit=limit,
+            limit=limit if windows is None else windows,
             reference=reference,
             journal=journal,
             description=name,
