@@ -60,7 +60,7 @@ def make(folder: Path, name: str) -> None:
     if peer.without_dependencies:
         pip(python, peer, "--no-deps", *peer.without_dependencies)
     imported = subprocess.run(
-        [str(python), "-c", f"import {peer.imports}"], capture_output=True, text=True, timeout=300
+        [str(python), "-c", f"import {peer.imports}"], capture_output=True, text=True, timeout=900
     )
     if imported.returncode:
         last = (imported.stderr.strip().splitlines() or [f"exit status {imported.returncode}"])[-1]

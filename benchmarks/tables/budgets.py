@@ -21,7 +21,8 @@ calibration pays for its gradients and prices; "load" is what ran on the machine
 
 {table(HEADER, [_row(row) for row in stored["rows"]])}
 
-"Default without ..." is the recipe `default` with one ingredient off (`--without`).
+"Default without ..." is the recipe `default` with one ingredient off (`--without`); "with learned
+rounding" has `reconstruction: {{steps: 100}}` in its stage `budget` (`--recipe`, `--label`).
 """
 
 
