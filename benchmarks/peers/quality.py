@@ -1,14 +1,16 @@
-"""What other 4-bit methods make of the same model; writes benchmarks/results/peers_quality.json.
+"""What other 4-bit methods make of the same model, and ours; writes results/peers_quality.json.
 
     SPQ_DATA_DIR=... python benchmarks/peers/quality.py [--only NAME ...] [--folder DIR]
 
 Every method gets the same 48 windows of 512 tokens, drawn as `spq compress` draws them, and rounds
 the decoder's linear layers to symmetric int4 in groups of 64; embedding and norms are untouched.
-It runs in the environment that setup.py made for it, on the model in its own dtype, and leaves its
-weights, dequantised, as a plain checkpoint. Those are scored as in benchmarks/sizes.py: perplexity
+A peer runs in the environment that setup.py made for it, on the model in its own dtype, and leaves
+its weights, dequantised, as a plain checkpoint; SPQ's own rows are `spq.compress` with a recipe of
+one stage, in this process. All are scored as in benchmarks/sizes.py: perplexity
 over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of C4, model in float32;
-Δ = ln(ppl / dense ppl). Seconds are those of the method alone, without loading and saving. Results
-are stored one by one, so that one can be measured again. Also prints the table.
+Δ = ln(ppl / dense ppl). Seconds are those of a
+peer's method alone, without loading and saving, and of all of `spq.compress`. Results are stored one
+by one, so that one can be measured again, with the table as peers_quality.md beside them.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from spq.calibration import draw_windows
 from spq.data import encode, load_text
 from spq.evaluation import perplexity
 from spq.integrations.source import load_model
+from spq.recipe import Recipe
 
 RESULTS = Path(__file__).parents[1] / "results" / "peers_quality.json"
 WORKERS = Path(__file__).parent / "workers"
@@ -45,6 +48,13 @@ METHODS = {
     "llm-compressor, to nearest": ("llm-compressor", "with_llm_compressor.py", "rtn"),
     "llm-compressor, GPTQ": ("llm-compressor", "with_llm_compressor.py", "gptq"),
     "AutoRound, 100 iterations": ("auto-round", "with_auto_round.py", "100"),
+}
+# Ours -> what the stage `budget` has beside 4-bit linears in groups of 64 and a dense embedding.
+OURS: dict[str, dict] = {
+    "SPQ, to nearest": {"rounding": "nearest", "token_power": 0},
+    "SPQ, GPTQ as published": {"token_power": 0},
+    "SPQ, weighted GPTQ": {},
+    "SPQ, weighted GPTQ, learned rounding": {"reconstruction": {"steps": 100}},
 }
 
 
@@ -96,7 +106,24 @@ def measure(method: str, folder: Path, scratch: Path, windows: Path) -> dict:
         check=True,
         cwd=scratch,
     )
-    return json.loads(record.read_text()) | {
+    return json.loads(record.read_text()) | conditions()
+
+
+def measure_ours(method: str, scratch: Path) -> dict:
+    """Compress with the recipe of one of OURS."""
+    stage = {"bits": [4], "embedding_bits": [16], "group_sizes": [GROUP], **OURS[method]}
+    windows = {"windows": CALIBRATION_WINDOWS, "context": CALIBRATION_CONTEXT}
+    recipe = Recipe.from_dict({"calibration": windows, "stages": [{"budget": stage}]})
+    started = time.perf_counter()
+    spq.compress(scratch / "dense", scratch / "out", recipe=recipe, calibration=CALIBRATION, seed=0)
+    return {
+        "seconds": time.perf_counter() - started,
+        "versions": {"spq": spq.__version__},
+    } | conditions()
+
+
+def conditions() -> dict:
+    return {
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "measured": time.strftime("%Y-%m-%d"),
@@ -109,12 +136,17 @@ def table(stored: dict) -> str:
         if "reason" in row:
             rows.append(f"| {method} | not measured: {row['reason']} | | | |")
             continue
-        delta, version = row["delta"], row["versions"][METHODS[method][0]]
+        delta, (environment, *_) = row["delta"], METHODS.get(method, ("spq",))
+        version = row["versions"][environment]
         rows.append(
             f"| {method} | {version} | {delta['wikitext2']:.4f} | {delta['c4']:.4f} "
             f"| {row['seconds']:.0f} s, {row['threads']} |"
         )
+    about = stored["machine"]
     return (
+        f"SmolLM2-135M-Instruct on {about['cpu']}; calibrated on {CALIBRATION_WINDOWS} windows of "
+        f"{CALIBRATION_CONTEXT} tokens of {CALIBRATION}; Δ as in [byte budgets](#byte-budgets). "
+        f"Written by `{stored['command']}`.\n\n"
         "| method, symmetric int4 in groups of 64, embedding untouched | version "
         "| Δ WikiText-2 | Δ C4 | time, threads |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
@@ -126,15 +158,20 @@ def store(fields: dict, method: str, row: dict) -> dict:
     stored |= fields
     stored["methods"][method] = row
     RESULTS.parent.mkdir(exist_ok=True)
-    partial = RESULTS.with_suffix(".partial")
-    partial.write_text(json.dumps(stored, indent=1) + "\n")
-    partial.replace(RESULTS)
+    for file, text in (
+        (RESULTS, json.dumps(stored, indent=1) + "\n"),
+        (RESULTS.with_suffix(".md"), table(stored)),
+    ):
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text(text)
+        partial.replace(file)
     return stored
 
 
 def main() -> None:
+    names = [*METHODS, *OURS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--only", nargs="*", default=names, choices=names)
     parser.add_argument("--folder", type=Path, default=default_folder())
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
@@ -149,13 +186,17 @@ def main() -> None:
             "dense": {task: math.exp(nll) for task, nll in base.items()},
         }
         for method in arguments.only:
-            reason = outcome(folder, METHODS[method][0])
+            reason = None if method in OURS else outcome(folder, METHODS[method][0])
             if reason is not None:
                 row = {"reason": reason}
             else:
-                row = measure(method, folder, scratch, windows)
+                if method in OURS:
+                    row = measure_ours(method, scratch)
+                else:
+                    row = measure(method, folder, scratch, windows)
                 rounded = load_model(scratch / "out", dtype=torch.float32).model
-                check_grid(rounded, reference)
+                if method in METHODS:
+                    check_grid(rounded, reference)
                 nll = scores(rounded, tokens)
                 row |= {
                     "perplexity": {task: math.exp(value) for task, value in nll.items()},
