@@ -8,9 +8,9 @@ A peer runs in the environment that setup.py made for it, on the model in its ow
 its weights, dequantised, as a plain checkpoint; SPQ's own rows are `spq.compress` with a recipe of
 one stage, in this process. All are scored as in benchmarks/sizes.py: perplexity
 over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of C4, model in float32;
-Δ = ln(ppl / dense ppl). Seconds are those of a
-peer's method alone, without loading and saving, and of all of `spq.compress`. Results are stored one
-by one, so that one can be measured again, with the table as peers_quality.md beside them.
+Δ = ln(ppl / dense ppl). Seconds are those of a peer's method alone, without loading and saving, and
+of all of `spq.compress`. Results are stored one by one, so that one can be measured again, with the
+table as peers_quality.md beside them.
 """
 
 import argparse
