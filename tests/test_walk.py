@@ -4,7 +4,7 @@ from torch import Tensor
 
 from spq.families import supported
 from spq.view import ModelView
-from spq.walk import CHUNK, Walk
+from spq.walk import CHUNK, Walk, replace_layer_by_layer
 from tests.helpers import tiny_model
 
 CONTEXT = 24
@@ -183,3 +183,25 @@ def test_no_hook_is_left_behind_when_the_observer_fails():
         walk.advance(ModelView(model).layers[0], fail)
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ["llama", "opt"])
+def test_layers_are_replaced_by_the_second_moment_of_what_enters_them(model_type, dtype):
+    model, windows = made(model_type).to(dtype), random_windows(CHUNK + 2)
+    view = ModelView(model)
+    inputs, found = linear_inputs(model, windows), {}
+
+    def keep(named, moment):
+        found[named.name] = moment
+        return named.module
+
+    wanted = {
+        named.name for named in view.leaves(("attention", "mlp")) if "v_proj" not in named.name
+    }
+    replace_layer_by_layer(view, windows, wanted, keep, "test")
+    assert set(found) == wanted
+    for name, moment in found.items():
+        rows = inputs[name].flatten(0, -2).double()
+        expected = rows.T @ rows / len(rows)
+        torch.testing.assert_close(moment.double(), expected, rtol=1e-5, atol=1e-5)

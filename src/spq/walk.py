@@ -1,12 +1,14 @@
 """The decoder one layer at a time, over calibration windows, in the memory of one layer."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spq.kernels.gram import add_gram
+from spq.numerics.gram import complete_gram
 from spq.progress import track
 from spq.view import LayerView, ModelView, Named
 
@@ -131,22 +133,43 @@ def replace_layer_by_layer(
     walk = Walk(view, windows)
     for layer in track(view.layers, description):
         wanted = [named for named in layer.leaves if named.name in names]
-        sums = {named.name: _zeros(named) for named in wanted}
-
-        def add(name: str, _: slice, x: Tensor, sums: dict[str, Tensor] = sums) -> None:
-            if name in sums:
-                rows = x.flatten(0, -2).float()
-                sums[name].addmm_(rows.T, rows)
-
-        walk.observe(layer, add)
+        moments = _Moments(named.name for named in wanted)
+        walk.observe(layer, moments.add)
         for named in wanted:
-            view.replace(named.name, made(named, sums.pop(named.name) / windows.numel()))
+            view.replace(named.name, made(named, moments.mean(named.name)))
         walk.advance(layer)
 
 
-def _zeros(named: Named) -> Tensor:
-    width = named.module.in_features
-    return torch.zeros(width, width, device=named.module.weight.device)
+class _Moments:
+    """E[x xᵀ] of what enters linear layers; those that read the same tensor share one sum."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._wanted = set(names)
+        self._owners: dict[str, str] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._rows: dict[str, int] = {}
+        self._last: tuple[Tensor | None, str] = (None, "")
+
+    def add(self, name: str, _: slice, x: Tensor) -> None:
+        """Count some windows, as an `Observe`."""
+        if name not in self._wanted:
+            return
+        tensor, owner = self._last
+        owner = self._owners.setdefault(name, owner if x is tensor else name)
+        self._last = x, owner
+        if owner != name:
+            return
+        rows = x.flatten(0, -2)
+        if name not in self._sums:
+            self._sums[name] = torch.zeros(rows.shape[1], rows.shape[1], device=x.device)
+            self._rows[name] = 0
+        add_gram(self._sums[name], rows, torch.ones(len(rows), device=x.device))
+        self._rows[name] += len(rows)
+
+    def mean(self, name: str) -> Tensor:
+        """Float32 [in, in]."""
+        owner = self._owners[name]
+        return complete_gram(self._sums[owner]) / self._rows[owner]
 
 
 class _Now:
