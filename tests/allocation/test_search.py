@@ -6,10 +6,11 @@ import pytest
 import torch
 from tests.helpers import calibrated, tiny_model
 
+from spq.allocation.menu import Menu
 from spq.allocation.metrics import outer_metric, split
-from spq.allocation.pricing import Menu, Part, Unit
 from spq.allocation.search import Search, alternatives
 from spq.allocation.storage import Option
+from spq.allocation.units import Part, Unit
 from spq.errors import SpqError
 from spq.numerics.knapsack import RELATIVE_GAP, choose, smallest, worth_of_a_byte
 from spq.view import ModelView

@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from spq.allocation.pricing import Part, Unit, stored_bytes
+from spq.allocation.menu import stored_bytes
 from spq.allocation.search import Search, priced_weights
 from spq.allocation.shapes import Shape
 from spq.allocation.storage import Option
+from spq.allocation.units import Part, Unit
 from spq.cache import cache_directory, drop_old_files, work_key, write_tensors
 from spq.view import Named
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from spq.allocation.menu import Menu
 from spq.allocation.metrics import Weighting, layer_metrics, outer_metric, split
-from spq.allocation.pricing import Menu, Pricer, Unit
+from spq.allocation.pricing import Pricer
 from spq.allocation.shapes import Shape, shapes
+from spq.allocation.units import Unit
 from spq.calibration import Statistics
 from spq.numerics.knapsack import Alternative, smallest, worth_of_a_byte
 from spq.progress import track

@@ -7,10 +7,11 @@ import torch
 from pydantic import Field
 
 from spq.allocation.apply import apply_changes
+from spq.allocation.menu import Menu, stored_bytes
 from spq.allocation.price_cache import cached_units
-from spq.allocation.pricing import Menu, Unit, stored_bytes
 from spq.allocation.search import Search, alternatives, dense_weights, priced_weights
 from spq.allocation.storage import Rounding
+from spq.allocation.units import Unit
 from spq.calibration import Statistics
 from spq.errors import SpqError
 from spq.modules.ops import module_bytes
