@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from compress import CONTEXT, WINDOWS, machine
 from environments import default_folder, outcome, python_of
+from results import write_results
 
 import spq
 from spq.calibration import draw_windows
@@ -157,14 +158,7 @@ def store(fields: dict, method: str, row: dict) -> dict:
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"methods": {}}
     stored |= fields
     stored["methods"][method] = row
-    RESULTS.parent.mkdir(exist_ok=True)
-    for file, text in (
-        (RESULTS, json.dumps(stored, indent=1) + "\n"),
-        (RESULTS.with_suffix(".md"), table(stored)),
-    ):
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(text)
-        partial.replace(file)
+    write_results(RESULTS, stored, table(stored))
     return stored
 
 

@@ -29,6 +29,7 @@ from compress import machine
 from engines import ENGINES, Failed, Worker, settings
 from environments import default_folder
 from models import make_models
+from results import write_results
 
 from spq.data import encode, load_text
 from spq.evaluation.speed import Spread
@@ -170,14 +171,7 @@ def main() -> None:
     # Measured on both sides of the timings; the better one is the limit.
     limits["read_bandwidth"] = max(limits["read_bandwidth"], read_bandwidth())
     found["limits"] = limits
-    RESULTS.parent.mkdir(exist_ok=True)
-    for file, text in (
-        (RESULTS, json.dumps(found, indent=1) + "\n"),
-        (RESULTS.with_suffix(".md"), table(found)),
-    ):
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(text)
-        partial.replace(file)
+    write_results(RESULTS, found, table(found))
     print(table(found), flush=True)
 
 
