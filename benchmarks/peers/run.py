@@ -12,7 +12,6 @@ Models made once (the GGUF files, the GPTQ checkpoint, ours) are kept in DIR/mod
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys

@@ -39,7 +39,9 @@ SPARSITY = {
         }
     ],
 }
-CELL = Cell(method="gptq", target=90, status="skipped", reason="too small", seed=0, key="")
+CELL = Cell(
+    method="gptq", target=90, status="skipped", reason="too small", recipe={}, seed=0, key=""
+)
 
 
 def test_the_committed_pages_are_what_the_command_writes():
