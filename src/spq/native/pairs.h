@@ -40,9 +40,7 @@ constexpr int64_t BLOCK = 128;
 
 static inline int64_t block_count_of(int64_t columns) { return (columns + BLOCK - 1) / BLOCK; }
 
-static inline int64_t padded_columns(int64_t columns) { return block_count_of(columns) * BLOCK; }
-
-// Room for a block's numbers and, where it has one, their float32 scale.
+// Room for a block's numbers and for what goes with them: a float32 scale, or what sums start with.
 static inline int64_t arranged_size(int64_t columns) {
-  return block_count_of(columns) * (BLOCK + 2);
+  return block_count_of(columns) * (BLOCK + 32);
 }
