@@ -240,18 +240,23 @@ void dequantize(const Matrix& w, int64_t first, int64_t last, void* out, int32_t
   }
 }
 
-// e^x within 2 ulp for |x| < 87, in a form that compilers turn into vector code.
+// e^x within 2 ulp for |x| < 87, and e^±87 beyond. Whole numbers decide, not floats: compilers would
+// make branches of those, and no vector code.
 inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : (x > 87.0f ? 87.0f : x);
-  const int32_t n = (int32_t)(x * 1.44269504f + (x < 0 ? -0.5f : 0.5f));
-  const float r = (x - (float)n * 0.693359375f) + (float)n * 2.12194440e-4f;
+  const uint32_t sign = bits_from_float(x) & 0x80000000u, size = bits_from_float(x) ^ sign;
+  const uint32_t largest = 0x42ae0000u;  // 87
+  const float held = float_from_bits((size < largest ? size : largest) | sign);
+  const int32_t n = (int32_t)(held * 1.44269504f + float_from_bits(0x3f000000u | sign));
+  const float r = (held - (float)n * 0.693359375f) + (float)n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  return (p * r * r + r + 1.0f) * float_from_bits((uint32_t)(n + 127) << 23);
+  const float found = (p * r * r + r + 1.0f) * float_from_bits((uint32_t)(n + 127) << 23);
+  const uint32_t nan = size > 0x7f800000u ? ~0u : 0u;
+  return float_from_bits(bits_from_float(found) | nan);
 }
 
 inline void gated(float* gate, const float* up, int64_t size) {
