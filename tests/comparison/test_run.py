@@ -84,6 +84,16 @@ def test_a_run_that_was_stopped_goes_on(wide, settings, tmp_path, monkeypatch):
     assert len(runs) == 4  # other settings are another cell
 
 
+def test_cells_of_earlier_runs_stay_in_the_table(wide, settings, tmp_path):
+    model, _ = wide
+    (first,) = compare(model, tmp_path / "out", ["dense"], [], settings)
+    cells = compare(model, tmp_path / "out", ["int8"], [], settings)
+    assert [cell.method for cell in cells] == ["int8", "dense"]
+    assert cells[1] == first
+    (alone,) = compare(model, tmp_path / "out", ["int8"], [], replace(settings, limit=1))
+    assert alone.method == "int8"
+
+
 def test_a_damaged_cell_is_measured_again(wide, settings, tmp_path):
     model, _ = wide
     (cell,) = compare(model, tmp_path / "out", ["dense"], [], settings)

@@ -87,13 +87,12 @@ def cell_name(method: str, target: int | None) -> str:
     return f"{method.replace(':', '')}@{size}"
 
 
-def read_cell(directory: Path, name: str, key: str) -> Cell | None:
-    """A cell measured earlier with the same key, or None."""
+def read_cell(directory: Path, name: str) -> Cell | None:
+    """A cell measured earlier; None where there is none, or a damaged one."""
     try:
-        cell = Cell.model_validate_json((directory / f"{name}.json").read_bytes())
+        return Cell.model_validate_json((directory / f"{name}.json").read_bytes())
     except (OSError, ValidationError):
         return None
-    return cell if cell.key == key else None
 
 
 def command(*parts: object) -> str:

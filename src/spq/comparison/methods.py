@@ -236,7 +236,7 @@ METHODS = {
     "svd": Method("plain SVD, every layer at one share of its size", _factorized(False)),
     "svd-llm": Method("the same in the metric of the inputs (SVD-LLM)", _factorized(True)),
     "prune": Method("MLP neurons of the weakest activations gone", _pruned),
-    "int4": Method("int4 to nearest, groups of 32, 64 or 128", _int4("nearest")),
+    "int4": Method("int4 to nearest at searched scales, groups of 32, 64 or 128", _int4("nearest")),
     "gptq": Method("int4 by GPTQ, groups of 32, 64 or 128", _int4("gptq")),
     "wanda": Method("unstructured sparsity by Wanda", _sparse("wanda", False)),
     "sparsegpt": Method("unstructured sparsity by SparseGPT", _sparse("sparsegpt", False)),

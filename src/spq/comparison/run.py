@@ -68,7 +68,8 @@ def compare(
         settings: of all cells.
 
     Returns:
-        the cells, methods with a size of their own first.
+        the cells, methods with a size of their own first; then others that earlier runs with the
+        same settings left.
 
     Raises:
         SpqError: an unknown task or missing data, or a model that cannot be compared.
@@ -84,7 +85,8 @@ def compare(
     (out / CELLS).mkdir(parents=True, exist_ok=True)
     pairs: list[tuple[str, int | None]] = [(m, None) for m in methods if not METHODS[m].sized]
     pairs += [(m, size) for size in sizes for m in methods if METHODS[m].sized]
-    return [runner.cell(method, target) for method, target in pairs]
+    asked = [runner.cell(method, target) for method, target in pairs]
+    return asked + runner.others(asked)
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,9 @@ class _Runner:
         candidate = self._nearest(method, target)
         recipe = self._recipe(candidate)
         described = recipe.to_dict()
-        key = digest([self.dense.digest, versions(), asdict(self.settings), described, target])
-        known = read_cell(self.out / CELLS, name, key)
-        if known is not None:
+        key = self._key(described, target)
+        known = read_cell(self.out / CELLS, name)
+        if known is not None and known.key == key:
             logger.info("%s was measured before", name)
             return known
         cell = Cell(
@@ -126,6 +128,18 @@ class _Runner:
         write_text(self.out / CELLS / f"{name}.yaml", text)
         write_text(self.out / CELLS / f"{name}.json", cell.model_dump_json(indent=1))
         return cell
+
+    def others(self, asked: list[Cell]) -> list[Cell]:
+        """Cells of other methods and sizes that lie in the directory."""
+        directory, names = self.out / CELLS, {cell.name for cell in asked}
+        files = (file.stem for file in sorted(directory.glob("*.json")))
+        found = [read_cell(directory, name) for name in files if name not in names]
+        return [cell for cell in found if cell and cell.key == self._key(cell.recipe, cell.target)]
+
+    def _key(self, recipe: dict[str, Any], target: int | None) -> str:
+        """Hash of everything that decides a cell's result."""
+        shared = [self.dense.digest, versions(), asdict(self.settings)]
+        return digest([*shared, recipe, target])
 
     def _nearest(self, method: str, target: int | None) -> Candidate:
         size = self.held.dense if target is None else target
