@@ -48,6 +48,19 @@ def test_it_can_be_pickled_and_is_optimised_on_the_other_side(kind, steps, tmp_p
         assert torch.equal(generate(other, new=8), expected) and len(steps) == 7
 
 
+@needs_library
+@pytest.mark.parametrize("factor", [1e4, -1e4, float("nan")])
+def test_gates_beyond_the_range_of_an_exponential(factor, steps):
+    """What overflows e^x saturates, and what is not a number is not hidden."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[0].mlp.gate_proj.weight.mul_(factor)
+    options = {"new": 3, "output_logits": True, "return_dict_in_generate": True}
+    expected, found = (generate(m, **options).logits[-1] for m in (model, fast(model)))
+    assert len(steps) == 2 and bool(expected.isnan().all()) == (factor != factor)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", ["int8", "pruned", "low_rank", "paper"])
 def test_the_same_tokens_for_every_kind_of_layer(kind, tied, steps):

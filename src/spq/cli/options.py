@@ -25,7 +25,7 @@ def _present_device(value: str | None) -> str | None:
     if value is not None:
         try:
             torch.empty(1, device=value).item()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, AssertionError) as error:
             reason = str(error).strip().split("\n")[0]
             raise SpqError(f"--device {value!r} cannot be used here: {reason}") from None
     return value

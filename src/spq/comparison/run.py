@@ -130,11 +130,12 @@ class _Runner:
         return cell
 
     def others(self, asked: list[Cell]) -> list[Cell]:
-        """Cells of other methods and sizes that lie in the directory."""
-        directory, names = self.out / CELLS, {cell.name for cell in asked}
-        files = (file.stem for file in sorted(directory.glob("*.json")))
-        found = [read_cell(directory, name) for name in files if name not in names]
-        return [cell for cell in found if cell and cell.key == self._key(cell.recipe, cell.target)]
+        """Cells of other methods and sizes that lie in the directory, by name."""
+        directory = self.out / CELLS
+        names = {file.stem for file in directory.glob("*.json")} - {cell.name for cell in asked}
+        found = [read_cell(directory, name) for name in sorted(names)]
+        known = [cell for cell in found if cell is not None and cell.method in METHODS]
+        return [cell for cell in known if cell.key == self._key(cell.recipe, cell.target)]
 
     def _key(self, recipe: dict[str, Any], target: int | None) -> str:
         """Hash of everything that decides a cell's result."""

@@ -17,18 +17,15 @@
 
 namespace {
 
-// Numbers behind a block's: what the sums of an input start with, sixteen in float32.
-constexpr int64_t STARTS = 32;
-
 // A block of all inputs stands together: rows at distances of a large power of two would evict each
 // other from the cache. Within it, four times 32 columns of every input, then the starts of each.
 inline uint16_t* block_of(const uint16_t* x, int64_t block, int64_t count) {
-  return (uint16_t*)x + block * (BLOCK + STARTS) * count;
+  return (uint16_t*)x + block * (BLOCK + BEHIND) * count;
 }
 
 inline int64_t quarter_of(int64_t m, int64_t i, int64_t count) { return 32 * (i * count + m); }
 
-inline int64_t starts_of(int64_t m, int64_t count) { return BLOCK * count + STARTS * m; }
+inline int64_t starts_of(int64_t m, int64_t count) { return BLOCK * count + BEHIND * m; }
 
 inline __m512bh load_pairs(const uint16_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
 

@@ -40,7 +40,10 @@ constexpr int64_t BLOCK = 128;
 
 static inline int64_t block_count_of(int64_t columns) { return (columns + BLOCK - 1) / BLOCK; }
 
-// Room for a block's numbers and for what goes with them: a float32 scale, or what sums start with.
+// Room behind a block's numbers for what goes with them: a float32 scale, or what sixteen sums start
+// with.
+constexpr int64_t BEHIND = 32;
+
 static inline int64_t arranged_size(int64_t columns) {
-  return block_count_of(columns) * (BLOCK + 32);
+  return block_count_of(columns) * (BLOCK + BEHIND);
 }
