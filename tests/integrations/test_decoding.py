@@ -165,17 +165,10 @@ def test_a_sliding_window_hides_what_is_behind_it(steps):
 
 
 FALLBACKS = {
-    "beams": {"num_beams": 2},
-    "several": {"num_return_sequences": 2, "do_sample": True, "top_k": 1},
     "no_cache": {"use_cache": False},
     "static_cache": {"cache_implementation": "static", "disable_compile": True},
     "hidden_states": {"output_hidden_states": True, "return_dict_in_generate": True},
     "attentions": {"output_attentions": True, "return_dict_in_generate": True},
-    "batch": {"prompt": torch.arange(5, 21).view(2, 8)},
-    "left_padding": {
-        "prompt": torch.tensor([[2, 2, 5, 6]]),
-        "attention_mask": torch.tensor([[0, 0, 1, 1]]),
-    },
 }
 
 

@@ -1,4 +1,4 @@
-"""Decoding one token at a time in one native call, inside transformers' own `generate`."""
+"""Decoding a token of every sequence in one native call, inside transformers' own `generate`."""
 
 import logging
 from typing import Any
@@ -11,8 +11,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from spq.errors import SpqError
 from spq.integrations.decoder_program import Unsuitable, build, rotary_table
-from spq.integrations.growing_cache import GrowingLayer
-from spq.native.decoder import Program
+from spq.integrations.growing_cache import Growing, GrowingLayer
+from spq.native.decoder import MOST_SEQUENCES, Program
 
 logger = logging.getLogger(__name__)
 
@@ -37,45 +37,57 @@ class Session:
         """Forget the decoder: the model or the cache may have changed."""
         self.program, self.refused = None, False
 
-    def step(self, model: PreTrainedModel, layers: list[GrowingLayer], token: int) -> Tensor | None:
-        """Logits [vocabulary] of the token after `token`, or None where the model must do it."""
+    def step(
+        self, model: PreTrainedModel, layers: list[GrowingLayer], sequences: Tensor
+    ) -> Tensor | None:
+        """One more token of each sequence, or None where the model must do it.
+
+        Args:
+            model: that decodes.
+            layers: of its cache.
+            sequences: as `one_more` gives them.
+
+        Returns:
+            logits [sequences, vocabulary].
+        """
         if self.refused:
             return None
         position = layers[0].get_seq_length()
-        if self.program is None or position >= self.program.decoder.capacity:
-            try:
-                self._prepare(model, layers, position)
-            except Unsuitable as reason:
-                logger.info("this token is decoded in plain transformers: %s", reason)
-                self.refused = True
-                return None
-        assert self.program is not None
-        if not 0 <= token < self.program.decoder.embedding.rows:
+        held = [growing for layer in layers for growing in layer.held or ()]
+        try:
+            program = self._ready(model, held, position)
+        except Unsuitable as reason:
+            logger.info("this step is decoded in plain transformers: %s", reason)
+            self.refused = True
             return None
-        logits = self.program.step(token, position)
-        for layer in layers:
-            assert layer.held is not None
-            for growing in layer.held:
-                growing.length += 1
+        least, most = (found.tolist() for found in sequences.aminmax(dim=0))
+        known = min(least) >= 0 and most[0] < program.decoder.embedding.rows
+        if not known or most[1] > position or len(sequences) != program.decoder.count:
+            return None
+        logits = program.step(sequences, position)
+        for growing in held:
+            growing.length += 1
         return logits
 
-    def _prepare(self, model: PreTrainedModel, layers: list[GrowingLayer], position: int) -> None:
-        if self.program is None:
-            self.program = build(model)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        for index, layer in enumerate(layers):
-            if layer.held is None or any(growing.length != position for growing in layer.held):
-                raise Unsuitable("the cache is not filled evenly")
-            for growing, buffers in zip(layer.held, (keys, values), strict=True):
-                growing.reserve(position + 1)
-                buffers.append(growing.buffer)
-                if not self.program.takes(index, growing.buffer):
-                    raise Unsuitable("the cache has another shape or dtype than the model's")
-        capacity = min(buffer.shape[2] for buffer in keys + values)
-        if any(buffer.shape[2] != capacity for buffer in keys + values):
-            raise Unsuitable("the cache has different room in different layers")
-        self.program.use_cache(keys, values, *rotary_table(model, capacity))
+    def _ready(self, model: PreTrainedModel, held: list[Growing], position: int) -> Program:
+        program = self.program = self.program or build(model)
+        if len(held) != 2 * program.decoder.layer_count:
+            raise Unsuitable("the cache has another number of layers than the model")
+        if any(growing.length != position for growing in held):
+            raise Unsuitable("the cache is not filled evenly")
+        # It is another one after it has grown, and after its sequences were put in another order.
+        cache = [growing.buffer for growing in held]
+        if position < program.decoder.capacity and program.uses(cache):
+            return program
+        for growing in held:
+            growing.reserve(position + 1)
+        cache = [growing.buffer for growing in held]
+        if not program.takes(cache):
+            raise Unsuitable("the cache has another shape or dtype than the model's")
+        program.use_cache(cache)
+        if program.angles < program.decoder.capacity:
+            program.use_rotary(*rotary_table(model, program.decoder.capacity))
+        return program
 
 
 class NativeDecoding(PreTrainedModel):
@@ -93,7 +105,7 @@ class NativeDecoding(PreTrainedModel):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
-        """As the model's own, which does whatever is not one more token of one sequence."""
+        """As the model's own, which does whatever is not one more token of each sequence."""
         if input_ids is not None:
             _check(self, input_ids, past_key_values)
         plain = (
@@ -115,16 +127,19 @@ class NativeDecoding(PreTrainedModel):
         if layers:
             session: Session = layers[0].owner
             length = layers[0].get_seq_length()
-            if not plain and _one_more(input_ids, attention_mask, position_ids, length):
-                logits = session.step(self, layers, int(input_ids))  # type: ignore[arg-type]
+            sequences = None
+            if not plain and input_ids is not None:
+                sequences = one_more(input_ids, attention_mask, position_ids, length)
+            if sequences is not None:
+                logits = session.step(self, layers, sequences)
                 if logits is not None:
                     return CausalLMOutputWithPast(
-                        logits=logits[None, None],
+                        logits=logits[:, None],
                         past_key_values=past_key_values,
                     )
             else:
                 session.reset()
-        elif not plain and input_ids is not None and len(input_ids) == 1:
+        elif not plain and input_ids is not None and len(input_ids) <= MOST_SEQUENCES:
             past_key_values = _with_room(self, past_key_values, use_cache)
         return super().forward(
             input_ids=input_ids,
@@ -168,17 +183,42 @@ def _growing(past: Cache | None) -> list[GrowingLayer]:
     return [layer for layer in layers if isinstance(layer, GrowingLayer)]
 
 
-def _one_more(
-    input_ids: Tensor | None, mask: Tensor | None, position_ids: Tensor | None, length: int
-) -> bool:
-    """Whether this is one token behind `length` others, none of them masked."""
-    return (
-        length > 0
-        and input_ids is not None
-        and input_ids.shape == (1, 1)
-        and (position_ids is None or (position_ids.numel() == 1 and int(position_ids) == length))
-        and (mask is None or (mask.shape == (1, length + 1) and bool(mask.all())))
-    )
+def one_more(
+    input_ids: Tensor, mask: Tensor | None, position_ids: Tensor | None, length: int
+) -> Tensor | None:
+    """What the native step is told, where this is one token behind `length` positions of a cache.
+
+    Args:
+        input_ids: [sequences, 1], or this is something else.
+        mask: [sequences, length + 1] or None; padding may only stand on the left.
+        position_ids: [sequences or 1, 1] or None.
+        length: positions in the cache.
+
+    Returns:
+        int64 [sequences, 3]: the token, where it stands in its text, and the first position in the
+        cache that is not padding. None where the native step cannot tell.
+    """
+    count = len(input_ids)
+    if length == 0 or input_ids.shape != (count, 1) or count > MOST_SEQUENCES:
+        return None
+    sequences = torch.zeros(count, 3, dtype=torch.int64)
+    sequences[:, 0] = input_ids[:, 0]
+    if position_ids is None:
+        sequences[:, 1] = length
+    elif position_ids.shape in ((count, 1), (1, 1)):
+        sequences[:, 1] = position_ids[:, 0]
+    else:
+        return None
+    if mask is None:
+        return sequences
+    if mask.shape != (count, length + 1):
+        return None
+    seen = mask.bool()
+    if not seen.all():
+        if not (seen[:, -1].all() and (seen[:, :-1] <= seen[:, 1:]).all()):
+            return None
+        sequences[:, 2] = (~seen).sum(dim=1)
+    return sequences
 
 
 def _with_room(model: PreTrainedModel, past: Cache | None, use_cache: bool | None) -> Cache | None:
@@ -213,9 +253,9 @@ def _decoding(base: type[Any]) -> type[Any]:
 def optimize(model: PreTrainedModel) -> PreTrainedModel:
     """Let the model decode natively wherever it can; it stays the same object.
 
-    From then on one more token of a single sequence is computed in one native call. Prompts,
-    batches, masks with holes, gradients, hidden states and so on run in transformers as before. A
-    model that can never be decoded natively is left as it is, and the log says why.
+    From then on one more token of up to 16 sequences is computed in one native call. Prompts,
+    larger batches, masks with holes, gradients, hidden states and so on run in transformers as
+    before. A model that can never be decoded natively is left as it is, and the log says why.
     """
     if isinstance(model, NativeDecoding):
         return model

@@ -1,4 +1,5 @@
-// One token through a whole decoder of Llama's layout in one call, by threads that stay together.
+// One more token of each of some sequences through a whole decoder of Llama's layout in one call, by
+// threads that stay together.
 #include <algorithm>
 
 #include "kernels.h"
@@ -21,7 +22,7 @@ struct Layer {
   const float* mlp_norm;
   const float* query_norm;  // [head_width] or null
   const float* key_norm;
-  void* keys;  // the cache, [key_heads, capacity, head_width] of the model's type
+  void* keys;  // the cache, [count, key_heads, capacity, head_width] of the model's type
   void* values;
   int64_t query_heads;
   int64_t key_heads;
@@ -37,10 +38,19 @@ struct Decoder {
   int64_t hidden;
   int64_t head_width;
   int64_t capacity;
+  const float* cosine;  // of the rotary embedding, [angles, head_width]
+  const float* sine;
   float epsilon;
   float attention_scale;
   int32_t type;  // of the cache and the logits
-  int32_t unused;
+  int32_t count;  // sequences, at most SPARSE_BATCH
+};
+
+// What is told about a sequence for one step.
+struct Sequence {
+  int64_t token;
+  int64_t angle;  // row of the tables of the rotary embedding
+  int64_t first;  // position in the cache from which on it is seen; those before are padding
 };
 
 namespace {
@@ -89,32 +99,37 @@ int64_t carried_room(const Decoder& decoder) {
   return room;
 }
 
-// A vector that several matrices are multiplied with, in the forms that they read.
+// Vectors [count, columns] that several matrices are multiplied with, in the forms that they read.
 struct Input {
-  const float* exact;
-  uint16_t* rounded;          // room
-  bool as_is = false;         // `rounded` holds it in order,
-  const Pairs* by = nullptr;  // or as these arrange it
+  int64_t count;
+  float* room;
+  const float* exact = nullptr;
+  int64_t grouped = 0;        // `room` holds them in groups of this size and of this type,
+  int32_t type = FLOAT32;
+  const Pairs* by = nullptr;  // or as these arrange them
 
   void set(const float* x) {
     exact = x;
-    as_is = false;
+    grouped = 0;
     by = nullptr;
   }
 
   const uint16_t* arranged(const Pairs& pairs, int64_t columns) {
-    if (by != &pairs) pairs.arrange(exact, 1, columns, rounded);
-    as_is = false;
+    if (by != &pairs) pairs.arrange(exact, count, columns, (uint16_t*)room);
+    grouped = 0;
     by = &pairs;
-    return rounded;
+    return (const uint16_t*)room;
   }
 
-  const uint16_t* in_order(int64_t columns) {
-    const Matrix row = {exact, nullptr, nullptr, 1, columns, 0, FLOAT32, 0, 0, 0};
-    if (!as_is) kernels().dequantize(row, 0, 1, rounded, BFLOAT16);
-    as_is = true;
+  const void* in_groups(const Matrix& matrix, int32_t as) {
+    // Of one input, groups of any size stand in order.
+    if (count == 1 && as == FLOAT32) return exact;
+    const int64_t size = count == 1 ? matrix.columns : matrix.group_size;
+    if (grouped != size || type != as) group_inputs(matrix, exact, count, as, room);
+    grouped = size;
+    type = as;
     by = nullptr;
-    return rounded;
+    return room;
   }
 };
 
@@ -133,45 +148,46 @@ struct Shared {
 // What one thread does; all threads run the same member functions and meet at the end of each loop.
 struct Worker {
   const Decoder& decoder;
+  const Sequence* sequences;
   Shared shared;
-  int64_t width;
+  int64_t width;  // of the room for one input
   float *state, *x, *scores;
   Input input, inner[3];
+  const int64_t count = decoder.count;
 
   void multiply(const Job& job, int64_t block) {
     const Matrix& matrix = *job.matrix;
     const int64_t height = block_height(matrix), first = block * height;
     const int64_t last = std::min(first + height, matrix.rows);
     const Pairs* pairs = decoder.type == BFLOAT16 ? pairs_for(matrix) : nullptr;
-    if (!pairs) return kernels().product(matrix, job.input->exact, 1, first, last, job.y, 0);
+    if (!pairs) return kernels().product(matrix, job.input->exact, count, first, last, job.y, matrix.rows);
     const uint16_t* x = job.input->arranged(*pairs, matrix.columns);
-    pairs->product(matrix, x, 1, first, last, job.y, 0);
+    pairs->product(matrix, x, count, first, last, job.y, matrix.rows);
   }
 
   SparseProduct sparse(const Job& job, float* carried) {
     const Matrix& matrix = *job.matrix;
     const int32_t type = sparse_input(matrix, decoder.type);
-    const void* x = job.input->exact;
-    if (type == BFLOAT16) x = job.input->in_order(matrix.columns);
-    return {&matrix, EVEN_GROUPS, x, type, 1, job.y, 0, carried};
+    const void* x = job.input->in_groups(matrix, type);
+    return {&matrix, EVEN_GROUPS, x, type, count, job.y, matrix.rows, carried};
   }
 
   // Whoever finishes the last block puts the sparse products together, before the threads meet.
-  void finish(const Job* jobs, int count, int64_t total) {
+  void finish(const Job* jobs, int job_count, int64_t total) {
     if (__atomic_add_fetch(shared.finished, 1, __ATOMIC_ACQ_REL) < total) return;
     *shared.finished = 0;
     float* carried = shared.carried;
-    for (const Job* job = jobs; job < jobs + count; job++) {
+    for (const Job* job = jobs; job < jobs + job_count; job++) {
       if (!is_sparse(*job->matrix)) continue;
       settle(sparse(*job, carried));
-      carried += sparse_tasks(*job->matrix);
+      carried += sparse_tasks(*job->matrix) * count;
     }
   }
 
-  void run(const Job* jobs, int count) {
+  void run(const Job* jobs, int job_count) {
     int64_t total = 0;
     bool any_sparse = false;
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < job_count; i++) {
       total += block_count(*jobs[i].matrix);
       any_sparse |= is_sparse(*jobs[i].matrix);
     }
@@ -182,29 +198,29 @@ struct Worker {
       float* carried = shared.carried;
       for (; block >= block_count(*job->matrix); job++) {
         block -= block_count(*job->matrix);
-        if (is_sparse(*job->matrix)) carried += sparse_tasks(*job->matrix);
+        if (is_sparse(*job->matrix)) carried += sparse_tasks(*job->matrix) * count;
       }
       if (is_sparse(*job->matrix)) run_task(sparse(*job, carried), block);
       else multiply(*job, block);
-      if (any_sparse) finish(jobs, count, total);
+      if (any_sparse) finish(jobs, job_count, total);
     }
   }
 
   // y[i] = linears[i] x, for up to three layers that share their input.
-  void apply(const Linear* const* linears, float* const* y, int count) {
+  void apply(const Linear* const* linears, float* const* y, int linear_count) {
     Job first[3], second[3];
     int inners = 0;
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < linear_count; i++) {
       const Linear& linear = *linears[i];
       second[i] = {&linear.outer, &input, y[i]};
       if (!linear.inner.rows) continue;
-      float* between = shared.inner + i * width;
+      float* between = shared.inner + i * width * count;
       first[inners++] = {&linear.inner, &input, between};
       inner[i].set(between);
       second[i].input = &inner[i];
     }
     if (inners) run(first, inners);
-    run(second, count);
+    run(second, linear_count);
   }
 
   void apply(const Linear& linear, float* y) {
@@ -214,18 +230,19 @@ struct Worker {
   }
 
   void normalize(const float* weight) {
-    kernels().normalize(state, weight, decoder.epsilon, decoder.hidden, x);
+    for (int64_t i = 0; i < count * decoder.hidden; i += decoder.hidden)
+      kernels().normalize(state + i, weight, decoder.epsilon, decoder.hidden, x + i);
     input.set(x);
   }
 
   void add_delta() {
-    for (int64_t i = 0; i < decoder.hidden; i++) state[i] += shared.delta[i];
+    for (int64_t i = 0; i < count * decoder.hidden; i++) state[i] += shared.delta[i];
   }
 
   // Norm (where the family has one) and rotary embedding (arXiv 2104.09864) of one head.
-  void rotate(const float* head, const float* norm, const float* cosine, const float* sine,
-              float* out) {
+  void rotate(const float* head, const float* norm, int64_t angle, float* out) {
     const int64_t size = decoder.head_width, half = size / 2;
+    const float *cosine = decoder.cosine + angle * size, *sine = decoder.sine + angle * size;
     float normed[WIDEST_HEAD];
     if (norm) {
       kernels().normalize(head, norm, decoder.epsilon, size, normed);
@@ -237,18 +254,19 @@ struct Worker {
     }
   }
 
+  // Where `head`, counted over all sequences, has the keys or values of a position.
   char* cached(void* cache, int64_t head, int64_t position) const {
     const int64_t bytes = decoder.type == FLOAT32 ? 4 : 2;
     return (char*)cache + (head * decoder.capacity + position) * decoder.head_width * bytes;
   }
 
-  void attend(const Layer& layer, int64_t position, const float* cosine, const float* sine) {
+  void attend(const Layer& layer, int64_t position) {
     const int64_t size = decoder.head_width, share = layer.query_heads / layer.key_heads;
-    const int64_t first = layer.window ? std::max<int64_t>(0, position + 1 - layer.window) : 0;
     float room[WIDEST_HEAD];
 #pragma omp for schedule(static)
-    for (int64_t head = 0; head < layer.key_heads; head++) {
-      rotate(shared.key + head * size, layer.key_norm, cosine, sine, room);
+    for (int64_t head = 0; head < count * layer.key_heads; head++) {
+      const Sequence& sequence = sequences[head / layer.key_heads];
+      rotate(shared.key + head * size, layer.key_norm, sequence.angle, room);
       char* keys = cached(layer.keys, head, position);
       char* values = cached(layer.values, head, position);
       for (int64_t i = 0; i < size; i++) {
@@ -257,8 +275,11 @@ struct Worker {
       }
     }
 #pragma omp for schedule(guided)
-    for (int64_t head = 0; head < layer.query_heads; head++) {
-      rotate(shared.query + head * size, layer.query_norm, cosine, sine, room);
+    for (int64_t head = 0; head < count * layer.query_heads; head++) {
+      const Sequence& sequence = sequences[head / layer.query_heads];
+      int64_t first = sequence.first;
+      if (layer.window) first = std::max(first, position + 1 - layer.window);
+      rotate(shared.query + head * size, layer.query_norm, sequence.angle, room);
       for (int64_t i = 0; i < size; i++) room[i] *= decoder.attention_scale;
       kernels().attend(room, cached(layer.keys, head / share, first),
                        cached(layer.values, head / share, first), decoder.type,
@@ -266,12 +287,12 @@ struct Worker {
     }
   }
 
-  void layer(const Layer& layer, int64_t position, const float* cosine, const float* sine) {
+  void layer(const Layer& layer, int64_t position) {
     normalize(layer.attention_norm);
     const Linear* projections[] = {&layer.query, &layer.key, &layer.value};
     float* projected[] = {shared.query, shared.key, shared.value};
     apply(projections, projected, 3);
-    attend(layer, position, cosine, sine);
+    attend(layer, position);
     input.set(shared.attended);
     apply(layer.output, shared.delta);
     add_delta();
@@ -280,7 +301,7 @@ struct Worker {
     const Linear* inputs[] = {&layer.gate, &layer.up};
     float* neurons[] = {shared.gate, shared.up};
     apply(inputs, neurons, 2);
-    const int64_t size = layer.gate.outer.rows;
+    const int64_t size = count * layer.gate.outer.rows;
     std::copy(shared.gate, shared.gate + size, x);
     kernels().gated(x, shared.up, size);
     input.set(x);
@@ -288,33 +309,40 @@ struct Worker {
     add_delta();
   }
 
-  void step(int64_t token, int64_t position, const float* cosine, const float* sine) {
-    kernels().dequantize(decoder.embedding, token, token + 1, state, FLOAT32);
-    for (int64_t i = 0; i < decoder.layer_count; i++)
-      layer(decoder.layers[i], position, cosine, sine);
+  void step(int64_t position, void* logits) {
+    for (int64_t m = 0; m < count; m++)
+      kernels().dequantize(decoder.embedding, sequences[m].token, sequences[m].token + 1,
+                           state + m * decoder.hidden, FLOAT32);
+    for (int64_t i = 0; i < decoder.layer_count; i++) layer(decoder.layers[i], position);
     normalize(decoder.norm);
     apply(decoder.head, shared.logits);
+    const int64_t size = decoder.head.outer.rows, bytes = decoder.type == FLOAT32 ? 4 : 2;
+#pragma omp for schedule(static)
+    for (int64_t m = 0; m < count; m++) {
+      const Matrix row = {shared.logits + m * size, nullptr, nullptr, 1, size, 0, FLOAT32, 0, 0, 0};
+      kernels().dequantize(row, 0, 1, (char*)logits + m * size * bytes, decoder.type);
+    }
   }
 };
 
-constexpr int SHARED = 10;   // vectors of the widest layer's width that all threads see
-constexpr int PRIVATE = 4;   // and that each has for itself
+constexpr int SHARED = 10;  // inputs of the widest layer that all threads see
+constexpr int PRIVATE = 6;  // and that each has for itself
 
 }  // namespace
 
 // float32 numbers that `spq_decode` needs to work in.
 EXPORTED int64_t spq_decode_room(const Decoder* decoder, int32_t threads) {
-  const int64_t width = widest(*decoder);
-  return SHARED * width + in_lines(decoder->head.outer.rows) + in_lines(carried_room(*decoder)) +
+  const int64_t count = decoder->count, width = widest(*decoder) * count;
+  return SHARED * width + in_lines(count * decoder->head.outer.rows) +
+         in_lines(count * carried_room(*decoder)) +
          threads * (PRIVATE * width + in_lines(decoder->capacity));
 }
 
-// Logits [vocabulary] of the token after `token`, which stands at `position` (< capacity) and whose
-// keys and values go into the cache. cosine and sine are those of the position, [head_width].
-EXPORTED void spq_decode(const Decoder* decoder, int64_t token, int64_t position,
-                         const float* cosine, const float* sine, float* room, void* logits,
-                         int32_t threads) {
-  const int64_t width = widest(*decoder);
+// Logits [count, vocabulary] of what follows a token of each sequence; the tokens stand at `position`
+// (< capacity) of the cache, which their keys and values go into.
+EXPORTED void spq_decode(const Decoder* decoder, const Sequence* sequences, int64_t position,
+                         float* room, void* logits, int32_t threads) {
+  const int64_t width = widest(*decoder), all = width * decoder->count;
   float* next = room;
   // In whole lines of the cache, so that no piece of an input lies in two.
   const auto take = [&next](int64_t size) {
@@ -325,10 +353,10 @@ EXPORTED void spq_decode(const Decoder* decoder, int64_t token, int64_t position
   Shared shared;
   for (float** vector : {&shared.query, &shared.key, &shared.value, &shared.attended, &shared.delta,
                          &shared.gate, &shared.up})
-    *vector = take(width);
-  shared.inner = take(3 * width);
-  shared.logits = take(decoder->head.outer.rows);
-  shared.carried = take(carried_room(*decoder));
+    *vector = take(all);
+  shared.inner = take(3 * all);
+  shared.logits = take(decoder->count * decoder->head.outer.rows);
+  shared.carried = take(decoder->count * carried_room(*decoder));
   int64_t finished = 0;
   shared.finished = &finished;
 #pragma omp parallel num_threads(threads)
@@ -336,23 +364,12 @@ EXPORTED void spq_decode(const Decoder* decoder, int64_t token, int64_t position
     float *own, *scores;
 #pragma omp critical
     {
-      own = take(PRIVATE * width);
+      own = take(PRIVATE * all);
       scores = take(decoder->capacity);
     }
-    uint16_t* rounded = (uint16_t*)(own + 2 * width);
-    Worker worker{*decoder,
-                  shared,
-                  width,
-                  own,
-                  own + width,
-                  scores,
-                  {nullptr, rounded},
-                  {{nullptr, rounded + width},
-                   {nullptr, rounded + 2 * width},
-                   {nullptr, rounded + 3 * width}}};
-    worker.step(token, position, cosine, sine);
+    const auto input = [&](int64_t index) { return Input{decoder->count, own + (2 + index) * all}; };
+    Worker worker{*decoder, sequences, shared, width, own, own + all, scores,
+                  input(0), {input(1), input(2), input(3)}};
+    worker.step(position, logits);
   }
-  const int64_t size = decoder->head.outer.rows;
-  const Matrix row = {shared.logits, nullptr, nullptr, 1, size, 0, FLOAT32, 0, 0, 0};
-  kernels().dequantize(row, 0, 1, logits, decoder->type);
 }

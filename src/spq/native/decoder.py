@@ -1,6 +1,7 @@
-"""A whole decoder as the native decode step sees it: addresses, shapes, and one call a token."""
+"""A whole decoder as the native decode step sees it: addresses, shapes, and one call a step."""
 
 import ctypes
+import operator
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,9 @@ from spq.native import FORMATS, Matrix, addressable
 
 WIDEST_HEAD = 512
 """Columns of an attention head that the native step has room for; see decode.cpp."""
+
+MOST_SEQUENCES = 16
+"""Sequences that one step can take; SPARSE_BATCH in sparse.h."""
 
 
 class Linear(ctypes.Structure):
@@ -40,10 +44,11 @@ class Decoder(ctypes.Structure):
         ("embedding", Matrix),
         ("head", Linear),
         *((name, ctypes.c_int64) for name in ("layer_count", "hidden", "head_width", "capacity")),
+        *((name, ctypes.c_void_p) for name in ("cosine", "sine")),
         ("epsilon", ctypes.c_float),
         ("attention_scale", ctypes.c_float),
         ("type", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
+        ("count", ctypes.c_int32),
     )
 
 
@@ -63,53 +68,68 @@ class Program:
     dtype: torch.dtype
     held: list[Tensor]
     _room: Tensor = field(default_factory=lambda: torch.empty(0))
-    _cosine: Tensor = field(default_factory=lambda: torch.empty(0))
-    _sine: Tensor = field(default_factory=lambda: torch.empty(0))
+    _rotary: tuple[Tensor, Tensor] | None = None
+    _cache: list[Tensor] = field(default_factory=list)
 
-    def takes(self, index: int, buffer: Tensor) -> bool:
-        """Whether `buffer` can be the keys or the values of layer `index`."""
-        heads = self.decoder.layers[index].key_heads
-        shape = (1, heads, buffer.shape[2], self.decoder.head_width)
-        return buffer.shape == shape and buffer.dtype == self.dtype and addressable(buffer)
+    def takes(self, cache: list[Tensor]) -> bool:
+        """Whether these can be the keys and values of all layers, as `use_cache` wants them."""
+        count, _, capacity, _ = cache[0].shape
+        layers = self.decoder.layers[: self.decoder.layer_count]
+        return count <= MOST_SEQUENCES and all(
+            buffer.shape == (count, layers[index // 2].key_heads, capacity, self.decoder.head_width)
+            and buffer.dtype == self.dtype
+            and addressable(buffer)
+            for index, buffer in enumerate(cache)
+        )
 
-    def use_cache(
-        self, keys: list[Tensor], values: list[Tensor], cosine: Tensor, sine: Tensor
-    ) -> None:
+    def uses(self, cache: list[Tensor]) -> bool:
+        """Whether this is the cache, tensor by tensor, that the next step will read."""
+        return len(cache) == len(self._cache) and all(map(operator.is_, cache, self._cache))
+
+    def use_cache(self, cache: list[Tensor]) -> None:
         """Write to and read from this cache from now on.
 
         Args:
-            keys: for each layer [1, key heads, capacity, head width], contiguous.
-            values: the same.
-            cosine: of the rotary embedding, float32 [capacity, head width].
-            sine: the same.
+            cache: keys and values of the first layer, of the second and so on: [sequences, key
+                heads, capacity, head width], contiguous.
         """
-        for layer, key, value in zip(self.decoder.layers[: len(keys)], keys, values, strict=True):
+        for layer, key, value in zip(
+            self.decoder.layers[: len(cache) // 2], cache[::2], cache[1::2], strict=True
+        ):
             layer.keys, layer.values = key.data_ptr(), value.data_ptr()
-        self.decoder.capacity = len(cosine)
-        self._cosine, self._sine = cosine, sine
+        self.decoder.count, _, self.decoder.capacity, _ = cache[0].shape
+        self._cache = cache
 
-    def step(self, token: int, position: int) -> Tensor:
-        """Run one token.
+    def use_rotary(self, cosine: Tensor, sine: Tensor) -> None:
+        """Rotate by these tables, float32 [angles, head width] each, from now on."""
+        self.decoder.cosine, self.decoder.sine = cosine.data_ptr(), sine.data_ptr()
+        self._rotary = (cosine, sine)
+
+    @property
+    def angles(self) -> int:
+        """How many positions the rotary tables cover."""
+        return 0 if self._rotary is None else len(self._rotary[0])
+
+    def step(self, sequences: Tensor, position: int) -> Tensor:
+        """Run one token of each sequence.
 
         Args:
-            token: id, within the vocabulary.
-            position: where it stands, below the cache's capacity.
+            sequences: int64 [sequences, 3], contiguous: the token, within the vocabulary; where it
+                stands in its text, below `angles`; the first position of the cache that it sees.
+            position: of the cache, below its capacity.
 
         Returns:
-            logits of the next token, [vocabulary].
+            logits of the next tokens, [sequences, vocabulary].
         """
         threads = torch.get_num_threads()
         needed = self.library.spq_decode_room(self.decoder, threads)
         if self._room.numel() < needed:
             self._room = torch.empty(needed, dtype=torch.float32)
-        logits = torch.empty(self.decoder.head.outer.rows, dtype=self.dtype)
-        offset = 4 * position * self.decoder.head_width
+        logits = torch.empty(len(sequences), self.decoder.head.outer.rows, dtype=self.dtype)
         self.library.spq_decode(
             self.decoder,
-            token,
+            sequences.data_ptr(),
             position,
-            self._cosine.data_ptr() + offset,
-            self._sine.data_ptr() + offset,
             self._room.data_ptr(),
             logits.data_ptr(),
             threads,
@@ -130,7 +150,7 @@ def program(
     dtype: torch.dtype,
     held: list[Tensor],
 ) -> Program:
-    """Put a decoder together; `use_cache` before the first step.
+    """Put a decoder together; `use_cache` and `use_rotary` before the first step.
 
     Args:
         library: the native library.
@@ -150,7 +170,7 @@ def program(
     library.spq_decode.restype = None
     library.spq_decode.argtypes = [
         ctypes.POINTER(Decoder),
-        *(whole, whole, pointer, pointer, pointer, pointer),
+        *(pointer, whole, pointer, pointer),
         ctypes.c_int32,
     ]
     array = (Layer * len(layers))(*layers)
@@ -163,8 +183,11 @@ def program(
         norm.numel(),
         head_width,
         0,
+        None,
+        None,
         epsilon,
         attention_scale,
         FORMATS[dtype],
+        0,
     )
     return Program(library, decoder, dtype, [*held, norm])

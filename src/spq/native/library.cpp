@@ -71,16 +71,6 @@ void convert(const void* from, int32_t from_type, int64_t size, void* to, int32_
   kernels().dequantize(row, 0, 1, to, to_type);
 }
 
-// x [count, groups of the columns, size] as [groups, count, size], in `type`.
-void group_inputs(const Matrix& matrix, const float* x, int64_t count, int32_t type, void* out) {
-  // One input stays as it is.
-  const int64_t size = count == 1 ? matrix.columns : matrix.group_size;
-  for (int64_t m = 0; m < count; m++)
-    for (int64_t k = 0; k < matrix.columns; k += size)
-      convert(x + m * matrix.columns + k, FLOAT32, size,
-              (char*)out + (k * count + m * size) * (type == FLOAT32 ? 4 : 2), type);
-}
-
 // y [count, rows] of `type` from inputs that were of `input_type` before they became float32.
 void multiply_sparse(const Matrix& matrix, const float* input, int32_t input_type, int64_t count,
                      void* y, int32_t type, int32_t threads, Schedule schedule) {
@@ -156,7 +146,7 @@ const Pairs* pairs_for(const Matrix& matrix) {
 
 
 // Raised with every change of a signature or structure below.
-EXPORTED int spq_interface() { return 4; }
+EXPORTED int spq_interface() { return 5; }
 
 EXPORTED const char* spq_instruction_set() { return chosen->name; }
 

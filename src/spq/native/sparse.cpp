@@ -19,6 +19,18 @@ int64_t start(const SparseProduct& product, int64_t task) {
 
 }  // namespace
 
+void group_inputs(const Matrix& matrix, const float* x, int64_t count, int32_t type, void* out) {
+  // One input stays as it is.
+  const int64_t size = count == 1 ? matrix.columns : matrix.group_size;
+  const int64_t bytes = type == FLOAT32 ? 4 : 2;
+  for (int64_t m = 0; m < count; m++)
+    for (int64_t k = 0; k < matrix.columns; k += size) {
+      const float* group = x + m * matrix.columns + k;
+      const Matrix row = {group, nullptr, nullptr, 1, size, 0, FLOAT32, 0, 0, 0};
+      kernels().dequantize(row, 0, 1, (char*)out + (k * count + m * size) * bytes, type);
+    }
+}
+
 int32_t sparse_input(const Matrix& matrix, int32_t type) {
   return type == BFLOAT16 && pairs_for(matrix) ? BFLOAT16 : FLOAT32;
 }

@@ -58,6 +58,9 @@ struct SparseProduct {
 // What the inputs must become, if they were of this type before they became float32.
 int32_t sparse_input(const Matrix& matrix, int32_t type);
 
+// x [count, columns] as [groups, count, group_size] of `type`, which is what a product reads.
+void group_inputs(const Matrix& matrix, const float* x, int64_t count, int32_t type, void* out);
+
 int64_t sparse_tasks(const Matrix& matrix);
 
 void run_task(const SparseProduct& product, int64_t task);
