@@ -29,7 +29,8 @@ from spq.allocation.search import dense_weights
 from spq.calibration import Statistics, draw_windows
 from spq.data import encode, load_text
 from spq.evaluation import perplexity
-from spq.integrations.source import Loaded, load_model
+from spq.integrations.loaded import Loaded
+from spq.integrations.source import load_model
 from spq.modules.ops import linear_from
 from spq.numerics import gptq, integer, sparse
 from spq.reconstruction import Reconstruction

@@ -13,7 +13,8 @@ from spq.allocation.storage import Option, store
 from spq.calibration import draw_windows
 from spq.data import encode, load_text
 from spq.evaluation import evaluate, weight_file_bytes
-from spq.integrations.source import DEMO_INSTALL, DEMO_PACKAGE, load_model
+from spq.integrations.gguf_source import DEMO_INSTALL, DEMO_PACKAGE
+from spq.integrations.source import load_model
 from spq.sensitivity import collect_sensitivities
 from spq.view import ModelView
 from spq.walk import Walk

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 import spq
 from spq.data import encode, load_text
-from spq.integrations.source import demo_file, load_tokenizer
+from spq.integrations.gguf_source import demo_file
+from spq.integrations.source import load_tokenizer
 from spq.recipe import Recipe, load_recipe
 
 INT4 = Recipe.from_dict(

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spq.errors import CheckpointError
-from spq.integrations.source import Source
+from spq.integrations.loaded import Source
 from spq.stages.base import Plan
 
 FILE = "spq_manifest.json"

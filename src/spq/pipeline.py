@@ -15,8 +15,9 @@ from spq.checkpoint.verify import check_logits, fixed_logits
 from spq.data import Text, encode, fingerprint, load_text
 from spq.errors import SpqError
 from spq.evaluation import PeakMemory, resident_bytes, weight_file_bytes
+from spq.integrations.loaded import Loaded, Source, describe_source
 from spq.integrations.quantizer import attach
-from spq.integrations.source import Loaded, Source, describe_source, load_model, load_tokenizer
+from spq.integrations.source import load_model, load_tokenizer
 from spq.manifest import (
     FILE,
     CalibrationRecord,
@@ -205,10 +206,12 @@ def _load(
         name = model.config.name_or_path or type(model).__name__
         if dtype != "auto" or device is not None:
             raise SpqError("dtype and device apply to models that are loaded; move the object")
-        tokenizer = tokenizer or load_tokenizer(name)
-        return Loaded(model.eval(), tokenizer, describe_source(name, "object", model))
-    loaded = load_model(model, dtype=dtype, device_map=device)
-    loaded.tokenizer = tokenizer or loaded.tokenizer
+        source = describe_source(name, "object", model)
+        loaded = Loaded(model.eval(), lambda: load_tokenizer(name), source)
+    else:
+        loaded = load_model(model, dtype=dtype, device_map=device)
+    if tokenizer is not None:
+        loaded.tokenizer = tokenizer
     return loaded
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from tests.integrations.compressed_models import STEPS, compressed
 
-from spq.integrations import decoding
+from spq.integrations import decode_session
 
 
 @pytest.fixture(params=STEPS)
@@ -34,7 +34,7 @@ def saved(tmp_path, intact) -> Path:
 def steps(monkeypatch):
     """Tokens that were decoded natively."""
     counted = []
-    original = decoding.Session.step
+    original = decode_session.Session.step
 
     def step(self, *args):
         logits = original(self, *args)
@@ -42,5 +42,5 @@ def steps(monkeypatch):
             counted.append(logits)
         return logits
 
-    monkeypatch.setattr(decoding.Session, "step", step)
+    monkeypatch.setattr(decode_session.Session, "step", step)
     return counted

@@ -10,8 +10,8 @@ from tests.integrations.decoders import fast, generate, needs_library
 from tests.integrations.test_decoding import mixed, sparse
 from transformers import DynamicCache
 
+from spq.integrations.decode_session import one_more
 from spq.integrations.decoder_program import FAMILIES
-from spq.integrations.decoding import one_more
 from spq.native.decoder import MOST_SEQUENCES
 
 pytestmark = needs_library

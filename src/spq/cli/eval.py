@@ -25,7 +25,8 @@ from spq.evaluation.protocols import DEFAULT, protocol
 from spq.evaluation.tasks import FEW_SHOT_SEED
 from spq.integrations.decoding import optimize
 from spq.integrations.int8_activations import round_activations
-from spq.integrations.source import Loaded, load_model
+from spq.integrations.loaded import Loaded
+from spq.integrations.source import load_model
 from spq.manifest import read_manifest
 
 

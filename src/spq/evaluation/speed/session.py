@@ -62,7 +62,7 @@ class Loaded:
     Memory is what the process holds beyond what it held with the libraries imported.
 
     Attributes:
-        seconds: from the call to the model, the tokenizer included.
+        seconds: from the call to the model; the tokenizer is not read.
         peak_bytes: at most, while loading.
         resident_bytes: afterwards.
         used_bytes: after the first tokens, when mapped weights have been read.
