@@ -1,14 +1,16 @@
 """Checkpoints of random weights in the shape of a large model, for measuring what speed is about.
 
     python benchmarks/random_model.py OUT [--shape llama-2-7b] [--layers N] [--formats bfloat16 ...]
-    cd OUT && spq bench bfloat16 int8 int4 sparse --batch 1 --prefill 512 --one-at-a-time
+    cd OUT && spq bench bfloat16 int8 pruned-int8 int4 sparse --batch 1 --prefill 512 --optimize
 
 Writes OUT/FORMAT, one after the other. Layers are made in their format, without a dense copy, so it
 takes the memory of the largest model. `int4` has groups of 64, `sparse` 4 bits in groups of 16 of
-which half are left out; both, and `int8`, have an int8 embedding and lm_head.
+which half are left out; `pruned-int8` is int8 with three quarters of the neurons and attention in
+two factors of a quarter of its rank. All of these have an int8 embedding and lm_head.
 """
 
 import argparse
+import copy
 import json
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from spq.checkpoint.atomic import atomic_directory
 from spq.integrations.quantizer import attach
 from spq.modules.group_sparse_linear import GroupSparseLinear
 from spq.modules.int4_linear import Int4Linear
+from spq.modules.low_rank_linear import LowRankLinear
 from spq.modules.quantized_embedding import QuantizedEmbedding
 from spq.modules.quantized_linear import QuantizedLinear
 from spq.numerics import group_sparse
@@ -69,6 +72,11 @@ def sparse_linear(rows: int, columns: int) -> nn.Module:
     return GroupSparseLinear.from_weight(weight, None)
 
 
+def low_rank_linear(rows: int, columns: int) -> nn.Module:
+    rank = min(rows, columns) // 4
+    return LowRankLinear(int8_linear(rank, columns), int8_linear(rows, rank))
+
+
 def dense_linear(rows: int, columns: int) -> nn.Module:
     linear = nn.Linear(columns, rows, bias=False, dtype=DTYPE, device="meta").to_empty(device="cpu")
     nn.init.normal_(linear.weight, std=DEVIATION)
@@ -78,6 +86,7 @@ def dense_linear(rows: int, columns: int) -> nn.Module:
 LINEAR = {
     "bfloat16": dense_linear,
     "int8": int8_linear,
+    "pruned-int8": int8_linear,
     "int4": int4_linear,
     "sparse": sparse_linear,
 }
@@ -95,12 +104,19 @@ def embedding(rows: int, columns: int, quantized: bool) -> nn.Module:
 
 def make(config: LlamaConfig, name: str) -> PreTrainedModel:
     """A model with every linear layer in a format; lm_head in int8 where that is not bfloat16."""
+    pruned = name == "pruned-int8"
+    if pruned:
+        config = copy.copy(config)
+        config.intermediate_size = config.intermediate_size * 3 // 4
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
-            head = path == "lm_head" and name != "bfloat16"
-            linear = int8_linear if head else LINEAR[name]
+            linear = LINEAR[name]
+            if path == "lm_head" and name != "bfloat16":
+                linear = int8_linear
+            elif pruned and ".self_attn." in path:
+                linear = low_rank_linear
             model.set_submodule(path, linear(module.out_features, module.in_features))
         elif isinstance(module, nn.Embedding):
             shape = (module.num_embeddings, module.embedding_dim)

@@ -30,10 +30,8 @@ INT4 = Recipe.from_dict(
 )
 
 
-def make_models(folder: Path, engines: list[str]) -> dict[str, str]:
-    """Make what is missing of the models; why an engine cannot run, by its name."""
-    models = folder / "models"
-    models.mkdir(parents=True, exist_ok=True)
+def make_demo(models: Path) -> Path:
+    """Make what is missing of SmolLM2 in our formats; returns the GGUF file that it comes from."""
     for name, recipe in {
         "dense": load_recipe("dense"),
         "int8": load_recipe("int8"),
@@ -42,18 +40,33 @@ def make_models(folder: Path, engines: list[str]) -> dict[str, str]:
         if not (models / name).is_dir():
             source = "demo" if name == "dense" else models / "dense"
             spq.compress(source, models / name, recipe=recipe)
+    return demo_file()
+
+
+def make_others(folder: Path, models: Path, source: Path, engines: list[str]) -> dict[str, str]:
+    """Make what is missing of the models that engines bring about themselves.
+
+    Args:
+        folder: of the environments.
+        models: where our formats lie already.
+        source: the GGUF file that llama.cpp's are made from.
+        engines: names in ENGINES.
+
+    Returns:
+        why an engine cannot run, by its name.
+    """
     reasons = {}
     for engine in engines:
         environment, name = ENGINES[engine].environment, ENGINES[engine].model
         reason = outcome(folder, environment) if environment else None
         if reason is None and not (models / name).exists():
-            reason = _make(python_of(folder, environment), models, name)
+            reason = _make(python_of(folder, environment), models, source, name)
         if reason is not None:
             reasons[engine] = reason
     return reasons
 
 
-def _make(python: Path, models: Path, name: str) -> str | None:
+def _make(python: Path, models: Path, source: Path, name: str) -> str | None:
     partial = models / f"{name}.partial"
     if name == "gptq":
         windows = models / "windows.safetensors"
@@ -64,7 +77,7 @@ def _make(python: Path, models: Path, name: str) -> str | None:
         command = [python, WORKERS / "make_gptq.py", models / "dense", windows, partial]
     else:
         kind = name.removesuffix(".gguf")
-        command = [python, WORKERS / "make_gguf.py", demo_file(), partial, kind]
+        command = [python, WORKERS / "make_gguf.py", source, partial, kind]
     done = subprocess.run(
         [str(part) for part in command], env=settings(False), capture_output=True, text=True
     )

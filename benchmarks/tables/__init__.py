@@ -27,7 +27,11 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "group_sparse.json": group_sparse.section,
 }
 # Tables that benchmarks/peers/ writes beside its JSON.
-PEERS = {"peers_speed.md": "Speed of other engines", "peers_quality.md": "Other 4-bit methods"}
+PEERS = {
+    "peers_speed.md": "Speed of other engines",
+    "peers_speed_llama-2-7b.md": "Speed of other engines in the shape of LLaMA-2-7B",
+    "peers_quality.md": "Other 4-bit methods",
+}
 
 
 def documents(results: Path = RESULTS, root: Path = ROOT) -> dict[Path, str]:
