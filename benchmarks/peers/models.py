@@ -69,10 +69,11 @@ def make_others(folder: Path, models: Path, source: Path, engines: list[str]) ->
 def _make(python: Path, models: Path, source: Path, name: str) -> str | None:
     partial = models / f"{name}.partial"
     if name == "gptq":
+        tokenizer = load_tokenizer(str(models / "dense"))
+        if tokenizer is None:
+            return "no model: gptqmodel quantises by text, and random weights have no tokenizer"
         windows = models / "windows.safetensors"
-        ids = encode(
-            load_tokenizer(str(models / "dense")), load_text("builtin", "calibration").text, 512
-        )
+        ids = encode(tokenizer, load_text("builtin", "calibration").text, 512)
         save_file({"ids": ids[: 8 * 512].view(8, 512).contiguous()}, windows)
         command = [python, WORKERS / "make_gptq.py", models / "dense", windows, partial]
     else:

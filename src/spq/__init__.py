@@ -39,8 +39,8 @@ def load(
 
     Args:
         model: directory, hub id, `.gguf` file or `demo`.
-        optimize: decode natively on the CPU wherever that is possible, in `generate` too; see
-            docs/kernels.md.
+        optimize: decode natively on the CPU wherever that is possible, in `generate` too, and on a
+            GPU as CUDA graphs; see docs/kernels.md.
         int8_activations: round what enters int8 layers to int8, too, where many tokens come at
             once: prompts are read faster, a little less exactly.
         options: `dtype`, `device_map` and whatever else `from_pretrained` takes.

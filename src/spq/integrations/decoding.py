@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from spq.errors import SpqError
 from spq.integrations.decode_session import Session, one_more
 from spq.integrations.decoder_program import Unsuitable, build
+from spq.integrations.graph_decoding import decode_by_graphs
 from spq.integrations.growing_cache import GrowingLayer
 from spq.native.decoder import MOST_SEQUENCES
 
@@ -141,14 +142,17 @@ def _decoding(base: type[Any]) -> type[Any]:
 
 
 def optimize(model: PreTrainedModel) -> PreTrainedModel:
-    """Let the model decode natively wherever it can; it stays the same object.
+    """Let the model decode without transformers' overhead; it stays the same object.
 
-    From then on one more token of up to 16 sequences is computed in one native call. Prompts,
-    larger batches, masks with holes, gradients, hidden states and so on run in transformers as
-    before. A model that can never be decoded natively is left as it is, and the log says why.
+    On a GPU `generate` records CUDA graphs, see `decode_by_graphs`. On a CPU, from then on one more
+    token of up to 16 sequences is computed in one native call. Prompts, larger batches, masks with
+    holes, gradients, hidden states and so on run in transformers as before. A model that can never
+    be decoded natively is left as it is, and the log says why.
     """
     if isinstance(model, NativeDecoding):
         return model
+    if model.device.type == "cuda":
+        return decode_by_graphs(model)
     try:
         build(model)
     except Unsuitable as reason:

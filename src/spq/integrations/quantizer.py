@@ -143,6 +143,11 @@ class SpqQuantizer(HfQuantizer):
         """Adapters may be trained on top."""
         return True
 
+    @property
+    def is_compileable(self) -> bool:
+        """`generate` may compile the model where it has a cache of a fixed length."""
+        return True
+
 
 def attach(model: PreTrainedModel) -> None:
     """Record a model's structure in its config, so that `save_pretrained` writes our format.

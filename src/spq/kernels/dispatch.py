@@ -59,6 +59,7 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+@torch.compiler.assume_constant_result
 @cache
 def _triton_kernels() -> ModuleType | None:
     if find_spec("triton") is None:
@@ -73,11 +74,8 @@ def _triton_kernels() -> ModuleType | None:
 
 
 def gpu_kernels(x: Tensor) -> ModuleType | None:
-    """`spq.kernels.triton` if x is on a GPU; imported by the first x that is.
-
-    Not while a model is traced for `torch.compile`, which makes kernels of its own.
-    """
-    return _triton_kernels() if x.is_cuda and not torch.compiler.is_compiling() else None
+    """`spq.kernels.triton` if x is on a GPU; imported by the first x that is."""
+    return _triton_kernels() if x.is_cuda else None
 
 
 Stored = tuple[Tensor, Tensor | None, Tensor | None]
@@ -101,13 +99,13 @@ def native_low_rank(x: Tensor, right: Stored, left: Stored) -> Tensor | None:
         return None
     if (kernels := gpu_kernels(x)) is not None:
         return kernels.low_rank(x, right, left)
-    library = native.library()
-    if library is None or x.dtype not in native.FLOATS or not x.numel():
-        return None
-    if x.numel() > FEW_ROWS * x.shape[-1]:
+    if x.dtype not in native.FLOATS or not x.numel() or x.numel() > FEW_ROWS * x.shape[-1]:
         return None
     x = x.contiguous()
     if not (native.addressable(x) and native.usable(*right) and native.usable(*left)):
+        return None
+    library = native.library()
+    if library is None:
         return None
     inner, outer = native.matrix_of(*right), native.matrix_of(*left)
     if x.shape[-1] != inner.columns or inner.rows != outer.columns:

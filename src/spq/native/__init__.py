@@ -121,9 +121,10 @@ def addressable(*tensors: Tensor | None) -> bool:
     """Whether kernels may be given the addresses of these tensors' elements.
 
     Only ordinary tensors on the CPU whose elements stand in order: no subclass (tracing and
-    sharding use some), no slice, no type that the kernels do not know.
+    sharding use some), no slice, no type that the kernels do not know. None at all while
+    torch.compile traces a model: it makes kernels of its own.
     """
-    return all(
+    return not torch.compiler.is_compiling() and all(
         tensor is None
         or (
             type(tensor) in (Tensor, nn.Parameter)

@@ -42,10 +42,9 @@ def product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Ten
     x = x.contiguous()
     if not launchable(x, codes, scale, bias):
         return None
-    with torch.cuda.device_of(x):
-        if x.numel() <= FEW_ROWS * matrix.columns:
-            return read_codes(x, matrix, x.dtype)
-        weight = dequantized(matrix, x.dtype)
+    if x.numel() <= FEW_ROWS * matrix.columns:
+        return read_codes(x, matrix, x.dtype)
+    weight = dequantized(matrix, x.dtype)
     return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
@@ -72,8 +71,7 @@ def low_rank(x: Tensor, right: Stored, left: Stored) -> Tensor | None:
     x = x.contiguous()
     if not launchable(x, *right, *left):
         return None
-    with torch.cuda.device_of(x):
-        return read_codes(read_codes(x, inner, torch.float32), outer, x.dtype)
+    return read_codes(read_codes(x, inner, torch.float32), outer, x.dtype)
 
 
 def _multiplies(x: Tensor, matrix: Matrix) -> bool:
@@ -83,7 +81,15 @@ def _multiplies(x: Tensor, matrix: Matrix) -> bool:
 
 def read_codes(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """Inputs [..., in], at most FEW_ROWS, times a weight as it is stored, [..., out] in `dtype`."""
+    if torch.compiler.is_compiling():
+        return _read_codes(x, matrix.weight, matrix.scale, matrix.bias, dtype)
     y = x.new_empty(*x.shape[:-1], matrix.rows, dtype=dtype)
+    with torch.cuda.device_of(x):
+        _launch(x, matrix, y)
+    return y
+
+
+def _launch(x: Tensor, matrix: Matrix, y: Tensor) -> None:
     count = x.numel() // matrix.columns
     tensors = (x, matrix.weight, matrix.scale, matrix.bias, y)
     strides = (matrix.rows, matrix.width, matrix.scale_row, matrix.scale_group)
@@ -92,7 +98,7 @@ def read_codes(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
         one_row[(triton.cdiv(matrix.rows, 8),)](
             *tensors, *strides, PACKED=matrix.packed, GROUP=group, GROUPS=512 // group, ROWS=8
         )
-        return y
+        return
     few_rows[(triton.cdiv(matrix.rows, 32),)](
         *tensors,
         count,
@@ -102,26 +108,60 @@ def read_codes(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
         ROWS=32,
         HEIGHT=max(16, triton.next_power_of_2(count)),
         # Between two factors in half precision tf32 is exact enough, and runs on tensor cores.
-        PRECISION="ieee" if dtype == x.dtype else "tf32",
+        PRECISION="ieee" if y.dtype == x.dtype else "tf32",
         # Fits the shared memory of every GPU from compute capability 8.0 on.
         num_stages=2 if x.dtype == torch.float32 else 3,
     )
-    return y
 
 
 def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """The weight [out, in] of codes and scales."""
+    if torch.compiler.is_compiling():
+        return _dequantized(matrix.weight, matrix.scale, dtype)
     weight = matrix.weight.new_empty(matrix.rows, matrix.columns, dtype=dtype)
     block = 1024
-    dequantize[(matrix.rows, triton.cdiv(matrix.width, block))](
-        matrix.weight,
-        matrix.scale,
-        weight,
-        matrix.width,
-        matrix.scale_row,
-        matrix.scale_group,
-        PACKED=matrix.packed,
-        GROUP=matrix.group or matrix.width,
-        BLOCK=block,
-    )
+    with torch.cuda.device_of(weight):
+        dequantize[(matrix.rows, triton.cdiv(matrix.width, block))](
+            matrix.weight,
+            matrix.scale,
+            weight,
+            matrix.width,
+            matrix.scale_row,
+            matrix.scale_group,
+            PACKED=matrix.packed,
+            GROUP=matrix.group or matrix.width,
+            BLOCK=block,
+        )
     return weight
+
+
+# What torch.compile sees: operations that it calls as they are, and that CUDA graphs record.
+
+
+@torch.library.custom_op("spq::read_codes", mutates_args=())
+def _read_codes(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    matrix = matrix_of(weight, scale, bias)
+    assert matrix is not None
+    return read_codes(x.contiguous(), matrix, dtype)
+
+
+@_read_codes.register_fake
+def _(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight), dtype=dtype)
+
+
+@torch.library.custom_op("spq::dequantized", mutates_args=())
+def _dequantized(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    matrix = matrix_of(weight, scale, None)
+    assert matrix is not None
+    return dequantized(matrix, dtype)
+
+
+@_dequantized.register_fake
+def _(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    codes_a_byte = 2 if weight.dtype == torch.uint8 else 1
+    return weight.new_empty(len(weight), codes_a_byte * weight.shape[1], dtype=dtype)

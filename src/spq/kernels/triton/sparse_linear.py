@@ -50,10 +50,9 @@ def sparse_product(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tenso
     *tensors, _ = weight
     if not launchable(x, *tensors, bias):
         return None
-    with torch.cuda.device_of(x):
-        if x.numel() <= FEW_ROWS * weight.columns:
-            return read_codes(x, weight, bias)
-        dense = dequantized(weight, x.dtype)
+    if x.numel() <= FEW_ROWS * weight.columns:
+        return read_codes(x, weight, bias)
+    dense = dequantized(weight, x.dtype)
     return functional.linear(x, dense, None if bias is None else bias.to(x.dtype))
 
 
@@ -78,6 +77,15 @@ def _multiplies(x: Tensor, weight: GroupSparse) -> bool:
 
 def read_codes(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor:
     """Inputs [..., columns], at most FEW_ROWS, times a weight as it is stored, plus bias."""
+    if torch.compiler.is_compiling():
+        return _read_groups(x, *weight, bias)
+    y = x.new_empty(*x.shape[:-1], len(weight.mask))
+    with torch.cuda.device_of(x):
+        _launch(x, weight, bias, y)
+    return y
+
+
+def _launch(x: Tensor, weight: GroupSparse, bias: Tensor | None, y: Tensor) -> None:
     (kept, width), (rows, mask_width) = weight.codes.shape, weight.mask.shape
     count = x.numel() // weight.columns
     task = TASK_BYTES // width
@@ -105,29 +113,88 @@ def read_codes(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor:
         FAN=128,
         num_warps=1,
     )
-    y = x.new_empty(*x.shape[:-1], rows)
     block = 128
     add_up[(triton.cdiv(rows, block), count)](
         sums, weight.offsets, bias, y, count, rows, TASK=task, ROWS=block
     )
-    return y
 
 
 def dequantized(weight: GroupSparse, dtype: torch.dtype) -> Tensor:
     """The weight [rows, columns], with zeros where groups are dropped."""
+    if torch.compiler.is_compiling():
+        return _dequantized_groups(*weight, dtype)
     width, (rows, mask_width) = weight.codes.shape[1], weight.mask.shape
     dense = weight.codes.new_empty(rows, weight.columns, dtype=dtype)
-    dequantize_groups[(rows,)](
-        weight.codes,
-        weight.scale,
-        weight.zero,
-        weight.mask,
-        weight.offsets,
-        dense,
-        weight.columns,
-        mask_width,
-        PACKED=weight.bits == 4,
-        WIDTH=width,
-        GROUPS=2048 // width,
-    )
+    with torch.cuda.device_of(dense):
+        dequantize_groups[(rows,)](
+            weight.codes,
+            weight.scale,
+            weight.zero,
+            weight.mask,
+            weight.offsets,
+            dense,
+            weight.columns,
+            mask_width,
+            PACKED=weight.bits == 4,
+            WIDTH=width,
+            GROUPS=2048 // width,
+        )
     return dense
+
+
+# What torch.compile sees: operations that it calls as they are, and that CUDA graphs record.
+
+
+@torch.library.custom_op("spq::read_groups", mutates_args=())
+def _read_groups(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    mask: Tensor,
+    offsets: Tensor,
+    columns: int,
+    bias: Tensor | None,
+) -> Tensor:
+    weight = GroupSparse(codes, scale, zero, mask, offsets, columns)
+    return read_codes(x.contiguous(), weight, bias)
+
+
+@_read_groups.register_fake
+def _(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    mask: Tensor,
+    offsets: Tensor,
+    columns: int,
+    bias: Tensor | None,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(mask))
+
+
+@torch.library.custom_op("spq::dequantized_groups", mutates_args=())
+def _dequantized_groups(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    mask: Tensor,
+    offsets: Tensor,
+    columns: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return dequantized(GroupSparse(codes, scale, zero, mask, offsets, columns), dtype)
+
+
+@_dequantized_groups.register_fake
+def _(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    mask: Tensor,
+    offsets: Tensor,
+    columns: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return codes.new_empty(len(mask), columns, dtype=dtype)
