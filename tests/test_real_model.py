@@ -15,6 +15,7 @@ from spq.data import encode, load_text
 from spq.evaluation import evaluate, weight_file_bytes
 from spq.integrations.gguf_source import DEMO_INSTALL, DEMO_PACKAGE
 from spq.integrations.source import load_model
+from spq.kernels.widening import widened_products
 from spq.sensitivity import collect_sensitivities
 from spq.view import ModelView
 from spq.walk import Walk
@@ -114,7 +115,8 @@ def test_prices_order_layers_and_options_as_measured_losses_do(demo):
     view = ModelView(copy.deepcopy(demo.model))
     ids = encode(demo.tokenizer, load_text("builtin", "calibration").text, minimum=192)
     windows = draw_windows(view.model, ids, 192, 8, seed=0)
-    sensitivities = collect_sensitivities(view, windows, PRICED)
+    with widened_products():
+        sensitivities = collect_sensitivities(view, windows, PRICED)
     fitted, priced = split(len(windows), 0.5)
     exact = ModelView(copy.deepcopy(demo.model).float())
     held_out = windows[priced.windows.start :]

@@ -18,6 +18,7 @@ from spq.evaluation import PeakMemory, resident_bytes, weight_file_bytes
 from spq.integrations.loaded import Loaded, Source, describe_source
 from spq.integrations.quantizer import attach
 from spq.integrations.source import load_model, load_tokenizer
+from spq.kernels.widening import widened_products
 from spq.manifest import (
     FILE,
     CalibrationRecord,
@@ -230,7 +231,7 @@ def _check_finite(model: PreTrainedModel) -> None:
 def _run_stage(
     stage: Stage, view: ModelView, text: _Calibration, dense: PreTrainedModel | None
 ) -> StageRecord:
-    with PeakMemory() as memory:
+    with PeakMemory() as memory, widened_products():
         statistics = text.statistics(view, stage)
         plan = stage.plan(view, statistics)
         ids = text.ids if stage.trains else None

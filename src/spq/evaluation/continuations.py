@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from spq.evaluation.journal import Journal, digest
+from spq.kernels.widening import widened_products
 from spq.progress import track
 
 # Tokens of one batch with padding, and those that its attention looks back on, which bound the
@@ -67,7 +68,7 @@ def likelihoods(
     found: dict[str, Any] = {key: journal.get(key) for key in keys}
     missing = {k: c for k, c in zip(keys, continuations, strict=True) if found[k] is None}
     shared = _shared(list(missing.values()))
-    with torch.inference_mode():
+    with torch.inference_mode(), widened_products():
         start = _Start(model, shared)
         batches = list(_batches(missing, len(shared)))
         for batch in track(batches, description):

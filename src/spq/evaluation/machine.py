@@ -7,11 +7,12 @@ import torch
 
 
 def processor() -> str:
-    """Name of the processor, as the system gives it."""
+    """Name of the processor, as the system gives it, and the instructions that PyTorch uses."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    name = names[0] if names else platform.processor()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def machine() -> str:

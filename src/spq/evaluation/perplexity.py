@@ -15,6 +15,7 @@ from spq.errors import SpqError
 from spq.evaluation.agreement import Agreement, Reference, compare
 from spq.evaluation.journal import Journal, digest
 from spq.evaluation.limits import check_context, check_vocabulary
+from spq.kernels.widening import widened_products
 from spq.progress import track
 
 # Positions whose logits are held in float32 at a time: 25 MB for a vocabulary of 49,152.
@@ -163,7 +164,7 @@ def _window(
 
 def _logits(model: PreTrainedModel, window: Tensor, first: int) -> Tensor:
     """Shape [context - first, vocabulary]: those that predict the tokens from `first` on."""
-    with torch.inference_mode():
+    with torch.inference_mode(), widened_products():
         output = model(input_ids=window[None].to(model.device), use_cache=False)
     logits: Tensor = output.logits[0, first - 1 : -1]
     return logits

@@ -1,6 +1,7 @@
 """Decoding a token of every sequence in one native call, inside transformers' own `generate`."""
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from spq.integrations.decode_session import Session, one_more
 from spq.integrations.decoder_program import Unsuitable, build
 from spq.integrations.graph_decoding import decode_by_graphs
 from spq.integrations.growing_cache import GrowingLayer
+from spq.kernels.widening import FEW, widened_products
 from spq.native.decoder import MOST_SEQUENCES
 
 logger = logging.getLogger(__name__)
@@ -70,17 +72,19 @@ class NativeDecoding(PreTrainedModel):
                 session.reset()
         elif not plain and input_ids is not None and len(input_ids) <= MOST_SEQUENCES:
             past_key_values = _with_room(self, past_key_values, use_cache)
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
+        many = input_ids is not None and input_ids.numel() >= FEW
+        with widened_products() if many else nullcontext():
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
 
     def __reduce__(self) -> Any:
         """Pickle by the class of transformers; the one made here cannot be found by its name."""

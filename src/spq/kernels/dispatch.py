@@ -3,9 +3,10 @@
 Gradients needed: the autograd functions beside this file. Else, where there are kernels that can
 take the tensors (native ones on a CPU, in Triton on a GPU): few rows of input go to a kernel that
 reads the codes as they are stored, which costs their bytes; for many rows the weight is turned into
-the dtype of the activations, on a CPU a block at a time, in a cache for a native product or for
-PyTorch's, which costs arithmetic. Everything else (another device, tracing, float64) goes to the
-PyTorch reference. docs/kernels.md has the measurements.
+the dtype of the activations (or float32, where the processor multiplies that faster), on a CPU
+a block at a time, in a cache for a native product or for PyTorch's, which costs arithmetic.
+Everything else (another device, tracing, float64) goes to the PyTorch reference. docs/kernels.md
+has the measurements.
 """
 
 import logging
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spq import native
+from spq.kernels.widening import arithmetic
 from spq.native import sparse
 from spq.numerics.group_sparse import GroupSparse
 
@@ -160,15 +162,17 @@ def _product(x: Tensor, matrix: native.Matrix, bias: Tensor | None, few: int) ->
         y = native.linear_many(library, x, matrix)
         if y is not None:
             return y
-    height = max(1, BLOCK_BYTES // (x.element_size() * matrix.columns))
-    weight = _room.block(min(height, matrix.rows), matrix.columns, x)
+    wide = x.to(arithmetic(x.dtype))
+    height = max(1, BLOCK_BYTES // (wide.element_size() * matrix.columns))
+    weight = _room.block(min(height, matrix.rows), matrix.columns, wide)
     if height >= matrix.rows:
         native.dequantize(library, matrix, 0, matrix.rows, weight)
-        return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
-    y = x.new_empty(*x.shape[:-1], matrix.rows)
+        y = functional.linear(wide, weight, None if bias is None else bias.to(wide.dtype))
+        return y.to(x.dtype)
+    y = wide.new_empty(*x.shape[:-1], matrix.rows)
     for first in range(0, matrix.rows, height):
         last = min(first + height, matrix.rows)
         native.dequantize(library, matrix, first, last, weight)
         block = y.view(-1, matrix.rows)[:, first:last]
-        torch.mm(x.view(-1, matrix.columns), weight[: last - first].T, out=block)
-    return y if bias is None else y.add_(bias.to(x.dtype))
+        torch.mm(wide.view(-1, matrix.columns), weight[: last - first].T, out=block)
+    return (y if bias is None else y.add_(bias.to(wide.dtype))).to(x.dtype)

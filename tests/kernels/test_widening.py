@@ -1,0 +1,126 @@
+"""Half-precision products in float32; what the processor would do by itself is set by hand."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from tests.helpers import tiny_model
+from torch.nn import functional
+
+from spq.kernels import dispatch, widening
+from spq.kernels.int4_linear import int4_linear
+from spq.kernels.int8_linear import int8_linear
+from spq.kernels.widening import arithmetic, widened_products
+from spq.numerics import integer
+
+HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+def widest(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype.itemsize == 2 else dtype
+
+
+@pytest.fixture
+def old_processor(monkeypatch):
+    for module in (widening, dispatch):
+        monkeypatch.setattr(module, "arithmetic", widest)
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+PRODUCTS = {
+    "linear": lambda x, w, b: functional.linear(x, w),
+    "linear with bias": lambda x, w, b: functional.linear(x, w, b),
+    "linear of a batch": lambda x, w, b: functional.linear(x.repeat(3, 1, 1), w, b),
+    "matmul": lambda x, w, b: x @ w.T,
+    "addmm": lambda x, w, b: torch.addmm(b, x, w.T, beta=2, alpha=0.5),
+    "bmm": lambda x, w, b: torch.bmm(x[None], w.T[None]),
+    "baddbmm": lambda x, w, b: torch.baddbmm(b, x[None], w.T[None]),
+}
+
+
+@HALF
+@pytest.mark.parametrize(
+    "mode", [torch.inference_mode, torch.enable_grad], ids=lambda m: m.__name__
+)
+@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
+def test_a_product_is_the_one_in_float32_rounded_once(old_processor, dtype, mode, product):
+    sides = (
+        random(11, 48, dtype=dtype),
+        random(9, 48, dtype=dtype, seed=1),
+        random(9, dtype=dtype),
+    )
+    wanted = product(*(side.float() for side in sides)).to(dtype)
+    with mode(), widened_products():
+        found = product(*sides)
+    assert found.dtype == dtype
+    assert torch.equal(found, wanted)
+
+
+def test_few_rows_and_float32_are_left_alone(old_processor, monkeypatch):
+    with widened_products():
+        for x in (random(7, 16, dtype=torch.bfloat16), random(9, 16, dtype=torch.float32)):
+            monkeypatch.setattr(torch.Tensor, "to", None)
+            functional.linear(x, torch.ones(20, 16, dtype=x.dtype))
+            monkeypatch.undo()
+
+
+def test_a_backward_pass_holds_nothing_wider(old_processor):
+    kept = []
+    model = tiny_model(dtype=torch.bfloat16, attn_implementation="sdpa").requires_grad_(False)
+    ids = torch.arange(3, 35)[None]
+    pack = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor
+    )
+
+    def gradient(model):
+        rows = model.get_input_embeddings()(ids).detach().requires_grad_()
+        model(inputs_embeds=rows, use_cache=False).logits.float().square().mean().backward()
+        return rows.grad
+
+    with widened_products(), pack:
+        found = gradient(model)
+    weights = {tuple(p.shape) for p in model.parameters() if p.ndim == 2}
+    widths = {t.dtype for t in kept if t.ndim == 2 and {t.shape, t.T.shape} & weights}
+    assert widths == {torch.bfloat16}
+    wanted = gradient(model.float())
+    assert (found - wanted).norm() < 0.05 * wanted.norm()
+
+
+@pytest.mark.parametrize("rows", [17, 40])
+@pytest.mark.parametrize("bias", [True, False])
+def test_compressed_layers_multiply_many_rows_in_float32(old_processor, monkeypatch, rows, bias):
+    monkeypatch.setattr(dispatch, "BLOCK_BYTES", 4 * 64 * rows)
+    dtype = torch.float16
+    x = random(rows, 64, dtype=dtype)
+    added = random(40, dtype=dtype, seed=2) if bias else None
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(-8, 8, (40, 64), generator=generator, dtype=torch.int8)
+    scale = random(40, dtype=dtype, seed=3).abs() / 64
+    weight = codes.float() * scale.float()[:, None]
+    wanted = functional.linear(x.float(), weight, None if added is None else added.float())
+    grouped = scale[:, None].expand(-1, 2).contiguous()
+    for found in (
+        int8_linear(x, codes, scale, added),
+        int4_linear(x, integer.pack_int4(codes), grouped, added),
+    ):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, wanted.to(dtype), rtol=2e-3, atol=1e-4)
+
+
+def test_a_processor_that_has_the_instructions_keeps_its_own(monkeypatch):
+    monkeypatch.setattr(widening, "arithmetic", lambda dtype: dtype)
+    assert isinstance(widened_products(), nullcontext)
+
+
+@HALF
+@pytest.mark.parametrize("supported", [True, False])
+def test_what_pytorch_says_of_the_processor_decides(monkeypatch, dtype, supported):
+    arithmetic.cache_clear()
+    name = "bf16" if dtype == torch.bfloat16 else "fp16"
+    monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: supported)
+    assert arithmetic(dtype) == (dtype if supported else torch.float32)
+    assert arithmetic(torch.float64) == torch.float64
+    arithmetic.cache_clear()
