@@ -78,6 +78,9 @@ def widened_products() -> AbstractContextManager[Any]:
     """Within it, PyTorch multiplies half-precision matrices on the CPU in the faster way.
 
     For passes over many tokens; a decode step has too many small operations to look at each.
+    `torch.compile`, which makes kernels of its own, sees nothing of it.
     """
+    if torch.compiler.is_compiling():
+        return nullcontext()
     narrow = (torch.bfloat16, torch.float16)
     return _Widened() if any(arithmetic(dtype) != dtype for dtype in narrow) else nullcontext()
