@@ -19,3 +19,12 @@ def test_a_product_counts_two_operations(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_dtype_has_a_rate(dtype):
     assert limits.gemm_rate(dtype, width=16) > 0
+
+
+def test_the_limit_is_that_of_the_faster_dtype(monkeypatch):
+    made = []
+    ones = torch.ones
+    monkeypatch.setattr(limits, "arithmetic", lambda dtype: torch.float32)
+    monkeypatch.setattr(torch, "ones", lambda *a, dtype, **k: made.append(dtype) or ones(*a, **k))
+    limits.gemm_rate(torch.bfloat16, width=4)
+    assert set(made) == {torch.float32}

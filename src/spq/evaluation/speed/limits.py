@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import torch
 
+from spq.kernels.widening import arithmetic
+
 # Far beyond the caches of today's processors.
 BUFFER_BYTES = 512 << 20
 GEMM_WIDTH = 2048
@@ -24,11 +26,14 @@ def read_bandwidth(device: str = "cpu", buffer_bytes: int = BUFFER_BYTES) -> flo
 def gemm_rate(dtype: torch.dtype, device: str = "cpu", width: int = GEMM_WIDTH) -> float:
     """Floating-point operations per second of a square matrix product in `dtype`.
 
-    Two per multiplication and addition.
+    Two per multiplication and addition. On a processor that multiplies it faster in float32, that
+    is the limit, and is what is timed: in half precision one such product can take minutes there.
 
     Returns:
         the best of three.
     """
+    if device == "cpu":
+        dtype = arithmetic(dtype)
     left = torch.ones(width, width, dtype=dtype, device=device)
     right = torch.ones(width, width, dtype=dtype, device=device)
     return 2 * width**3 / _best(lambda: (left @ right)[0, 0].item())
