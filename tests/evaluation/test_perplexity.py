@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from spq.errors import SpqError
 from spq.evaluation import Journal, Perplexity, perplexity
+from spq.kernels.widening import widened_products
 
 VOCABULARY = 64
 
@@ -37,10 +38,11 @@ def ids() -> torch.Tensor:
 
 @torch.inference_mode()
 def window_losses(model, ids, context, count) -> list[float]:
-    """The straightforward script."""
+    """The straightforward script, in what this processor multiplies half precision in."""
     losses = []
     for window in ids[: count * context].view(count, context):
-        logits = model(window[None]).logits[0].float()
+        with widened_products():
+            logits = model(window[None]).logits[0].float()
         losses.append(cross_entropy(logits[:-1], window[1:]).item())
     return losses
 

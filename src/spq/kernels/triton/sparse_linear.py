@@ -1,5 +1,7 @@
 """Products with a weight of which whole groups of inputs are dropped."""
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -162,14 +164,7 @@ def _read_groups(
 
 @_read_groups.register_fake
 def _(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    mask: Tensor,
-    offsets: Tensor,
-    columns: int,
-    bias: Tensor | None,
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, mask: Tensor, *_: Any
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(mask))
 
