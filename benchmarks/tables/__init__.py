@@ -5,7 +5,6 @@ A section whose JSON is not there is left out; each names the machine that it wa
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,12 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "comparison.json": comparison.section,
     "speed.json": speed.section,
     "speed_7b.json": speed.wide_section,
-    "speed_avx2.json": partial(speed.section, title="Speed without AVX-512"),
-    "speed_7b_avx2.json": partial(
-        speed.wide_section, title="Speed in the shape of LLaMA-2-7B, without AVX-512"
-    ),
     "kernels.json": kernels.section,
     "group_sparse.json": group_sparse.section,
 }
 # Tables that benchmarks/peers/ writes beside its JSON.
 PEERS = {
     "peers_speed.md": "Speed of other engines",
-    "peers_speed_avx2.md": "Speed of other engines, without AVX-512",
     "peers_speed_llama-2-7b.md": "Speed of other engines in the shape of LLaMA-2-7B",
     "peers_quality.md": "Other 4-bit methods",
 }

@@ -6,16 +6,16 @@ from spq.evaluation.speed import Comparison
 from spq.report.speed import RATES, notes, rows
 
 
-def section(stored: dict, title: str = "Speed") -> str:
-    return f"""## {title}
+def section(stored: dict) -> str:
+    return f"""## Speed
 
 SmolLM2-135M-Instruct: dense, in int8, and, where named by their sizes, pruned and factorised with int8
 and at `--target-size`. Written by `spq bench --json` ([what is timed](benchmarks.md)). {_measured(stored)}
 """
 
 
-def wide_section(stored: dict, title: str = "Speed in the shape of LLaMA-2-7B") -> str:
-    return f"""## {title}
+def wide_section(stored: dict) -> str:
+    return f"""## Speed in the shape of LLaMA-2-7B
 
 Random weights, 8 of the 32 layers (`benchmarks/random_model.py --layers 8`), so that all formats lie
 in memory together. `pruned-int8`, where it is there, has three quarters of the neurons, attention in
