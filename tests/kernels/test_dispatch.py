@@ -91,7 +91,7 @@ def test_few_rows_read_the_codes_and_many_dequantise(layer, taken, dtype):
     op(x(dispatch.MANY_ROWS + 1, dtype=dtype), codes, scale.to(dtype), None)
     assert taken == ["linear", "linear", "dequantize"]
     op(x(dispatch.FEW_ROWS + 1, dtype=dtype), codes, scale.to(dtype), None)
-    pairs = native.instruction_set(native.library()) == "avx512_bf16"
+    pairs = native.instruction_set(native.library()).endswith("_bf16")
     assert taken[3:] == ["linear_many" if pairs and dtype == torch.bfloat16 else "dequantize"]
 
 

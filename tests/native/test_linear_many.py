@@ -7,9 +7,11 @@ from spq import native
 from spq.native import sparse
 from spq.numerics import group_sparse, integer
 
-ROWS = (1, 15, 16, 47, 48, 97)
-# What tiles of 8, groups of 16 and runs of 256 inputs leave over.
+ROWS = (1, 15, 16, 47, 48, 97, 290)
+# What tiles of 8, groups of 16 and 32, and runs of 256 inputs leave over.
 COUNTS = (1, 7, 16, 33, 255, 256, 270)
+# Sets that have the product.
+SETS = ("amx_bf16", "avx512_bf16")
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,16 +43,24 @@ def group_of_16(rows: int, columns: int) -> tuple:
 
 
 @pytest.fixture
-def product(library):
-    """The product, on a processor that has it."""
-    if native.instruction_set(library) != "avx512_bf16":
-        pytest.skip("no such kernel on this processor")
-    return lambda x, matrix: native.linear_many(library, x, matrix)
+def product(library, instruction_set):
+    """The product, with the sets that have it."""
+    if instruction_set not in SETS:
+        pytest.skip(f"{instruction_set} has no such kernel")
+
+    def run(x: torch.Tensor, matrix: native.Matrix) -> torch.Tensor:
+        y = native.linear_many(library, x, matrix)
+        assert y is not None
+        return y
+
+    # Scales of whole rows may multiply sums, so that int8 weights are not rounded.
+    run.exact = instruction_set == "amx_bf16"
+    return run
 
 
-def assert_close(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias=0.0) -> None:
+def assert_close(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias=0.0, exact=False):
     # Weights are rounded to bfloat16 on the way, as where PyTorch multiplies.
-    rounded = weight.to(torch.bfloat16).double()
+    rounded = weight.double() if exact else weight.to(torch.bfloat16).double()
     expected = x.double() @ rounded.T + bias
     size = x.double().abs() @ rounded.abs().T + 1
     assert y.dtype == torch.bfloat16
@@ -65,7 +75,25 @@ def test_equals_the_definition(product, make, columns):
         matrix, weight, _held = make(rows, columns)
         for count in COUNTS if rows == 47 else COUNTS[3:5]:
             x = random(count, columns, seed=1).to(torch.bfloat16)
-            assert_close(product(x, matrix), x, weight)
+            assert_close(product(x, matrix), x, weight, exact=product.exact and make is int8)
+
+
+@pytest.mark.parametrize("size", [16, 64, 128, 192])
+def test_groups_of_other_sizes(product, size):
+    codes = random(40, 384).mul(3).clamp(-8, 7).to(torch.int8)
+    packed, scale = integer.pack_int4(codes), random(40, 384 // size) / 8
+    x = random(33, 384, seed=1).to(torch.bfloat16)
+    y = product(x, native.matrix_of(packed, scale, None))
+    assert_close(y, x, integer.dequantize(packed, scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_dense_halves_and_a_scale_for_the_whole_matrix(product, dtype):
+    x, weight = random(40, 96, seed=1).to(torch.bfloat16), random(70, 96).to(dtype)
+    assert_close(product(x, native.matrix_of(weight, None, None)), x, weight)
+    codes, scale = random(70, 96).mul(40).clamp(-127, 127).to(torch.int8), torch.tensor([0.01])
+    y = product(x, native.matrix_of(codes, scale, None))
+    assert_close(y, x, codes * scale, exact=product.exact)
 
 
 @pytest.mark.parametrize("dtype", native.FLOATS, ids=str)
@@ -75,7 +103,7 @@ def test_with_a_bias(product, dtype):
     x = random(2, 20, 64, seed=1).to(torch.bfloat16)
     y = product(x, native.matrix_of(codes, scale, bias))
     assert y.shape == (2, 20, 50)
-    assert_close(y, x, weight, bias.double())
+    assert_close(y, x, weight, bias.double(), product.exact)
 
 
 def test_does_not_depend_on_the_number_of_threads(product):
@@ -98,7 +126,7 @@ def test_nothing_is_read_or_written_beyond_the_tensors(library, product):
     out = torch.full((19, 49), 7.0, dtype=torch.bfloat16)
     x, y = padded[2:19], out[1:18]
     assert library.spq_many(matrix, x.data_ptr(), 17, y.data_ptr(), 1)
-    assert_close(y, x, weight)
+    assert_close(y, x, weight, exact=product.exact)
     assert bool((out[[0, 18]] == 7.0).all())
 
 
@@ -107,4 +135,4 @@ def test_declines_what_does_not_suit_it(library, instruction_set):
     assert native.linear_many(library, random(20, 80).to(torch.bfloat16), matrix) is None
     matrix, _, _held = int8(16, 64)
     y = native.linear_many(library, random(20, 64).to(torch.bfloat16), matrix)
-    assert (y is not None) == (instruction_set == "avx512_bf16")
+    assert (y is not None) == (instruction_set in SETS)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 INTERFACE = 5
 """What `spq_interface` of the library must return: see library.cpp."""
 
-INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "portable")
+INSTRUCTION_SETS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "portable")
 CHOICE = "SPQ_KERNELS"
 """Environment variable: one of INSTRUCTION_SETS, or `reference` for no native kernels."""
 

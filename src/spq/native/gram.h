@@ -7,3 +7,7 @@
 // [count, columns] is in bfloat16. On and above the diagonal; below it, entries mean nothing.
 void gram_avx512_bf16(const uint16_t* x, const float* by, int64_t count, int64_t columns,
                       float* total, int32_t threads);
+
+// The same, where amx_runs_here() and 32 divides columns.
+void gram_amx_bf16(const uint16_t* x, const float* by, int64_t count, int64_t columns, float* total,
+                   int32_t threads);

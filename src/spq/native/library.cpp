@@ -15,16 +15,20 @@ struct Set {
   const char* name;
   const Kernels* kernels;
   bool pairs;
+  bool tiles;
 };
 
 // From fastest to slowest.
 const Set sets[] = {
 #if defined(__x86_64__) && defined(__GNUC__)
-    {"avx512_bf16", &kernels_avx512, true},
-    {"avx512", &kernels_avx512, false},
-    {"avx2", &kernels_avx2, false},
+#if defined(__linux__)
+    {"amx_bf16", &kernels_avx512, true, true},
 #endif
-    {"portable", &kernels_portable, false},
+    {"avx512_bf16", &kernels_avx512, true, false},
+    {"avx512", &kernels_avx512, false, false},
+    {"avx2", &kernels_avx2, false, false},
+#endif
+    {"portable", &kernels_portable, false, false},
 };
 
 bool runs_here(const Set& set) {
@@ -36,9 +40,14 @@ bool runs_here(const Set& set) {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return false;
-  return !set.pairs ||
-         (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
-          __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni"));
+  if (!set.pairs) return true;
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi") ||
+      !__builtin_cpu_supports("avx512vbmi2") || !__builtin_cpu_supports("avx512vnni"))
+    return false;
+#if defined(__linux__)
+  if (set.tiles) return amx_runs_here();
+#endif
+  return true;
 #else
   return false;
 #endif
@@ -56,9 +65,8 @@ const Set* chosen = fastest();
 constexpr int64_t BATCH = 16;
 constexpr int64_t ROWS = 32;
 
-// Numbers in a line of the cache. Sparse products read their inputs in pieces, of which none should
-// lie in two lines.
-constexpr int64_t LINE = 16;
+// Of the cache. What is read a vector at a time should not lie in two lines.
+constexpr int64_t LINE_BYTES = 64;
 
 template <class T>
 T* room_of(Purpose purpose, int64_t count) {
@@ -76,8 +84,7 @@ void multiply_sparse(const Matrix& matrix, const float* input, int32_t input_typ
                      void* y, int32_t type, int32_t threads, Schedule schedule) {
   const int64_t columns = matrix.columns, rows = matrix.rows, tasks = sparse_tasks(matrix);
   const int64_t batch = std::min(count, SPARSE_BATCH);
-  float* room = room_of<float>(Purpose::SPARSE, batch * (columns + rows + tasks) + LINE);
-  float* x = (float*)(((uintptr_t)room + 4 * LINE - 1) / (4 * LINE) * (4 * LINE));
+  float* x = room_of<float>(Purpose::SPARSE, batch * (columns + rows + tasks));
   float *sums = x + batch * columns, *carried = sums + batch * rows;
   const int32_t form = sparse_input(matrix, input_type);
   for (int64_t m = 0; m < count; m += batch) {
@@ -124,8 +131,8 @@ const Kernels& kernels() { return *chosen->kernels; }
 void* room_for(Purpose purpose, int64_t bytes) {
   thread_local std::vector<char> rooms[(int)Purpose::COUNT];
   std::vector<char>& room = rooms[(int)purpose];
-  if (room.size() < (size_t)bytes) room.resize(bytes);
-  return room.data();
+  if (room.size() < (size_t)bytes + LINE_BYTES) room.resize(bytes + LINE_BYTES);
+  return (void*)(((uintptr_t)room.data() + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES);
 }
 
 const Pairs* pairs_for(const Matrix& matrix) {
@@ -203,7 +210,11 @@ EXPORTED int spq_many(const Matrix* matrix, const void* x, int64_t count, void* 
   if (chosen->pairs && matrix->columns % MANY_COLUMNS == 0) {
     const int64_t inputs = (count + MANY_INPUTS - 1) / MANY_INPUTS * MANY_INPUTS;
     uint32_t* room = room_of<uint32_t>(Purpose::MANY, inputs * matrix->columns / 2);
-    linear_avx512_bf16(*matrix, (const uint16_t*)x, count, (uint16_t*)y, room, threads);
+    auto product = linear_avx512_bf16;
+#if defined(__linux__)
+    if (chosen->tiles) product = linear_amx_bf16;
+#endif
+    product(*matrix, (const uint16_t*)x, count, (uint16_t*)y, room, threads);
     return 1;
   }
 #endif
@@ -215,7 +226,11 @@ EXPORTED int spq_gram(const void* x, const float* by, int64_t count, int64_t col
                       int32_t threads) {
 #if defined(__x86_64__) && defined(__GNUC__)
   if (chosen->pairs) {
-    gram_avx512_bf16((const uint16_t*)x, by, count, columns, total, threads);
+    auto add = gram_avx512_bf16;
+#if defined(__linux__)
+    if (chosen->tiles && columns % 32 == 0) add = gram_amx_bf16;
+#endif
+    add((const uint16_t*)x, by, count, columns, total, threads);
     return 1;
   }
 #endif

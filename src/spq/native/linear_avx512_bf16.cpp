@@ -16,42 +16,15 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
 #endif
 
+#include "transpose.h"
+
 namespace {
 
 // Outputs of a panel, inputs of a tile: 8 x 3 vectors of sums leave registers for what they multiply.
 constexpr int64_t WIDE = 48, HIGH = 8, VECTORS = WIDE / 16;
-// What is transposed at a time: 16 rows of 16 pairs of columns.
-constexpr int64_t SIDE = 16;
 // Inputs, and pairs of columns, whose sums are added up before the next: those of a panel of weights
 // fit in the second cache.
 constexpr int64_t TOGETHER = 256, PAIRS = 512;
-
-// to[k][r] = from[r][k] for 16 x 16 numbers, of which `rows` rows exist and the others are zero.
-void transpose(const uint32_t* from, int64_t stride, int64_t rows, uint32_t* to, int64_t to_stride) {
-  __m512i a[SIDE], b[SIDE];
-  for (int64_t r = 0; r < SIDE; r++)
-    a[r] = r < rows ? _mm512_loadu_si512(from + r * stride) : _mm512_setzero_si512();
-  for (int64_t r = 0; r < SIDE; r += 2) {
-    b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
-    b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
-  }
-  for (int64_t r = 0; r < SIDE; r += 4)
-    for (int64_t h = 0; h < 2; h++) {
-      a[r + 2 * h] = _mm512_unpacklo_epi64(b[r + h], b[r + 2 + h]);
-      a[r + 2 * h + 1] = _mm512_unpackhi_epi64(b[r + h], b[r + 2 + h]);
-    }
-  // Each 128-bit lane of a[4 i + j] now holds column 4 lane + j of the rows from 4 i on.
-  for (int64_t j = 0; j < 4; j++) {
-    const __m512i even_low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88);
-    const __m512i even_high = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
-    const __m512i odd_low = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
-    const __m512i odd_high = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
-    _mm512_storeu_si512(to + j * to_stride, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
-    _mm512_storeu_si512(to + (4 + j) * to_stride, _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
-    _mm512_storeu_si512(to + (8 + j) * to_stride, _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
-    _mm512_storeu_si512(to + (12 + j) * to_stride, _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
-  }
-}
 
 // sums [HIGH, WIDE] (+)= inputs [pairs, SIDE], of which HIGH count, times weights [pairs, WIDE].
 void tile(const uint32_t* inputs, const uint32_t* weights, int64_t pairs, bool first, float* sums) {
@@ -71,10 +44,6 @@ void tile(const uint32_t* inputs, const uint32_t* weights, int64_t pairs, bool f
   }
   for (int64_t r = 0; r < HIGH; r++)
     for (int64_t v = 0; v < VECTORS; v++) _mm512_storeu_ps(sums + r * WIDE + 16 * v, held[r][v]);
-}
-
-inline __mmask16 mask_of(int64_t count) {
-  return count >= 16 ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
 }
 
 // y = sums + bias, rounded, as far as there are outputs.

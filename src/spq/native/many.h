@@ -3,12 +3,19 @@
 
 #include "kernels.h"
 
-// Inputs are transposed so many at a time, and columns in such pieces: of both there must be room
-// for a whole number, and of columns there must be one.
-constexpr int64_t MANY_INPUTS = 16, MANY_COLUMNS = 32;
+// Inputs are rearranged at most so many at a time, and columns in such pieces: of both there must be
+// room for a whole number, and of columns there must be one.
+constexpr int64_t MANY_INPUTS = 32, MANY_COLUMNS = 32;
 
 // y [count, rows] = x [count, columns] times the matrix, transposed, plus its bias; both in
 // bfloat16, sums in float32. room: for columns / 2 numbers for each input. Addresses of x and y need
 // no alignment.
 void linear_avx512_bf16(const Matrix& matrix, const uint16_t* x, int64_t count, uint16_t* y,
                         uint32_t* room, int32_t threads);
+
+// The same, where amx_runs_here().
+void linear_amx_bf16(const Matrix& matrix, const uint16_t* x, int64_t count, uint16_t* y,
+                     uint32_t* room, int32_t threads);
+
+// Whether the processor has the tiles and the system lets this process use them.
+bool amx_runs_here();

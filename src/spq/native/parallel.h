@@ -20,7 +20,8 @@ void in_parallel(int threads, int64_t blocks, int64_t multiplications, const Tas
 }
 
 // What a thread keeps memory for, from call to call.
-enum class Purpose { INPUT, SPARSE, ARRANGED, MANY, PANEL_ROWS, PANEL, PANEL_SUMS, COUNT };
+enum class Purpose { INPUT, SPARSE, ARRANGED, MANY, PANEL_ROWS, PANEL, PANEL_SUMS, GRAM, COUNT };
 
-// The calling thread's memory for a purpose, at least so many bytes. What it held may be lost.
+// The calling thread's memory for a purpose, at least so many bytes from the start of a line of the
+// cache on. What it held may be lost.
 void* room_for(Purpose purpose, int64_t bytes);
