@@ -92,6 +92,7 @@ def measure(
         "disk": manifest.sizes.disk,
         "seconds": time.perf_counter() - started,
         "load": os.getloadavg()[1],
+        "machine": machine(),
         "stage_seconds": {record.plan.stage: record.seconds for record in manifest.stages},
         "peak_bytes": max(record.peak_bytes for record in manifest.stages),
         "int4": sum(detail["bits"] == 4 for detail in details),
@@ -121,7 +122,6 @@ def main() -> None:
             task: encode(tokenizer, load_text(task, "evaluation").text, CONTEXT)
             for task in ("wikitext2", "c4")
         }
-        stored["machine"] = machine()
         if "dense" not in stored:
             stored["dense"] = scores(folder / "dense", tokens)
         for size, (label, recipe) in product(arguments.sizes, variants(arguments)):

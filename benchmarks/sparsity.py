@@ -163,6 +163,7 @@ def measure(name: str, calibration: str, base: dict[str, float]) -> Iterator[dic
             "bits": bits,
             "seconds": seconds,
             "calibration": calibration,
+            "machine": machine(),
         } | deltas
 
     started = time.perf_counter()
@@ -199,7 +200,6 @@ def main() -> None:
     if "dense" not in stored:
         loaded = load_model("demo")
         stored["dense"] = score(loaded, evaluation(loaded))
-    stored["machine"] = machine()
     for name in arguments.only:
         for row in measure(name, arguments.calibration, stored["dense"]):
             others = [other for other in stored["rows"] if other["name"] != row["name"]]

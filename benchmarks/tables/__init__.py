@@ -8,7 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import budgets, comparison, group_sparse, kernels, recipes, sparsity, speed
+from benchmarks.tables import (
+    budgets,
+    comparison,
+    group_sparse,
+    kernels,
+    recipes,
+    scaling,
+    sparsity,
+    speed,
+)
 from benchmarks.tables.headline import headline
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +28,7 @@ START, END = "<!-- headline -->\n", "<!-- /headline -->\n"
 SECTIONS: dict[str, Callable[[Any], str]] = {
     "compress.json": recipes.quality_section,
     "sizes.json": budgets.section,
+    "scaling.json": scaling.section,
     "sparsity.json": sparsity.section,
     "comparison.json": comparison.section,
     "speed.json": speed.section,

@@ -2,14 +2,15 @@
 
 import math
 
-from benchmarks.tables.markdown import measured_on, megabytes, table
+from benchmarks.tables.markdown import lettered, megabytes, table
 
 
 def section(stored: dict) -> str:
     dense = {task: math.exp(nll) for task, nll in stored["dense"].items()}
+    machines, letters = lettered(stored["rows"])
+    rows = [_row(row, letter) for row, letter in zip(stored["rows"], letters, strict=True)]
     return f"""## Byte budgets
 
-{measured_on(stored["machine"])}
 Command: `SPQ_DATA_DIR=... python benchmarks/sizes.py` (with `--recover` for the distilled rows).
 
 `spq compress demo out --target-size ...` on SmolLM2-135M-Instruct (bfloat16, 269.1 MB). Δ is
@@ -19,7 +20,9 @@ test) and of the first 100 documents of a C4 sample, reloaded in float32; dense:
 sum of prices, on calibration text held out from what weights were fitted to. The first row of a
 calibration pays for its gradients and prices; "load" is what ran on the machine (two busy threads are 2).
 
-{table(HEADER, [_row(row) for row in stored["rows"]])}
+{table(HEADER, rows)}
+
+{machines}
 
 "Default without ..." is the recipe `default` with one ingredient off (`--without`); "with learned
 rounding" has `reconstruction: {{steps: 100}}` in its stage `budget` (`--recipe`, `--label`).
@@ -28,11 +31,11 @@ rounding" has `reconstruction: {{steps: 100}}` in its stage `budget` (`--recipe`
 
 HEADER = (
     *("target", "recipe", "calibration", "distilled", "MB on disk", "int4, factorised, cut"),
-    *("predicted Δ", "Δ WikiText-2", "Δ C4", "time", "load"),
+    *("predicted Δ", "Δ WikiText-2", "Δ C4", "time", "load", "machine"),
 )
 
 
-def _row(row: dict) -> list[str]:
+def _row(row: dict, letter: str) -> list[str]:
     return [
         f"{row['target']:g} MB",
         row["label"],
@@ -45,4 +48,5 @@ def _row(row: dict) -> list[str]:
         f"{row['delta']['c4']:.4f}",
         f"{row['seconds']:.0f} s",
         f"{row['load']:.1f}",
+        letter,
     ]

@@ -15,6 +15,14 @@ def measured_on(machine: dict) -> str:
     return f"{text}, Python {machine['python']}."
 
 
+def lettered(rows: Sequence[dict]) -> tuple[str, list[str]]:
+    """For rows of which each has its `machine`: a list of those, and each row's letter in it."""
+    told = [measured_on(row["machine"]).removeprefix("Machine: ") for row in rows]
+    letters = {machine: chr(ord("A") + place) for place, machine in enumerate(dict.fromkeys(told))}
+    lines = [f"- {letter}: {machine}" for machine, letter in letters.items()]
+    return "\n".join(["Machines:", "", *lines]), [letters[machine] for machine in told]
+
+
 def megabytes(count: float) -> str:
     """Bytes as MB with one decimal; MB is 10^6 bytes."""
     return f"{count / 1e6:.1f}"

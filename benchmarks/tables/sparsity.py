@@ -2,15 +2,16 @@
 
 import math
 
-from benchmarks.tables.markdown import measured_on, table
+from benchmarks.tables.markdown import lettered, table
 
 
 def section(stored: dict) -> str:
     dense = {task: math.exp(nll) for task, nll in stored["dense"].items()}
-    header = ("variant", "calibration", "bits per weight", "Δ WikiText-2", "Δ C4", "time")
+    header = ("variant", "calibration", "bits per weight", "Δ WikiText-2", "Δ C4", "time", "machine")
+    machines, letters = lettered(stored["rows"])
+    rows = [_row(row, letter) for row, letter in zip(stored["rows"], letters, strict=True)]
     return f"""## Group sparsity
 
-{measured_on(stored["machine"])}
 Command: `SPQ_DATA_DIR=... python benchmarks/sparsity.py`.
 
 SmolLM2-135M-Instruct, attention and MLP weights only; "bits" counts everything stored for them. Δ is
@@ -18,11 +19,13 @@ ln(perplexity / dense perplexity) over the first 20 windows of 1,024 tokens of W
 and of a C4 sample, float32; dense: {dense["wikitext2"]:.2f} and {dense["c4"]:.2f}. Peers are our own
 implementations of their papers. {stored.get("note", "")}
 
-{table(header, [_row(row) for row in stored["rows"]])}
+{table(header, rows)}
+
+{machines}
 """
 
 
-def _row(row: dict) -> list[str]:
+def _row(row: dict, letter: str) -> list[str]:
     return [
         row["name"],
         row["calibration"],
@@ -30,4 +33,5 @@ def _row(row: dict) -> list[str]:
         f"{row['wikitext2']:.4f}",
         f"{row['c4']:.4f}",
         f"{row['seconds']:.0f} s",
+        letter,
     ]

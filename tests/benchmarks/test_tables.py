@@ -26,7 +26,6 @@ KERNELS = {
 }
 MACHINE = {"cpu": "a processor", "threads": 2, "torch": "2", "python": "3"}
 SPARSITY = {
-    "machine": MACHINE,
     "dense": {"wikitext2": 0.0, "c4": 1.0},
     "rows": [
         {
@@ -36,6 +35,7 @@ SPARSITY = {
             "wikitext2": 0.25,
             "c4": 0.5,
             "seconds": 9.6,
+            "machine": MACHINE,
         }
     ],
 }
@@ -69,7 +69,7 @@ def test_every_stored_file_has_its_section(tmp_path):
     assert "a processor, 2 threads; median of 1-3 rounds" in page
     assert "## Speed in the shape of LLaMA-2-7B" in page
     assert "| 8x4 | 16 bfloat16 | int8 | 1.23 | 30.0 | 1.50× |" in page
-    assert "| 2:4 | text | 2.50 | 0.2500 | 0.5000 | 10 s |" in page
+    assert "| 2:4 | text | 2.50 | 0.2500 | 0.5000 | 10 s | A |" in page
     assert "`spq compare demo`" in page and "too small |" in page
     assert "## Speed of other engines\n\n| engine |" in page
     assert page.index("## Recipes") < page.index("## Speed") < page.index("## Time and memory")

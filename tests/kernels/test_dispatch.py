@@ -114,10 +114,35 @@ def test_gradients_go_through_autograd(layer, taken):
         bias = trained if trained.ndim == 1 else None
         y = op(x(3) if bias is not None else trained, codes, scale, bias)
         assert y.requires_grad
-    assert not taken
+        y.sum().backward()
+        assert trained.grad is not None
+    # Two products, and one weight for the gradient of the input.
+    assert taken == ["linear", "dequantize", "linear"]
     with torch.no_grad():
         op(x(3).requires_grad_(), codes, scale, None)
-    assert taken == ["linear"]
+    assert taken[3:] == ["linear"]
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", native.FLOATS, ids=str)
+@pytest.mark.parametrize("rows", [3, 40])
+def test_gradients_are_those_of_the_reference(layer, monkeypatch, dtype, rows):
+    op, codes, scale = layer
+
+    def gradients():
+        leaves = [
+            t.detach().clone().requires_grad_() for t in (x(rows, dtype=dtype), scale.to(dtype))
+        ]
+        y = op(leaves[0], codes, leaves[1], None)
+        (y * torch.linspace(-1, 1, OUT, dtype=dtype)).sum().backward()
+        return y.detach(), *(leaf.grad for leaf in leaves)
+
+    found = gradients()
+    monkeypatch.setattr(native, "library", lambda: None)
+    for one, other in zip(found, gradients(), strict=True):
+        assert one.dtype == other.dtype == dtype
+        size = 4 * torch.finfo(dtype).eps * float(other.abs().max())
+        torch.testing.assert_close(one, other, atol=max(size, 1e-5), rtol=0)
 
 
 @needs_library
@@ -196,4 +221,5 @@ def test_a_low_rank_layer_trains(taken):
     module.right.weight.requires_grad_()
     module(x(3)).sum().backward()
     assert module.right.weight.grad is not None
-    assert not taken
+    # The factor that is not trained, and its weight for the gradient of what enters it.
+    assert taken == ["linear", "dequantize"]

@@ -1,11 +1,11 @@
 """Which arithmetic a compressed layer uses for the call at hand.
 
-Gradients needed: the autograd functions beside this file. Else, where there are kernels that can
-take the tensors (native ones on a CPU, in Triton on a GPU): few rows of input go to a kernel that
-reads the codes as they are stored, which costs their bytes; for many rows the weight is turned into
-the dtype of the activations (or float32, where the processor multiplies that faster), on a CPU
-a block at a time, in a cache for a native product or for PyTorch's, which costs arithmetic.
-Everything else (another device, tracing, float64) goes to the PyTorch reference. docs/kernels.md
+Where there are kernels that can take the tensors (native ones on a CPU, in Triton on a GPU): few
+rows of input go to a kernel that reads the codes as they are stored, which costs their bytes; for
+many rows the weight is turned into the dtype of the activations (or float32, where the processor
+multiplies that faster), on a CPU a block at a time, in a cache for a native product or for PyTorch's,
+which costs arithmetic. Where gradients are needed, the autograd functions beside this file call the
+same. Everything else (another device, tracing, float64) goes to the PyTorch reference. docs/kernels.md
 has the measurements.
 """
 
@@ -132,6 +132,26 @@ def native_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None)
     if not native.usable(codes, scale, bias):
         return None
     return _product(x, native.matrix_of(codes, scale, bias), bias, FEW_ROWS)
+
+
+def native_weight(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The weight in a float type, in memory of its own; None where the native kernels cannot.
+
+    Args:
+        codes: int8 [out, in], or packed 4-bit codes, uint8 [out, in / 2].
+        scale: [out] or [1], or with packed codes [out, groups].
+        dtype: of the result.
+
+    Returns:
+        [out, in], not differentiable.
+    """
+    library = native.library() if native.usable(codes, scale, None) else None
+    if library is None or dtype not in native.FLOATS:
+        return None
+    matrix = native.matrix_of(codes, scale, None)
+    weight = torch.empty(matrix.rows, matrix.columns, dtype=dtype)
+    native.dequantize(library, matrix, 0, matrix.rows, weight)
+    return weight
 
 
 def native_sparse_product(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor | None:

@@ -6,8 +6,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spq.kernels.dispatch import native_product, needs_gradient
-from spq.numerics.integer import dequantize, unpack_int4
+from spq.kernels.dispatch import native_product, native_weight, needs_gradient
+from spq.numerics.integer import dequantize
+
+
+def _weight(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    scale = scale.detach()
+    found = native_weight(codes, scale, dtype)
+    return dequantize(codes, scale.to(dtype)) if found is None else found
+
+
+def _product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    found = native_product(x, codes, scale, bias)
+    if found is not None:
+        return found
+    return functional.linear(
+        x, _weight(codes, scale, x.dtype), None if bias is None else bias.to(x.dtype)
+    )
 
 
 class _Int4Linear(torch.autograd.Function):
@@ -16,7 +31,7 @@ class _Int4Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(codes, scale, x if ctx.needs_input_grad[2] else None)
-        return functional.linear(x, dequantize(codes, scale.to(x.dtype)))
+        return _product(x, codes, scale.detach(), None)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
@@ -24,12 +39,14 @@ class _Int4Linear(torch.autograd.Function):
         (gradient,) = gradients
         grad_x = grad_scale = None
         if ctx.needs_input_grad[0]:
-            grad_x = gradient @ dequantize(codes, scale.to(gradient.dtype))
+            grad_x = gradient @ _weight(codes, scale, gradient.dtype)
         if ctx.needs_input_grad[2]:
             rows = gradient.reshape(-1, len(codes))
             grad_weight = rows.T @ x.reshape(-1, x.shape[-1])
-            grouped = (grad_weight.float() * unpack_int4(codes)).unflatten(1, (scale.shape[1], -1))
-            grad_scale = grouped.sum(2).to(scale.dtype)
+            values = _weight(codes, torch.ones_like(scale), grad_weight.dtype)
+            grouped = (grad_weight * values).unflatten(1, (scale.shape[1], -1))
+            wide = torch.promote_types(torch.float32, grouped.dtype)
+            grad_scale = grouped.sum(2, dtype=wide).to(scale.dtype)
         return grad_x, None, grad_scale
 
 
@@ -47,9 +64,5 @@ def int4_linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) ->
     """
     if needs_gradient(x, scale, bias):
         product: Tensor = _Int4Linear.apply(x, codes, scale)
-    else:
-        found = native_product(x, codes, scale, bias)
-        if found is not None:
-            return found
-        product = functional.linear(x, dequantize(codes, scale.to(x.dtype)))
-    return product if bias is None else product + bias.to(x.dtype)
+        return product if bias is None else product + bias.to(x.dtype)
+    return _product(x, codes, scale, bias)
