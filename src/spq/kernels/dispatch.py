@@ -3,10 +3,10 @@
 Where there are kernels that can take the tensors (native ones on a CPU, in Triton on a GPU): few
 rows of input go to a kernel that reads the codes as they are stored, which costs their bytes; for
 many rows the weight is turned into the dtype of the activations (or float32, where the processor
-multiplies that faster), on a CPU a block at a time, in a cache for a native product or for PyTorch's,
-which costs arithmetic. Where gradients are needed, the autograd functions beside this file call the
-same. Everything else (another device, tracing, float64) goes to the PyTorch reference. docs/kernels.md
-has the measurements.
+multiplies that faster), on a CPU a block at a time, in a cache for a native product or for
+PyTorch's, which costs arithmetic. Where gradients are needed, the autograd functions beside this
+file call the same. Everything else (another device, tracing, float64) goes to the PyTorch
+reference. docs/kernels.md has the measurements.
 """
 
 import logging

@@ -48,8 +48,8 @@ def elimination_order(
         leaving = scores.argsort(stable=True)[: min(step, count - len(order))]
         columns = _columns(leaving, channels)
         solved = torch.linalg.solve(inverted[columns][:, columns], inverted[columns])
-        weight = weight - weight[:, columns] @ solved
-        inverted = inverted - inverted[:, columns] @ solved
+        weight.addmm_(weight[:, columns], solved, alpha=-1)
+        inverted.addmm_(inverted[:, columns], solved, alpha=-1)
         # Exactly gone; what rounding leaves there must not be divided by.
         weight[:, columns] = 0
         inverted[columns] = 0

@@ -108,23 +108,24 @@ def sweep(
             what an error in each costs after later columns have made up for it [group_size], to
             what a column [rows] is replaced with, given its place in the group.
     """
-    weight = weight.to(torch.float32).clone()
+    # A column of the weight lies together: it is what is read and changed.
+    columns = weight.to(torch.float32).T.clone(memory_format=torch.contiguous_format)
     factor, _ = inverse_factor(hessian, damping)
     importance = factor.diagonal().square().reciprocal()
     step = max(BLOCK // group_size, 1) * group_size
-    for start in range(0, weight.shape[1], step):
-        stop = min(start + step, weight.shape[1])
-        errors = torch.empty_like(weight[:, start:stop])
+    for start in range(0, len(columns), step):
+        stop = min(start + step, len(columns))
+        errors = torch.empty_like(columns[start:stop])
         for column in range(start, stop):
             place = column % group_size
             if place == 0:
                 group = slice(column, column + group_size)
-                replace = round_group(group, weight[:, group], importance[group])
-            value = weight[:, column]
+                replace = round_group(group, columns[group].T, importance[group])
+            value = columns[column]
             error = (value - replace(place, value)) / factor[column, column]
-            weight[:, column:stop].addr_(error, factor[column, column:stop], alpha=-1)
-            errors[:, column - start] = error
-        weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
+            columns[column:stop].addr_(factor[column, column:stop], error, alpha=-1)
+            errors[column - start] = error
+        columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
 
 
 def round_int4(
