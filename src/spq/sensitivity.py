@@ -67,8 +67,8 @@ class _Observer:
 
     def on_gradient(self, gradient: Tensor) -> None:
         """Take in the gradient of one window."""
-        # Not in place: in float32 this is the very gradient that goes on down the model.
-        squares = gradient.detach().flatten(0, -2).float().square()
+        # A copy: in float32 this is the very gradient that goes on down the model.
+        squares = gradient.detach().flatten(0, -2).to(torch.float32, copy=True).square_()
         self.norms[self._window] = squares.sum(1)
         if self.squares is None:
             self.squares = torch.zeros_like(squares[0])
