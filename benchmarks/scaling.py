@@ -1,4 +1,4 @@
-"""How time and memory of a byte budget grow with depth and width; writes benchmarks/results/scaling.json.
+"""Time and memory of a byte budget by depth and width; writes benchmarks/results/scaling.json.
 
     python benchmarks/scaling.py [--only NAME ...]
 
@@ -62,7 +62,9 @@ def measure(name: str, folder: Path) -> dict:
         "name": name,
         "seconds": time.perf_counter() - started,
         "peak_bytes": max(record.peak_bytes for record in manifest.stages),
-        "dense_bytes": sum(file.stat().st_size for file in (folder / "dense").glob("*.safetensors")),
+        "dense_bytes": sum(
+            file.stat().st_size for file in (folder / "dense").glob("*.safetensors")
+        ),
         "disk": manifest.sizes.disk,
         "load": os.getloadavg()[1],
         "machine": machine(),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from environments import python_of
 
-WORKERS = Path(__file__).parent / "workers"
+WORKERS = Path(__file__).resolve().parent / "workers"
 
 
 @dataclass(frozen=True)

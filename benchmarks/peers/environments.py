@@ -25,6 +25,15 @@ class Peer:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def _without_amx() -> str:
+    """Options by which llama.cpp leaves AMX alone: its quantised products crash with it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file() or "amx_tile" not in cpuinfo.read_text():
+        return ""
+    flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    return f" '-DCMAKE_C_FLAGS={flags}' '-DCMAKE_CXX_FLAGS={flags}'"
+
+
 PEERS = {
     "auto-round": Peer((TORCH, "auto-round==0.16.1"), "auto_round"),
     "llm-compressor": Peer((TORCH, "llmcompressor==0.14.*"), "llmcompressor"),
@@ -34,8 +43,9 @@ PEERS = {
         ("llama-cpp-python==0.3.*",),
         "llama_cpp",
         environment={
-            "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF",
-            "CMAKE_BUILD_PARALLEL_LEVEL": "1",
+            "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF"
+            + _without_amx(),
+            "CMAKE_BUILD_PARALLEL_LEVEL": "2",
         },
     ),
     "gptq": Peer((TORCH, "transformers", "accelerate", "gptqmodel"), "gptqmodel"),

@@ -79,8 +79,13 @@ def _make(python: Path, models: Path, source: Path, name: str) -> str | None:
     else:
         kind = name.removesuffix(".gguf")
         command = [python, WORKERS / "make_gguf.py", source, partial, kind]
+    # In the folder of the models: gptqmodel leaves logs where it runs.
     done = subprocess.run(
-        [str(part) for part in command], env=settings(False), capture_output=True, text=True
+        [str(part) for part in command],
+        env=settings(False),
+        cwd=models,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]

@@ -7,7 +7,15 @@ from benchmarks.tables.markdown import lettered, table
 
 def section(stored: dict) -> str:
     dense = {task: math.exp(nll) for task, nll in stored["dense"].items()}
-    header = ("variant", "calibration", "bits per weight", "Δ WikiText-2", "Δ C4", "time", "machine")
+    header = (
+        "variant",
+        "calibration",
+        "bits per weight",
+        "Δ WikiText-2",
+        "Δ C4",
+        "time",
+        "machine",
+    )
     machines, letters = lettered(stored["rows"])
     rows = [_row(row, letter) for row, letter in zip(stored["rows"], letters, strict=True)]
     return f"""## Group sparsity
