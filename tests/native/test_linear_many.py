@@ -35,6 +35,11 @@ def dense(rows: int, columns: int) -> tuple:
     return native.matrix_of(weight, None, None), weight, (weight,)
 
 
+def bfloat16(rows: int, columns: int) -> tuple:
+    weight = random(rows, columns).to(torch.bfloat16)
+    return native.matrix_of(weight, None, None), weight, (weight,)
+
+
 def group_of_16(rows: int, columns: int) -> tuple:
     keep = random(rows, columns // 16) > 0
     codes = random(rows, columns).mul(3).clamp(-8, 7).to(torch.int8)
@@ -83,6 +88,24 @@ def test_groups_of_other_sizes(product, size):
     codes = random(40, 384).mul(3).clamp(-8, 7).to(torch.int8)
     packed, scale = integer.pack_int4(codes), random(40, 384 // size) / 8
     x = random(33, 384, seed=1).to(torch.bfloat16)
+    y = product(x, native.matrix_of(packed, scale, None))
+    assert_close(y, x, integer.dequantize(packed, scale))
+
+
+@pytest.mark.parametrize("make", [int8, int4, bfloat16, group_of_16])
+@pytest.mark.parametrize("columns", [8320, 11008])
+def test_more_columns_than_a_panel_holds(product, make, columns):
+    """Sums of one part of the columns are added to those of the parts before."""
+    for rows, count in ((130, 33), (33, 70)):
+        matrix, weight, _held = make(rows, columns)
+        x = random(count, columns, seed=1).to(torch.bfloat16)
+        assert_close(product(x, matrix), x, weight, exact=product.exact and make is int8)
+
+
+def test_parts_of_the_columns_may_begin_inside_a_group(product):
+    codes = random(130, 8448).mul(3).clamp(-8, 7).to(torch.int8)
+    packed, scale = integer.pack_int4(codes), random(130, 8448 // 1056) / 8
+    x = random(40, 8448, seed=1).to(torch.bfloat16)
     y = product(x, native.matrix_of(packed, scale, None))
     assert_close(y, x, integer.dequantize(packed, scale))
 

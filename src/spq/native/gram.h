@@ -8,6 +8,6 @@
 void gram_avx512_bf16(const uint16_t* x, const float* by, int64_t count, int64_t columns,
                       float* total, int32_t threads);
 
-// The same, where amx_runs_here() and 32 divides columns.
+// The same, where amx_runs_here(); by tiles where 32 divides columns.
 void gram_amx_bf16(const uint16_t* x, const float* by, int64_t count, int64_t columns, float* total,
                    int32_t threads);

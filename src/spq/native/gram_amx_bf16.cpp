@@ -52,6 +52,7 @@ void pack(const uint16_t* x, const float* by, int64_t count, int64_t columns, ui
 
 void gram_amx_bf16(const uint16_t* x, const float* by, int64_t count, int64_t columns, float* total,
                    int32_t threads) {
+  if (columns % SQUARE) return gram_avx512_bf16(x, by, count, columns, total, threads);
   const int64_t groups = columns / SIDE, squares = columns / SQUARE;
   const int64_t bytes = 2 * groups * STRIDE * (int64_t)sizeof(uint32_t);
   uint32_t *right = (uint32_t*)room_for(Purpose::GRAM, bytes), *left = right + groups * STRIDE;

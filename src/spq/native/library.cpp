@@ -14,21 +14,26 @@ namespace {
 struct Set {
   const char* name;
   const Kernels* kernels;
-  bool pairs;
-  bool tiles;
+  // Whether there are kernels that take two columns at a time, see pairs.h.
+  bool pairs = false;
+  // See many.h and gram.h; null where there is none.
+  decltype(&linear_avx512_bf16) many = nullptr;
+  decltype(&gram_avx512_bf16) gram = nullptr;
+  // What must hold besides.
+  bool (*allowed)() = nullptr;
 };
 
 // From fastest to slowest.
 const Set sets[] = {
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(__linux__)
-    {"amx_bf16", &kernels_avx512, true, true},
+    {"amx_bf16", &kernels_avx512, true, linear_amx_bf16, gram_amx_bf16, amx_runs_here},
 #endif
-    {"avx512_bf16", &kernels_avx512, true, false},
-    {"avx512", &kernels_avx512, false, false},
-    {"avx2", &kernels_avx2, false, false},
+    {"avx512_bf16", &kernels_avx512, true, linear_avx512_bf16, gram_avx512_bf16},
+    {"avx512", &kernels_avx512},
+    {"avx2", &kernels_avx2},
 #endif
-    {"portable", &kernels_portable, false, false},
+    {"portable", &kernels_portable},
 };
 
 bool runs_here(const Set& set) {
@@ -44,10 +49,7 @@ bool runs_here(const Set& set) {
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi") ||
       !__builtin_cpu_supports("avx512vbmi2") || !__builtin_cpu_supports("avx512vnni"))
     return false;
-#if defined(__linux__)
-  if (set.tiles) return amx_runs_here();
-#endif
-  return true;
+  return !set.allowed || set.allowed();
 #else
   return false;
 #endif
@@ -206,33 +208,17 @@ EXPORTED void spq_dequantize(const Matrix* matrix, int64_t first, int64_t last, 
 // See many.h. Returns 0, with nothing done, where the chosen instruction set has no such kernel or
 // the matrix does not suit it.
 EXPORTED int spq_many(const Matrix* matrix, const void* x, int64_t count, void* y, int32_t threads) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (chosen->pairs && matrix->columns % MANY_COLUMNS == 0) {
-    const int64_t inputs = (count + MANY_INPUTS - 1) / MANY_INPUTS * MANY_INPUTS;
-    uint32_t* room = room_of<uint32_t>(Purpose::MANY, inputs * matrix->columns / 2);
-    auto product = linear_avx512_bf16;
-#if defined(__linux__)
-    if (chosen->tiles) product = linear_amx_bf16;
-#endif
-    product(*matrix, (const uint16_t*)x, count, (uint16_t*)y, room, threads);
-    return 1;
-  }
-#endif
-  return 0;
+  if (!chosen->many || matrix->columns % MANY_COLUMNS) return 0;
+  const int64_t inputs = (count + MANY_INPUTS - 1) / MANY_INPUTS * MANY_INPUTS;
+  uint32_t* room = room_of<uint32_t>(Purpose::MANY, inputs * matrix->columns / 2);
+  chosen->many(*matrix, (const uint16_t*)x, count, (uint16_t*)y, room, threads);
+  return 1;
 }
 
 // See gram.h. Returns 0, with nothing done, where the chosen instruction set has no such kernel.
 EXPORTED int spq_gram(const void* x, const float* by, int64_t count, int64_t columns, float* total,
                       int32_t threads) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (chosen->pairs) {
-    auto add = gram_avx512_bf16;
-#if defined(__linux__)
-    if (chosen->tiles && columns % 32 == 0) add = gram_amx_bf16;
-#endif
-    add((const uint16_t*)x, by, count, columns, total, threads);
-    return 1;
-  }
-#endif
-  return 0;
+  if (!chosen->gram) return 0;
+  chosen->gram((const uint16_t*)x, by, count, columns, total, threads);
+  return 1;
 }

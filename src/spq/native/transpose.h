@@ -8,11 +8,19 @@ namespace {
 // What is transposed at a time: 16 rows of 16 pairs of columns.
 constexpr int64_t SIDE = 16;
 
-// to[k][r] = from[r][k] for 16 x 16 numbers, of which `rows` rows exist and the others are zero.
-void transpose(const uint32_t* from, int64_t stride, int64_t rows, uint32_t* to, int64_t to_stride) {
+// The lanes of a vector that hold one of `count` numbers.
+inline __mmask16 mask_of(int64_t count) {
+  return count >= 16 ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
+}
+
+// to[k][r] = from[r][k] for 16 x 16 numbers, of which `rows` rows and `columns` columns exist and the
+// others are zero.
+void transpose(const uint32_t* from, int64_t stride, int64_t rows, uint32_t* to, int64_t to_stride,
+               int64_t columns = SIDE) {
   __m512i a[SIDE], b[SIDE];
+  const __mmask16 there = mask_of(columns);
   for (int64_t r = 0; r < SIDE; r++)
-    a[r] = r < rows ? _mm512_loadu_si512(from + r * stride) : _mm512_setzero_si512();
+    a[r] = _mm512_maskz_loadu_epi32(r < rows ? there : 0, from + r * stride);
   for (int64_t r = 0; r < SIDE; r += 2) {
     b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
     b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
@@ -33,11 +41,6 @@ void transpose(const uint32_t* from, int64_t stride, int64_t rows, uint32_t* to,
     _mm512_storeu_si512(to + (8 + j) * to_stride, _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
     _mm512_storeu_si512(to + (12 + j) * to_stride, _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
   }
-}
-
-// The lanes of a vector that hold one of `count` numbers.
-inline __mmask16 mask_of(int64_t count) {
-  return count >= 16 ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
 }
 
 }  // namespace

@@ -12,18 +12,12 @@ namespace {
 // Bytes of a row that are asked for before their turn: 16 rows are more than prefetchers follow.
 constexpr int64_t AHEAD = 512;
 
-// 16 rows of 64 bytes, of which `high` exist, transposed: held[q] has bytes 4 q to 4 q + 3 of each.
-// Bytes from `limit` on are zero.
-inline void transposed_bytes(const char* from, int64_t stride, int64_t high, int64_t limit,
+// 16 rows of 64 bytes, of which `high` rows and `bytes` bytes exist, transposed: held[q] has bytes 4 q to
+// 4 q + 3 of each. Rows lie `stride` bytes apart; that and `bytes` are multiples of 4.
+inline void transposed_bytes(const char* from, int64_t stride, int64_t high, int64_t bytes,
                              uint32_t* held) {
-  alignas(64) uint32_t rows[TILE];
-  const __mmask64 mask = limit >= 64 ? ~0ull : (1ull << limit) - 1;
-  for (int64_t r = 0; r < SIDE; r++) {
-    _mm_prefetch(from + r * stride + AHEAD, _MM_HINT_T0);
-    _mm512_store_si512(rows + r * SIDE, r < high ? _mm512_maskz_loadu_epi8(mask, from + r * stride)
-                                                 : _mm512_setzero_si512());
-  }
-  transpose(rows, SIDE, SIDE, held, SIDE);
+  for (int64_t r = 0; r < high; r++) _mm_prefetch(from + r * stride + AHEAD, _MM_HINT_T0);
+  transpose((const uint32_t*)from, stride / 4, high, held, SIDE, bytes / 4);
 }
 
 // Some rows of a matrix, and some of their columns: all but the last part of them a multiple of 128.
