@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import spq
 from spq.cache import DIRECTORY_VARIABLE
-from spq.integrations.source import load_tokenizer
+from spq.integrations.source import load_model
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 WIDTH, NEURONS, LAYERS, HEADS, GROUPS = 576, 1536, 8, 9, 3
@@ -35,7 +35,7 @@ SHAPES = {
 
 
 def make(directory: Path, layers: int, width: int) -> None:
-    tokenizer = load_tokenizer("demo")
+    tokenizer = load_model("demo").tokenizer
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width * WIDTH,
