@@ -48,7 +48,7 @@ def assert_product(library, x: Tensor, weight: Tensor, scale: Tensor | None, bia
     size = exact(x.abs(), *_magnitudes(weight, scale), None if bias is None else bias.abs())
     wrong = (y.double() - expected).abs()
     allowed = 2e-6 * size + ROUNDING[x.dtype] * expected.abs() + 1e-7
-    if weight.dtype == torch.int8 and native.instruction_set(library).endswith("_bf16"):
+    if scale is not None and native.instruction_set(library).endswith("_bf16"):
         # In fixed point, what is small beside the largest of a block is rounded (pairs.h).
         dense = integer.dequantize(weight, scale.double())
         allowed += 2**-15 * x.double().abs().amax(1, keepdim=True) * dense.norm(dim=1)
@@ -77,7 +77,18 @@ def test_int8(library, instruction_set, dtype, shape, per_row):
 
 @pytest.mark.parametrize(
     ("columns", "size"),
-    [(2, 2), (30, 6), (96, 16), (96, 32), (192, 64), (576, 64), (640, 128), (512, 256), (96, 48)],
+    [
+        (2, 2),
+        (30, 6),
+        (96, 16),
+        (96, 32),
+        (192, 64),
+        (576, 64),
+        (640, 128),
+        (512, 256),
+        (96, 48),
+        (288, 96),
+    ],
 )
 def test_int4(library, instruction_set, dtype, columns, size):
     weight, scale = int4(37, columns, size, dtype)
@@ -98,6 +109,7 @@ def test_dense(library, instruction_set, dtype, shape):
     weight, bias = random(*shape, dtype=dtype), random(shape[0], dtype=dtype)
     for count in COUNTS:
         assert_product(library, random(count, shape[1]), weight, None, bias)
+        assert_product(library, random(count, shape[1], dtype=dtype), weight, None, bias)
 
 
 def test_two_factors_equal_one_after_the_other(library, instruction_set, dtype):
@@ -111,7 +123,8 @@ def test_two_factors_equal_one_after_the_other(library, instruction_set, dtype):
     assert float(off) <= 4 * ROUNDING[dtype] * float(expected.abs().max())
 
 
-def test_no_address_needs_to_be_aligned(library, instruction_set):
+@pytest.mark.parametrize("count", [2, 6])
+def test_no_address_needs_to_be_aligned(library, instruction_set, count):
     columns = 160
     for offset in (1, 3, 7):
         raw = torch.zeros(offset + 21 * columns, dtype=torch.int8)
@@ -119,27 +132,28 @@ def test_no_address_needs_to_be_aligned(library, instruction_set):
         weight.copy_(codes(-127, 128, 21, columns))
         _, scale = int8(21, columns, True, torch.bfloat16)
         shifted = torch.zeros(22, dtype=torch.bfloat16)[1:].copy_(scale)
-        x = torch.zeros(2 * columns + 1, dtype=torch.bfloat16)[1:].view(2, columns)
-        x.copy_(random(2, columns))
+        x = torch.zeros(count * columns + 1, dtype=torch.bfloat16)[1:].view(count, columns)
+        x.copy_(random(count, columns))
         assert_product(library, x, weight, shifted)
         packed = torch.zeros(offset + 21 * columns // 2, dtype=torch.uint8)[offset:]
         packed = packed.view(21, columns // 2).copy_(int4(21, columns, 32, torch.float32)[0])
         assert_product(library, x, packed, int4(21, columns, 32, torch.bfloat16)[1])
 
 
-def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set):
+@pytest.mark.parametrize("count", [2, 6])
+def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set, count):
     """Neighbours that are NaN stay where they are and out of the sums."""
     weight, scale = int4(5, 96, 32, torch.bfloat16)
-    padded = torch.full((7, 96), torch.nan, dtype=torch.bfloat16)
-    padded[2:4] = random(2, 96)
+    padded = torch.full((count + 4, 96), torch.nan, dtype=torch.bfloat16)
+    padded[2:-2] = random(count, 96)
     scales = torch.full((7, 3), torch.nan, dtype=torch.bfloat16)
     scales[1:6] = scale
-    out = torch.full((4, 5), 7.0, dtype=torch.bfloat16)
+    out = torch.full((count + 2, 5), 7.0, dtype=torch.bfloat16)
     matrix = native.matrix_of(weight, scales[1:6], None)
-    x, y = padded[2:4], out[1:3]
-    library.spq_linear(matrix, None, x.data_ptr(), native.FORMATS[x.dtype], 2, y.data_ptr(), 1)
+    x, y = padded[2:-2], out[1:-1]
+    library.spq_linear(matrix, None, x.data_ptr(), native.FORMATS[x.dtype], count, y.data_ptr(), 1)
     assert bool(torch.isfinite(y).all())
-    assert bool((out[[0, 3]] == 7.0).all())
+    assert bool((out[[0, -1]] == 7.0).all())
 
 
 @pytest.mark.parametrize("out", ROUNDING, ids=str)
@@ -172,11 +186,19 @@ def test_float_types_convert_as_in_pytorch(library, instruction_set):
         assert torch.equal(narrow, between.to(dtype))
 
 
-def test_threads_share_the_work_without_changing_it(library, instruction_set):
+def test_threads_share_the_work_without_changing_it(library, instruction_set, dtype):
     weight, scale = int8(1000, 512, True, torch.float32)
-    x = random(3, 512)
+    x = random(6, 512, dtype=dtype)
     matrix = native.matrix_of(weight, scale, None)
     one = native.linear(library, x, matrix)
     two = torch.empty_like(one)
-    library.spq_linear(matrix, None, x.data_ptr(), 0, 3, two.data_ptr(), 2)
+    library.spq_linear(
+        matrix,
+        None,
+        x.data_ptr(),
+        native.FORMATS[dtype],
+        6,
+        two.data_ptr(),
+        1 + torch.get_num_threads(),
+    )
     assert torch.equal(one, two)

@@ -59,17 +59,6 @@ namespace {
 constexpr int64_t BLOCK_BYTES = 1 << 15;
 constexpr int64_t WIDEST_HEAD = 512;
 
-int64_t block_height(const Matrix& matrix) {
-  const int64_t rows = BLOCK_BYTES / std::max<int64_t>(1, row_bytes(matrix)) / 4 * 4;
-  return std::clamp<int64_t>(rows, 4, 128);
-}
-
-int64_t block_count(const Matrix& matrix) {
-  if (is_sparse(matrix)) return sparse_tasks(matrix);
-  const int64_t height = block_height(matrix);
-  return (matrix.rows + height - 1) / height;
-}
-
 // Numbers in as many whole lines of the cache as `size` numbers need.
 int64_t in_lines(int64_t size) { return (size + 15) / 16 * 16; }
 
@@ -155,11 +144,24 @@ struct Worker {
   Input input, inner[3];
   const int64_t count = decoder.count;
 
+  // For one sequence rows are read four at a time, for several in tiles.
+  int64_t block_height(const Matrix& matrix) const {
+    const int64_t unit = count > 1 ? 16 : 4;
+    const int64_t rows = BLOCK_BYTES / std::max<int64_t>(1, row_bytes(matrix)) / unit * unit;
+    return std::clamp<int64_t>(rows, unit, 128);
+  }
+
+  int64_t block_count(const Matrix& matrix) const {
+    if (is_sparse(matrix)) return sparse_tasks(matrix);
+    const int64_t height = block_height(matrix);
+    return (matrix.rows + height - 1) / height;
+  }
+
   void multiply(const Job& job, int64_t block) {
     const Matrix& matrix = *job.matrix;
     const int64_t height = block_height(matrix), first = block * height;
     const int64_t last = std::min(first + height, matrix.rows);
-    const Pairs* pairs = decoder.type == BFLOAT16 ? pairs_for(matrix) : nullptr;
+    const Pairs* pairs = decoder.type == BFLOAT16 ? pairs_for(matrix, count) : nullptr;
     if (!pairs) return kernels().product(matrix, job.input->exact, count, first, last, job.y, matrix.rows);
     const uint16_t* x = job.input->arranged(*pairs, matrix.columns);
     pairs->product(matrix, x, count, first, last, job.y, matrix.rows);

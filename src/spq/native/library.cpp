@@ -19,7 +19,7 @@ struct Set {
   // See many.h and gram.h; null where there is none.
   decltype(&linear_avx512_bf16) many = nullptr;
   decltype(&gram_avx512_bf16) gram = nullptr;
-  // What must hold besides.
+  // What must hold besides, for tiles.
   bool (*allowed)() = nullptr;
 };
 
@@ -62,6 +62,9 @@ const Set* fastest() {
 }
 
 const Set* chosen = fastest();
+
+// Inputs from which on tiles are faster, measured by benchmarks/cpu_kernels.py.
+constexpr int64_t TILES_INT8 = 5, TILES_INT4 = 3, TILES_BFLOAT16 = 3;
 
 // Rows of input that are multiplied at a time, so that their outputs fit on the stack.
 constexpr int64_t BATCH = 16;
@@ -106,7 +109,8 @@ void multiply(const Matrix& matrix, const float* input, int32_t input_type, int6
   if (is_sparse(matrix))
     return multiply_sparse(matrix, input, input_type, count, y, type, threads, EVEN_GROUPS);
   const int64_t columns = matrix.columns, rows = matrix.rows, room = arranged_size(columns);
-  const Pairs* pairs = input_type == BFLOAT16 ? pairs_for(matrix) : nullptr;
+  const bool suits = input_type == BFLOAT16;
+  const Pairs* pairs = suits ? pairs_for(matrix, std::min(count, BATCH)) : nullptr;
   uint16_t* arranged = pairs ? room_of<uint16_t>(Purpose::ARRANGED, count * room) : nullptr;
   for (int64_t m = 0; pairs && m < count; m += BATCH)
     pairs->arrange(input + m * columns, std::min(count - m, BATCH), columns, arranged + m * room);
@@ -137,9 +141,28 @@ void* room_for(Purpose purpose, int64_t bytes) {
   return (void*)(((uintptr_t)room.data() + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES);
 }
 
-const Pairs* pairs_for(const Matrix& matrix) {
+#if defined(__x86_64__) && defined(__GNUC__)
+namespace {
+
+// Products that need tiles, and from how many inputs on they are faster.
+const Pairs* tiles_for(const Matrix& matrix, int64_t count) {
+#if defined(__linux__)
+  if (!chosen->allowed || matrix.columns % 32) return nullptr;
+  if (matrix.format == INT8) return count >= TILES_INT8 ? &tiles_int8 : nullptr;
+  if (matrix.format == BFLOAT16) return count >= TILES_BFLOAT16 ? &tiles_bfloat16 : nullptr;
+  if (matrix.format == INT4 && matrix.columns / matrix.groups % 32 == 0)
+    return count >= TILES_INT4 ? &tiles_int4 : nullptr;
+#endif
+  return nullptr;
+}
+
+}  // namespace
+#endif
+
+const Pairs* pairs_for(const Matrix& matrix, int64_t count) {
 #if defined(__x86_64__) && defined(__GNUC__)
   if (!chosen->pairs) return nullptr;
+  if (const Pairs* tiles = tiles_for(matrix, count)) return tiles;
   if (matrix.format == INT8) return &pairs_int8;
   if (matrix.format == BFLOAT16) return &pairs_bfloat16;
   if (matrix.format == SPARSE4) return &pairs_int4;

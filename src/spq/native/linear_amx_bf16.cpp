@@ -125,7 +125,7 @@ struct Panel {
 bool amx_runs_here() {
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool there = (d >> 22 & 1) && (d >> 24 & 1);
+  const bool there = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1);
   constexpr long ask = 0x1023, tiles = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return there && syscall(SYS_arch_prctl, ask, tiles) == 0;
 }

@@ -32,8 +32,13 @@ extern const Pairs pairs_int8;
 // Of weights in bfloat16, with inputs in bfloat16.
 extern const Pairs pairs_bfloat16;
 
-// Those of the chosen instruction set, if it has them and they can take this matrix; else null.
-const Pairs* pairs_for(const Matrix& matrix);
+// The same for several inputs, with AMX: int8 and 4-bit codes with inputs in fixed point. Widths are a
+// multiple of 32, and so are groups.
+extern const Pairs tiles_int8, tiles_int4, tiles_bfloat16;
+
+// Those of the chosen instruction set for so many inputs, at most SPARSE_BATCH, if it has them and they
+// can take this matrix; else null.
+const Pairs* pairs_for(const Matrix& matrix, int64_t count);
 
 // Columns that are looked at in one go.
 constexpr int64_t BLOCK = 128;

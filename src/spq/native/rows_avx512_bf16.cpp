@@ -14,7 +14,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma")
 #endif
 
-#include "pairs.h"
+#include "fixed_point.h"
 
 namespace {
 
@@ -23,8 +23,6 @@ constexpr int64_t STEP = 32;  // columns of a vector
 inline __mmask32 mask_of(int64_t count) {
   return count >= STEP ? 0xffffffffu : (1u << count) - 1;
 }
-
-inline int64_t exponent_of(float value) { return (int64_t)(bits_from_float(value) >> 23 & 0xff); }
 
 // int8 codes and inputs in fixed point. Sums of a block are whole numbers: at most 2^29.
 struct Int8 {
@@ -44,35 +42,8 @@ struct Int8 {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale), total);
   }
 
-  // A block's numbers from 32 columns on are written where `to` says; returns their scale.
-  template <class To>
-  static float arrange(const float* x, int64_t columns, const To& to) {
-    __m512 largest = _mm512_setzero_ps();
-    for (int64_t k = 0; k < BLOCK; k += 16)
-      largest = _mm512_max_ps(largest, _mm512_abs_ps(load16(x, columns, k)));
-    const float most = _mm512_reduce_max_ps(largest);
-    // Below 2^15 of these units; what is smaller than all numbers that matter becomes zero, what is
-    // not finite makes sums that are not either.
-    const int64_t exponent = std::min<int64_t>(std::max<int64_t>(exponent_of(most), 30), 254);
-    const float scale = float_from_bits((uint32_t)(exponent - 14) << 23);
-    const float inverse = float_from_bits((uint32_t)(268 - exponent) << 23);
-    __m512 bad = _mm512_setzero_ps();
-    for (int64_t k = 0; k < BLOCK; k += STEP) {
-      __m256i half[2];
-      for (int i = 0; i < 2; i++) {
-        const __m512 values = load16(x, columns, k + 16 * i);
-        bad = _mm512_fmadd_ps(values, _mm512_setzero_ps(), bad);
-        half[i] = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(values, _mm512_set1_ps(inverse))));
-      }
-      _mm512_storeu_si512(to(k), _mm512_inserti64x4(_mm512_castsi256_si512(half[0]), half[1], 1));
-    }
-    return scale + _mm512_reduce_add_ps(bad);
-  }
-
-  static __m512 load16(const float* x, int64_t columns, int64_t k) {
-    const int64_t left = columns - k;
-    const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
-    return _mm512_maskz_loadu_ps(mask, x + k);
+  static float arrange(const float* x, int64_t columns, uint16_t* numbers) {
+    return fixed_point(x, columns, numbers);
   }
 };
 
@@ -87,11 +58,10 @@ struct Bfloat16 {
   }
   static __m512 add(__m512 total, Sum sum, float) { return _mm512_add_ps(total, sum); }
 
-  template <class To>
-  static float arrange(const float* x, int64_t columns, const To& to) {
+  static float arrange(const float* x, int64_t columns, uint16_t* numbers) {
     for (int64_t k = 0; k < BLOCK; k += STEP)
-      _mm512_storeu_si512(to(k), (__m512i)_mm512_cvtne2ps_pbh(Int8::load16(x, columns, k + 16),
-                                                              Int8::load16(x, columns, k)));
+      _mm512_storeu_si512(numbers + k, (__m512i)_mm512_cvtne2ps_pbh(load16(x, columns, k + 16),
+                                                                    load16(x, columns, k)));
     return 1.0f;
   }
 };
@@ -107,9 +77,8 @@ void arrange(const float* x, int64_t count, int64_t columns, uint16_t* arranged)
   for (int64_t block = 0; block < block_count_of(columns); block++) {
     uint16_t* room = block_of(arranged, block, count);
     for (int64_t m = 0; m < count; m++) {
-      const float scale =
-          W::arrange(x + m * columns + block * BLOCK, columns - block * BLOCK,
-                     [&](int64_t k) { return room + m * BLOCK + k; });
+      const float scale = W::arrange(x + m * columns + block * BLOCK, columns - block * BLOCK,
+                                     room + m * BLOCK);
       memcpy(room + count * BLOCK + 2 * m, &scale, sizeof scale);
     }
   }

@@ -32,7 +32,7 @@ void group_inputs(const Matrix& matrix, const float* x, int64_t count, int32_t t
 }
 
 int32_t sparse_input(const Matrix& matrix, int32_t type) {
-  return type == BFLOAT16 && pairs_for(matrix) ? BFLOAT16 : FLOAT32;
+  return type == BFLOAT16 && pairs_for(matrix, 1) ? BFLOAT16 : FLOAT32;
 }
 
 int64_t sparse_tasks(const Matrix& matrix) {
@@ -46,7 +46,7 @@ void run_task(const SparseProduct& product, int64_t task) {
   // Whoever reaches the end writes the empty rows there; of two tasks, only one may.
   if (first == last && kept_before(matrix, matrix.rows) > 0) return;
   float* carried = product.carried + task * product.count;
-  const auto run = product.type == BFLOAT16 ? pairs_for(matrix)->sparse : kernels().sparse;
+  const auto run = product.type == BFLOAT16 ? pairs_for(matrix, product.count)->sparse : kernels().sparse;
   run(matrix, product.x, product.count, first, last, product.y, product.y_stride, carried);
 }
 

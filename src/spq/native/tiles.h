@@ -23,9 +23,12 @@ struct alignas(64) TileShapes {
 // The tiles are this thread's while it lives.
 struct Tiles {
   const TileShapes shapes;
-  Tiles() { _tile_loadconfig(&shapes); }
+  explicit Tiles(const TileShapes& these = {}) : shapes(these) { _tile_loadconfig(&shapes); }
   ~Tiles() { _tile_release(); }
 };
+
+// GCC does not know that tiles are loaded from memory: what they are to hold is written before this.
+inline void written(const void* data) { __asm__ volatile("" : : "r"(data) : "memory"); }
 
 // Tiles of SQUARE rows: those of the second half stand `stride` numbers behind those of the first.
 struct Halves {
@@ -36,6 +39,7 @@ struct Halves {
 // sums [SQUARE, SQUARE], in lines of `line` numbers, (+)= left rows times right ones.
 inline void square(Halves left, Halves right, int64_t steps, bool add, float* sums, int64_t line) {
   float* const below = sums + SIDE * line;
+  written(right.first);
   if (add) {
     _tile_loadd(0, sums, 4 * line);
     _tile_loadd(1, sums + SIDE, 4 * line);

@@ -1,0 +1,256 @@
+// Some inputs times a matrix, for processors with AMX: its tiles take 16 rows of the weight as they lie in
+// memory, or as bytes where they are 4-bit codes, and every input at once.
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                                   \
+    __attribute__((                                                                             \
+        target("amx-tile,amx-int8,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), \
+    apply_to = function)
+#else
+#pragma GCC target("amx-tile,amx-int8,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
+#endif
+
+#include "fixed_point.h"
+#include "tiles.h"
+
+namespace {
+
+// Columns of codes that a full tile takes; where groups or rows end there may be half of one.
+constexpr int64_t FULL = 64, HALF = 32;
+
+// Tiles of `high` rows of the weight and of `count` inputs: 0 and 1 hold sums, 2 a full tile of the
+// weight, 3 and 4 the inputs for it, and 5, 6 and 7 the same for half a tile.
+TileShapes shapes_of(int64_t high, int64_t count) {
+  TileShapes shapes;
+  const auto set = [&shapes](int tile, int64_t rows, int64_t bytes) {
+    shapes.rows[tile] = (uint8_t)rows;
+    shapes.bytes[tile] = (uint16_t)bytes;
+  };
+  for (int tile : {0, 1}) set(tile, high, 4 * count);
+  set(2, high, FULL);
+  for (int tile : {3, 4}) set(tile, FULL / 4, 4 * count);
+  set(5, high, HALF);
+  for (int tile : {6, 7}) set(tile, HALF / 4, 4 * count);
+  return shapes;
+}
+
+// int8 codes enter as they are.
+struct Int8 {
+  static constexpr bool even_first = false;
+
+  static int64_t group(const Matrix& w) { return w.columns; }
+
+  static const char* codes(const Matrix& w, int64_t row, int64_t, int64_t k, char*, int64_t* stride) {
+    *stride = w.columns;
+    return (const char*)w.weight + row * w.columns + k;
+  }
+
+  // What a group's sums are multiplied by, beside what multiplies a whole row.
+  static float scale(const Matrix&, int64_t, int64_t) { return 1.0f; }
+};
+
+// 4-bit codes become bytes: of 32 columns the even ones and then the odd ones.
+struct Int4 {
+  static constexpr bool even_first = true;
+
+  static int64_t group(const Matrix& w) { return w.columns / w.groups; }
+
+  static const char* codes(const Matrix& w, int64_t row, int64_t high, int64_t k, char* room,
+                           int64_t* stride) {
+    *stride = BLOCK;
+    const int64_t bytes = std::min(w.columns - k, BLOCK) / 2;
+    const __mmask64 there = bytes >= 64 ? ~0ull : (1ull << bytes) - 1;
+    const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
+    const __m512i second = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+    const __m512i low = _mm512_set1_epi8(15), middle = _mm512_set1_epi8(8);
+    const char* from = (const char*)w.weight + (row * w.columns + k) / 2;
+    for (int64_t r = 0; r < high; r++, from += w.columns / 2) {
+      const __m512i both = _mm512_maskz_loadu_epi8(there, from);
+      const __m512i even = _mm512_sub_epi8(_mm512_and_si512(both, low), middle);
+      const __m512i odd =
+          _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(both, 4), low), middle);
+      _mm512_storeu_si512(room + r * BLOCK, _mm512_permutex2var_epi64(even, first, odd));
+      _mm512_storeu_si512(room + r * BLOCK + 64, _mm512_permutex2var_epi64(even, second, odd));
+    }
+    return room;
+  }
+
+  static float scale(const Matrix& w, int64_t row, int64_t index) {
+    return read_float(w.scale, w.scale_type, row * w.groups + index);
+  }
+};
+
+// Of a block of all inputs: the upper bytes of four columns of each, one four behind the other, the lower
+// bytes alike, and the scales.
+struct Bytes {
+  const uint16_t* block;
+  int64_t count;
+  const char* upper(int64_t k) const { return (const char*)block + k * count; }
+  const char* lower(int64_t k) const { return upper(BLOCK + k); }
+  const char* scales() const { return lower(BLOCK); }
+};
+
+inline const uint16_t* block_of(const uint16_t* arranged, int64_t block, int64_t count) {
+  return arranged + block * (BLOCK + 2) * count;
+}
+
+template <class W>
+void arrange(const float* x, int64_t count, int64_t columns, uint16_t* arranged) {
+  alignas(64) uint16_t numbers[BLOCK];
+  alignas(32) uint32_t upper[HALF / 4], lower[HALF / 4];
+  alignas(64) uint16_t order[HALF];
+  for (int i = 0; i < HALF; i++) order[i] = (uint16_t)(W::even_first ? 2 * i % HALF + 2 * i / HALF : i);
+  const __m512i in_order = _mm512_load_si512(order);
+  for (int64_t block = 0; block < block_count_of(columns); block++) {
+    const Bytes to = {block_of(arranged, block, count), count};
+    for (int64_t m = 0; m < count; m++) {
+      const float scale =
+          fixed_point(x + m * columns + block * BLOCK, columns - block * BLOCK, numbers);
+      memcpy((char*)to.scales() + 4 * m, &scale, sizeof scale);
+      for (int64_t k = 0; k < BLOCK; k += HALF) {
+        const __m512i some = _mm512_permutexvar_epi16(in_order, _mm512_load_si512(numbers + k));
+        _mm256_store_si256((__m256i*)lower, _mm512_cvtepi16_epi8(some));
+        _mm256_store_si256((__m256i*)upper, _mm512_cvtepi16_epi8(_mm512_srli_epi16(some, 8)));
+        for (int64_t four = 0; four < HALF / 4; four++) {
+          memcpy((char*)to.upper(k + 4 * four) + 4 * m, upper + four, 4);
+          memcpy((char*)to.lower(k + 4 * four) + 4 * m, lower + four, 4);
+        }
+      }
+    }
+  }
+}
+
+// The next rows, in the order of memory: 16 are more than the processor's prefetcher follows.
+inline void prefetch(const char* next, int64_t bytes) {
+  for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch(next + line, _MM_HINT_T0);
+}
+
+// The whole numbers of up to 16 rows and inputs for the columns begin <= k < end of a block.
+inline void multiply_tiles(const char* codes, int64_t stride, const Bytes& x, int64_t begin, int64_t end,
+                           int32_t* upper, int32_t* lower) {
+  const int64_t line = 4 * x.count;
+  written(codes);
+  _tile_zero(0);
+  _tile_zero(1);
+  int64_t k = begin;
+  for (; k + FULL <= end; k += FULL) {
+    _tile_loadd(2, codes + k, stride);
+    _tile_loadd(3, x.upper(k), line);
+    _tile_loadd(4, x.lower(k), line);
+    _tile_dpbssd(0, 2, 3);
+    _tile_dpbsud(1, 2, 4);
+  }
+  if (k < end) {
+    _tile_loadd(5, codes + k, stride);
+    _tile_loadd(6, x.upper(k), line);
+    _tile_loadd(7, x.lower(k), line);
+    _tile_dpbssd(0, 5, 6);
+    _tile_dpbsud(1, 5, 7);
+  }
+  _tile_stored(0, upper, 64);
+  _tile_stored(1, lower, 64);
+  written(upper);
+  written(lower);
+}
+
+// y[m][row + r] = totals[r][m] times the row's scale, plus its bias.
+void write(const Matrix& w, const float* totals, int64_t count, int64_t row, int64_t high, float* y,
+           int64_t y_stride) {
+  alignas(64) uint32_t turned[TILE];
+  alignas(64) float scale[SIDE] = {}, bias[SIDE] = {};
+  for (int64_t r = 0; r < high; r++) {
+    scale[r] = row_scale(w, row + r);
+    if (w.bias) bias[r] = read_float(w.bias, w.bias_type, row + r);
+  }
+  transpose((const uint32_t*)totals, SIDE, high, turned, SIDE);
+  for (int64_t m = 0; m < count; m++)
+    _mm512_mask_storeu_ps(y + m * y_stride + row, mask_of(high),
+                          _mm512_fmadd_ps(_mm512_load_ps((const float*)turned + m * SIDE),
+                                          _mm512_load_ps(scale), _mm512_load_ps(bias)));
+}
+
+// Up to 16 rows times all inputs.
+template <class W>
+void rows(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t row, int64_t high, float* y,
+          int64_t y_stride) {
+  const Tiles tiles(shapes_of(high, count));
+  alignas(64) char room[SIDE * BLOCK];
+  alignas(64) int32_t upper[TILE], lower[TILE];
+  alignas(64) float totals[TILE] = {};
+  const int64_t bytes = row_bytes(w), group = W::group(w);
+  for (int64_t block = 0; block < block_count_of(w.columns); block++) {
+    const int64_t first = block * BLOCK, last = std::min(first + BLOCK, w.columns);
+    const int64_t share = (last - first) * bytes / w.columns;
+    prefetch((const char*)w.weight + (row + high) * bytes + first * bytes / w.columns * high, share * high);
+    int64_t stride;
+    const char* codes = W::codes(w, row, high, first, room, &stride);
+    const Bytes x = {block_of(arranged, block, count), count};
+    const __m512 scales = _mm512_maskz_loadu_ps(mask_of(count), x.scales());
+    for (int64_t k = first, end; k < last; k = end) {
+      const int64_t index = k / group;
+      end = std::min(last, (index + 1) * group);
+      multiply_tiles(codes, stride, x, k - first, end - first, upper, lower);
+      for (int64_t r = 0; r < high; r++) {
+        const __m512i whole = _mm512_add_epi32(
+            _mm512_slli_epi32(_mm512_load_si512(upper + r * SIDE), 8), _mm512_load_si512(lower + r * SIDE));
+        const __m512 by = _mm512_mul_ps(scales, _mm512_set1_ps(W::scale(w, row + r, index)));
+        _mm512_store_ps(totals + r * SIDE, _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), by,
+                                                           _mm512_load_ps(totals + r * SIDE)));
+      }
+    }
+  }
+  write(w, totals, count, row, high, y, y_stride);
+}
+
+// Weights in bfloat16: inputs in pairs of columns.
+void arrange_bfloat16(const float* x, int64_t count, int64_t columns, uint16_t* arranged) {
+  alignas(64) uint32_t pairs[SIDE];
+  for (int64_t k = 0; k < columns; k += 32)
+    for (int64_t m = 0; m < count; m++) {
+      const float* from = x + m * columns + k;
+      _mm512_store_si512(pairs, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16),
+                                                             _mm512_loadu_ps(from)));
+      for (int64_t pair = 0; pair < SIDE; pair++)
+        memcpy(arranged + k * count + 2 * (pair * count + m), pairs + pair, 4);
+    }
+}
+
+void rows_bfloat16(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t row, int64_t high,
+                   float* y, int64_t y_stride) {
+  const Tiles tiles(shapes_of(high, count));
+  alignas(64) float totals[TILE];
+  const char* weight = (const char*)w.weight + 2 * row * w.columns;
+  _tile_zero(0);
+  for (int64_t k = 0; k < w.columns; k += 32) {
+    prefetch(weight + 2 * (w.columns + k) * high, 64 * high);
+    _tile_loadd(2, weight + 2 * k, 2 * w.columns);
+    _tile_loadd(3, arranged + k * count, 4 * count);
+    _tile_dpbf16ps(0, 2, 3);
+  }
+  _tile_stored(0, totals, 64);
+  written(totals);
+  write(w, totals, count, row, high, y, y_stride);
+}
+
+template <auto rows>
+void product(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t first, int64_t last,
+             float* y, int64_t y_stride) {
+  for (int64_t row = first; row < last; row += SIDE)
+    rows(w, arranged, count, row, std::min(last - row, SIDE), y, y_stride);
+}
+
+}  // namespace
+
+const Pairs tiles_int8 = {arrange<Int8>, product<rows<Int8>>, nullptr};
+const Pairs tiles_int4 = {arrange<Int4>, product<rows<Int4>>, nullptr};
+const Pairs tiles_bfloat16 = {arrange_bfloat16, product<rows_bfloat16>, nullptr};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
