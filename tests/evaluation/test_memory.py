@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from spq.errors import SpqError
 from spq.evaluation import PeakMemory, parameter_count, resident_bytes, weight_file_bytes
+from spq.evaluation.memory import library_bytes
 
 
 def tiny_llama(tied: bool) -> LlamaForCausalLM:
@@ -83,3 +84,12 @@ def test_peak_memory_ends_its_thread_and_lets_errors_pass():
             raise KeyError
     assert peak.peak_bytes >= peak.start_bytes > 0
     assert all(thread.name != "peak-memory" for thread in threading.enumerate())
+
+
+def test_libraries_are_told_apart_from_data():
+    before = library_bytes()
+    if not before:
+        pytest.skip("this system does not tell mappings apart")
+    block = bytearray(64 << 20)
+    block[::4096] = b"\1" * len(block[::4096])
+    assert 1 << 20 < before <= library_bytes() < before + (32 << 20)

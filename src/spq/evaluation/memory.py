@@ -1,5 +1,6 @@
 """Bytes in memory, bytes on disk, and the peak of a piece of work."""
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from spq.errors import SpqError
 
 SAMPLING_SECONDS = 0.02
+LIBRARY = re.compile(r"\.so(\.\d+)*$|\.dll$|\.pyd$")
 
 
 def resident_bytes(model: nn.Module) -> int:
@@ -48,6 +50,19 @@ def weight_file_bytes(directory: str | Path) -> int:
     if not sizes:
         raise SpqError(f"'{directory}' has no .safetensors files: it is not a model directory.")
     return sum(sizes)
+
+
+def library_bytes() -> int:
+    """Resident bytes of the shared libraries in this process: code is read when it first runs.
+
+    0 where the system does not tell mappings apart.
+    """
+    process = psutil.Process()
+    if not hasattr(process, "memory_maps"):
+        return 0
+    return sum(
+        found.rss for found in process.memory_maps() if LIBRARY.search(Path(found.path).name)
+    )
 
 
 class PeakMemory:

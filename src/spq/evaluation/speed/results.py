@@ -69,7 +69,8 @@ class ModelSpeed(_Record):
         load_seconds: to load it, tokenizer included, libraries imported before.
         load_ratio: to the first model, of the medians.
         first_seconds: of a first short `generate`, compilation included.
-        peak_bytes: most memory that loading added to the process, median over loads.
+        peak_bytes: most memory that loading added to the process, median over loads; here and
+            below without `library_bytes`.
         resident_bytes: memory added when loaded.
         used_bytes: memory added when it has written its first tokens.
         bytes_read: weights that one decode step reads, at any batch size.

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from spq.errors import SpqError
-from spq.evaluation.memory import PeakMemory
+from spq.evaluation.memory import PeakMemory, library_bytes
 from spq.evaluation.speed import timing
 from spq.evaluation.speed.timing import Measure
 from spq.integrations.decoding import optimize as decode_natively
@@ -99,18 +99,18 @@ def load(request: Request) -> tuple[PreTrainedModel, Loaded]:
         SpqError: as for `load_model`.
     """
     _import_architecture(request.name)
-    memory = PeakMemory()
+    memory, code = PeakMemory(), library_bytes()
     with memory:
         model = open_model(request)
-    settled = _resident(memory)
+    settled, loading = _resident(memory, code), library_bytes() - code
     started = time.perf_counter()
     timing.seconds(model, FIRST)
     first = time.perf_counter() - started
     return model, Loaded(
         seconds=memory.seconds,
-        peak_bytes=memory.peak_bytes - memory.start_bytes,
+        peak_bytes=memory.peak_bytes - memory.start_bytes - loading,
         resident_bytes=settled,
-        used_bytes=_resident(memory),
+        used_bytes=_resident(memory, code),
         first_seconds=first,
         dtype=str(model.dtype).removeprefix("torch."),
         int8_activations=rounds_activations(model),
@@ -119,11 +119,12 @@ def load(request: Request) -> tuple[PreTrainedModel, Loaded]:
     )
 
 
-def _resident(memory: PeakMemory) -> int:
+def _resident(memory: PeakMemory, code: int) -> int:
+    """What has been added since, but for more of the libraries than the `code` bytes of then."""
     gc.collect()
     with PeakMemory() as now:
         pass
-    return now.start_bytes - memory.start_bytes
+    return now.start_bytes - memory.start_bytes - (library_bytes() - code)
 
 
 def _import_architecture(name: str) -> None:
