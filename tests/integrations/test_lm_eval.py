@@ -10,6 +10,7 @@ from spq.data import fingerprint
 from spq.data.benchmarks import BENCHMARKS, read_benchmark
 from spq.errors import SpqError
 from spq.evaluation import Journal, check_tasks, evaluate
+from spq.integrations import lm_eval
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu".split()
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -224,3 +225,16 @@ def test_without_file_and_network_both_are_named(wide, tokenizer, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(SpqError, match=r"piqa\.jsonl is not in SPQ_DATA_DIR .*ConnectionError"):
         evaluate(wide, tokenizer, "piqa")
+
+
+def test_what_a_broken_model_leaves_undetermined_has_no_value():
+    """TruthfulQA's mc2 is 0 / 0 where every answer has a probability of zero."""
+    results = {
+        "results": {"mc2": {"acc,none": float("nan"), "acc_stderr,none": "N/A"}},
+        "n-samples": {"mc2": {"effective": 3}},
+        "n-shot": {"mc2": 0},
+        "versions": {"mc2": 3.0},
+    }
+    score = lm_eval._score(results, "mc2", "acc,none")
+    assert score.value is None and score.standard_error is None
+    assert type(score).model_validate_json(score.model_dump_json()) == score

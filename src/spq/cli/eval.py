@@ -147,7 +147,7 @@ def _rows(result: TaskResult) -> list[tuple[str, ...]]:
     for score in result.scores:
         error = _number(score.standard_error, 4)
         shots = f"{score.shots}-shot"
-        value = f"{score.value:.4f}"
+        value = _number(score.value, 4)
         rows.append((score.task + mark, score.metric, value, error, f"{score.documents}", shots))
     figure = result.perplexity
     if figure is not None:

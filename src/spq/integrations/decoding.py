@@ -13,15 +13,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from spq.errors import SpqError
 from spq.integrations.decode_session import Session, one_more
 from spq.integrations.decoder_program import Unsuitable, build
+from spq.integrations.fused_modules import fuse
 from spq.integrations.graph_decoding import decode_by_graphs
 from spq.integrations.growing_cache import GrowingLayer
+from spq.integrations.worn_classes import Worn, wear
 from spq.kernels.widening import FEW, widened_products
 from spq.native.decoder import MOST_SEQUENCES
 
 logger = logging.getLogger(__name__)
 
 
-class NativeDecoding(PreTrainedModel):
+class NativeDecoding(Worn, PreTrainedModel):
     """What `optimize` adds to a model's class."""
 
     def forward(
@@ -86,16 +88,6 @@ class NativeDecoding(PreTrainedModel):
                 **kwargs,
             )
 
-    def __reduce__(self) -> Any:
-        """Pickle by the class of transformers; the one made here cannot be found by its name."""
-        return _blank, (type(self).__bases__[1],), self.__getstate__()
-
-
-def _blank(base: type[Any]) -> Any:
-    """What unpickling fills in."""
-    made: Any = _decoding(base)
-    return made.__new__(made)
-
 
 def _check(model: PreTrainedModel, input_ids: Tensor, past: Cache | None) -> None:
     if not input_ids.numel():
@@ -134,23 +126,13 @@ def _with_room(model: PreTrainedModel, past: Cache | None, use_cache: bool | Non
     return past
 
 
-_CLASSES: dict[type[Any], type[Any]] = {}
-
-
-def _decoding(base: type[Any]) -> type[Any]:
-    # The name stays: it is what `save_pretrained` writes as the architecture.
-    if base not in _CLASSES:
-        fields = {"__module__": base.__module__}
-        _CLASSES[base] = type(base.__name__, (NativeDecoding, base), fields)
-    return _CLASSES[base]
-
-
 def optimize(model: PreTrainedModel) -> PreTrainedModel:
     """Let the model decode without transformers' overhead; it stays the same object.
 
     On a GPU `generate` records CUDA graphs, see `decode_by_graphs`. On a CPU, from then on one more
     token of up to 16 sequences is computed in one native call. Prompts, larger batches, masks with
-    holes, gradients, hidden states and so on run in transformers as before. A model that can never
+    holes, hidden states and so on run in transformers, with norms and gates in one pass each
+    (`fuse`); with gradients nothing is changed. A model that can never
     be decoded natively is left as it is, and the log says why.
     """
     if isinstance(model, NativeDecoding):
@@ -162,5 +144,6 @@ def optimize(model: PreTrainedModel) -> PreTrainedModel:
     except Unsuitable as reason:
         logger.warning("decoding stays in plain transformers: %s", reason)
     else:
-        model.__class__ = _decoding(type(model))
+        wear(model, NativeDecoding)
+        fuse(model)
     return model

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,7 +33,8 @@ class Score(BaseModel):
     Attributes:
         task: lm-eval's name of it.
         metric: lm-eval's name of it; with the filter behind a comma, where there is one.
-        value: mean over documents.
+        value: mean over documents; None where the model leaves it undetermined, as when it gives
+            all answers of a document a probability of zero.
         standard_error: of that mean; None for a single document.
         documents: how many were scored.
         shots: examples in the prompt.
@@ -43,7 +45,7 @@ class Score(BaseModel):
 
     task: str
     metric: str
-    value: float
+    value: float | None
     standard_error: float | None
     documents: int
     shots: int
@@ -169,12 +171,16 @@ def _score(results: Any, name: str, metric: str) -> Score:
     return Score(
         task=name,
         metric=key if kind == "none" else metric,
-        value=found[metric],
-        standard_error=error if isinstance(error, float) else None,
+        value=_finite(found[metric]),
+        standard_error=_finite(error),
         documents=results["n-samples"][name]["effective"],
         shots=results["n-shot"][name],
         version=results["versions"][name],
     )
+
+
+def _finite(number: object) -> float | None:
+    return float(number) if isinstance(number, float | int) and math.isfinite(number) else None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-INTERFACE = 5
+INTERFACE = 6
 """What `spq_interface` of the library must return: see library.cpp."""
 
 INSTRUCTION_SETS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "portable")
@@ -107,6 +107,19 @@ def _declare(found: ctypes.CDLL) -> None:
     found.spq_sparse_linear.restype = None
     found.spq_dequantize.argtypes = [matrix, whole, whole, pointer, small, small]
     found.spq_dequantize.restype = None
+    found.spq_normalize.argtypes = [
+        pointer,
+        small,
+        whole,
+        whole,
+        pointer,
+        ctypes.c_float,
+        pointer,
+        small,
+    ]
+    found.spq_gated.argtypes = [pointer, pointer, small, whole, pointer, small]
+    for function in (found.spq_normalize, found.spq_gated):
+        function.restype = None
     found.spq_many.argtypes = [matrix, pointer, whole, pointer, small]
     found.spq_gram.argtypes = [pointer, pointer, whole, whole, pointer, small]
 

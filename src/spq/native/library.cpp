@@ -178,7 +178,7 @@ const Pairs* pairs_for(const Matrix& matrix, int64_t count) {
 
 
 // Raised with every change of a signature or structure below.
-EXPORTED int spq_interface() { return 5; }
+EXPORTED int spq_interface() { return 6; }
 
 EXPORTED const char* spq_instruction_set() { return chosen->name; }
 
@@ -244,4 +244,31 @@ EXPORTED int spq_gram(const void* x, const float* by, int64_t count, int64_t col
   if (!chosen->gram) return 0;
   chosen->gram((const uint16_t*)x, by, count, columns, total, threads);
   return 1;
+}
+
+// out = x / rms(x) * weight for each of `count` rows; x and out are of `type`.
+EXPORTED void spq_normalize(const void* x, int32_t type, int64_t count, int64_t size,
+                            const float* weight, float epsilon, void* out, int32_t threads) {
+  const int64_t bytes = size * (type == FLOAT32 ? 4 : 2);
+  in_parallel(threads, count, 4 * count * size, [&](int64_t row) {
+    float* held = room_of<float>(Purpose::INPUT, size);
+    convert((const char*)x + row * bytes, type, size, held, FLOAT32);
+    kernels().normalize(held, weight, epsilon, size, held);
+    convert(held, FLOAT32, size, (char*)out + row * bytes, type);
+  });
+}
+
+// out = silu(gate) * up, all of `type`.
+EXPORTED void spq_gated(const void* gate, const void* up, int32_t type, int64_t size, void* out,
+                        int32_t threads) {
+  constexpr int64_t PIECE = 2048;
+  const int64_t bytes = type == FLOAT32 ? 4 : 2;
+  in_parallel(threads, (size + PIECE - 1) / PIECE, 16 * size, [&](int64_t piece) {
+    const int64_t first = piece * PIECE, some = std::min(PIECE, size - first);
+    float left[PIECE], right[PIECE];
+    convert((const char*)gate + first * bytes, type, some, left, FLOAT32);
+    convert((const char*)up + first * bytes, type, some, right, FLOAT32);
+    kernels().gated(left, right, some);
+    convert(left, FLOAT32, some, (char*)out + first * bytes, type);
+  });
 }

@@ -114,7 +114,9 @@ def figures(task: TaskResult) -> list[tuple[str, str]]:
     return shown
 
 
-def _value(value: float, error: float | None, digits: int) -> str:
+def _value(value: float | None, error: float | None, digits: int) -> str:
+    if value is None:
+        return "-"
     return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
