@@ -108,3 +108,10 @@ def test_several_series_have_a_legend_and_one_has_none():
 
 def test_a_curve_is_labelled_by_its_method():
     assert "b &amp; c" in DRAWN["curves"]()
+
+
+def test_what_lost_far_more_than_the_best_is_named_and_not_drawn():
+    near, far = (50.0, 3.5, 0.1), (60.0, 21.0, 1.0)
+    drawn = charts.curves({"a": [near], "broken": [far]}, "nats", "Curves")
+    assert "above: broken 21.0 at 60 MB" in drawn and ">20<" not in drawn
+    assert "above:" not in charts.curves({"a": [near], "b": [near]}, "nats", "Curves")

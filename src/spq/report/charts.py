@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from spq.errors import SpqError
 INK, FAINT = "#010203", "#040506"
 SERIES = tuple(f"#0a0b{index:02x}" for index in range(1, 15))
 MARKERS = "osD^vP*Xh<>pd8"
+MOST_NATS = 1.5
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -121,8 +123,23 @@ def curves(
     unit: str,
     description: str,
 ) -> str:
-    """Size in MB against a figure with its standard error, a line for each name."""
+    """Size in MB against a figure in nats with its standard error, a line for each name.
+
+    What lost more than `MOST_NATS` beyond the best is named above the chart and not drawn: it would
+    leave no room to tell the others apart.
+    """
     figure, axes = _figure(7, 4)
+    lowest = min(value for points in series.values() for _, value, _ in points)
+    beyond = [
+        f"{name} {value:.1f} at {size:.0f} MB"
+        for name, points in series.items()
+        for size, value, _ in points
+        if value > lowest + MOST_NATS
+    ]
+    if beyond:
+        axes.set_ylim(lowest - MOST_NATS / 20, lowest + MOST_NATS)
+        title = "\n".join(textwrap.wrap("above: " + ", ".join(beyond), 110))
+        axes.set_title(title, color=INK, fontsize=7, loc="left")
     for index, (name, points) in enumerate(series.items()):
         sizes, values, errors = zip(*points, strict=True)
         axes.errorbar(
