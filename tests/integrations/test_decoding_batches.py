@@ -206,5 +206,5 @@ def test_positions_that_the_tables_lack_are_left_to_transformers(position, steps
             kind(prompts(2, 3), past_key_values=cache)
             output = kind(TOKENS, past_key_values=cache, position_ids=torch.tensor([[position]]))
             logits.append(output.logits)
-    assert torch.equal(*logits)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
     assert not steps
