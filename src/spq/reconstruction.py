@@ -7,6 +7,8 @@ its Adam state, and of its activations.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +124,25 @@ def reconstruct(
         for name, made in latents.items():
             view.replace(name, settle(made, view.model.dtype) if better else originals[name])
     return before, after
+
+
+@contextmanager
+def trainable_codes(view: ModelView) -> Iterator[None]:
+    """Inside, decoder layers have weights behind codes where there are codes to train.
+
+    After, they have the codes that these came to, or after an error those from before.
+    """
+    leaves = {leaf.name: leaf.module for leaf in view.leaves(("attention", "mlp"))}
+    latents = {name: made for name, module in leaves.items() if (made := latent(module))}
+    after = {name: leaves[name] for name in latents}
+    for name, made in latents.items():
+        view.replace(name, made)
+    try:
+        yield
+        after = {name: settle(made, view.model.dtype) for name, made in latents.items()}
+    finally:
+        for name, module in after.items():
+            view.replace(name, module)
 
 
 class _Run:

@@ -71,6 +71,28 @@ def test_gradients_reach_weights_and_grids_straight_through(maker):
         assert trained.zero.grad.shape == grouped.shape
 
 
+def test_the_gradient_is_that_of_the_definition(maker):
+    trained = latent(maker()).double()
+    with torch.no_grad():
+        # Beyond the ends of the grid too.
+        trained.weight += 4 * random(OUT, IN, seed=7) * trained.scale.repeat_interleave(SIZE, 1)
+        trained.scale.copy_(integer.round_scale(trained.scale))
+    given, into = [trained.weight, trained.scale], random(OUT, IN, seed=8).double()
+    given += [] if trained.zero is None else [trained.zero]
+    low, high = (-8, 7) if trained.bits == 4 else (-127, 127)
+    zero = 0 if trained.zero is None else trained.zero[..., None]
+    position = (trained.weight.unflatten(1, (-1, SIZE)) - zero) / trained.scale[..., None]
+    inside = position.clamp(low, high)
+    values = (inside + (inside.round() - inside).detach()) * trained.scale[..., None] + zero
+    values = values if trained.keep is None else values * trained.keep[..., None]
+    expected = torch.autograd.grad((values.flatten(1) * into).sum(), given)
+    columns = torch.eye(IN, dtype=torch.float64)
+    trained.bias = None
+    found = torch.autograd.grad((trained(columns) * into.T).sum(), given)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_dropped_groups_stay_dropped_and_codes_follow_the_weights():
     layer = sparse()
     trained = latent(layer)

@@ -45,7 +45,10 @@ def exact(stored: GroupSparse) -> Tensor:
     return group_sparse.dequantize(stored._replace(scale=stored.scale.double(), zero=zero))
 
 
-def assert_close(y: Tensor, inputs: Tensor, stored: GroupSparse, bias: Tensor | None) -> None:
+def assert_close(
+    y: Tensor, inputs: Tensor, stored: GroupSparse, bias: Tensor | None, of_weights: float = 0.0
+) -> None:
+    """`of_weights`: what rounding may have taken from each of them."""
     dense = exact(stored)
     add = 0 if bias is None else bias.double()
     expected = inputs.double() @ dense.T + add
@@ -57,14 +60,23 @@ def assert_close(y: Tensor, inputs: Tensor, stored: GroupSparse, bias: Tensor | 
         parts = parts + 2 * float(stored.zero.abs().max())
     size = inputs.double().abs() @ parts.T + (0 if bias is None else bias.double().abs())
     wrong = (y.double() - expected).abs()
-    assert bool((wrong <= 2e-6 * size + ROUNDING[y.dtype] * expected.abs() + 1e-6).all())
+    rounding = (2e-6 + of_weights) * size + ROUNDING[y.dtype] * expected.abs()
+    assert bool((wrong <= rounding + 1e-6).all())
+
+
+def of_weights(library, inputs: Tensor, stored: GroupSparse) -> float:
+    """Tiles, which several inputs take where there are some, have weights in bfloat16."""
+    tiled = native.instruction_set(library) == "amx_bf16" and stored.columns % 32 == 0
+    several = len(inputs) > 4 and inputs.dtype == torch.bfloat16
+    return 2**-8 if tiled and several else 0.0
 
 
 def check(library, stored: GroupSparse, counts, dtype=torch.bfloat16, bias=None) -> None:
     matrix = sparse.matrix_of(stored, bias)
     for count in counts:
         inputs = x(count, stored.columns, dtype)
-        assert_close(native.linear(library, inputs, matrix), inputs, stored, bias)
+        y = native.linear(library, inputs, matrix)
+        assert_close(y, inputs, stored, bias, of_weights(library, inputs, stored))
         for schedule in Schedule:
             y = sparse.linear(library, inputs, matrix, schedule)
             assert_close(y, inputs, stored, bias)

@@ -7,6 +7,7 @@ from tests.helpers import greedy, logits, tiny_model, tiny_tokenizer
 import spq
 from spq.errors import SpqError
 from spq.modules.coded import Coded
+from spq.modules.int4_linear import Int4Linear
 from spq.numerics.integer import round_scale
 from spq.recipe import Recipe
 from spq.stages.base import Inputs, Plan
@@ -52,6 +53,36 @@ def test_it_brings_the_model_nearer_to_the_dense_one_and_leaves_the_codes(model_
     assert divergence(dense, view.model) < 0.99 * before
     for name, kept in codes.items():
         assert torch.equal(view.module(name).codes, kept)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_codes_bring_more_back_and_stay_codes(model_type):
+    distances = {}
+    for parameters in ("all", "codes"):
+        dense, view = compressed(model_type)
+        before = {name: module for name, module in view.model.named_modules()}
+        tune(view, dense, steps=40, parameters=parameters, check_every=10, held_out=8)
+        distances[parameters] = divergence(dense, view.model)
+        changed = [
+            not torch.equal(before[name].codes, module.codes)
+            for name, module in view.model.named_modules()
+            if isinstance(module, Int4Linear)
+        ]
+        assert any(changed) == (parameters == "codes")
+        assert {name: type(m) for name, m in before.items()} == {
+            name: type(m) for name, m in view.model.named_modules()
+        }
+    assert distances["codes"] < distances["all"]
+
+
+def test_after_an_error_codes_are_those_from_before():
+    dense, view = compressed()
+    before = copy.deepcopy(view.model.state_dict())
+    with torch.no_grad():
+        ModelView(dense).layers[0].query.module.weight[0, 0] = torch.nan
+    with pytest.raises(SpqError, match="became nan"):
+        tune(view, dense, parameters="codes")
+    assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())
 
 
 def test_the_dense_model_and_every_flag_are_left_alone():

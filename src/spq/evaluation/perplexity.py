@@ -16,10 +16,8 @@ from spq.evaluation.agreement import Agreement, Reference, compare
 from spq.evaluation.journal import Journal, digest
 from spq.evaluation.limits import check_context, check_vocabulary
 from spq.kernels.widening import widened_products
+from spq.numerics.objectives import chunks
 from spq.progress import track
-
-# Positions whose logits are held in float32 at a time: 25 MB for a vocabulary of 49,152.
-CHUNK_POSITIONS = 128
 
 
 class Perplexity(BaseModel):
@@ -151,8 +149,7 @@ def _window(
     others = None if reference is None else _logits(reference.model, window, first)
     losses, divergences, same = [], [], 0
     # Only a chunk of logits is ever in float32: the whole would take twice the model's own.
-    for start in range(0, len(targets), CHUNK_POSITIONS):
-        chunk = slice(start, start + CHUNK_POSITIONS)
+    for chunk in chunks(own):
         logits = own[chunk].float()
         losses.append(functional.cross_entropy(logits, targets[chunk], reduction="sum").item())
         if others is not None:

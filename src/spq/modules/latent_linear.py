@@ -1,7 +1,7 @@
 """A layer of integer codes while the codes are trained."""
 
 from functools import singledispatch
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from spq.modules.group_sparse_linear import GroupSparseLinear
 from spq.modules.int4_linear import Int4Linear
 from spq.numerics import group_sparse, integer
 from spq.numerics.group_pruning import nearest
+
+# Codes of so many bits, the least and the largest.
+RANGES = {4: (-8, 7), 8: (-127, 127)}
 
 
 class LatentLinear(nn.Module):
@@ -53,18 +56,10 @@ class LatentLinear(nn.Module):
         return functional.linear(x, self._rounded().to(x.dtype), self.bias)
 
     def _rounded(self) -> Tensor:
-        scale = _as_stored(self.scale)[..., None]
-        grouped = self.weight.unflatten(1, (self.scale.shape[1], -1))
-        zero = None if self.zero is None else _as_stored(self.zero)[..., None]
-        position = (grouped if zero is None else grouped - zero) / scale
-        low, high = (-8, 7) if self.bits == 4 else (-127, 127)
-        inside = position.clamp(low, high)
-        values = (inside + (inside.round() - inside).detach()) * scale
-        if zero is not None:
-            values = values + zero
-        if self.keep is not None:
-            values = values * self.keep[..., None]
-        return values.flatten(1)
+        scale = _as_stored(self.scale)
+        zero = None if self.zero is None else _as_stored(self.zero)
+        rounded: Tensor = _Rounded.apply(self.weight, scale, zero, self.keep, self.bits)
+        return rounded
 
     @torch.no_grad()
     def codes(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -73,6 +68,48 @@ class LatentLinear(nn.Module):
         zero = None if self.zero is None else integer.round_scale(self.zero)
         shift = torch.zeros_like(scale) if zero is None else zero
         return nearest(self.weight, scale, shift, self.bits), scale, zero
+
+
+class _Rounded(torch.autograd.Function):
+    """Weights as their codes give them; only what is given is kept for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        scale: Tensor,
+        zero: Tensor | None,
+        keep: Tensor | None,
+        bits: Literal[4, 8],
+    ) -> Tensor:
+        ctx.save_for_backward(weight, scale, zero, keep)
+        ctx.bits = bits
+        values = _positions(weight, scale, zero).clamp_(*RANGES[bits]).round_()
+        values *= scale[..., None]
+        if zero is not None:
+            values += zero[..., None]
+        if keep is not None:
+            values *= keep[..., None]
+        return values.flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scale, zero, keep = ctx.saved_tensors
+        low, high = RANGES[ctx.bits]
+        gradient = gradients[0].unflatten(1, (scale.shape[1], -1))
+        if keep is not None:
+            gradient = gradient * keep[..., None]
+        position = _positions(weight, scale, zero)
+        through = gradient * ((position >= low) & (position <= high))
+        grad_zero = None if zero is None else (gradient - through).sum(2)
+        codes = position.clamp(low, high).round_()
+        grad_scale = (codes.mul_(gradient) - position.mul_(through)).sum(2)
+        return through.flatten(1), grad_scale, grad_zero, None, None
+
+
+def _positions(weight: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    grouped = weight.unflatten(1, (scale.shape[1], -1))
+    return (grouped if zero is None else grouped - zero[..., None]) / scale[..., None]
 
 
 def _as_stored(scale: Tensor) -> Tensor:

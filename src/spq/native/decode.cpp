@@ -151,8 +151,10 @@ struct Worker {
     return std::clamp<int64_t>(rows, unit, 128);
   }
 
+  bool in_tasks(const Matrix& matrix) const { return ::in_tasks(matrix, decoder.type, count); }
+
   int64_t block_count(const Matrix& matrix) const {
-    if (is_sparse(matrix)) return sparse_tasks(matrix);
+    if (in_tasks(matrix)) return sparse_tasks(matrix);
     const int64_t height = block_height(matrix);
     return (matrix.rows + height - 1) / height;
   }
@@ -180,7 +182,7 @@ struct Worker {
     *shared.finished = 0;
     float* carried = shared.carried;
     for (const Job* job = jobs; job < jobs + job_count; job++) {
-      if (!is_sparse(*job->matrix)) continue;
+      if (!in_tasks(*job->matrix)) continue;
       settle(sparse(*job, carried));
       carried += sparse_tasks(*job->matrix) * count;
     }
@@ -188,10 +190,10 @@ struct Worker {
 
   void run(const Job* jobs, int job_count) {
     int64_t total = 0;
-    bool any_sparse = false;
+    bool any_tasks = false;
     for (int i = 0; i < job_count; i++) {
       total += block_count(*jobs[i].matrix);
-      any_sparse |= is_sparse(*jobs[i].matrix);
+      any_tasks |= in_tasks(*jobs[i].matrix);
     }
 #pragma omp for schedule(guided)
     for (int64_t index = 0; index < total; index++) {
@@ -200,11 +202,11 @@ struct Worker {
       float* carried = shared.carried;
       for (; block >= block_count(*job->matrix); job++) {
         block -= block_count(*job->matrix);
-        if (is_sparse(*job->matrix)) carried += sparse_tasks(*job->matrix) * count;
+        if (in_tasks(*job->matrix)) carried += sparse_tasks(*job->matrix) * count;
       }
-      if (is_sparse(*job->matrix)) run_task(sparse(*job, carried), block);
+      if (in_tasks(*job->matrix)) run_task(sparse(*job, carried), block);
       else multiply(*job, block);
-      if (any_sparse) finish(jobs, job_count, total);
+      if (any_tasks) finish(jobs, job_count, total);
     }
   }
 

@@ -64,7 +64,7 @@ const Set* fastest() {
 const Set* chosen = fastest();
 
 // Inputs from which on tiles are faster, measured by benchmarks/cpu_kernels.py.
-constexpr int64_t TILES_INT8 = 5, TILES_INT4 = 3, TILES_BFLOAT16 = 3;
+constexpr int64_t TILES_INT8 = 5, TILES_INT4 = 3, TILES_BFLOAT16 = 3, TILES_SPARSE = 5;
 
 // Rows of input that are multiplied at a time, so that their outputs fit on the stack.
 constexpr int64_t BATCH = 16;
@@ -106,7 +106,7 @@ void multiply_sparse(const Matrix& matrix, const float* input, int32_t input_typ
 // The same, for any matrix.
 void multiply(const Matrix& matrix, const float* input, int32_t input_type, int64_t count, void* y,
               int32_t type, int32_t threads) {
-  if (is_sparse(matrix))
+  if (in_tasks(matrix, input_type, std::min(count, BATCH)))
     return multiply_sparse(matrix, input, input_type, count, y, type, threads, EVEN_GROUPS);
   const int64_t columns = matrix.columns, rows = matrix.rows, room = arranged_size(columns);
   const bool suits = input_type == BFLOAT16;
@@ -150,6 +150,7 @@ const Pairs* tiles_for(const Matrix& matrix, int64_t count) {
   if (!chosen->allowed || matrix.columns % 32) return nullptr;
   if (matrix.format == INT8) return count >= TILES_INT8 ? &tiles_int8 : nullptr;
   if (matrix.format == BFLOAT16) return count >= TILES_BFLOAT16 ? &tiles_bfloat16 : nullptr;
+  if (is_sparse(matrix)) return count >= TILES_SPARSE ? &tiles_sparse : nullptr;
   if (matrix.format == INT4 && matrix.columns / matrix.groups % 32 == 0)
     return count >= TILES_INT4 ? &tiles_int4 : nullptr;
 #endif

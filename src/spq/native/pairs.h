@@ -21,6 +21,10 @@ struct Pairs {
 void sparse_avx512_bf16(const Matrix&, const void* x, int64_t count, int64_t first, int64_t last,
                         float* y, int64_t y_stride, float* carried);
 
+// The rows first <= row < last of sparse 4-bit codes in groups of 16 or more, zeros between them, in
+// bfloat16: out [last - first, columns].
+void write_out_avx512_bf16(const Matrix&, int64_t first, int64_t last, char* out);
+
 // Of 4-bit codes, with inputs in bfloat16.
 extern const Pairs pairs_int4;
 
@@ -33,8 +37,8 @@ extern const Pairs pairs_int8;
 extern const Pairs pairs_bfloat16;
 
 // The same for several inputs, with AMX: int8 and 4-bit codes with inputs in fixed point. Widths are a
-// multiple of 32, and so are groups.
-extern const Pairs tiles_int8, tiles_int4, tiles_bfloat16;
+// multiple of 32, and so are groups of 4-bit codes.
+extern const Pairs tiles_int8, tiles_int4, tiles_bfloat16, tiles_sparse;
 
 // Those of the chosen instruction set for so many inputs, at most SPARSE_BATCH, if it has them and they
 // can take this matrix; else null.

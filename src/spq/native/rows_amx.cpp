@@ -16,6 +16,8 @@
 #endif
 
 #include "fixed_point.h"
+#include "kernels.h"
+#include "parallel.h"
 #include "tiles.h"
 
 namespace {
@@ -220,14 +222,15 @@ void arrange_bfloat16(const float* x, int64_t count, int64_t columns, uint16_t* 
     }
 }
 
-void rows_bfloat16(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t row, int64_t high,
-                   float* y, int64_t y_stride) {
+// Weights in bfloat16, [high, columns], and what is needed after them or null.
+void multiply_bfloat16(const Matrix& w, const char* weight, const char* next, const uint16_t* arranged,
+                       int64_t count, int64_t row, int64_t high, float* y, int64_t y_stride) {
   const Tiles tiles(shapes_of(high, count));
   alignas(64) float totals[TILE];
-  const char* weight = (const char*)w.weight + 2 * row * w.columns;
+  written(weight);
   _tile_zero(0);
   for (int64_t k = 0; k < w.columns; k += 32) {
-    prefetch(weight + 2 * (w.columns + k) * high, 64 * high);
+    if (next) prefetch(next + 2 * k * high, 64 * high);
     _tile_loadd(2, weight + 2 * k, 2 * w.columns);
     _tile_loadd(3, arranged + k * count, 4 * count);
     _tile_dpbf16ps(0, 2, 3);
@@ -235,6 +238,22 @@ void rows_bfloat16(const Matrix& w, const uint16_t* arranged, int64_t count, int
   _tile_stored(0, totals, 64);
   written(totals);
   write(w, totals, count, row, high, y, y_stride);
+}
+
+void rows_bfloat16(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t row, int64_t high,
+                   float* y, int64_t y_stride) {
+  const int64_t bytes = 2 * w.columns;
+  const char* weight = (const char*)w.weight + row * bytes;
+  multiply_bfloat16(w, weight, weight + high * bytes, arranged, count, row, high, y, y_stride);
+}
+
+// Zeros are written out: for several inputs tiles make up for them.
+void rows_sparse(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t row, int64_t high,
+                 float* y, int64_t y_stride) {
+  char* room = (char*)room_for(Purpose::WRITTEN_OUT, 2 * SIDE * w.columns);
+  if (w.format == SPARSE4 && w.group_size % 16 == 0) write_out_avx512_bf16(w, row, row + high, room);
+  else kernels().dequantize(w, row, row + high, room, BFLOAT16);
+  multiply_bfloat16(w, room, nullptr, arranged, count, row, high, y, y_stride);
 }
 
 template <auto rows>
@@ -249,6 +268,7 @@ void product(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t f
 const Pairs tiles_int8 = {arrange<Int8>, product<rows<Int8>>, nullptr};
 const Pairs tiles_int4 = {arrange<Int4>, product<rows<Int4>>, nullptr};
 const Pairs tiles_bfloat16 = {arrange_bfloat16, product<rows_bfloat16>, nullptr};
+const Pairs tiles_sparse = {arrange_bfloat16, product<rows_sparse>, nullptr};
 
 #if defined(__clang__)
 #pragma clang attribute pop

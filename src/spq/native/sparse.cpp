@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "pairs.h"
-
 namespace {
 
 // Weight that a task reads.
@@ -46,7 +44,7 @@ void run_task(const SparseProduct& product, int64_t task) {
   // Whoever reaches the end writes the empty rows there; of two tasks, only one may.
   if (first == last && kept_before(matrix, matrix.rows) > 0) return;
   float* carried = product.carried + task * product.count;
-  const auto run = product.type == BFLOAT16 ? pairs_for(matrix, product.count)->sparse : kernels().sparse;
+  const auto run = product.type == BFLOAT16 ? pairs_for(matrix, 1)->sparse : kernels().sparse;
   run(matrix, product.x, product.count, first, last, product.y, product.y_stride, carried);
 }
 

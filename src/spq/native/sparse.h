@@ -8,11 +8,20 @@
 #pragma once
 
 #include "kernels.h"
+#include "pairs.h"
 
 // Inputs that are multiplied at a time.
 constexpr int64_t SPARSE_BATCH = 16;
 
 enum Schedule : int32_t { EVEN_GROUPS = 0, EVEN_ROWS = 1 };
+
+// Whether a product with so many inputs, which were of this type before they became float32, is cut into
+// tasks. Where there are tiles for them, they take whole rows.
+static inline bool in_tasks(const Matrix& matrix, int32_t type, int64_t count) {
+  if (!is_sparse(matrix)) return false;
+  const Pairs* tiles = type == BFLOAT16 ? pairs_for(matrix, count) : nullptr;
+  return !tiles || tiles->sparse;
+}
 
 static inline int64_t kept_before(const Matrix& matrix, int64_t row) {
   int32_t kept;

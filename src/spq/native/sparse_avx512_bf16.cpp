@@ -181,6 +181,30 @@ void sparse_avx512_bf16(const Matrix& w, const void* x, int64_t count, int64_t f
   sparse_product<SparsePairs>(w, x, count, first, last, y, y_stride, carried);
 }
 
+void write_out_avx512_bf16(const Matrix& w, int64_t first, int64_t last, char* out) {
+  const int64_t parts = w.group_size / Sixteen::width, bytes = 2 * w.group_size;
+  Room room;
+  for (int64_t row = first; row < last; row++, out += 2 * w.columns) {
+    memset(out, 0, 2 * w.columns);
+    const auto place = [&](const Kept& kept, int64_t base) {
+      const char* codes = kept.codes;
+      for (int64_t i = 0; i < kept.count; i++) {
+        const __m512 scale = _mm512_set1_ps(kept.scale[i]);
+        const __m512 zero = _mm512_set1_ps(kept.zero ? kept.zero[i] : 0.0f);
+        char* to = out + base * bytes + UNIT * (int64_t)kept.place[i];
+        for (int64_t p = 0; p < parts; p++, codes += Sixteen::width / 2, to += 2 * Sixteen::width) {
+          const __m512i wide = _mm512_cvtepu16_epi32((__m256i)Sixteen::weights(codes));
+          const __m512 code = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+          const __m256bh weights = _mm512_cvtneps_pbh(_mm512_fmadd_ps(code, scale, zero));
+          _mm256_storeu_si256((__m256i*)to, (__m256i)weights);
+        }
+      }
+    };
+    for_kept<SparsePairs>(w, row, kept_before(w, row), kept_before(w, row + 1),
+                          kept_before(w, last), bytes, room, place);
+  }
+}
+
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

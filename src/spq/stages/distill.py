@@ -1,6 +1,7 @@
 """Tune scales and norms end to end: towards the dense model, or towards the text itself."""
 
 import logging
+from contextlib import nullcontext
 from typing import ClassVar, Literal
 
 import torch
@@ -10,10 +11,12 @@ from transformers import PreTrainedModel
 
 from spq.calibration import Statistics, draw_windows
 from spq.errors import SpqError
+from spq.modules.latent_linear import LatentLinear
 from spq.numerics.integer import LARGEST_SCALE, round_scale
 from spq.numerics.objectives import divergence, next_token
 from spq.progress import track
 from spq.recomputation import bounded_activations
+from spq.reconstruction import trainable_codes
 from spq.stages.base import NO_INPUTS, Inputs, Plan, Stage
 from spq.view import ModelView
 
@@ -21,10 +24,15 @@ logger = logging.getLogger(__name__)
 
 # Of the calibration text, kept for choosing among what training passed through.
 HELD_OUT_SHARE = 0.1
+WHAT = {
+    "scales": "scales",
+    "all": "scales, norm weights and biases",
+    "codes": "scales, norm weights and biases, and 4-bit codes,",
+}
 
 
 class Distill(Stage):
-    """Train what is not a code; codes, and which of them are stored, stay as they are.
+    """Train what is not a code, and 4-bit codes too if asked; which of them are stored stays.
 
     With `next_token` and `scales` this is stage 2 of GQSA (E2E-OQP, arXiv 2412.17560). Sizes do not
     change. What is kept is the best state on held-out text, at worst the one before.
@@ -37,8 +45,10 @@ class Distill(Stage):
         "dense_model",
         description="`dense_model`: KL divergence to its predictions; `next_token`: the usual loss",
     )
-    parameters: Literal["all", "scales"] = Field(
-        "all", description="`scales` of codes and their zeros, or `all`: norms and biases too"
+    parameters: Literal["all", "scales", "codes"] = Field(
+        "all",
+        description="`scales` of codes and their zeros; `all`: norms and biases too; `codes`: and "
+        "4-bit codes, by their weights in float32 (20 bytes each while training)",
     )
     learning_rate: float = Field(
         1e-3, gt=0, description="Adam's peak rate, as a share of each tensor's mean magnitude"
@@ -48,6 +58,9 @@ class Distill(Stage):
     context: int = Field(512, ge=2, description="tokens per window")
     held_out: int = Field(8, ge=1, description="windows that decide which state is kept")
     check_every: int = Field(20, ge=1, description="steps between two looks at those")
+    code_rate: float = Field(
+        1e-2, gt=0, description="the peak rate of weights behind codes, as `learning_rate`"
+    )
     worthwhile: float = Field(
         0.005, ge=0, description="held-out KL, in nats, below which nothing is trained"
     )
@@ -61,7 +74,7 @@ class Distill(Stage):
         """Sizes do not change; the summary says what will be trained."""
         count = sum(p.numel() for p in _trained(view, self.parameters).values())
         tokens = self.steps * self.batch_size * self.context
-        what = "scales" if self.parameters == "scales" else "scales, norm weights and biases"
+        what = WHAT[self.parameters]
         how = "distillation" if self.compares else "the language-model loss"
         summary = f"{count} {what} by {how}, {tokens} tokens"
         return Plan(stage=self.key, summary=summary)
@@ -77,7 +90,9 @@ class Distill(Stage):
             raise SpqError("distillation needs calibration text and the dense model")
         training, held_out = self._windows(view, inputs)
         bounded = bounded_activations(view, self.context)
-        with bounded, _Training(view, self.parameters, self.learning_rate) as trained:
+        rates = (self.learning_rate, self.code_rate)
+        codes = trainable_codes(view) if self.parameters == "codes" else nullcontext()
+        with bounded, codes, _Training(view, self.parameters, *rates) as trained:
             best = before = _mean_loss(view.model, dense, held_out)
             if self.compares and before < self.worthwhile:
                 logger.info("distill: held-out KL is %.5f already; nothing was trained", before)
@@ -128,9 +143,9 @@ class Distill(Stage):
 class _Training:
     """Float32 masters of what is trained, with Adam; the model holds them rounded."""
 
-    def __init__(self, view: ModelView, wanted: str, learning_rate: float) -> None:
+    def __init__(self, view: ModelView, wanted: str, rate: float, code_rate: float) -> None:
         self._view = view
-        self._rate = learning_rate
+        self._rates = (rate, code_rate)
         self._parameters = _trained(view, wanted)
 
     def __enter__(self) -> "_Training":
@@ -142,11 +157,13 @@ class _Training:
         groups = []
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(True)
-            master = parameter.detach().float().clone()
+            # What lies behind codes is its own master, and nothing else is as large.
+            behind = _behind_codes(self._view, name)
+            master = parameter.detach() if behind else parameter.detach().float().clone()
             self._masters[name] = master
-            size = float(master.abs().mean())
-            groups.append({"params": [master], "lr": self._rate * size, "peak": self._rate * size})
-        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+            peak = self._rates[behind] * float(master.abs().mean())
+            groups.append({"params": [master], "lr": peak, "peak": peak})
+        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -167,6 +184,8 @@ class _Training:
         self._optimizer.step()
         for name, parameter in self._parameters.items():
             master = self._masters[name]
+            if _behind_codes(self._view, name):
+                continue
             # Beyond the range that scales have, the loss says that the rate is too high.
             held = master.clamp(-LARGEST_SCALE, LARGEST_SCALE)
             parameter.copy_(round_scale(held) if _of_codes(name) else held)
@@ -180,18 +199,28 @@ class _Training:
             self._parameters[name].copy_(value)
 
 
+def _behind_codes(view: ModelView, name: str) -> bool:
+    owner, _, own = name.rpartition(".")
+    return own == "weight" and isinstance(view.module(owner), LatentLinear)
+
+
 def _of_codes(name: str) -> bool:
     return name.endswith((".scale", ".zero"))
 
 
 def _trained(view: ModelView, wanted: str) -> dict[str, nn.Parameter]:
-    """Scales and zeros of codes, and with `all` norm weights and biases of the decoder layers."""
+    """Scales and zeros of codes, norms and biases unless only scales are wanted; no embedding's.
+
+    Weights behind codes are there where layers have them.
+    """
+    vocabulary = (f"{view.embedding.name}.", f"{view.lm_head.name}.")
     found = {}
-    for layer in view.layers:
-        for name, parameter in view.module(layer.name).named_parameters(prefix=layer.name):
-            others = wanted == "all" and parameter.is_floating_point() and parameter.ndim == 1
-            if _of_codes(name) or others:
-                found[name] = parameter
+    for name, parameter in view.model.named_parameters():
+        if name.startswith(vocabulary):
+            continue
+        others = wanted != "scales" and parameter.is_floating_point() and parameter.ndim == 1
+        if _of_codes(name) or others or _behind_codes(view, name):
+            found[name] = parameter
     return found
 
 
