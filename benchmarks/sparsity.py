@@ -196,7 +196,7 @@ def measure(name: str, calibration: str, base: dict[str, float]) -> Iterator[dic
         yield row(name, started)
         started = time.perf_counter()
     for label, stage in second.items():
-        stage.apply(view, stage.plan(view, statistics), Inputs(statistics, ids, dense))
+        stage.apply(view, stage.plan(view, statistics), Inputs(statistics, ids, dense=dense))
         yield row(label, started)
 
 

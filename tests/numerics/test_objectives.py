@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn import functional
 
+from spq.numerics import objectives
 from spq.numerics.objectives import divergence, next_token
+
+
+@pytest.fixture(params=["whole", "in pieces", "row by row"], autouse=True)
+def pieces(request, monkeypatch):
+    """Logits of these tests are 50 wide, and 7 or 2 high."""
+    size = {"whole": 1 << 20, "in pieces": 150, "row by row": 1}[request.param]
+    monkeypatch.setattr(objectives, "CHUNK", size)
 
 
 def made(dtype, tokens=7, vocabulary=50, seed=0):
