@@ -234,7 +234,9 @@ METHODS = {
         "SPQ as published: SVD, pruning, int8, LoRA recovery", _shipped("paper"), sized=False
     ),
     "svd": Method("plain SVD, every layer at one share of its size", _factorized(False)),
-    "svd-llm": Method("the same in the metric of the inputs (SVD-LLM)", _factorized(True)),
+    "svd-llm": Method(
+        "SVD-LLM: every layer at one share, in the metric of its inputs", _factorized(True)
+    ),
     "prune": Method("MLP neurons of the weakest activations gone", _pruned),
     "int4": Method("int4 to nearest at searched scales, groups of 32, 64 or 128", _int4("nearest")),
     "gptq": Method("int4 by GPTQ, groups of 32, 64 or 128", _int4("gptq")),
@@ -248,7 +250,9 @@ METHODS = {
         "2:4 sparsity by SparseGPT, then int8", _two_of_four(True), sized=False
     ),
     "gqsa": Method("GQSA as published: int4 in groups of 16, some dropped", _group_sparse("gqsa")),
-    "sparse": Method("the same by our recipe `sparse`: codes trained end to end", _group_sparse("sparse")),
+    "sparse": Method(
+        "GQSA by our recipe `sparse`: codes trained end to end", _group_sparse("sparse")
+    ),
     "ensemble-no-recover": Method("`--target-size` with `--no-recover`", _ensemble(False)),
     "ensemble": Method(
         "what `--target-size` does by itself, distillation included", _ensemble(True)

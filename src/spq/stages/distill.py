@@ -6,13 +6,12 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from spq.calibration import Statistics, draw_windows
 from spq.errors import SpqError
-from spq.modules.latent_linear import LatentLinear
-from spq.numerics.integer import LARGEST_SCALE, round_scale
+from spq.masters import Masters, Wanted, trainable
 from spq.numerics.objectives import divergence, next_token
 from spq.progress import track
 from spq.recomputation import bounded_activations
@@ -45,7 +44,7 @@ class Distill(Stage):
         "dense_model",
         description="`dense_model`: KL divergence to its predictions; `next_token`: the usual loss",
     )
-    parameters: Literal["all", "scales", "codes"] = Field(
+    parameters: Wanted = Field(
         "all",
         description="`scales` of codes and their zeros; `all`: norms and biases too; `codes`: and "
         "4-bit codes, by their weights in float32 (20 bytes each while training)",
@@ -72,7 +71,7 @@ class Distill(Stage):
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Sizes do not change; the summary says what will be trained."""
-        count = sum(p.numel() for p in _trained(view, self.parameters).values())
+        count = sum(p.numel() for p in trainable(view, self.parameters).values())
         tokens = self.steps * self.batch_size * self.context
         what = WHAT[self.parameters]
         how = "distillation" if self.compares else "the language-model loss"
@@ -92,7 +91,7 @@ class Distill(Stage):
         bounded = bounded_activations(view, self.context)
         rates = (self.learning_rate, self.code_rate)
         codes = trainable_codes(view) if self.parameters == "codes" else nullcontext()
-        with bounded, codes, _Training(view, self.parameters, *rates) as trained:
+        with bounded, codes, Masters(view, self.parameters, *rates) as trained:
             best = before = _mean_loss(view.model, dense, held_out)
             if self.compares and before < self.worthwhile:
                 logger.info("distill: held-out KL is %.5f already; nothing was trained", before)
@@ -125,7 +124,7 @@ class Distill(Stage):
         model: PreTrainedModel,
         dense: PreTrainedModel | None,
         batch: Tensor,
-        trained: "_Training",
+        trained: Masters,
         step: int,
     ) -> None:
         # Window by window: logits are the largest tensors there are.
@@ -138,90 +137,6 @@ class Distill(Stage):
                 )
             logits.backward(gradient / len(batch))
         trained.step(1 - step / self.steps)
-
-
-class _Training:
-    """Float32 masters of what is trained, with Adam; the model holds them rounded."""
-
-    def __init__(self, view: ModelView, wanted: str, rate: float, code_rate: float) -> None:
-        self._view = view
-        self._rates = (rate, code_rate)
-        self._parameters = _trained(view, wanted)
-
-    def __enter__(self) -> "_Training":
-        model = self._view.model
-        self._mode = model.training
-        self._flags = [(p, p.requires_grad) for p in model.parameters()]
-        model.requires_grad_(False).eval()
-        self._masters = {}
-        groups = []
-        for name, parameter in self._parameters.items():
-            parameter.requires_grad_(True)
-            # What lies behind codes is its own master, and nothing else is as large.
-            behind = _behind_codes(self._view, name)
-            master = parameter.detach() if behind else parameter.detach().float().clone()
-            self._masters[name] = master
-            peak = self._rates[behind] * float(master.abs().mean())
-            groups.append({"params": [master], "lr": peak, "peak": peak})
-        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for parameter, flag in self._flags:
-            parameter.grad = None
-            parameter.requires_grad_(flag)
-        self._view.model.train(self._mode)
-
-    @torch.no_grad()
-    def step(self, share: float) -> None:
-        """One step at a share of the peak rate; then the model gets the masters, rounded."""
-        for name, parameter in self._parameters.items():
-            gradient = parameter.grad
-            self._masters[name].grad = None if gradient is None else gradient.float()
-            parameter.grad = None
-        for group in self._optimizer.param_groups:
-            group["lr"] = share * group["peak"]
-        self._optimizer.step()
-        for name, parameter in self._parameters.items():
-            master = self._masters[name]
-            if _behind_codes(self._view, name):
-                continue
-            # Beyond the range that scales have, the loss says that the rate is too high.
-            held = master.clamp(-LARGEST_SCALE, LARGEST_SCALE)
-            parameter.copy_(round_scale(held) if _of_codes(name) else held)
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: p.detach().clone() for name, p in self._parameters.items()}
-
-    @torch.no_grad()
-    def restore(self, state: dict[str, Tensor]) -> None:
-        for name, value in state.items():
-            self._parameters[name].copy_(value)
-
-
-def _behind_codes(view: ModelView, name: str) -> bool:
-    owner, _, own = name.rpartition(".")
-    return own == "weight" and isinstance(view.module(owner), LatentLinear)
-
-
-def _of_codes(name: str) -> bool:
-    return name.endswith((".scale", ".zero"))
-
-
-def _trained(view: ModelView, wanted: str) -> dict[str, nn.Parameter]:
-    """Scales and zeros of codes, norms and biases unless only scales are wanted; no embedding's.
-
-    Weights behind codes are there where layers have them.
-    """
-    vocabulary = (f"{view.embedding.name}.", f"{view.lm_head.name}.")
-    found = {}
-    for name, parameter in view.model.named_parameters():
-        if name.startswith(vocabulary):
-            continue
-        others = wanted != "scales" and parameter.is_floating_point() and parameter.ndim == 1
-        if _of_codes(name) or others or _behind_codes(view, name):
-            found[name] = parameter
-    return found
 
 
 def _loss(
