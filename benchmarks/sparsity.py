@@ -134,25 +134,25 @@ def end_to_end() -> Distill:
 
 
 def variants() -> dict[str, tuple]:
-    """By name: a peer, or the stage that makes it and what follows, by the name of its row."""
+    """By name: a peer, or a stage and what follows by the name of the row, None at first."""
     found: dict[str, tuple] = {name: ("peer", *peer) for name, peer in PEERS.items()}
     oqp = Distill(objective="next_token", parameters="scales")  # type: ignore[call-arg]
     for share in (0.2, 0.3, 0.4, 0.5):
         name = f"W4 S{100 * share:.0f} G16"
         for allocation, words in (("uniform", ""), ("loss", ", allocated")):
-            trained = f"{name}{words}, BQPO"
-            found[f"{name}{words}, one shot"] = ("ours", ours(share, 0, allocation), {})
-            found[trained] = (
-                "ours",
-                ours(share, STEPS, allocation),
-                {f"{trained}, then E2E-OQP": oqp},
-            )
+            shot, trained = f"{name}{words}, one shot", f"{name}{words}, BQPO"
+            stage = ours(share, STEPS, allocation)
+            found[shot] = ("ours", ours(share, 0, allocation), {shot: None})
+            found[trained] = ("ours", stage, {trained: None, f"{trained}, then E2E-OQP": oqp})
+            further = f"{trained}, then codes end to end"
+            found[further] = ("ours", stage, {trained: None, further: end_to_end()})
         whole = f"{name}, codes trained end to end"
         found[whole] = ("ours", ours(share, 0, "uniform"), {whole: end_to_end()})
     published = Sparsify(  # type: ignore[call-arg]
         saliency="hessian", pattern="row_balanced", rounds=1, reconstruction=Reconstruction(steps=0)
     )
-    found["W4 S50 G16, published saliency, one shot"] = ("ours", published, {})
+    shot = "W4 S50 G16, published saliency, one shot"
+    found[shot] = ("ours", published, {shot: None})
     return found
 
 
@@ -192,12 +192,11 @@ def measure(name: str, calibration: str, base: dict[str, float]) -> Iterator[dic
     entries = sum(named.module.weight.numel() for named in view.linears(("attention", "mlp")))
     bits = 8 * sum(change.bytes_after for change in plan.changes) / entries
     first.apply(view, plan, Inputs(statistics, ids))
-    if name not in second:
-        yield row(name, started)
-        started = time.perf_counter()
     for label, stage in second.items():
-        stage.apply(view, stage.plan(view, statistics), Inputs(statistics, ids, dense=dense))
+        if stage is not None:
+            stage.apply(view, stage.plan(view, statistics), Inputs(statistics, ids, dense=dense))
         yield row(label, started)
+        started = time.perf_counter()
 
 
 def evaluation(loaded: Loaded) -> dict[str, Tensor]:

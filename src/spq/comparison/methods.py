@@ -250,9 +250,7 @@ METHODS = {
         "2:4 sparsity by SparseGPT, then int8", _two_of_four(True), sized=False
     ),
     "gqsa": Method("GQSA as published: int4 in groups of 16, some dropped", _group_sparse("gqsa")),
-    "sparse": Method(
-        "GQSA by our recipe `sparse`: codes trained end to end", _group_sparse("sparse")
-    ),
+    "sparse": Method("GQSA by our recipe `sparse`", _group_sparse("sparse")),
     "ensemble-no-recover": Method("`--target-size` with `--no-recover`", _ensemble(False)),
     "ensemble": Method(
         "what `--target-size` does by itself, distillation included", _ensemble(True)
