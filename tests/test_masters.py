@@ -36,6 +36,7 @@ def test_what_is_trained(view):
 
 def test_steps_go_down_the_gradient_and_can_be_taken_back(view):
     before = copy.deepcopy(view.model.state_dict())
+    flags = {name: p.requires_grad for name, p in view.model.named_parameters()}
     with Masters(view, "all", 1e-2, 1e-2) as masters:
         start = masters.state()
         signs = {}
@@ -53,5 +54,6 @@ def test_steps_go_down_the_gradient_and_can_be_taken_back(view):
                 assert bool(moved.any())
                 assert torch.equal(round_scale(parameter.detach()), parameter)
         masters.restore(start)
-    assert not any(p.requires_grad and p.grad is not None for p in view.model.parameters())
+    assert {name: p.requires_grad for name, p in view.model.named_parameters()} == flags
+    assert all(p.grad is None for p in view.model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())

@@ -100,6 +100,9 @@ def trainable(view: ModelView, wanted: Wanted) -> dict[str, nn.Parameter]:
         view: the model.
         wanted: `scales` of codes and their zeros; anything else norms and biases, too. Weights
             behind codes are there where layers have them (`reconstruction.trainable_codes`).
+
+    Returns:
+        parameters by their name in the model, in whatever shape and dtype it holds them.
     """
     vocabulary = (f"{view.embedding.name}.", f"{view.lm_head.name}.")
     found = {}

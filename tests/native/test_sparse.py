@@ -68,7 +68,7 @@ def of_weights(library, inputs: Tensor, stored: GroupSparse) -> float:
     """Tiles, which several inputs take where there are some, have weights in bfloat16."""
     tiled = native.instruction_set(library) == "amx_bf16" and stored.columns % 32 == 0
     several = len(inputs) > 4 and inputs.dtype == torch.bfloat16
-    return 2**-8 if tiled and several else 0.0
+    return 2**-9 if tiled and several else 0.0
 
 
 def check(library, stored: GroupSparse, counts, dtype=torch.bfloat16, bias=None) -> None:
