@@ -1,7 +1,11 @@
-"""Time of every kernel on a GPU, beside PyTorch's in bfloat16 and torchao's where it is installed.
+"""Time of every kernel on a GPU, beside PyTorch's in bfloat16 and those of other projects.
 
     python benchmarks/cuda_kernels.py           # the shapes of a model of 7 billion parameters
-    python benchmarks/cuda_kernels.py --shape 1536x576
+    python benchmarks/cuda_kernels.py --shape 1536x576 --json FILE
+
+torchao is measured where it is installed, PyTorch's 2:4 sparsity where its kernels take the shape,
+and GPTQModel's ExLlamaV2 kernel, with the inputs in float16, where `--exllama DIR` says where its
+source is (gptqmodel_ext/exllamav2), which is compiled here.
 
 Prints a table and writes benchmarks/results/cuda_kernels.json. Calls are captured in CUDA graphs,
 so that the time Python takes to launch them does not count, each over several copies of the weight,
@@ -14,14 +18,17 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spq.numerics.group_sparse import GroupSparse, pack
+
 RESULTS = Path(__file__).parent / "results" / "cuda_kernels.json"
 SHAPES = ("4096x4096", "11008x4096", "4096x11008")
-COUNTS = (1, 4, 16, 64, 512)
+COUNTS = (1, 2, 4, 8, 16, 64, 512)
 WORKING_SET = 2**28
 GROUP = 64
 SPARSE_GROUP = 16
@@ -77,23 +84,80 @@ def low_rank(out: int, width: int) -> tuple[int, Product]:
     return nbytes(right + left), lambda x: product(x, (*right, None), (*left, None))
 
 
-def group_sparse(out: int, width: int) -> tuple[int, Product]:
-    """Half of the groups kept, in 4 bits."""
-    from spq.kernels.triton import sparse_product
-    from spq.numerics.group_sparse import pack
+def group_sparse(out: int, width: int, share: Tensor | float = 0.5) -> tuple[int, GroupSparse]:
+    """4 bits, that share of the groups kept."""
+    from spq.kernels.triton.sparse_linear import group_numbers
 
-    keep = torch.rand(out, width // SPARSE_GROUP, device="cuda") < 0.5
+    keep = torch.rand(out, width // SPARSE_GROUP, device="cuda") < share
     codes = torch.randint(-8, 8, (out, width), dtype=torch.int8, device="cuda")
     weight = pack(codes, random_scale(*keep.shape), None, keep, bits=4)
+    group_numbers(weight)  # Which cannot be made while a graph is captured.
     *tensors, _ = weight
-    return nbytes(tuple(tensors)), lambda x: sparse_product(x, weight, None)
+    return nbytes(tuple(tensors)), weight
+
+
+def groups_read(out: int, width: int) -> tuple[int, Product]:
+    from spq.kernels.triton import sparse_linear
+
+    size, weight = group_sparse(out, width)
+    return size, lambda x: sparse_linear.read_codes(x, weight, None)
+
+
+def uneven_groups_read(out: int, width: int) -> tuple[int, Product]:
+    """A tenth of the groups kept in the first row, nine tenths in the last."""
+    from spq.kernels.triton import sparse_linear
+
+    share = torch.linspace(0.1, 0.9, out, device="cuda")[:, None]
+    size, weight = group_sparse(out, width, share)
+    return size, lambda x: sparse_linear.read_codes(x, weight, None)
+
+
+def groups_written_out(out: int, width: int) -> tuple[int, Product]:
+    from spq.kernels.triton import sparse_linear
+
+    size, weight = group_sparse(out, width)
+    return size, lambda x: functional.linear(x, sparse_linear.dequantized(weight, x.dtype))
+
+
+def two_of_four(out: int, width: int) -> tuple[int, Product]:
+    """bfloat16 with two of four weights kept; at least 16 rows of input are given to it."""
+    kept = torch.tensor([1, 1, 0, 0], device="cuda").repeat(out, width // 4)
+    weight = torch.randn(out, width, device="cuda", dtype=torch.bfloat16) * kept
+    sparse = torch.sparse.to_sparse_semi_structured(weight)
+
+    def product(x: Tensor) -> Tensor:
+        padded = functional.pad(x, (0, 0, 0, max(0, 16 - len(x))))
+        return functional.linear(padded, sparse)
+
+    return weight.nbytes * 9 // 16, product
+
+
+def exllama(out: int, width: int) -> tuple[int, Product]:
+    operations = torch.ops.gptqmodel_exllamav2
+    stored = torch.randint(0, 2**31, (width // 8, out), dtype=torch.int32, device="cuda")
+    zeros = torch.full((width // GROUP, out // 8), 0x77777777, dtype=torch.int32, device="cuda")
+    scale = random_scale(width // GROUP, out).half()
+    room = torch.empty(out * width + 128, dtype=torch.float16, device="cuda")
+    given = (None,) * 5
+    handle = operations.make_q_matrix(stored, *given, zeros, scale, None, room)
+
+    def product(x: Tensor) -> Tensor:
+        x = x.half()
+        y = x.new_empty(len(x), out)
+        operations.gemm_half_q_half(x, handle, y, False)
+        return y
+
+    product.held = (stored, zeros, scale, room)  # type: ignore[attr-defined]
+    return nbytes((stored, scale)), product
 
 
 def torchao(out: int, width: int, bits: int) -> tuple[int, Product]:
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
     layer = nn.Linear(width, out, bias=False, dtype=torch.bfloat16, device="cuda")
-    config = Int8WeightOnlyConfig() if bits == 8 else Int4WeightOnlyConfig(group_size=GROUP)
+    config = Int8WeightOnlyConfig()
+    if bits == 4:
+        config = Int4WeightOnlyConfig(GROUP, int4_packing_format="tile_packed_to_4d")
     quantize_(layer, config)
     scales = out if bits == 8 else out * width // GROUP
     return out * width * bits // 8 + 2 * scales, layer
@@ -106,9 +170,13 @@ WAYS: dict[str, Callable[[int, int], tuple[int, Product]]] = {
     "int4": lambda out, width: read_as_stored(out, width, 4),
     "int4, written out": lambda out, width: written_out(out, width, 4),
     "int8 factors": low_rank,
-    "half of int4's groups": group_sparse,
+    "half of int4's groups": groups_read,
+    "half of them, uneven rows": uneven_groups_read,
+    "half of them, written out": groups_written_out,
+    "2:4 in bfloat16, PyTorch": two_of_four,
     "int8, torchao": lambda out, width: torchao(out, width, 8),
     "int4, torchao": lambda out, width: torchao(out, width, 4),
+    "int4, ExLlamaV2": exllama,
 }
 
 
@@ -154,9 +222,11 @@ def compare(shape: tuple[int, int], count: int, repeats: int) -> list[dict[str, 
     for name, make in WAYS.items():
         if name in ("int8", "int4", "int8 factors") and count > linear.FEW_ROWS:
             continue
+        if make in (groups_read, uneven_groups_read) and count > 16:
+            continue
         try:
             graphs[name] = captured(make, shape, x)
-        except (ImportError, RuntimeError, ValueError, AssertionError) as error:
+        except (ImportError, RuntimeError, ValueError, AssertionError, AttributeError) as error:
             rows.append({"way": name, "not_measured": str(error).split("\n")[0]})
     taken: dict[str, list[float]] = {name: [] for name in graphs}
     for turn in range(repeats + 1):
@@ -178,11 +248,25 @@ def compare(shape: tuple[int, int], count: int, repeats: int) -> list[dict[str, 
     return [{"shape": f"{shape[0]}x{shape[1]}", "rows": count, **row} for row in rows]
 
 
+def compile_exllama(source: Path) -> None:
+    """Make `torch.ops.gptqmodel_exllamav2`."""
+    from torch.utils.cpp_extension import load
+
+    names = ("ext_gptq.cpp", "cuda/q_matrix.cu", "cuda/q_gemm.cu")
+    load(
+        "gptqmodel_exllamav2",
+        [str(source / name) for name in names],
+        extra_include_paths=[str(source)],
+        extra_cuda_cflags=["-U__CUDA_NO_HALF_OPERATORS__", "-U__CUDA_NO_HALF_CONVERSIONS__"],
+        is_python_module=False,
+    )
+
+
 def show(row: dict[str, object]) -> str:
     if "not_measured" in row:
-        return f"  {row['way']:24s} not measured: {row['not_measured']}"
+        return f"  {row['way']:26s} not measured: {row['not_measured']}"
     return (
-        f"  {row['way']:24s} {row['microseconds']:8.1f} µs {row['gigabytes_per_second']:7.0f} GB/s "
+        f"  {row['way']:26s} {row['microseconds']:8.1f} µs {row['gigabytes_per_second']:7.0f} GB/s "
         f"{row['ratio_to_dense']:6.2f}x dense"
     )
 
@@ -192,6 +276,8 @@ def main() -> None:
     parser.add_argument("--shape", action="append", help="OUTxIN; may be given several times")
     parser.add_argument("--rows", type=int, action="append", help=f"of input; default {COUNTS}")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--exllama", type=Path, help="folder of its source")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit(
@@ -199,22 +285,23 @@ def main() -> None:
         )
     import triton
 
-    results = []
+    if arguments.exllama:
+        compile_exllama(arguments.exllama)
+    record: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "results": [],
+    }
+    arguments.json.parent.mkdir(exist_ok=True)
     for text in arguments.shape or SHAPES:
         out, width = (int(side) for side in text.split("x"))
         for count in arguments.rows or COUNTS:
             print(f"\n{text}, {count} rows of bfloat16")
             rows = compare((out, width), count, arguments.repeats)
             print("\n".join(show(row) for row in rows), flush=True)
-            results += rows
-    record = {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "results": results,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=1), encoding="utf-8")
+            record["results"] += rows
+            arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

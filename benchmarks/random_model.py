@@ -1,6 +1,7 @@
 """Checkpoints of random weights in the shape of a large model, for measuring what speed is about.
 
     python benchmarks/random_model.py OUT [--shape llama-2-7b] [--layers N] [--formats bfloat16 ...]
+        [--device cuda]
     cd OUT && spq bench bfloat16 int8 pruned-int8 int4 sparse --batch 1 --prefill 512 --optimize
 
 Writes OUT/FORMAT, one after the other. Layers are made in their format, without a dense copy, so it
@@ -78,7 +79,8 @@ def low_rank_linear(rows: int, columns: int) -> nn.Module:
 
 
 def dense_linear(rows: int, columns: int) -> nn.Module:
-    linear = nn.Linear(columns, rows, bias=False, dtype=DTYPE, device="meta").to_empty(device="cpu")
+    linear = nn.Linear(columns, rows, bias=False, dtype=DTYPE, device="meta")
+    linear.to_empty(device=torch.get_default_device())
     nn.init.normal_(linear.weight, std=DEVIATION)
     return linear
 
@@ -122,7 +124,9 @@ def make(config: LlamaConfig, name: str) -> PreTrainedModel:
             shape = (module.num_embeddings, module.embedding_dim)
             model.set_submodule(path, embedding(*shape, quantized=name != "bfloat16"))
         elif module.__class__.__name__.endswith("RMSNorm"):
-            module.weight = nn.Parameter(torch.ones_like(module.weight, device="cpu"))
+            module.weight = nn.Parameter(
+                torch.ones_like(module.weight, device=torch.get_default_device())
+            )
     return model
 
 
@@ -132,7 +136,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
     parser.add_argument("--layers", type=int, help="instead of the shape's")
     parser.add_argument("--formats", nargs="+", choices=LINEAR, default=list(LINEAR))
+    parser.add_argument("--device", default="cpu", help="that makes them; a GPU is faster")
     arguments = parser.parse_args()
+    torch.set_default_device(arguments.device)
     config = SHAPES[arguments.shape]
     if arguments.layers:
         config.num_hidden_layers = arguments.layers

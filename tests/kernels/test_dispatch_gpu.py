@@ -29,7 +29,7 @@ def use(monkeypatch):
     """Set what the dispatcher finds in the place of the kernels."""
 
     def set_kernels(kernels):
-        monkeypatch.setattr(dispatch, "_triton_kernels", lambda: kernels)
+        monkeypatch.setitem(dispatch._on_gpu, "kernels", kernels)
         return kernels
 
     return set_kernels
@@ -77,9 +77,8 @@ def test_gradients_and_tensors_elsewhere_are_none_of_theirs(cuda, use):
 
 def test_without_triton_there_is_one_warning(monkeypatch, caplog):
     monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
-    dispatch._triton_kernels.cache_clear()
-    assert dispatch._triton_kernels() is None
-    assert dispatch._triton_kernels() is None
-    dispatch._triton_kernels.cache_clear()
+    monkeypatch.setattr(dispatch, "_on_gpu", {})
+    assert dispatch.kernels_in_triton() is None
+    assert dispatch.kernels_in_triton() is None
     assert len(caplog.messages) == 1
     assert "triton is not installed" in caplog.text

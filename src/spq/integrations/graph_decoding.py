@@ -4,6 +4,8 @@ import logging
 
 from transformers import PreTrainedModel
 
+from spq.kernels.dispatch import kernels_in_triton
+
 logger = logging.getLogger(__name__)
 
 
@@ -21,6 +23,7 @@ def decode_by_graphs(model: PreTrainedModel) -> PreTrainedModel:
             "decoding stays as it is: transformers cannot compile %s", type(model).__name__
         )
         return model
+    kernels_in_triton()  # To look for them later would break the graph.
     assert model.generation_config is not None
     model.generation_config.cache_implementation = "static"
     logger.info("the first tokens of `generate` compile the decode step, which takes a while")

@@ -11,7 +11,6 @@ reference. docs/kernels.md has the measurements.
 
 import logging
 import threading
-from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -61,23 +60,36 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-@torch.compiler.assume_constant_result
-@cache
-def _triton_kernels() -> ModuleType | None:
+_on_gpu: dict[str, ModuleType | None] = {}
+
+
+@torch.compiler.disable
+def _look_for_triton() -> None:
     if find_spec("triton") is None:
         logger.warning(
             "triton is not installed, so compressed layers run in PyTorch on the GPU, slower; "
             "install it in the version that this torch wants"
         )
-        return None
+        _on_gpu["kernels"] = None
+        return
     from spq.kernels import triton
 
-    return triton
+    _on_gpu["kernels"] = triton
+
+
+def kernels_in_triton() -> ModuleType | None:
+    """`spq.kernels.triton`, or None where Triton is not installed, which is logged once.
+
+    Looking for it breaks a graph that is being traced; a call before that has it found.
+    """
+    if "kernels" not in _on_gpu:
+        _look_for_triton()
+    return _on_gpu["kernels"]
 
 
 def gpu_kernels(x: Tensor) -> ModuleType | None:
-    """`spq.kernels.triton` if x is on a GPU; imported by the first x that is."""
-    return _triton_kernels() if x.is_cuda else None
+    """`kernels_in_triton` if x is on a GPU; imported by the first x that is."""
+    return kernels_in_triton() if x.is_cuda else None
 
 
 Stored = tuple[Tensor, Tensor | None, Tensor | None]

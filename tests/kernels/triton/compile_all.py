@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -20,37 +21,42 @@ for depth, name in enumerate(("spq.kernels.triton", "spq.kernels", "spq")):
     sys.modules[name] = package
 
 from spq.kernels.triton.dequantize import dequantize, dequantize_groups  # noqa: E402
-from spq.kernels.triton.few_rows import few_rows  # noqa: E402
-from spq.kernels.triton.group_sparse import add_up, partial_sums  # noqa: E402
-from spq.kernels.triton.one_row import one_row  # noqa: E402
+from spq.kernels.triton.few_rows import add_up, few_rows  # noqa: E402
+from spq.kernels.triton.group_sparse import kept_groups_times_inputs  # noqa: E402
+from spq.kernels.triton.one_row import one_row, one_row_of_words  # noqa: E402
 
 TYPES = {
     "x_ptr": "*bf16",
+    "pairs_ptr": "*i32",
+    "words_ptr": "*i32",
     "weight_ptr": "*u8",
     "codes_ptr": "*u8",
     "scale_ptr": "*bf16",
     "zero_ptr": "*bf16",
     "mask_ptr": "*u8",
+    "group_ptr": "*i16",
     "offsets_ptr": "*i32",
     "sums_ptr": "*fp32",
     "bias_ptr": "*bf16",
     "y_ptr": "*bf16",
     "out_ptr": "*bf16",
 }
+BF16 = {"DTYPE": tl.bfloat16}
 PACKED = {"PACKED": True, "GROUP": 32}
-SPARSE = {"PACKED": True, "WIDTH": 8, "GROUPS": 64}
 KERNELS = {
-    one_row: PACKED | {"GROUPS": 16, "ROWS": 8},
-    few_rows: PACKED | {"ROWS": 32, "HEIGHT": 16, "PRECISION": "ieee"},
+    one_row_of_words: PACKED | BF16 | {"CHUNKS": 64, "ROWS": 4},
+    one_row: {"BLOCK": 1024, "ROWS": 4},
+    few_rows: PACKED | BF16 | {"ROWS": 32, "HEIGHT": 16, "UNROLL": 4, "PRECISION": "ieee"},
     dequantize: PACKED | {"BLOCK": 1024},
-    partial_sums: SPARSE | {"TASK": 128, "HEIGHT": 2, "MASK_BYTES": 32, "FAN": 128},
-    add_up: {"TASK": 128, "ROWS": 128},
-    dequantize_groups: SPARSE,
+    add_up: {"BLOCK": 256},
+    kept_groups_times_inputs: BF16 | {"PACKED": True, "WORDS": 2, "GROUPS": 32},
+    dequantize_groups: {"PACKED": True, "WIDTH": 8, "GROUPS": 64},
 }
 
 for kernel, constants in KERNELS.items():
+    known = TYPES | {"x_ptr": "*i32"} if kernel is few_rows else TYPES  # Where codes are packed.
     types_of = {
-        name: "constexpr" if name in constants else TYPES.get(name, "i32")
+        name: "constexpr" if name in constants else known.get(name, "i32")
         for name in kernel.arg_names
     }
     source = ASTSource(kernel, types_of, constants)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from spq.integrations.quantizer import attach
 from spq.kernels import dispatch
 
-triton_kernels = pytest.importorskip("spq.kernels.triton", reason="triton is not installed")
+pytest.importorskip("spq.kernels.triton", reason="triton is not installed")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ class Recorder:
 @pytest.fixture
 def on_kernels(device, monkeypatch):
     """The kernels for every tensor: where there is no GPU, in the interpreter."""
-    monkeypatch.setattr(dispatch, "gpu_kernels", lambda x: triton_kernels)
+    monkeypatch.setattr(dispatch, "gpu_kernels", lambda x: dispatch.kernels_in_triton())
     torch._dynamo.reset()
     yield device
     torch._dynamo.reset()

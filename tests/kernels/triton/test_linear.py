@@ -57,6 +57,24 @@ def kind_and_columns(request):
     return request.param
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["per_channel", "64"])
+def test_tensors_that_begin_between_two_words(device, kind, dtype):
+    (codes, scale), weight = make(kind, 5, 128, dtype)
+    x = random(3, 1, 128, dtype=dtype)
+    shift = lambda t: torch.cat([t.new_zeros(1), t.flatten()]).to(device)[1:].view(t.shape)  # noqa: E731
+    y = linear.product(shift(x), shift(codes), scale.to(device), None)
+    assert_near(y, x.double() @ weight.T, dtype)
+
+
+@pytest.mark.parametrize("kind", ["per_channel", "64"])
+def test_sums_of_parts_of_a_long_row(device, kind):
+    stored, weight = make(kind, 40, 1536, torch.bfloat16)
+    x, bias = random(3, 3, 1536, dtype=torch.bfloat16), random(4, 40, dtype=torch.bfloat16)
+    y = linear.product(*on(device, x, *stored, bias))
+    assert_near(y, x.double() @ weight.T + bias.double(), torch.bfloat16)
+
+
 @DTYPES
 @BIAS
 @pytest.mark.parametrize("shape", [(1,), (2, 3), (65,)], ids=str)

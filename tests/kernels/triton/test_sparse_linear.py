@@ -79,24 +79,32 @@ def test_equals_the_definition(device, bits, with_zero, with_bias, shape, dtype)
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_tasks_that_begin_and_end_inside_rows(device, monkeypatch, size, bits):
-    weight = make(4, 11, size, bits)
-    for groups in (3, 16):
-        monkeypatch.setattr(sparse_linear, "TASK_BYTES", groups * weight.codes.shape[1])
-        assert_equals_definition(device, weight, (2,), torch.float32)
+def test_groups_of_every_size(device, size, bits):
+    assert_equals_definition(device, make(4, 11, size, bits), (2,), torch.float32)
 
 
-def test_rows_longer_than_a_tile_and_tasks_longer_than_rows(device, monkeypatch):
-    monkeypatch.setattr(sparse_linear, "TILE_BYTES", 128)
-    for task_bytes in (64, 4096):
-        monkeypatch.setattr(sparse_linear, "TASK_BYTES", task_bytes)
-        weight = make(5, 60, 8, 8)
-        assert_equals_definition(device, weight, (1,), torch.float32)
+def test_rows_of_several_tiles(device):
+    assert_equals_definition(device, make(5, 100, 8, 8, density=0.8), (2,), torch.float32)
 
 
-def test_more_rows_than_the_search_looks_at_together(device):
-    weight = make(140, 1, 8, 4, density=0.05)
-    assert_equals_definition(device, weight, (1,), torch.float32)
+def test_what_a_row_does_not_keep_never_touches_it(device):
+    weight = make(3, 4, 16, 4)
+    weight.mask[-1] = 0b0011
+    weight = group_sparse.pack(
+        torch.ones(3, 64, dtype=torch.int8), torch.ones(3, 4), None, weight.keep, 4
+    )
+    x = torch.ones(1, 64, device=device)
+    x[:, 32:] = torch.inf
+    assert sparse_linear.sparse_product(x, on(device, weight), None)[0, -1] == 32
+
+
+def test_numbers_of_groups_are_made_once_and_again_for_another_mask(device):
+    weight = on(device, make(4, 11, 16, 4))
+    numbers = sparse_linear.group_numbers(weight)
+    assert numbers.tolist() == weight.keep.nonzero()[:, 1].tolist()
+    assert sparse_linear.group_numbers(weight._replace(scale=-weight.scale)) is numbers
+    weight.mask.copy_(weight.mask.flip(0))
+    assert sparse_linear.group_numbers(weight).tolist() == weight.keep.nonzero()[:, 1].tolist()
 
 
 @settings(max_examples=10)
@@ -114,8 +122,7 @@ def test_any_shape_and_density(device, rows, groups, size, bits, density, count,
     assert_equals_definition(device, weight, (count,), torch.float32)
 
 
-def test_the_same_call_gives_the_same_bits(device, monkeypatch):
-    monkeypatch.setattr(sparse_linear, "TASK_BYTES", 64)
+def test_the_same_call_gives_the_same_bits(device):
     weight = make(4, 11, 16, 4)
     call = (torch.ones(1, weight.columns, device=device), on(device, weight), None)
     first = sparse_linear.sparse_product(*call)
@@ -146,6 +153,7 @@ def test_what_no_kernel_takes_is_left_to_pytorch(device):
         "a scale that does not fit": (x, weight._replace(scale=weight.scale[1:]), None),
         "a zero that does not fit": (x, weight._replace(zero=weight.zero[1:]), None),
         "offsets of other rows": (x, weight._replace(offsets=weight.offsets[1:]), None),
+        "a mask of other bits": (x, weight._replace(mask=0 * weight.mask), None),
         "a bias that does not fit": (x, weight, x[0, :3]),
         "gaps": (x, weight._replace(codes=weight.codes.T.contiguous().T), None),
     }

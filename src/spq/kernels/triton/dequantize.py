@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from spq.kernels.triton.unpacking import kept_bits, nibbles
+from spq.kernels.triton.unpacking import kept_bits, nibbles, signed
 
 
 @triton.jit
@@ -13,7 +13,6 @@ def dequantize(
     out_ptr: tl.tensor,
     width: tl.tensor,
     scale_row: tl.tensor,
-    scale_group: tl.tensor,
     PACKED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -22,13 +21,12 @@ def dequantize(
 
     Args:
         weight_ptr: [rows, width]: int8 codes, or two 4-bit codes to a byte.
-        scale_ptr: of element (row, i): at row * scale_row + i // GROUP * scale_group.
+        scale_ptr: [rows, groups] where PACKED, else of row i at i * scale_row.
         out_ptr: [rows, in].
         width: stored elements of a row: `in`, or half of it where PACKED.
-        scale_row: see scale_ptr.
-        scale_group: see scale_ptr.
+        scale_row: from one row's scales to the next row's.
         PACKED: whether an element is two codes.
-        GROUP: stored elements that share a scale.
+        GROUP: stored elements that share a scale; only where PACKED.
         BLOCK: a power of two.
     """
     row = tl.program_id(0)
@@ -36,17 +34,18 @@ def dequantize(
     column = first + tl.arange(0, BLOCK)
     within = column < width
     stored = tl.load(weight_ptr + row.to(tl.int64) * width + column, mask=within, other=0)
-    place = row * scale_row + column // GROUP * scale_group
-    scale = tl.load(scale_ptr + place, mask=within, other=0.0).to(tl.float32)
     if PACKED:
+        place = row * scale_row + column // GROUP
+        scale = tl.load(scale_ptr + place, mask=within, other=0.0).to(tl.float32)
         low, high = nibbles(stored)
         column = 2 * first + tl.arange(0, 2 * BLOCK)
         place = row.to(tl.int64) * (2 * width) + column
         values = tl.interleave(low * scale, high * scale).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + place, values, mask=column < 2 * width)
     else:
+        scale = tl.load(scale_ptr + row * scale_row).to(tl.float32)
         place = row.to(tl.int64) * width + column
-        values = (stored.to(tl.float32) * scale).to(out_ptr.dtype.element_ty)
+        values = (signed(stored) * scale).to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + place, values, mask=within)
 
 

@@ -7,7 +7,7 @@ every float dtype, and a group's scale multiplies its sum, so only the inputs ar
 import triton
 import triton.language as tl
 
-from spq.kernels.triton.unpacking import nibbles
+from spq.kernels.triton.unpacking import nibble, sides, signed
 
 
 @triton.jit
@@ -21,30 +21,35 @@ def few_rows(
     rows: tl.tensor,
     width: tl.tensor,
     scale_row: tl.tensor,
-    scale_group: tl.tensor,
+    span: tl.tensor,
     PACKED: tl.constexpr,
+    DTYPE: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     HEIGHT: tl.constexpr,
+    UNROLL: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """Each program computes ROWS outputs of all inputs, one group at a time.
+    """Program (i, j) adds `span` groups, from j * span on, to ROWS outputs of all inputs.
 
     Args:
-        x_ptr: [count, in], in the dtype of a float weight, or float32.
+        x_ptr: [count, width], inputs, or where PACKED twos of them, each two an integer.
         weight_ptr: [rows, width]: floats, int8 codes, or two 4-bit codes to a byte.
-        scale_ptr: of element (row, i): at row * scale_row + i // GROUP * scale_group; or None.
+        scale_ptr: [rows, groups] where PACKED, else of row i at i * scale_row; or None.
         bias_ptr: [rows] or None.
-        y_ptr: [count, rows].
+        y_ptr: [programs j, count, rows].
         count: rows of input.
         rows: outputs.
         width: stored elements of a row: `in`, or half of it where PACKED.
-        scale_row: see scale_ptr.
-        scale_group: see scale_ptr.
+        scale_row: from one row's scales to the next row's.
+        span: see above, a multiple of UNROLL.
         PACKED: whether an element is two codes.
-        GROUP: stored elements that share a scale, a power of two and at least 16.
+        DTYPE: of an input.
+        GROUP: stored elements at a time, those that share a scale where PACKED; a power of two and
+            at least 16.
         ROWS: a power of two, at least 16.
         HEIGHT: a power of two, at least 16 and `count`.
+        UNROLL: groups on their way from memory together.
         PRECISION: of products of float32 inputs: "ieee" or "tf32".
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -53,38 +58,73 @@ def few_rows(
     there = row < rows
     given = item < count
     total = tl.zeros([HEIGHT, ROWS], tl.float32)
-    for group in range(0, tl.cdiv(width, GROUP)):
-        column = group * GROUP + tl.arange(0, GROUP)
-        within = column < width
-        stored = tl.load(
-            start[None, :] + column[:, None], mask=within[:, None] & there[None, :], other=0
-        )
-        if PACKED:
-            pair = group * (2 * GROUP) + tl.arange(0, 2 * GROUP)
-            x = tl.load(
-                x_ptr + item[:, None] * (2 * width) + pair[None, :],
-                mask=given[:, None] & (pair < 2 * width)[None, :],
-                other=0.0,
+    begin = tl.program_id(1) * span
+    for first in range(begin, tl.minimum(begin + span, tl.cdiv(width, GROUP)), UNROLL):
+        for step in tl.static_range(UNROLL):
+            group = first + step
+            column = group * GROUP + tl.arange(0, GROUP)
+            within = column < width
+            stored = tl.load(
+                start[None, :] + column[:, None], mask=within[:, None] & there[None, :], other=0
             )
-            even, odd = tl.split(tl.reshape(x, [HEIGHT, GROUP, 2]))
-            low, high = nibbles(stored)
-            part = tl.dot(even, low.to(x.dtype), input_precision=PRECISION)
-            part = tl.dot(odd, high.to(x.dtype), part, input_precision=PRECISION)
-        else:
             x = tl.load(
                 x_ptr + item[:, None] * width + column[None, :],
                 mask=given[:, None] & within[None, :],
-                other=0.0,
+                other=0,
             )
-            part = tl.dot(x, stored.to(x.dtype), input_precision=PRECISION)
+            if PACKED:
+                even, odd = sides(x, DTYPE)
+                bits = stored.to(tl.int16)
+                part = tl.dot(even, nibble(bits & 15, DTYPE), input_precision=PRECISION)
+                part = tl.dot(odd, nibble(bits >> 4, DTYPE), part, input_precision=PRECISION)
+                inside = there & (group * GROUP < width)
+                scale = tl.load(scale_ptr + row * scale_row + group, mask=inside, other=0.0)
+                total += part * scale.to(tl.float32)[None, :]
+            else:
+                if weight_ptr.dtype.element_ty == tl.int8:
+                    stored = signed(stored)
+                total = tl.dot(x, stored.to(DTYPE), total, input_precision=PRECISION)
+    if not PACKED:
         if scale_ptr is not None:
-            place = row * scale_row + group * scale_group
-            part *= tl.load(scale_ptr + place, mask=there, other=0.0).to(tl.float32)[None, :]
-        total += part
+            scale = tl.load(scale_ptr + row * scale_row, mask=there, other=0.0)
+            total *= scale.to(tl.float32)[None, :]
     if bias_ptr is not None:
         total += tl.load(bias_ptr + row, mask=there, other=0.0).to(tl.float32)[None, :]
+    out = y_ptr + tl.program_id(1).to(tl.int64) * count * rows
     tl.store(
-        y_ptr + item[:, None] * rows + row[None, :],
+        out + item[:, None] * rows + row[None, :],
         total.to(y_ptr.dtype.element_ty),
         mask=given[:, None] & there[None, :],
     )
+
+
+@triton.jit
+def add_up(
+    sums_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    parts: tl.tensor,
+    size: tl.tensor,
+    rows: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Each program adds the parts of BLOCK outputs, always in the same order.
+
+    Args:
+        sums_ptr: float32 [parts, size].
+        bias_ptr: [rows] or None.
+        y_ptr: [size].
+        parts: see sums_ptr.
+        size: outputs of all rows of input.
+        rows: outputs of one.
+        BLOCK: a power of two.
+    """
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = place < size
+    total = tl.zeros([BLOCK], tl.float32)
+    for _ in range(parts):
+        total += tl.load(sums_ptr + place, mask=there, other=0.0)
+        sums_ptr += size
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + place % rows, mask=there, other=0.0).to(tl.float32)
+    tl.store(y_ptr + place, total.to(y_ptr.dtype.element_ty), mask=there)

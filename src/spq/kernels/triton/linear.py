@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from spq.kernels.triton.dequantize import dequantize
-from spq.kernels.triton.few_rows import few_rows
-from spq.kernels.triton.matrix import Matrix, launchable, matrix_of
-from spq.kernels.triton.one_row import one_row
+from spq.kernels.triton.few_rows import add_up, few_rows
+from spq.kernels.triton.matrix import DTYPES, Matrix, in_pairs, launchable, matrix_of
+from spq.kernels.triton.one_row import one_row, one_row_of_words
 from spq.native import FLOATS
 
 FEW_ROWS = 64
@@ -91,27 +91,59 @@ def read_codes(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
 
 def _launch(x: Tensor, matrix: Matrix, y: Tensor) -> None:
     count = x.numel() // matrix.columns
-    tensors = (x, matrix.weight, matrix.scale, matrix.bias, y)
-    strides = (matrix.rows, matrix.width, matrix.scale_row, matrix.scale_group)
-    if count == 1:
-        group = matrix.group or 64
-        one_row[(triton.cdiv(matrix.rows, 8),)](
-            *tensors, *strides, PACKED=matrix.packed, GROUP=group, GROUPS=512 // group, ROWS=8
+    if count > 1:
+        _few_rows(x, count, matrix, y)
+    elif (words := matrix.words) is not None:
+        one_row_of_words[(triton.cdiv(matrix.rows, 4),)](
+            in_pairs(x),
+            words,
+            *(matrix.scale, matrix.bias, y),
+            *(matrix.rows, words.shape[1], matrix.scale_row),
+            PACKED=matrix.packed,
+            DTYPE=DTYPES[x.dtype],
+            GROUP=(matrix.group or matrix.width) // 4,
+            CHUNKS=64,
+            ROWS=4,
         )
-        return
-    few_rows[(triton.cdiv(matrix.rows, 32),)](
-        *tensors,
-        count,
-        *strides,
+    else:
+        one_row[(triton.cdiv(matrix.rows, 4),)](
+            *(x, matrix.weight, matrix.scale, matrix.bias, y),
+            *(matrix.rows, matrix.width, matrix.scale_row),
+            BLOCK=1024,
+            ROWS=4,
+        )
+
+
+def _few_rows(x: Tensor, count: int, matrix: Matrix, y: Tensor) -> None:
+    # Fits the shared memory of every GPU from compute capability 8.0 on.
+    deep = x.dtype != torch.float32 and count <= 16
+    unroll, group = 4 if deep else 2, matrix.group or 64
+    programs = triton.cdiv(matrix.rows, 32)
+    steps = triton.cdiv(matrix.width, group * unroll)
+    steps = triton.cdiv(steps, max(1, (512 if matrix.packed else 128) // programs))
+    parts = triton.cdiv(matrix.width, group * unroll * steps)
+    whole = parts == 1
+    sums = y if whole else y.new_empty(parts, *y.shape, dtype=torch.float32)
+    few_rows[(programs, parts)](
+        in_pairs(x) if matrix.packed else x,
+        *(matrix.weight, matrix.scale, matrix.bias if whole else None, sums),
+        *(count, matrix.rows, matrix.width, matrix.scale_row, steps * unroll),
         PACKED=matrix.packed,
-        GROUP=matrix.group or 64,
+        DTYPE=DTYPES[x.dtype],
+        GROUP=group,
         ROWS=32,
         HEIGHT=max(16, triton.next_power_of_2(count)),
+        UNROLL=unroll,
         # Between two factors in half precision tf32 is exact enough, and runs on tensor cores.
         PRECISION="ieee" if y.dtype == x.dtype else "tf32",
-        # Fits the shared memory of every GPU from compute capability 8.0 on.
-        num_stages=2 if x.dtype == torch.float32 else 3,
+        num_stages=4 if deep else 2 if x.dtype == torch.float32 else 3,
+        num_warps=2 if matrix.packed else 4,
     )
+    if not whole:
+        block = 256
+        add_up[(triton.cdiv(y.numel(), block),)](
+            sums, matrix.bias, y, parts, y.numel(), matrix.rows, BLOCK=block
+        )
 
 
 def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
@@ -127,9 +159,8 @@ def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
             weight,
             matrix.width,
             matrix.scale_row,
-            matrix.scale_group,
             PACKED=matrix.packed,
-            GROUP=matrix.group or matrix.width,
+            GROUP=matrix.group,
             BLOCK=block,
         )
     return weight

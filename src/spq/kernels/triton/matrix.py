@@ -3,9 +3,13 @@
 from typing import NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from spq import native
+
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+"""What Triton calls the dtypes of inputs."""
 
 PACKED_GROUPS = (16, 32, 64)
 """Bytes of packed codes that share a scale: the kernels' tiles are made for these."""
@@ -16,12 +20,11 @@ class Matrix(NamedTuple):
 
     Attributes:
         weight: [rows, width]: floats, int8 codes, or two 4-bit codes to a byte.
-        scale: of element (row, i): at row * scale_row + i // group * scale_group; or None.
+        scale: of row i at i * scale_row, and there one for each group; or None.
         bias: [rows] or None.
         packed: whether a stored element is two codes.
-        group: stored elements that share a scale, or None where it does not depend on the column.
+        group: stored elements that share a scale, or None where all of a row do.
         scale_row: see scale.
-        scale_group: see scale.
     """
 
     weight: Tensor
@@ -30,7 +33,6 @@ class Matrix(NamedTuple):
     packed: bool
     group: int | None
     scale_row: int
-    scale_group: int
 
     @property
     def rows(self) -> int:
@@ -46,6 +48,23 @@ class Matrix(NamedTuple):
     def columns(self) -> int:
         """Inputs."""
         return 2 * self.width if self.packed else self.width
+
+    @property
+    def words(self) -> Tensor | None:
+        """The codes as int32 [rows, words of a row]; None where rows are not whole words."""
+        coded = self.weight.dtype in (torch.int8, torch.uint8)
+        return in_words(self.weight) if coded and self.width % 4 == 0 else None
+
+
+def in_words(codes: Tensor) -> Tensor:
+    """Bytes of codes as int32, [..., 4 n] -> [..., n]."""
+    return (codes.clone() if codes.storage_offset() % 4 else codes).view(torch.int32)
+
+
+def in_pairs(x: Tensor) -> Tensor:
+    """Inputs [..., even] in twos, each two an integer of twice their size: [..., even / 2]."""
+    x = x.clone() if x.storage_offset() % 2 else x
+    return x.view(torch.int64 if x.dtype == torch.float32 else torch.int32)
 
 
 def launchable(*tensors: Tensor | None) -> bool:
@@ -75,6 +94,6 @@ def matrix_of(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Matr
         group, rest = divmod(weight.shape[1], groups)
         if rest or group not in PACKED_GROUPS:
             return None
-        return Matrix(weight, scale, bias, True, group, groups, 1)
+        return Matrix(weight, scale, bias, True, group, groups)
     per_row = scale is not None and len(scale) > 1
-    return Matrix(weight, scale, bias, False, None, int(per_row), 0)
+    return Matrix(weight, scale, bias, False, None, int(per_row))

@@ -3,33 +3,41 @@
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from spq.kernels.triton.dequantize import dequantize_groups
-from spq.kernels.triton.group_sparse import add_up, partial_sums
-from spq.kernels.triton.matrix import launchable
+from spq.kernels.triton.group_sparse import kept_groups_times_inputs
+from spq.kernels.triton.matrix import DTYPES, in_pairs, in_words, launchable
 from spq.native import FLOATS
-from spq.numerics.group_sparse import GroupSparse, mask_bytes
+from spq.numerics.group_sparse import GroupSparse, mask_bytes, unpack_mask
 
-FEW_ROWS = 16
-"""Up to here the codes are read as they are stored; beyond, the weight is written out.
-
-Reasoned from data sheets, not measured. Kept groups are scattered, so the ordinary cores multiply:
-an A100 does 10 operations in float32 in the time in which a byte arrives, an H100 20. With 16 rows
-of input a weight of which half is kept takes 16 operations for each of its places; writing it out
-and reading it again moves 4 bytes for each, and the matrix product is still to come.
-"""
+FEW_ROWS = 6
+"""Up to here the codes are read as they are stored; beyond, the weight is written out."""
 
 WIDTHS = (4, 8, 16, 32, 64)
 """Bytes of a group's codes that the kernels' tiles are made for."""
 
-TASK_BYTES = 1024
-"""Codes in a task: some thousand tasks, one warp each, for a layer of a model of 7 billion."""
+MOST_GROUPS = 2**15
+"""In a row: their numbers are kept in 16 bits."""
 
-TILE_BYTES = 512
-"""Codes at which a warp looks together: 16 bytes for each of its threads."""
+_numbers = WeakTensorKeyDictionary()
+
+
+def group_numbers(weight: GroupSparse) -> Tensor:
+    """The number in its row of each kept group, int16 [kept].
+
+    Made when a mask is seen for the first time, and kept as long as the mask is: 2 bytes for a
+    group, on the GPU only.
+    """
+    mask = weight.mask
+    version = None if mask.is_inference() else mask._version
+    known = _numbers.get(mask)
+    if known is None or known[0] != version:
+        numbers = unpack_mask(mask.detach(), weight.groups).nonzero()[:, 1].to(torch.int16)
+        _numbers[mask] = known = version, numbers
+    return known[1]
 
 
 def sparse_product(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor | None:
@@ -37,8 +45,8 @@ def sparse_product(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tenso
 
     Args:
         x: [..., columns], in any layout.
-        weight: [rows, columns] in stored form; whether its offsets count the bits of its mask is
-            not looked at.
+        weight: [rows, columns] in stored form; whether its offsets count the bits of each row's
+            mask is not looked at.
         bias: [rows] or None.
 
     Returns:
@@ -51,6 +59,9 @@ def sparse_product(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tenso
     x = x.contiguous()
     *tensors, _ = weight
     if not launchable(x, *tensors, bias):
+        return None
+    # For a prompt too: graphs of the tokens after it cannot make the numbers.
+    if not torch.compiler.is_compiling() and len(group_numbers(weight)) != len(weight.codes):
         return None
     if x.numel() <= FEW_ROWS * weight.columns:
         return read_codes(x, weight, bias)
@@ -67,6 +78,7 @@ def _multiplies(x: Tensor, weight: GroupSparse) -> bool:
         and codes.dtype in (torch.int8, torch.uint8)
         and codes.shape[1] in WIDTHS
         and codes.numel() > 0
+        and weight.groups < MOST_GROUPS
         and columns == weight.groups * weight.group_size
         and all(
             t is None or (t.shape == codes.shape[:1] and t.dtype in FLOATS) for t in (scale, zero)
@@ -88,36 +100,16 @@ def read_codes(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor:
 
 
 def _launch(x: Tensor, weight: GroupSparse, bias: Tensor | None, y: Tensor) -> None:
-    (kept, width), (rows, mask_width) = weight.codes.shape, weight.mask.shape
-    count = x.numel() // weight.columns
-    task = TASK_BYTES // width
-    tasks = triton.cdiv(kept, task)
-    sums = x.new_empty(tasks + rows, count, dtype=torch.float32)
-    partial_sums[(tasks,)](
-        x,
-        weight.codes,
-        weight.scale,
-        weight.zero,
-        weight.mask,
-        weight.offsets,
-        sums,
-        count,
-        kept,
-        rows,
-        weight.columns,
-        mask_width,
-        TASK=task,
-        HEIGHT=triton.next_power_of_2(count),
+    words, rows, count = in_words(weight.codes), len(weight.mask), x[..., 0].numel()
+    kept_groups_times_inputs[(rows * count,)](
+        in_pairs(x),
+        *(words, weight.scale, weight.zero, group_numbers(weight), weight.offsets, bias, y),
+        *(count, rows, len(words), weight.columns // 2),
         PACKED=weight.bits == 4,
-        WIDTH=width,
-        GROUPS=TILE_BYTES // width,
-        MASK_BYTES=triton.next_power_of_2(mask_width),
-        FAN=128,
+        DTYPE=DTYPES[x.dtype],
+        WORDS=words.shape[1],
+        GROUPS=32,
         num_warps=1,
-    )
-    block = 128
-    add_up[(triton.cdiv(rows, block), count)](
-        sums, weight.offsets, bias, y, count, rows, TASK=task, ROWS=block
     )
 
 

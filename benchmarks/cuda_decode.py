@@ -1,0 +1,116 @@
+"""Decoding on a GPU, in plain transformers and optimised; a model in the shape of a large one.
+
+    python benchmarks/cuda_decode.py [--layers 8] [--formats bfloat16 int8 int4 sparse]
+
+Weights are random and made on the GPU, see random_model.py. Prints tokens per second of one
+sequence after a prompt of 128 tokens, and writes benchmarks/results/cuda_decode.json: the time of a
+longer continuation less that of a shorter one, each the best of three; how long the first optimised
+call took, which compiles; milliseconds of a prompt of 512 tokens; and bytes of memory.
+"""
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import torch
+from random_model import LINEAR, SHAPES, make
+from transformers import LlamaConfig, PreTrainedModel
+
+from spq.integrations.decoding import optimize
+from spq.integrations.quantizer import attach
+
+RESULTS = Path(__file__).parent / "results" / "cuda_decode.json"
+PROMPT, LONG_PROMPT = 128, 512
+SHORT, LONG = 8, 72
+TIMES = 3
+
+
+def seconds(model: PreTrainedModel, prompt: int, tokens: int) -> tuple[float, torch.Tensor]:
+    generator = torch.Generator("cuda").manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (1, prompt), device="cuda", generator=generator)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    limits = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    written = model.generate(ids, do_sample=False, pad_token_id=0, **limits)
+    torch.cuda.synchronize()
+    return time.perf_counter() - started, written[0, prompt:]
+
+
+def rate(model: PreTrainedModel) -> tuple[float, torch.Tensor]:
+    """Tokens per second, and the longer continuation."""
+    seconds(model, PROMPT, LONG)
+    short = min(seconds(model, PROMPT, SHORT)[0] for _ in range(TIMES))
+    runs = [seconds(model, PROMPT, LONG) for _ in range(TIMES)]
+    return (LONG - SHORT) / (min(spent for spent, _ in runs) - short), runs[0][1]
+
+
+@torch.no_grad()
+def prefill(model: PreTrainedModel) -> float:
+    """Milliseconds."""
+    ids = torch.zeros(1, LONG_PROMPT, dtype=torch.long, device="cuda")
+    times = []
+    for _ in range(TIMES + 2):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        model(ids, logits_to_keep=1)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times) * 1e3
+
+
+def measure(config: LlamaConfig, name: str) -> dict[str, object]:
+    with torch.device("cuda"):
+        model = make(config, name)
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    attach(model)
+    model.eval()
+    size = torch.cuda.memory_allocated()
+    plain, expected = rate(model)
+    filled = prefill(model)
+    optimize(model)
+    first, _ = seconds(model, PROMPT, LONG)
+    fast, found = rate(model)
+    same = (expected == found).int().cumprod(0).sum().item()
+    return {
+        "format": name,
+        "bytes": size,
+        "plain_tokens_per_second": plain,
+        "optimised_tokens_per_second": fast,
+        "first_seconds": first,
+        "prefill_milliseconds": filled,
+        "equal_first_tokens": same,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
+    parser.add_argument("--layers", type=int, default=8)
+    formats = ["bfloat16", "int8", "int4", "sparse"]
+    parser.add_argument("--formats", nargs="+", choices=LINEAR, default=formats)
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("benchmarks/cuda_decode.py needs a CUDA GPU, and torch sees none here.")
+    config = copy.copy(SHAPES[arguments.shape])
+    config.num_hidden_layers = arguments.layers
+    torch.manual_seed(0)
+    record = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "shape": arguments.shape,
+        "layers": arguments.layers,
+        "results": [],
+    }
+    for name in arguments.formats:
+        record["results"].append(row := measure(config, name))
+        print(json.dumps(row), flush=True)
+        torch._dynamo.reset()
+        torch.cuda.empty_cache()
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
