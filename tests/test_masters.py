@@ -28,7 +28,7 @@ def test_what_is_trained(view):
     assert norm, "the one behind the last layer"
     vocabulary = view.embedding.module
     assert not any(p is own for p in everything.values() for own in vocabulary.parameters())
-    with trainable_codes(view):
+    with trainable_codes(view, view.leaves()):
         codes = trainable(view, "codes")
     weights = [name for name in codes if name not in everything]
     assert len(weights) == len(view.linears(("attention", "mlp")))

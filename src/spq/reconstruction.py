@@ -7,7 +7,7 @@ its Adam state, and of its activations.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spq.errors import SpqError
 from spq.modules.latent_linear import LatentLinear, latent, settle
 from spq.sensitivity import Sensitivity
-from spq.view import LayerView, ModelView
+from spq.view import LayerView, ModelView, Named
 from spq.walk import Walk
 
 logger = logging.getLogger(__name__)
@@ -104,45 +104,36 @@ def reconstruct(
     Raises:
         SpqError: the loss stops being finite; the layer is as its best state was.
     """
-    latents = {}
-    for named in layer.leaves:
-        made = latent(named.module)
-        if made is not None:
-            latents[named.name] = made
     training = len(target.states) - target.held_out
-    if not latents or not settings.steps or training < 1 or target.held_out < 1:
+    if not settings.steps or training < 1 or target.held_out < 1:
         return 0.0, 0.0
-    originals = {name: view.module(name) for name in latents}
-    for name, made in latents.items():
-        view.replace(name, made)
-    run = _Run(view, walk, layer, target, list(latents.values()), settings)
-    try:
-        before = run.held_out_loss()
-        after = run.train(before, training, seed)
-    finally:
-        better = run.restore()
-        for name, made in latents.items():
-            view.replace(name, settle(made, view.model.dtype) if better else originals[name])
+    with trainable_codes(view, layer.leaves) as latents:
+        if not latents:
+            return 0.0, 0.0
+        run = _Run(view, walk, layer, target, latents, settings)
+        try:
+            before = run.held_out_loss()
+            after = run.train(before, training, seed)
+        finally:
+            run.restore()
     return before, after
 
 
 @contextmanager
-def trainable_codes(view: ModelView) -> Iterator[None]:
-    """Inside, decoder layers have weights behind codes where there are codes to train.
+def trainable_codes(view: ModelView, leaves: Iterable[Named]) -> Iterator[list[LatentLinear]]:
+    """Inside, layers whose codes can be trained have weights behind them, and are what it yields.
 
-    After, they have the codes that these came to, or after an error those from before.
+    After, they have the codes that these weights came to; those from before if nothing changed.
     """
-    leaves = {leaf.name: leaf.module for leaf in view.leaves(("attention", "mlp"))}
-    latents = {name: made for name, module in leaves.items() if (made := latent(module))}
-    after = {name: leaves[name] for name in latents}
+    found = ((leaf.name, latent(leaf.module)) for leaf in leaves)
+    latents = {name: made for name, made in found if made is not None}
     for name, made in latents.items():
         view.replace(name, made)
     try:
-        yield
-        after = {name: settle(made, view.model.dtype) for name, made in latents.items()}
+        yield list(latents.values())
     finally:
-        for name, module in after.items():
-            view.replace(name, module)
+        for name, made in latents.items():
+            view.replace(name, settle(made, view.model.dtype))
 
 
 class _Run:
@@ -160,7 +151,7 @@ class _Run:
         self._walk, self._layer, self._target = walk, layer, target
         self._settings = settings
         self._latents = nn.ModuleList(latents)
-        self._best: dict[str, Tensor] | None = None
+        self._best = self._state()
         self._others = [
             (p, p.requires_grad)
             for p in view.module(layer.name).parameters()
@@ -189,20 +180,19 @@ class _Run:
                 waited += 1
                 if found < best:
                     best, waited = found, 0
-                    state = self._latents.state_dict()
-                    self._best = {name: value.clone() for name, value in state.items()}
+                    self._best = self._state()
                 if waited == settings.patience:
                     break
         return best
 
-    def restore(self) -> bool:
-        """Go back to the best state; whether there was one better than the first."""
+    def _state(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self._latents.state_dict().items()}
+
+    def restore(self) -> None:
+        """Go back to the best state."""
         for parameter, flag in self._others:
             parameter.requires_grad_(flag)
-        if self._best is None:
-            return False
         self._latents.load_state_dict(self._best)
-        return True
 
     @torch.no_grad()
     def held_out_loss(self) -> float:

@@ -10,6 +10,7 @@ from spq.modules.coded import Coded
 from spq.modules.int4_linear import Int4Linear
 from spq.numerics.integer import round_scale
 from spq.recipe import Recipe
+from spq.stages import distill
 from spq.stages.base import Inputs, Plan
 from spq.stages.budget import Budget
 from spq.stages.distill import Distill
@@ -72,6 +73,29 @@ def test_codes_bring_more_back_and_stay_codes(model_type):
         assert any(changed) == (parameters == "codes")
         assert {name: type(module) for name, module in view.model.named_modules()} == types
     assert distances["codes"] < distances["all"]
+
+
+@pytest.mark.parametrize("parameters", ["all", "codes"])
+def test_after_an_error_the_best_state_is_there(monkeypatch, parameters):
+    fields = {"parameters": parameters, "check_every": 4, "held_out": 8}
+    dense, expected = compressed()
+    tune(expected, dense, steps=4, **fields)
+    dense, view = compressed()
+    # The rates fall over all steps, so that the first four have to be the same ones.
+    inner = distill.Masters.step
+
+    def step(self, share):
+        calls.append(share)
+        if len(calls) > 5:
+            raise SpqError("stopped")
+        inner(self, 1 - (len(calls) - 1) / 4)
+
+    calls: list[float] = []
+    monkeypatch.setattr(distill.Masters, "step", step)
+    with pytest.raises(SpqError, match="stopped"):
+        tune(view, dense, steps=8, **fields)
+    state = expected.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in view.model.state_dict().items())
 
 
 def test_after_an_error_codes_are_those_from_before():

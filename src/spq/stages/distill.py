@@ -1,7 +1,6 @@
 """Tune scales and norms end to end: towards the dense model, or towards the text itself."""
 
 import logging
-from contextlib import nullcontext
 from typing import ClassVar, Literal
 
 import torch
@@ -82,29 +81,32 @@ class Distill(Stage):
         """Train, and keep the best state.
 
         Raises:
-            SpqError: no text, too little of it, no dense model, or the loss stops being finite.
+            SpqError: no text, too little of it, no dense model, or the loss stops being finite; the
+                best state until then is in the model.
         """
         dense = inputs.dense if self.compares else None
         if inputs.ids is None or (self.compares and dense is None):
             raise SpqError("distillation needs calibration text and the dense model")
         training, held_out = self._windows(view, inputs)
         bounded = bounded_activations(view, self.context)
-        rates = (self.learning_rate, self.code_rate)
-        codes = trainable_codes(view) if self.parameters == "codes" else nullcontext()
-        with bounded, codes, Masters(view, self.parameters, *rates) as trained:
+        wanted, rates = self.parameters, (self.learning_rate, self.code_rate)
+        layers = view.leaves(("attention", "mlp")) if wanted == "codes" else ()
+        with bounded, trainable_codes(view, layers), Masters(view, wanted, *rates) as trained:
             best = before = _mean_loss(view.model, dense, held_out)
             if self.compares and before < self.worthwhile:
                 logger.info("distill: held-out KL is %.5f already; nothing was trained", before)
                 return
             kept = trained.state()
-            for step, batch in enumerate(track(training.split(self.batch_size), "distill")):
-                self._step(view.model, dense, batch, trained, step)
-                if (step + 1) % self.check_every == 0 or step + 1 == self.steps:
-                    found = _mean_loss(view.model, dense, held_out)
-                    logger.info("distill: step %d, held-out loss %.5f", step + 1, found)
-                    if found < best:
-                        best, kept = found, trained.state()
-            trained.restore(kept)
+            try:
+                for step, batch in enumerate(track(training.split(self.batch_size), "distill")):
+                    self._step(view.model, dense, batch, trained, step)
+                    if (step + 1) % self.check_every == 0 or step + 1 == self.steps:
+                        found = _mean_loss(view.model, dense, held_out)
+                        logger.info("distill: step %d, held-out loss %.5f", step + 1, found)
+                        if found < best:
+                            best, kept = found, trained.state()
+            finally:
+                trained.restore(kept)
         logger.info("distill: held-out loss %.5f before, %.5f after", before, best)
 
     def _windows(self, view: ModelView, inputs: Inputs) -> tuple[Tensor, Tensor]:
