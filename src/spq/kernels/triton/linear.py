@@ -1,13 +1,12 @@
 """Products with a stored weight: which kernel, with which tiles."""
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional
 
 from spq.kernels.triton.dequantize import dequantize
 from spq.kernels.triton.few_rows import add_up, few_rows
-from spq.kernels.triton.matrix import DTYPES, Matrix, in_pairs, launchable, matrix_of
+from spq.kernels.triton.matrix import DTYPES, Matrix, cdiv, in_pairs, launchable, matrix_of
 from spq.kernels.triton.one_row import one_row, one_row_of_words
 from spq.native import FLOATS
 
@@ -94,7 +93,7 @@ def _launch(x: Tensor, matrix: Matrix, y: Tensor) -> None:
     if count > 1:
         _few_rows(x, count, matrix, y)
     elif (words := matrix.words) is not None:
-        one_row_of_words[(triton.cdiv(matrix.rows, 4),)](
+        one_row_of_words[(cdiv(matrix.rows, 4),)](
             in_pairs(x),
             words,
             *(matrix.scale, matrix.bias, y),
@@ -106,7 +105,7 @@ def _launch(x: Tensor, matrix: Matrix, y: Tensor) -> None:
             ROWS=4,
         )
     else:
-        one_row[(triton.cdiv(matrix.rows, 4),)](
+        one_row[(cdiv(matrix.rows, 4),)](
             *(x, matrix.weight, matrix.scale, matrix.bias, y),
             *(matrix.rows, matrix.width, matrix.scale_row),
             BLOCK=1024,
@@ -118,10 +117,10 @@ def _few_rows(x: Tensor, count: int, matrix: Matrix, y: Tensor) -> None:
     # Fits the shared memory of every GPU from compute capability 8.0 on.
     deep = x.dtype != torch.float32 and count <= 16
     unroll, group = 4 if deep else 2, matrix.group or 64
-    programs = triton.cdiv(matrix.rows, 32)
-    steps = triton.cdiv(matrix.width, group * unroll)
-    steps = triton.cdiv(steps, max(1, (512 if matrix.packed else 128) // programs))
-    parts = triton.cdiv(matrix.width, group * unroll * steps)
+    programs = cdiv(matrix.rows, 32)
+    steps = cdiv(matrix.width, group * unroll)
+    steps = cdiv(steps, max(1, (512 if matrix.packed else 128) // programs))
+    parts = cdiv(matrix.width, group * unroll * steps)
     whole = parts == 1
     sums = y if whole else y.new_empty(parts, *y.shape, dtype=torch.float32)
     few_rows[(programs, parts)](
@@ -132,7 +131,7 @@ def _few_rows(x: Tensor, count: int, matrix: Matrix, y: Tensor) -> None:
         DTYPE=DTYPES[x.dtype],
         GROUP=group,
         ROWS=32,
-        HEIGHT=max(16, triton.next_power_of_2(count)),
+        HEIGHT=max(16, 1 << (count - 1).bit_length()),
         UNROLL=unroll,
         # Between two factors in half precision tf32 is exact enough, and runs on tensor cores.
         PRECISION="ieee" if y.dtype == x.dtype else "tf32",
@@ -141,7 +140,7 @@ def _few_rows(x: Tensor, count: int, matrix: Matrix, y: Tensor) -> None:
     )
     if not whole:
         block = 256
-        add_up[(triton.cdiv(y.numel(), block),)](
+        add_up[(cdiv(y.numel(), block),)](
             sums, matrix.bias, y, parts, y.numel(), matrix.rows, BLOCK=block
         )
 
@@ -153,7 +152,7 @@ def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
     weight = matrix.weight.new_empty(matrix.rows, matrix.columns, dtype=dtype)
     block = 1024
     with torch.cuda.device_of(weight):
-        dequantize[(matrix.rows, triton.cdiv(matrix.width, block))](
+        dequantize[(matrix.rows, cdiv(matrix.width, block))](
             matrix.weight,
             matrix.scale,
             weight,

@@ -100,7 +100,7 @@ def read_codes(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor:
 
 
 def _launch(x: Tensor, weight: GroupSparse, bias: Tensor | None, y: Tensor) -> None:
-    words, rows, count = in_words(weight.codes), len(weight.mask), x[..., 0].numel()
+    words, rows, count = in_words(weight.codes), weight.mask.shape[0], x.numel() // weight.columns
     kept_groups_times_inputs[(rows * count,)](
         in_pairs(x),
         *(words, weight.scale, weight.zero, group_numbers(weight), weight.offsets, bias, y),
