@@ -12,9 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spq.calibration import Statistics, collect, draw_windows
 from spq.checkpoint.atomic import atomic_directory, check_output
 from spq.checkpoint.verify import check_logits, fixed_logits
-from spq.data import Text, encode, fingerprint, load_text
+from spq.data import GENERATED, Text, encode, fingerprint, load_text
 from spq.errors import SpqError
 from spq.evaluation import PeakMemory, resident_bytes, weight_file_bytes
+from spq.evaluation.limits import check_context
+from spq.generated_text import generated_ids
 from spq.integrations.loaded import Loaded, Source, describe_source
 from spq.integrations.quantizer import attach
 from spq.integrations.source import load_model, load_tokenizer
@@ -28,7 +30,7 @@ from spq.manifest import (
     read_manifest,
     versions,
 )
-from spq.recipe import Recipe, load_recipe
+from spq.recipe import CalibrationConfig, Recipe, load_recipe
 from spq.report.model_card import model_card
 from spq.sensitivity_cache import cached_sensitivities
 from spq.sizes import parse_ratio, parse_size
@@ -62,9 +64,9 @@ class _Calibration:
     """Calibration text, read when the first stage asks for it."""
 
     recipe: Recipe
+    view: ModelView
     tokenizer: PreTrainedTokenizerBase | None
     seed: int
-    _text: Text | None = None
     _ids: torch.Tensor | None = None
     records: list[CalibrationRecord] = field(default_factory=list)
 
@@ -74,21 +76,33 @@ class _Calibration:
             config = self.recipe.calibration
             if self.tokenizer is None:
                 raise SpqError("this recipe reads calibration text, but the model has no tokenizer")
-            self._text = load_text(config.source, "calibration")
-            self._ids = encode(self.tokenizer, self._text.text, minimum=config.context)
+            text, self._ids = self._read(config, self.tokenizer)
             self.records.append(
                 CalibrationRecord(
                     source=config.source,
-                    origin=self._text.origin,
+                    origin=text.origin,
                     tokens=len(self._ids),
                     windows=config.windows,
                     context=config.context,
-                    fingerprints=fingerprint(self._text.text),
+                    fingerprints=fingerprint(text.text),
                 )
             )
         return self._ids
 
-    def statistics(self, view: ModelView, stage: Stage) -> Statistics:
+    def _read(
+        self, config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[Text, torch.Tensor]:
+        if config.source == GENERATED:
+            check_context(self.view.model, config.context)
+            size = config.windows, config.context
+            ids = generated_ids(self.view, tokenizer, *size, self.seed)
+            origin = f"sampled from the model, seed {self.seed}"
+            return Text(config.source, origin, (str(tokenizer.decode(ids)),)), ids
+        text = load_text(config.source, "calibration")
+        return text, encode(tokenizer, text.text, minimum=config.context)
+
+    def statistics(self, stage: Stage) -> Statistics:
+        view = self.view
         wanted, sensitive = stage.needs(view), stage.sensitive(view)
         if not wanted and not sensitive and not stage.walks():
             return Statistics()
@@ -158,7 +172,7 @@ def compress(
     if ratio is not None:
         steps = steps.within(int(ratio * loaded.source.bytes))
     view = ModelView(loaded.model)
-    text = _Calibration(steps, loaded.tokenizer, seed)
+    text = _Calibration(steps, view, loaded.tokenizer, seed)
     # A second model in memory, for recipes that look back at it.
     dense = copy.deepcopy(loaded.model) if any(s.compares for s in steps.stages) else None
     records = [_run_stage(stage, view, text, dense) for stage in steps.stages]
@@ -232,7 +246,7 @@ def _run_stage(
     stage: Stage, view: ModelView, text: _Calibration, dense: PreTrainedModel | None
 ) -> StageRecord:
     with PeakMemory() as memory, widened_products():
-        statistics = text.statistics(view, stage)
+        statistics = text.statistics(stage)
         plan = stage.plan(view, statistics)
         ids = text.ids if stage.trains else None
         stage.apply(view, plan, Inputs(statistics, ids, text.seed, dense))

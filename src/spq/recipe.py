@@ -18,7 +18,10 @@ class CalibrationConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str = Field("builtin", description="text file, name in $SPQ_DATA_DIR, or `builtin`")
+    source: str = Field(
+        "builtin",
+        description="text file, name in $SPQ_DATA_DIR, `builtin`, or `model` for what it writes",
+    )
     windows: int = Field(32, ge=1, description="windows to measure activations on")
     context: int = Field(512, ge=2, description="tokens in each")
 

@@ -146,6 +146,12 @@ def test_a_path_named_like_a_known_text_does_not_hide_it(working_directory, data
     assert load_text("c4", "evaluation").text == "words"
 
 
+@pytest.mark.parametrize("split", ["calibration", "evaluation"])
+def test_what_the_model_writes_is_no_text_that_is_there(split):
+    with pytest.raises(SpqError, match="'model' is text that a model writes"):
+        load_text("model", split)
+
+
 def test_builtin_cannot_be_replaced_from_the_data_directory(data_directory):
     (data_directory / "builtin.txt").write_text("both halves", encoding="utf-8")
     assert load_text("builtin", "calibration").text != load_text("builtin", "evaluation").text
@@ -175,6 +181,6 @@ def test_evaluation_text_is_not_calibrated_on(data_directory, source):
     for name in (f"{source}.txt", f"{source}_test.txt"):
         (data_directory / name).write_text("words", encoding="utf-8")
     for spelling in (source, str(data_directory / f"{source}.txt")):
-        with pytest.raises(SpqError, match="must not be calibrated on: use 'builtin'"):
+        with pytest.raises(SpqError, match="must not be calibrated on: use 'model', 'builtin'"):
             load_text(spelling, "calibration")
         assert load_text(spelling, "evaluation").text == "words"

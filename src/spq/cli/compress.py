@@ -32,7 +32,7 @@ def command(
         str | None,
         typer.Option(
             help="Text to calibrate and train on: a .txt or .jsonl file, a name in "
-            "$SPQ_DATA_DIR, or `builtin`.",
+            "$SPQ_DATA_DIR, `builtin`, or `model` for what the model itself writes.",
             show_default="the recipe's",
         ),
     ] = None,

@@ -5,10 +5,11 @@ passages; `encode`, `consecutive` and `sample` turn text into windows of tokens.
 """
 
 from spq.data.fingerprints import fingerprint, overlap
-from spq.data.sources import Split, Text, load_text
+from spq.data.sources import GENERATED, Split, Text, load_text
 from spq.data.windows import consecutive, encode, sample
 
 __all__ = [
+    "GENERATED",
     "Split",
     "Text",
     "consecutive",

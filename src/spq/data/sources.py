@@ -20,6 +20,9 @@ from spq.errors import SpqError
 Split = Literal["calibration", "evaluation"]
 
 DATA_DIR_VARIABLE = "SPQ_DATA_DIR"
+GENERATED = "model"
+"""What calibration on text that the model writes itself is called; see `spq.generated_text`."""
+
 # Texts that results are published on: never calibrated on. Names ending in _test join them.
 EVALUATION_ONLY = {"wikitext2", "c4", "c4_sample", *BENCHMARKS}
 
@@ -58,6 +61,11 @@ def load_text(source: str, split: Split) -> Text:
     """
     if split == "calibration":
         _refuse_evaluation_text(source)
+    if source == GENERATED:
+        raise SpqError(
+            f"'{source}' is text that a model writes as it is compressed: it can be calibrated on,"
+            " and nothing else reads it."
+        )
     if _is_path(source):
         path = Path(source)
         return Text(path.name, path.name, read_documents(path))
@@ -78,7 +86,7 @@ def _refuse_evaluation_text(source: str) -> None:
     if stem in EVALUATION_ONLY or stem.endswith("_test"):
         raise SpqError(
             f"'{source}' is evaluation text and must not be calibrated on:"
-            " use 'builtin', 'wikitext2_valid' or a text file of your own."
+            " use 'model', 'builtin', 'wikitext2_valid' or a text file of your own."
         )
 
 
@@ -121,9 +129,8 @@ def _names() -> list[str]:
 
 
 def _unknown(source: str, split: Split) -> SpqError:
-    names = _names()
-    if split == "evaluation":
-        names = sorted({*names, *BENCHMARKS})
+    others = BENCHMARKS if split == "evaluation" else [GENERATED]
+    names = sorted({*_names(), *others})
     near = difflib.get_close_matches(source, names, n=3, cutoff=0.5)
     listed = ", ".join(repr(name) for name in near or names)
     nearest = "the nearest known names are" if near else "known names are"

@@ -1,7 +1,8 @@
 """Decoding a token of every sequence in one native call, inside transformers' own `generate`."""
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from spq.integrations.decoder_program import Unsuitable, build
 from spq.integrations.fused_modules import fuse
 from spq.integrations.graph_decoding import decode_by_graphs
 from spq.integrations.growing_cache import GrowingLayer
-from spq.integrations.worn_classes import Worn, wear
+from spq.integrations.worn_classes import Worn, take_off, wear
 from spq.kernels.widening import FEW, widened_products
 from spq.native.decoder import MOST_SEQUENCES
 
@@ -124,6 +125,18 @@ def _with_room(model: PreTrainedModel, past: Cache | None, use_cache: bool | Non
         past.layer_class_to_replicate = None
         past.layers = [GrowingLayer(session) for _ in range(model.config.num_hidden_layers)]
     return past
+
+
+@contextmanager
+def decoding_natively(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model on a CPU decodes as `optimize` lets it; after, it is as it was."""
+    if model.device.type == "cpu":
+        optimize(model)
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            take_off(module)
 
 
 def optimize(model: PreTrainedModel) -> PreTrainedModel:

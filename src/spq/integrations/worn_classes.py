@@ -20,6 +20,12 @@ def wear(thing: Any, behaviour: type[Worn]) -> None:
         thing.__class__ = _worn(behaviour, type(thing))
 
 
+def take_off(thing: Any) -> None:
+    """Give an object its own class back, if it wears a behaviour."""
+    if isinstance(thing, Worn):
+        thing.__class__ = type(thing).__bases__[1]
+
+
 def _worn(behaviour: type[Any], own: type[Any]) -> type[Any]:
     # The name stays: it is what `save_pretrained` writes as the architecture.
     if (behaviour, own) not in _CLASSES:
