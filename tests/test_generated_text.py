@@ -8,6 +8,7 @@ from spq import generated_text
 from spq.cache import cache_directory
 from spq.errors import SpqError
 from spq.generated_text import generated_ids
+from spq.integrations.decoding import NativeDecoding, optimize
 from spq.view import ModelView
 from tests.helpers import tiny_model, tiny_tokenizer
 
@@ -32,6 +33,28 @@ def test_a_model_writes_and_is_left_as_it_was(model_type):
     assert 0 <= ids.min() and ids.max() < model.config.vocab_size
     assert [type(module) for module in model.modules()] == types
     assert model.training
+
+
+def test_a_model_that_decoded_natively_before_still_does():
+    model = optimize(tiny_model())
+    types = [type(module) for module in model.modules()]
+    assert isinstance(model, NativeDecoding)
+    written(model)
+    assert [type(module) for module in model.modules()] == types
+
+
+def test_a_run_that_is_stopped_leaves_the_model_as_it_was(monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    model = tiny_model().train()
+    types = [type(module) for module in model.modules()]
+    monkeypatch.setattr(generated_text, "_draw", stop)
+    with pytest.raises(KeyboardInterrupt):
+        written(model)
+    assert [type(module) for module in model.modules()] == types
+    assert model.training
+    assert not list(cache_directory().glob("*"))
 
 
 def test_tokens_follow_what_the_model_predicts():

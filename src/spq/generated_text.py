@@ -80,12 +80,12 @@ def _write(model: PreTrainedModel, starts: Tensor, context: int, draws: torch.Ge
     """Int64 [sequences, context], each beginning with its start."""
     logger.info("the model writes %d sequences of %d tokens", len(starts), context)
     mode = model.training
-    model.eval()
-    with decoding_natively(model):
-        parts = track(starts.split(MOST_SEQUENCES), "calibration text")
-        written = torch.cat([_continue(model, part, context, draws) for part in parts])
-    model.train(mode)
-    return written
+    try:
+        with decoding_natively(model.eval()):
+            parts = track(starts.split(MOST_SEQUENCES), "calibration text")
+            return torch.cat([_continue(model, part, context, draws) for part in parts])
+    finally:
+        model.train(mode)
 
 
 def _continue(model: PreTrainedModel, ids: Tensor, context: int, draws: torch.Generator) -> Tensor:

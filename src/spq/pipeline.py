@@ -93,6 +93,7 @@ class _Calibration:
         self, config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[Text, torch.Tensor]:
         if config.source == GENERATED:
+            # As the model is when a stage first asks, which is dense where the first one does.
             check_context(self.view.model, config.context)
             size = config.windows, config.context
             ids = generated_ids(self.view, tokenizer, *size, self.seed)

@@ -130,9 +130,11 @@ def _with_room(model: PreTrainedModel, past: Cache | None, use_cache: bool | Non
 @contextmanager
 def decoding_natively(model: PreTrainedModel) -> Iterator[None]:
     """Inside, a model on a CPU decodes as `optimize` lets it; after, it is as it was."""
-    if model.device.type == "cpu":
-        optimize(model)
+    if model.device.type != "cpu" or isinstance(model, NativeDecoding):
+        yield
+        return
     try:
+        optimize(model)
         yield
     finally:
         for module in model.modules():
