@@ -79,7 +79,10 @@ def test_codes_bring_more_back_and_stay_codes(model_type):
 def test_after_an_error_the_best_state_is_there(monkeypatch, parameters):
     fields = {"parameters": parameters, "check_every": 4, "held_out": 8}
     dense, expected = compressed()
+    before = copy.deepcopy(expected.model.state_dict())
     tune(expected, dense, steps=4, **fields)
+    state = expected.model.state_dict()
+    assert not all(torch.equal(value, before[name]) for name, value in state.items())
     dense, view = compressed()
     # The rates fall over all steps, so that the first four have to be the same ones.
     inner = distill.Masters.step
@@ -94,7 +97,6 @@ def test_after_an_error_the_best_state_is_there(monkeypatch, parameters):
     monkeypatch.setattr(distill.Masters, "step", step)
     with pytest.raises(SpqError, match="stopped"):
         tune(view, dense, steps=8, **fields)
-    state = expected.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in view.model.state_dict().items())
 
 
