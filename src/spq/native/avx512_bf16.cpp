@@ -187,7 +187,7 @@ void arrange(const float* x, int64_t count, int64_t columns, uint16_t* arranged)
 
 }  // namespace
 
-const Pairs pairs_int4 = {arrange, product, sparse_avx512_bf16};
+const Pairs pairs_int4 = {arrange, product};
 
 #if defined(__clang__)
 #pragma clang attribute pop

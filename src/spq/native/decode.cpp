@@ -93,30 +93,27 @@ struct Input {
   int64_t count;
   float* room;
   const float* exact = nullptr;
-  int64_t grouped = 0;        // `room` holds them in groups of this size and of this type,
-  int32_t type = FLOAT32;
-  const Pairs* by = nullptr;  // or as these arrange them
+  Order grouped = {0, false};  // `room` holds them in this order,
+  const Pairs* by = nullptr;   // or as these arrange them
 
   void set(const float* x) {
     exact = x;
-    grouped = 0;
+    grouped = {0, false};
     by = nullptr;
   }
 
   const uint16_t* arranged(const Pairs& pairs, int64_t columns) {
     if (by != &pairs) pairs.arrange(exact, count, columns, (uint16_t*)room);
-    grouped = 0;
+    grouped = {0, false};
     by = &pairs;
     return (const uint16_t*)room;
   }
 
-  const void* in_groups(const Matrix& matrix, int32_t as) {
-    // Of one input, groups of any size stand in order.
-    if (count == 1 && as == FLOAT32) return exact;
-    const int64_t size = count == 1 ? matrix.columns : matrix.group_size;
-    if (grouped != size || type != as) group_inputs(matrix, exact, count, as, room);
-    grouped = size;
-    type = as;
+  const float* in_groups(const Matrix& matrix) {
+    const Order order = order_for(matrix, count);
+    if (count == 1 && !order.interleaved) return exact;
+    if (!(grouped == order)) group_inputs(matrix, exact, count, room);
+    grouped = order;
     by = nullptr;
     return room;
   }
@@ -171,9 +168,8 @@ struct Worker {
 
   SparseProduct sparse(const Job& job, float* carried) {
     const Matrix& matrix = *job.matrix;
-    const int32_t type = sparse_input(matrix, decoder.type);
-    const void* x = job.input->in_groups(matrix, type);
-    return {&matrix, EVEN_GROUPS, x, type, count, job.y, matrix.rows, carried};
+    const float* x = job.input->in_groups(matrix);
+    return {&matrix, EVEN_GROUPS, x, count, job.y, matrix.rows, carried};
   }
 
   // Whoever finishes the last block puts the sparse products together, before the threads meet.

@@ -9,11 +9,11 @@ struct Kernels {
   void (*product)(const Matrix&, const float* x, int64_t count, int64_t first, int64_t last,
                   float* y, int64_t y_stride);
 
-  // The kept groups first <= k < last of a sparse matrix times x, which is float32 [groups, count,
+  // The kept groups first <= k < last of a sparse matrix times x, which is [groups, count,
   // group_size] and count at most SPARSE_BATCH. Rows that begin among those groups go to y, with
   // their bias; what belongs to a row that began before goes to carried [count]. Empty rows belong
   // to the group behind them, or to the last one.
-  void (*sparse)(const Matrix&, const void* x, int64_t count, int64_t first, int64_t last,
+  void (*sparse)(const Matrix&, const float* x, int64_t count, int64_t first, int64_t last,
                  float* y, int64_t y_stride, float* carried);
 
   // The rows first <= row < last as numbers of `type`, into out [last - first, columns].

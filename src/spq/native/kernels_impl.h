@@ -209,7 +209,7 @@ const Kernels* for_narrow_groups(const Matrix& w) {
 }
 
 template <class V>
-void sparse(const Matrix& w, const void* x, int64_t count, int64_t first, int64_t last, float* y,
+void sparse(const Matrix& w, const float* x, int64_t count, int64_t first, int64_t last, float* y,
             int64_t y_stride, float* carried) {
   const Kernels* other = for_narrow_groups<V>(w);
   const auto run = other ? other->sparse : sparse_product<SparseFloats<V>>;

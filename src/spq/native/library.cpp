@@ -64,7 +64,7 @@ const Set* fastest() {
 const Set* chosen = fastest();
 
 // Inputs from which on tiles are faster, measured by benchmarks/cpu_kernels.py.
-constexpr int64_t TILES_INT8 = 5, TILES_INT4 = 3, TILES_BFLOAT16 = 3, TILES_SPARSE = 5;
+constexpr int64_t TILES_INT8 = 5, TILES_INT4 = 3, TILES_BFLOAT16 = 3, TILES_SPARSE = 9;
 
 // Rows of input that are multiplied at a time, so that their outputs fit on the stack.
 constexpr int64_t BATCH = 16;
@@ -84,18 +84,17 @@ void convert(const void* from, int32_t from_type, int64_t size, void* to, int32_
   kernels().dequantize(row, 0, 1, to, to_type);
 }
 
-// y [count, rows] of `type` from inputs that were of `input_type` before they became float32.
-void multiply_sparse(const Matrix& matrix, const float* input, int32_t input_type, int64_t count,
-                     void* y, int32_t type, int32_t threads, Schedule schedule) {
+// y [count, rows] of `type`.
+void multiply_sparse(const Matrix& matrix, const float* input, int64_t count, void* y, int32_t type,
+                     int32_t threads, Schedule schedule) {
   const int64_t columns = matrix.columns, rows = matrix.rows, tasks = sparse_tasks(matrix);
   const int64_t batch = std::min(count, SPARSE_BATCH);
   float* x = room_of<float>(Purpose::SPARSE, batch * (columns + rows + tasks));
   float *sums = x + batch * columns, *carried = sums + batch * rows;
-  const int32_t form = sparse_input(matrix, input_type);
   for (int64_t m = 0; m < count; m += batch) {
     const int64_t some = std::min(count - m, batch);
-    group_inputs(matrix, input + m * columns, some, form, x);
-    const SparseProduct product = {&matrix, schedule, x, form, some, sums, rows, carried};
+    group_inputs(matrix, input + m * columns, some, x);
+    const SparseProduct product = {&matrix, schedule, x, some, sums, rows, carried};
     const int64_t multiplications = some * kept_before(matrix, rows) * matrix.group_size;
     in_parallel(threads, tasks, multiplications, [&](int64_t task) { run_task(product, task); });
     settle(product);
@@ -103,11 +102,11 @@ void multiply_sparse(const Matrix& matrix, const float* input, int32_t input_typ
   }
 }
 
-// The same, for any matrix.
+// The same for any matrix, from inputs that were of `input_type` before they became float32.
 void multiply(const Matrix& matrix, const float* input, int32_t input_type, int64_t count, void* y,
               int32_t type, int32_t threads) {
   if (in_tasks(matrix, input_type, std::min(count, BATCH)))
-    return multiply_sparse(matrix, input, input_type, count, y, type, threads, EVEN_GROUPS);
+    return multiply_sparse(matrix, input, count, y, type, threads, EVEN_GROUPS);
   const int64_t columns = matrix.columns, rows = matrix.rows, room = arranged_size(columns);
   const bool suits = input_type == BFLOAT16;
   const Pairs* pairs = suits ? pairs_for(matrix, std::min(count, BATCH)) : nullptr;
@@ -166,10 +165,17 @@ const Pairs* pairs_for(const Matrix& matrix, int64_t count) {
   if (const Pairs* tiles = tiles_for(matrix, count)) return tiles;
   if (matrix.format == INT8) return &pairs_int8;
   if (matrix.format == BFLOAT16) return &pairs_bfloat16;
-  if (matrix.format == SPARSE4) return &pairs_int4;
   if (matrix.format != INT4) return nullptr;
   const int64_t size = matrix.columns / matrix.groups;
   return size % BLOCK == 0 || (size % 16 == 0 && BLOCK % size == 0) ? &pairs_int4 : nullptr;
+#else
+  return nullptr;
+#endif
+}
+
+decltype(&sparse_avx512_bf16) interleaved_for(const Matrix& matrix) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  return chosen->pairs && matrix.format == SPARSE4 ? sparse_avx512_bf16 : nullptr;
 #else
   return nullptr;
 #endif
@@ -198,7 +204,7 @@ EXPORTED void spq_sparse_linear(const Matrix* matrix, const void* x, int32_t typ
                                 void* y, int32_t threads, int32_t schedule) {
   float* input = room_of<float>(Purpose::INPUT, count * matrix->columns);
   convert(x, type, count * matrix->columns, input, FLOAT32);
-  multiply_sparse(*matrix, input, type, count, y, type, threads, (Schedule)schedule);
+  multiply_sparse(*matrix, input, count, y, type, threads, (Schedule)schedule);
 }
 
 // y [count, rows of outer] = x [count, columns] times the matrix, transposed, plus its bias: outer,

@@ -12,14 +12,7 @@ struct Pairs {
   // As Kernels::product, with inputs from `arrange`.
   void (*product)(const Matrix&, const uint16_t* arranged, int64_t count, int64_t first,
                   int64_t last, float* y, int64_t y_stride);
-
-  // As Kernels::sparse, with x in bfloat16; or null.
-  void (*sparse)(const Matrix&, const void* x, int64_t count, int64_t first, int64_t last,
-                 float* y, int64_t y_stride, float* carried);
 };
-
-void sparse_avx512_bf16(const Matrix&, const void* x, int64_t count, int64_t first, int64_t last,
-                        float* y, int64_t y_stride, float* carried);
 
 // The rows first <= row < last of sparse 4-bit codes in groups of 16 or more, zeros between them, in
 // bfloat16: out [last - first, columns].

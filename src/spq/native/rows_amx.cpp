@@ -265,10 +265,10 @@ void product(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t f
 
 }  // namespace
 
-const Pairs tiles_int8 = {arrange<Int8>, product<rows<Int8>>, nullptr};
-const Pairs tiles_int4 = {arrange<Int4>, product<rows<Int4>>, nullptr};
-const Pairs tiles_bfloat16 = {arrange_bfloat16, product<rows_bfloat16>, nullptr};
-const Pairs tiles_sparse = {arrange_bfloat16, product<rows_sparse>, nullptr};
+const Pairs tiles_int8 = {arrange<Int8>, product<rows<Int8>>};
+const Pairs tiles_int4 = {arrange<Int4>, product<rows<Int4>>};
+const Pairs tiles_bfloat16 = {arrange_bfloat16, product<rows_bfloat16>};
+const Pairs tiles_sparse = {arrange_bfloat16, product<rows_sparse>};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -158,8 +158,8 @@ void product(const Matrix& w, const uint16_t* x, int64_t count, int64_t first, i
 
 }  // namespace
 
-const Pairs pairs_int8 = {arrange<Int8>, product<Int8>, nullptr};
-const Pairs pairs_bfloat16 = {arrange<Bfloat16>, product<Bfloat16>, nullptr};
+const Pairs pairs_int8 = {arrange<Int8>, product<Int8>};
+const Pairs pairs_bfloat16 = {arrange<Bfloat16>, product<Bfloat16>};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -17,20 +17,28 @@ int64_t start(const SparseProduct& product, int64_t task) {
 
 }  // namespace
 
-void group_inputs(const Matrix& matrix, const float* x, int64_t count, int32_t type, void* out) {
-  // One input stays as it is.
+Order order_for(const Matrix& matrix, int64_t count) {
+  // Of one input, groups of any size stand in order.
   const int64_t size = count == 1 ? matrix.columns : matrix.group_size;
-  const int64_t bytes = type == FLOAT32 ? 4 : 2;
-  for (int64_t m = 0; m < count; m++)
-    for (int64_t k = 0; k < matrix.columns; k += size) {
-      const float* group = x + m * matrix.columns + k;
-      const Matrix row = {group, nullptr, nullptr, 1, size, 0, FLOAT32, 0, 0, 0};
-      kernels().dequantize(row, 0, 1, (char*)out + (k * count + m * size) * bytes, type);
-    }
+  return {size, matrix.group_size > 8 && interleaved_for(matrix)};
 }
 
-int32_t sparse_input(const Matrix& matrix, int32_t type) {
-  return type == BFLOAT16 && pairs_for(matrix, 1) ? BFLOAT16 : FLOAT32;
+void group_inputs(const Matrix& matrix, const float* x, int64_t count, float* out) {
+  const Order order = order_for(matrix, count);
+  for (int64_t m = 0; m < count; m++)
+    for (int64_t k = 0; k < matrix.columns; k += order.size) {
+      const float* from = x + m * matrix.columns + k;
+      float* to = out + k * count + m * order.size;
+      if (!order.interleaved) {
+        std::copy(from, from + order.size, to);
+        continue;
+      }
+      for (int64_t i = 0; i < order.size; i += 16)
+        for (int64_t j = 0; j < 8; j++) {
+          to[i + 2 * j] = from[i + j];
+          to[i + 2 * j + 1] = from[i + 8 + j];
+        }
+    }
 }
 
 int64_t sparse_tasks(const Matrix& matrix) {
@@ -44,7 +52,8 @@ void run_task(const SparseProduct& product, int64_t task) {
   // Whoever reaches the end writes the empty rows there; of two tasks, only one may.
   if (first == last && kept_before(matrix, matrix.rows) > 0) return;
   float* carried = product.carried + task * product.count;
-  const auto run = product.type == BFLOAT16 ? pairs_for(matrix, 1)->sparse : kernels().sparse;
+  const auto interleaved = interleaved_for(matrix);
+  const auto run = interleaved ? interleaved : kernels().sparse;
   run(matrix, product.x, product.count, first, last, product.y, product.y_stride, carried);
 }
 

@@ -18,9 +18,7 @@ enum Schedule : int32_t { EVEN_GROUPS = 0, EVEN_ROWS = 1 };
 // Whether a product with so many inputs, which were of this type before they became float32, is cut into
 // tasks. Where there are tiles for them, they take whole rows.
 static inline bool in_tasks(const Matrix& matrix, int32_t type, int64_t count) {
-  if (!is_sparse(matrix)) return false;
-  const Pairs* tiles = type == BFLOAT16 ? pairs_for(matrix, count) : nullptr;
-  return !tiles || tiles->sparse;
+  return is_sparse(matrix) && !(type == BFLOAT16 && pairs_for(matrix, count));
 }
 
 static inline int64_t kept_before(const Matrix& matrix, int64_t row) {
@@ -56,19 +54,35 @@ static inline int64_t group_bytes(const Matrix& matrix) {
 struct SparseProduct {
   const Matrix* matrix;
   Schedule schedule;
-  const void* x;  // [groups, count, group_size] of `type`
-  int32_t type;   // `sparse_input` of the matrix
+  const float* x;  // as `group_inputs` leaves them
   int64_t count;
   float* y;
   int64_t y_stride;
   float* carried;  // room, [sparse_tasks, count]
 };
 
-// What the inputs must become, if they were of this type before they became float32.
-int32_t sparse_input(const Matrix& matrix, int32_t type);
+// How the inputs of a product stand: `size` columns of one input, then the same columns of the next. Of
+// every sixteen columns the first and the last eight may take turns: 0, 8, 1, 9 and so on.
+struct Order {
+  int64_t size;
+  bool interleaved;
+  bool operator==(const Order& other) const {
+    return size == other.size && interleaved == other.interleaved;
+  }
+};
 
-// x [count, columns] as [groups, count, group_size] of `type`, which is what a product reads.
-void group_inputs(const Matrix& matrix, const float* x, int64_t count, int32_t type, void* out);
+Order order_for(const Matrix& matrix, int64_t count);
+
+// x [count, columns] in that order, which is what a product reads.
+void group_inputs(const Matrix& matrix, const float* x, int64_t count, float* out);
+
+// 4-bit codes, for processors with AVX-512 and VBMI2: as Kernels::sparse, but groups of 16 and more with
+// interleaved inputs.
+void sparse_avx512_bf16(const Matrix&, const float* x, int64_t count, int64_t first, int64_t last,
+                        float* y, int64_t y_stride, float* carried);
+
+// That one where the chosen instruction set has it and the matrix is for it; else null.
+decltype(&sparse_avx512_bf16) interleaved_for(const Matrix& matrix);
 
 int64_t sparse_tasks(const Matrix& matrix);
 

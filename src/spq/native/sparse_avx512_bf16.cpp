@@ -1,4 +1,4 @@
-// Sparse 4-bit codes times bfloat16 inputs, for processors with AVX-512 BF16, VBMI and VBMI2.
+// Sparse 4-bit codes times some inputs, for processors with AVX-512 BF16, VBMI and VBMI2.
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <immintrin.h>
@@ -18,70 +18,64 @@
 
 namespace {
 
-// Where the four codes of each 64-bit lane start, in bits.
-inline __m256i code_shifts() {
-  return _mm256_set_epi64x(0x003c003800340030, 0x002c002800240020, 0x001c001800140010,
-                           0x000c000800040000);
+// Sixteen codes as numbers in bfloat16, in order.
+inline __m256i in_bfloat16(const char* p) {
+  // Where the four codes of each 64-bit lane start, in bits.
+  const __m256i shifts = _mm256_set_epi64x(0x003c003800340030, 0x002c002800240020,
+                                           0x001c001800140010, 0x000c000800040000);
+  const __m256i values = _mm256_set_epi64x(0x40e040c040a04080, 0x404040003f800000,
+                                           0xbf80c000c040c080, 0xc0a0c0c0c0e0c100);
+  int64_t codes;
+  memcpy(&codes, p, sizeof codes);
+  const __m256i lanes = _mm256_set1_epi64x(codes);
+  return _mm256_permutexvar_epi16(_mm256_multishift_epi64_epi8(shifts, lanes), values);
 }
 
-// -8 to 7 in bfloat16.
-inline __m256i code_values() {
-  return _mm256_set_epi64x(0x40e040c040a04080, 0x404040003f800000, 0xbf80c000c040c080,
-                           0xc0a0c0c0c0e0c100);
-}
-
-// Sixteen columns at a time.
+// Sixteen columns at a time: the first eight and the last eight in turn, so that codes only need to be
+// repeated and shifted.
 struct Sixteen {
-  using F = __m256;
-  using W = __m256bh;
-  typedef W Unaligned __attribute__((aligned(1), may_alias));
+  using F = __m512;
   static constexpr int width = 16;
-  static F zero() { return _mm256_setzero_ps(); }
-  static W weights(const char* p) {
-    int64_t codes;
-    memcpy(&codes, p, sizeof codes);
-    const __m256i lanes = _mm256_set1_epi64x(codes);
-    return (W)_mm256_permutexvar_epi16(_mm256_multishift_epi64_epi8(code_shifts(), lanes),
-                                       code_values());
-  }
-  static W ones() { return (W)_mm256_set1_epi16(0x3f80); }
-  static F dot(F sum, W weights, const char* x) {
-    return _mm256_dpbf16_ps(sum, weights, *(const Unaligned*)x);
-  }
-  static F fma(F a, float b, F c) { return _mm256_fmadd_ps(a, _mm256_set1_ps(b), c); }
-  static F add(F a, F b) { return _mm256_add_ps(a, b); }
-  static __m128 half(F a) {
-    return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set(float value) { return _mm512_set1_ps(value); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static float sum(F a) { return _mm512_reduce_add_ps(a); }
+  static F codes(const char* p) {
+    int64_t all;
+    memcpy(&all, p, sizeof all);
+    const __m512i shifts =
+        _mm512_set_epi32(28, 28, 24, 24, 20, 20, 16, 16, 12, 12, 8, 8, 4, 4, 0, 0);
+    const __m512 values = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+    return _mm512_permutexvar_ps(_mm512_srlv_epi32(_mm512_set1_epi64(all), shifts), values);
   }
 };
 
-// Groups of eight columns.
+// Groups of eight columns, in order.
 struct Eight {
-  using F = __m128;
-  using W = __m128bh;
-  typedef W Unaligned __attribute__((aligned(1), may_alias));
+  using F = __m256;
   static constexpr int width = 8;
-  static F zero() { return _mm_setzero_ps(); }
-  static W weights(const char* p) {
-    int32_t codes;
-    memcpy(&codes, p, sizeof codes);
-    const __m128i lanes = _mm_set1_epi32(codes);
-    const __m128i shifts = _mm256_castsi256_si128(code_shifts());
-    const __m256i index =
-        _mm256_castsi128_si256(_mm_multishift_epi64_epi8(shifts, lanes));
-    return (W)_mm256_castsi256_si128(_mm256_permutexvar_epi16(index, code_values()));
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set(float value) { return _mm256_set1_ps(value); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static float sum(F a) { return _mm512_reduce_add_ps(_mm512_zextps256_ps512(a)); }
+  static F codes(const char* p) {
+    int32_t all;
+    memcpy(&all, p, sizeof all);
+    const __m256i shifts = _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0);
+    const __m256i some = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(all), shifts),
+                                          _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(some, _mm256_set1_epi32(8)));
   }
-  static W ones() { return (W)_mm_set1_epi16(0x3f80); }
-  static F dot(F sum, W weights, const char* x) {
-    return _mm_dpbf16_ps(sum, weights, *(const Unaligned*)x);
-  }
-  static F fma(F a, float b, F c) { return _mm_fmadd_ps(a, _mm_set1_ps(b), c); }
-  static F add(F a, F b) { return _mm_add_ps(a, b); }
-  static __m128 half(F a) { return a; }
 };
 
-struct SparsePairs {
-  using X = uint16_t;
+// 4-bit codes times inputs that `group_inputs` brought into the order of `Sixteen`.
+struct Interleaved {
   static constexpr int most = 16;
 
   static int64_t set_bits(const uint8_t* mask, int64_t bits, int64_t step, uint16_t* place) {
@@ -117,7 +111,7 @@ struct SparsePairs {
   }
 
   template <int M>
-  static void tile(const Matrix& w, const Kept& kept, const uint16_t* x, float* sums) {
+  static void tile(const Matrix& w, const Kept& kept, const float* x, float* sums) {
     switch (w.group_size) {
       case 8: return zeros<Eight, 8, M>(kept, x, sums);
       case 16: return zeros<Sixteen, 16, M>(kept, x, sums);
@@ -127,13 +121,13 @@ struct SparsePairs {
   }
 
   template <class V, int G, int M>
-  static void zeros(const Kept& kept, const uint16_t* x, float* sums) {
+  static void zeros(const Kept& kept, const float* x, float* sums) {
     return kept.zero ? run<V, G, M, true>(kept, x, sums) : run<V, G, M, false>(kept, x, sums);
   }
 
   // As many groups side by side as keep enough sums apart: one would wait for itself.
   template <class V, int G, int M, bool Z>
-  static void run(const Kept& kept, const uint16_t* x, float* sums) {
+  static void run(const Kept& kept, const float* x, float* sums) {
     constexpr int U = M < 4 ? 4 / M : 1;
     typename V::F acc[U][M];
     for (int u = 0; u < U; u++)
@@ -146,39 +140,30 @@ struct SparsePairs {
     for (; i < kept.count; i++) group<V, G, M, Z>(kept, i, x, acc[0]);
     for (int m = 0; m < M; m++) {
       for (int u = 1; u < U; u++) acc[0][m] = V::add(acc[0][m], acc[u][m]);
-      const __m128 four = V::half(acc[0][m]);
-      const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-      sums[m] += _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+      sums[m] += V::sum(acc[0][m]);
     }
   }
 
   template <class V, int G, int M, bool Z>
-  static inline void group(const Kept& kept, int64_t i, const uint16_t* x,
-                           typename V::F (&acc)[M]) {
-    constexpr int parts = G / V::width;
-    const char* codes = kept.codes + i * (G / 2);
-    const char* input = (const char*)x + UNIT * (int64_t)kept.place[i];
-    typename V::W weights[parts];
-    for (int p = 0; p < parts; p++) weights[p] = V::weights(codes + p * (V::width / 2));
+  static inline void group(const Kept& kept, int64_t i, const float* x, typename V::F (&acc)[M]) {
+    const float* input = (const float*)((const char*)x + UNIT * (int64_t)kept.place[i]);
+    const typename V::F scale = V::set(kept.scale[i]);
+#pragma GCC unroll 8
+    for (int k = 0; k < G; k += V::width) {
+      const typename V::F codes = V::codes(kept.codes + i * (G / 2) + k / 2);
+      const typename V::F weights =
+          Z ? V::fma(codes, scale, V::set(kept.zero[i])) : V::mul(codes, scale);
 #pragma GCC unroll 16
-    for (int m = 0; m < M; m++) {
-      typename V::F sum = V::zero(), plain = V::zero();
-      for (int p = 0; p < parts; p++) {
-        const char* from = input + (m * G + p * V::width) * sizeof *x;
-        sum = V::dot(sum, weights[p], from);
-        if (Z) plain = V::dot(plain, V::ones(), from);
-      }
-      acc[m] = V::fma(sum, kept.scale[i], acc[m]);
-      if (Z) acc[m] = V::fma(plain, kept.zero[i], acc[m]);
+      for (int m = 0; m < M; m++) acc[m] = V::fma(weights, V::load(input + m * G + k), acc[m]);
     }
   }
 };
 
 }  // namespace
 
-void sparse_avx512_bf16(const Matrix& w, const void* x, int64_t count, int64_t first, int64_t last,
+void sparse_avx512_bf16(const Matrix& w, const float* x, int64_t count, int64_t first, int64_t last,
                         float* y, int64_t y_stride, float* carried) {
-  sparse_product<SparsePairs>(w, x, count, first, last, y, y_stride, carried);
+  sparse_product<Interleaved>(w, x, count, first, last, y, y_stride, carried);
 }
 
 void write_out_avx512_bf16(const Matrix& w, int64_t first, int64_t last, char* out) {
@@ -193,14 +178,14 @@ void write_out_avx512_bf16(const Matrix& w, int64_t first, int64_t last, char* o
         const __m512 zero = _mm512_set1_ps(kept.zero ? kept.zero[i] : 0.0f);
         char* to = out + base * bytes + UNIT * (int64_t)kept.place[i];
         for (int64_t p = 0; p < parts; p++, codes += Sixteen::width / 2, to += 2 * Sixteen::width) {
-          const __m512i wide = _mm512_cvtepu16_epi32((__m256i)Sixteen::weights(codes));
+          const __m512i wide = _mm512_cvtepu16_epi32(in_bfloat16(codes));
           const __m512 code = _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
           const __m256bh weights = _mm512_cvtneps_pbh(_mm512_fmadd_ps(code, scale, zero));
           _mm256_storeu_si256((__m256i*)to, (__m256i)weights);
         }
       }
     };
-    for_kept<SparsePairs>(w, row, kept_before(w, row), kept_before(w, row + 1),
+    for_kept<Interleaved>(w, row, kept_before(w, row), kept_before(w, row + 1),
                           kept_before(w, last), bytes, room, place);
   }
 }

@@ -8,6 +8,8 @@ namespace {
 
 // Groups of a row that are looked at in one go, at most.
 constexpr int64_t CHUNK = 1024;
+// Scales that are converted in one go, at least. Many would have to wait for memory together.
+constexpr int64_t COVERED = 128;
 // Places that may be written beyond the last.
 constexpr int64_t OVERRUN = 64;
 // The unit of places: the largest that addresses can be scaled by.
@@ -35,7 +37,8 @@ struct Room {
   void cover(const Matrix& w, int64_t first, int64_t count, int64_t limit) {
     if (first + count <= end) return;
     begin = first;
-    end = limit - first < CHUNK ? limit : first + CHUNK;
+    const int64_t some = count > COVERED ? count : COVERED;
+    end = limit - first < some ? limit : first + some;
     S::floats(w.scale, w.scale_type, begin, end - begin, scale);
     prefetch(w.scale, w.scale_type);
     if (!w.zero) return;
@@ -43,11 +46,11 @@ struct Room {
     prefetch(w.zero, w.scale_type);
   }
 
-  // What `cover` reads next time. It does so all at once, and would wait.
+  // What `cover` reads next time, or as much of it as it reads at least.
   void prefetch(const void* numbers, int32_t type) const {
     const int64_t bytes = type == FLOAT32 ? 4 : 2;
     const char* next = (const char*)numbers + end * bytes;
-    for (int64_t i = 0; i < CHUNK * bytes; i += 64) __builtin_prefetch(next + i);
+    for (int64_t i = 0; i < COVERED * bytes; i += 64) __builtin_prefetch(next + i);
   }
 };
 
@@ -99,7 +102,7 @@ void for_kept(const Matrix& w, int64_t row, int64_t first, int64_t last, int64_t
 }
 
 template <class S, int M>
-inline void add_products(const Matrix& w, const Kept& kept, const typename S::X* x, int64_t count,
+inline void add_products(const Matrix& w, const Kept& kept, const float* x, int64_t count,
                          int64_t m, float* sums) {
   for (; m + M <= count; m += M) S::template tile<M>(w, kept, x + m * w.group_size, sums + m);
   if constexpr (M > 1) add_products<S, M / 2>(w, kept, x, count, m, sums);
@@ -107,7 +110,7 @@ inline void add_products(const Matrix& w, const Kept& kept, const typename S::X*
 
 // Kernels::sparse.
 template <class S>
-void sparse_product(const Matrix& w, const void* x, int64_t count, int64_t first, int64_t last,
+void sparse_product(const Matrix& w, const float* x, int64_t count, int64_t first, int64_t last,
                     float* y, int64_t y_stride, float* carried) {
   const bool reaches_end = last == kept_before(w, w.rows);
   const int64_t owned = row_from(w, first);
@@ -115,9 +118,9 @@ void sparse_product(const Matrix& w, const void* x, int64_t count, int64_t first
   const auto part = [&](int64_t row, int64_t from, int64_t to, float bias, float* out,
                         int64_t stride) {
     float sums[SPARSE_BATCH] = {};
-    const int64_t bytes = count * w.group_size * sizeof(typename S::X);
+    const int64_t bytes = count * w.group_size * sizeof *x;
     for_kept<S>(w, row, from, to, last, bytes, room, [&](const Kept& kept, int64_t base) {
-      const auto* inputs = (const typename S::X*)((const char*)x + base * bytes);
+      const auto* inputs = (const float*)((const char*)x + base * bytes);
       add_products<S, S::most>(w, kept, inputs, count, 0, sums);
     });
     for (int64_t m = 0; m < count; m++) out[m * stride] = sums[m] + bias;
@@ -138,10 +141,9 @@ inline typename V::F load_codes(int32_t format, const char* p) {
   return format == SPARSE4 ? V::load_int4(p) : V::load_int8(p);
 }
 
-// Any sparse format times inputs in float32. Groups are as wide as a vector or wider.
+// Any sparse format times inputs in order. Groups are as wide as a vector or wider.
 template <class V>
 struct SparseFloats {
-  using X = float;
   static constexpr int most = V::tile / 2;
 
   static int64_t set_bits(const uint8_t* mask, int64_t bits, int64_t step, uint16_t* place) {
