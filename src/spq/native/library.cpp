@@ -64,7 +64,7 @@ const Set* fastest() {
 const Set* chosen = fastest();
 
 // Inputs from which on tiles are faster, measured by benchmarks/cpu_kernels.py.
-constexpr int64_t TILES_INT8 = 5, TILES_INT4 = 3, TILES_BFLOAT16 = 3, TILES_SPARSE = 9;
+constexpr int64_t TILES_INT8 = 5, TILES_INT4 = 5, TILES_BFLOAT16 = 3, TILES_SPARSE = 9;
 
 // Rows of input that are multiplied at a time, so that their outputs fit on the stack.
 constexpr int64_t BATCH = 16;

@@ -18,13 +18,10 @@ struct Pairs {
 // bfloat16: out [last - first, columns].
 void write_out_avx512_bf16(const Matrix&, int64_t first, int64_t last, char* out);
 
-// Of 4-bit codes, with inputs in bfloat16.
-extern const Pairs pairs_int4;
-
-// Of int8 codes, with inputs in fixed point: 16 bits and a power of two for every BLOCK columns. What
-// is at least 1/128 of its block's largest stays as it is in bfloat16, the rest is as near as 2^-15
+// Of int8 and 4-bit codes, with inputs in fixed point: 16 bits and a power of two for every BLOCK columns.
+// What is at least 1/128 of its block's largest stays as it is in bfloat16, the rest is as near as 2^-15
 // of that.
-extern const Pairs pairs_int8;
+extern const Pairs pairs_int8, pairs_int4;
 
 // Of weights in bfloat16, with inputs in bfloat16.
 extern const Pairs pairs_bfloat16;
@@ -42,10 +39,9 @@ constexpr int64_t BLOCK = 128;
 
 static inline int64_t block_count_of(int64_t columns) { return (columns + BLOCK - 1) / BLOCK; }
 
-// Room behind a block's numbers for what goes with them: a float32 scale, or what sixteen sums start
-// with.
-constexpr int64_t BEHIND = 32;
+// Room for what goes with a block's numbers, beside them or behind all blocks.
+constexpr int64_t BESIDE = 34;
 
 static inline int64_t arranged_size(int64_t columns) {
-  return block_count_of(columns) * (BLOCK + BEHIND);
+  return block_count_of(columns) * (BLOCK + BESIDE);
 }
