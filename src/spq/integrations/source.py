@@ -54,25 +54,11 @@ def load_model(
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise SpqError(f"dtype {dtype!r} is unknown; use float32, bfloat16, float16 or auto")
         dtype = getattr(torch, dtype)
-    path = Path(name)
-    if name == "demo" or (path.suffix == ".gguf" and path.is_file()):
-        file = demo_file() if name == "demo" else path
-        return load_gguf(name, file, dtype, device_map, options)
+    kind, path = source_kind(name), Path(name)
+    if kind in ("demo", "gguf"):
+        return load_gguf(name, demo_file() if kind == "demo" else path, dtype, device_map, options)
     if (path / ADAPTER).is_file():
         return _load_adapter(path, dtype, device_map, options)
-    if path.is_dir():
-        _check_directory(path)
-        kind: Kind = "directory"
-    elif (
-        path.exists()
-        or path.suffix == ".gguf"
-        or name.startswith((".", "/", "~"))
-        or name.endswith("/")
-    ):
-        what = "is neither a directory nor a .gguf file" if path.exists() else "does not exist"
-        raise SpqError(f"model {name!r} {what}")
-    else:
-        kind = "hub"
     loaded = _from_pretrained(name, {"dtype": dtype, "device_map": device_map, **options})
     # A checkpoint's records name the directory, not where this machine keeps it.
     shown = path.resolve().name if kind == "directory" else name
@@ -82,6 +68,29 @@ def load_model(
         describe_source(shown, kind, loaded),
         path if kind == "directory" else None,
     )
+
+
+def source_kind(name: str) -> Kind:
+    """What a model's name stands for; nothing is loaded.
+
+    Raises:
+        SpqError: it names something on disk that is not there, or no model.
+        CheckpointError: its config is not JSON.
+    """
+    path = Path(name)
+    if name == "demo":
+        return "demo"
+    if path.suffix == ".gguf" and path.is_file():
+        return "gguf"
+    if path.is_dir():
+        if not (path / ADAPTER).is_file():
+            _check_directory(path)
+        return "directory"
+    local = name.startswith((".", "/", "~")) or name.endswith("/") or path.suffix == ".gguf"
+    if path.exists() or local:
+        what = "is neither a directory nor a .gguf file" if path.exists() else "does not exist"
+        raise SpqError(f"model {name!r} {what}")
+    return "hub"
 
 
 def _check_directory(path: Path) -> None:

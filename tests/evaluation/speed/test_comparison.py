@@ -202,3 +202,10 @@ def test_a_spread_is_median_and_quartiles():
     assert spread.samples == values and spread.median == statistics.median(values)
     single = Spread.of([7.0])
     assert (single.median, single.low, single.high) == (7.0, 7.0, 7.0)
+
+
+def test_a_model_that_is_not_there_is_refused_before_anything_is_measured(tmp_path, fakes):
+    told = []
+    with pytest.raises(SpqError, match="missing' does not exist"):
+        compare(Plan(models=("a", str(tmp_path / "missing"))), told.append)
+    assert told == [] and fakes.asked == []

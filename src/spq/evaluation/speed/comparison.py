@@ -14,6 +14,7 @@ from spq.evaluation.speed.results import Comparison
 from spq.evaluation.speed.samples import Samples, report
 from spq.evaluation.speed.session import Session
 from spq.evaluation.speed.timing import Measure
+from spq.integrations.source import source_kind
 from spq.progress import track
 
 Tell = Callable[[str], None]
@@ -37,9 +38,11 @@ def compare(plan: Plan, tell: Tell = _silent) -> Comparison:
 
     Raises:
         KeyboardInterrupt: it was interrupted before the first round was over.
-        SpqError: a model cannot be loaded, its process dies, or the models do not fit in memory
-            together. A measure that a model cannot do is a `reason` in its place.
+        SpqError: a model is not there, which is seen before anything is measured; it cannot be
+            loaded, its process dies, or the models do not fit in memory together. A measure that a model cannot do is a `reason` in its place.
     """
+    for model in plan.models:
+        source_kind(model)
     samples = Samples()
     tell(schedule.before(plan))
     threads = torch.get_num_threads()
