@@ -39,7 +39,8 @@ def compare(plan: Plan, tell: Tell = _silent) -> Comparison:
     Raises:
         KeyboardInterrupt: it was interrupted before the first round was over.
         SpqError: a model is not there, which is seen before anything is measured; it cannot be
-            loaded, its process dies, or the models do not fit in memory together. A measure that a model cannot do is a `reason` in its place.
+            loaded, its process dies, or the models do not fit in memory together. A measure that a
+            model cannot do is a `reason` in its place.
     """
     for model in plan.models:
         source_kind(model)
