@@ -1,31 +1,42 @@
-"""int8 weights times inputs in fixed point: what that keeps, and what it does with odd numbers."""
+"""int8 and 4-bit weights times inputs in fixed point: what that keeps, and what of odd numbers."""
 
 import pytest
 import torch
 
 from spq import native
+from spq.numerics import integer
+
+GROUP = 32
 
 
-@pytest.fixture
-def product(library):
-    """Inputs in bfloat16 [count, in] times int8 codes with a scale of one."""
+@pytest.fixture(params=[8, 4])
+def product(library, request):
+    """Inputs in bfloat16 [count, in] times codes of so many bits with scales of one."""
     if not native.instruction_set(library).endswith("_bf16"):
         pytest.skip("no such kernel on this processor")
-    scale = torch.ones(1)
 
     def run(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        return native.linear(library, x.to(torch.bfloat16), native.matrix_of(codes, scale, None))
+        if request.param == 8:
+            weight, scale = codes, torch.ones(1)
+        elif codes.shape[1] % GROUP:
+            pytest.skip("no width for groups of 4-bit codes")
+        else:
+            weight = integer.pack_int4(codes)
+            scale = torch.ones(len(codes), codes.shape[1] // GROUP)
+        matrix = native.matrix_of(weight, scale, None)
+        return native.linear(library, x.to(torch.bfloat16), matrix)
 
     return run
 
 
 def codes(rows: int, columns: int) -> torch.Tensor:
+    """Of 4 bits, which int8 can hold too."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
+    return torch.randint(-8, 8, (rows, columns), generator=generator, dtype=torch.int8)
 
 
 @pytest.mark.parametrize("power", [-80, -20, 0, 20, 80])
-@pytest.mark.parametrize(("count", "columns"), [(3, 300), (7, 288)])
+@pytest.mark.parametrize(("count", "columns"), [(3, 300), (2, 288), (7, 288)])
 def test_inputs_of_like_size_are_exact(product, power, count, columns):
     """Up to seven powers of two apart, whatever their size: the sum is the true one, rounded."""
     generator = torch.Generator().manual_seed(1)
@@ -54,7 +65,7 @@ def test_zeros_give_zero_and_the_smallest_numbers_nothing(product, count):
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize(("count", "columns"), [(2, 200), (6, 224)])
+@pytest.mark.parametrize(("count", "columns"), [(2, 200), (2, 224), (6, 224)])
 def test_what_is_not_finite_stays_so(product, bad, count, columns):
     x = torch.ones(count, columns)
     x[1, 150] = bad
