@@ -10,13 +10,18 @@ GROUP = 32
 
 
 @pytest.fixture(params=[8, 4])
-def product(library, request):
+def bits(request):
+    return request.param
+
+
+@pytest.fixture
+def product(library, bits):
     """Inputs in bfloat16 [count, in] times codes of so many bits with scales of one."""
     if not native.instruction_set(library).endswith("_bf16"):
         pytest.skip("no such kernel on this processor")
 
     def run(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        if request.param == 8:
+        if bits == 8:
             weight, scale = codes, torch.ones(1)
         elif codes.shape[1] % GROUP:
             pytest.skip("no width for groups of 4-bit codes")
@@ -29,15 +34,21 @@ def product(library, request):
     return run
 
 
-def codes(rows: int, columns: int) -> torch.Tensor:
-    """Of 4 bits, which int8 can hold too."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(-8, 8, (rows, columns), generator=generator, dtype=torch.int8)
+@pytest.fixture
+def codes(bits):
+    """Random ones, int8 [rows, columns]."""
+
+    def draw(rows: int, columns: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        low, high = (-127, 128) if bits == 8 else (-8, 8)
+        return torch.randint(low, high, (rows, columns), generator=generator, dtype=torch.int8)
+
+    return draw
 
 
 @pytest.mark.parametrize("power", [-80, -20, 0, 20, 80])
 @pytest.mark.parametrize(("count", "columns"), [(3, 300), (2, 288), (7, 288)])
-def test_inputs_of_like_size_are_exact(product, power, count, columns):
+def test_inputs_of_like_size_are_exact(product, codes, power, count, columns):
     """Up to seven powers of two apart, whatever their size: the sum is the true one, rounded."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randint(128, 256, (count, columns), generator=generator).float() * 2.0**power
@@ -59,14 +70,14 @@ def test_a_large_input_takes_little_from_its_neighbours_and_nothing_from_other_b
 
 
 @pytest.mark.parametrize("count", [1, 2, 6])
-def test_zeros_give_zero_and_the_smallest_numbers_nothing(product, count):
+def test_zeros_give_zero_and_the_smallest_numbers_nothing(product, codes, count):
     for x in (torch.zeros(count, 160), torch.full((count, 160), 1e-39)):
         assert not product(x, codes(4, 160)).float().abs().gt(1e-30).any()
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize(("count", "columns"), [(2, 200), (2, 224), (6, 224)])
-def test_what_is_not_finite_stays_so(product, bad, count, columns):
+def test_what_is_not_finite_stays_so(product, codes, bad, count, columns):
     x = torch.ones(count, columns)
     x[1, 150] = bad
     finite = torch.isfinite(product(x, codes(4, columns)))
