@@ -88,14 +88,15 @@ def test_the_same_tokens_with_layers_of_four_bits(model_type, group_size, steps)
 
 
 def sparse(model, zero):
-    """Stored groups everywhere in the layers but for two of 4-bit codes and a dense one."""
+    """Stored groups, of two sizes, everywhere in the layers but for 4-bit codes and a dense one."""
     dense = model.model.layers[0].mlp.up_proj
     originals = copy.deepcopy(model.model.layers)
     quantize_all(model, 16)
     for kept, layer in zip(originals, model.model.layers, strict=True):
-        for name in ("q_proj", "v_proj", "o_proj"):
+        for name, size in (("q_proj", 16), ("v_proj", 8), ("o_proj", 32)):
             module = kept.self_attn.get_submodule(name)
-            layer.self_attn.set_submodule(name, to_group_sparse(module, zero=zero))
+            stored = to_group_sparse(module, zero=zero, group_size=size)
+            layer.self_attn.set_submodule(name, stored)
         for name in ("gate_proj", "up_proj", "down_proj"):
             layer.mlp.set_submodule(name, to_group_sparse(kept.mlp.get_submodule(name), zero=zero))
     model.model.layers[0].mlp.up_proj = dense

@@ -14,11 +14,13 @@ from spq.numerics import group_pruning, group_sparse
 DOWN = "model.layers.1.mlp.down_proj"
 
 
-def to_group_sparse(module: torch.nn.Linear, *, zero: bool) -> GroupSparseLinear:
+def to_group_sparse(
+    module: torch.nn.Linear, *, zero: bool, group_size: int = 16
+) -> GroupSparseLinear:
     weight = module.weight.detach().float()
     columns = weight.shape[1]
     hessian, alike = torch.eye(columns), torch.ones(len(weight))
-    saliency = group_pruning.group_saliency(weight, hessian, alike, 16, "joint")
+    saliency = group_pruning.group_saliency(weight, hessian, alike, group_size, "joint")
     keep = group_pruning.choose_groups(saliency, 0.5, "free")
     codes, scale, zeros = group_pruning.round_kept(weight, hessian, keep, 4, zero_point=zero)
     dtype = module.weight.dtype
