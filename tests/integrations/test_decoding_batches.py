@@ -48,6 +48,17 @@ def test_the_same_tokens_for_every_family_and_kind_of_layer(model_type, kind, st
     assert len(steps) == 15
 
 
+@pytest.mark.parametrize("count", [17, MOST_SEQUENCES])
+@pytest.mark.parametrize("kind", ["dense", "mixed", "group_sparse"])
+def test_the_same_tokens_for_many_sequences(kind, count, steps):
+    model = kinds("llama")[kind]
+    prompt, mask = padded_on_the_left(count)
+    options = {"new": 12, "attention_mask": mask}
+    expected = generate(model, prompt, **options)
+    assert torch.equal(generate(fast(model), prompt, **options), expected)
+    assert len(steps) == 11
+
+
 @pytest.mark.parametrize("kind", ["int8", "pruned", "low_rank", "paper"])
 def test_the_same_tokens_for_what_recipes_make(kind, steps):
     model = compressed(kind, True)
@@ -56,7 +67,7 @@ def test_the_same_tokens_for_what_recipes_make(kind, steps):
     assert len(steps) == 15
 
 
-@pytest.mark.parametrize("count", [1, 2, 6, MOST_SEQUENCES])
+@pytest.mark.parametrize("count", [1, 2, 6, 16])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_padding_on_the_left_is_not_seen(model_type, count, steps):
     model = tiny_model(model_type, sliding_window=None)
@@ -100,9 +111,10 @@ def test_what_reorders_and_repeats_the_cache(options, steps):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("count", [7, 17, 40, MOST_SEQUENCES])
 @pytest.mark.parametrize("kind", ["mixed", "sparse", "dense"])
 def test_logits_in_half_precision_are_as_close_to_float32_as_those_of_transformers(
-    kind, dtype, steps
+    kind, count, dtype, steps
 ):
     wide = {"hidden_size": 256, "intermediate_size": 384, "head_dim": 64}
     model = tiny_model(**wide)
@@ -115,8 +127,8 @@ def test_logits_in_half_precision_are_as_close_to_float32_as_those_of_transforme
     with torch.inference_mode():
         for name, each in (("exact", exact), ("plain", plain), ("native", fast(plain))):
             cache = DynamicCache()
-            each(prompts(7), past_key_values=cache)
-            logits[name] = each(prompts(7, 1, seed=1), past_key_values=cache).logits
+            each(prompts(count), past_key_values=cache)
+            logits[name] = each(prompts(count, 1, seed=1), past_key_values=cache).logits
     assert len(steps) == 1
     assert logits["native"].dtype == dtype and logits["native"].shape == logits["plain"].shape
     off = {name: (logits[name] - logits["exact"]).abs().max() for name in ("plain", "native")}

@@ -87,7 +87,7 @@ def check(library, stored: GroupSparse, counts, dtype=torch.bfloat16, bias=None)
 @pytest.mark.parametrize("zero", [False, True])
 def test_products(library, instruction_set, bits, size, zero):
     stored = weight(some(37, 13, 0.5), size, bits, zero)
-    check(library, stored, (1, 3, 17), bias=torch.randn(37))
+    check(library, stored, (1, 3, 17, 50, 67), bias=torch.randn(37))
 
 
 @pytest.mark.parametrize("dtype", native.FLOATS, ids=str)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-INTERFACE = 6
+INTERFACE = 7
 """What `spq_interface` of the library must return: see library.cpp."""
 
 INSTRUCTION_SETS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "portable")

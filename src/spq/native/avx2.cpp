@@ -10,6 +10,7 @@
 #endif
 
 #include "kernels_impl.h"
+#include "sums.h"
 
 namespace {
 
@@ -27,6 +28,7 @@ struct Avx2 {
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
   }
+  static void sums(F a, F b, F c, F d, float* out) { _mm_storeu_ps(out, sums_of(a, b, c, d)); }
   static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
   static F load(const float* p) { return _mm256_loadu_ps(p); }

@@ -11,6 +11,7 @@
 #endif
 
 #include "kernels_impl.h"
+#include "sums.h"
 
 namespace {
 
@@ -24,6 +25,12 @@ struct Avx512 {
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(F a) { return _mm512_reduce_add_ps(a); }
+  static __m256 halves_added(F a) {
+    return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  }
+  static void sums(F a, F b, F c, F d, float* out) {
+    _mm_storeu_ps(out, sums_of(halves_added(a), halves_added(b), halves_added(c), halves_added(d)));
+  }
   static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }

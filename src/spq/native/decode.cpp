@@ -43,7 +43,7 @@ struct Decoder {
   float epsilon;
   float attention_scale;
   int32_t type;  // of the cache and the logits
-  int32_t count;  // sequences, at most SPARSE_BATCH
+  int32_t count;  // sequences, at most MOST_INPUTS
 };
 
 // What is told about a sequence for one step.
@@ -58,6 +58,8 @@ namespace {
 // Weight that one thread takes at a time.
 constexpr int64_t BLOCK_BYTES = 1 << 15;
 constexpr int64_t WIDEST_HEAD = 512;
+// A number that does not depend on the threads, so that results do not either.
+constexpr int64_t ENOUGH_HEADS = 32;
 
 // Numbers in as many whole lines of the cache as `size` numbers need.
 int64_t in_lines(int64_t size) { return (size + 15) / 16 * 16; }
@@ -71,6 +73,14 @@ int64_t widest(const Decoder& decoder) {
       width = std::max({width, linear->outer.rows, linear->outer.columns, linear->inner.columns});
   }
   return in_lines(arranged_size(width));
+}
+
+// Query heads that read the same keys and values, at most.
+int64_t most_sharing(const Decoder& decoder) {
+  int64_t share = 1;
+  for (int64_t i = 0; i < decoder.layer_count; i++)
+    share = std::max(share, decoder.layers[i].query_heads / decoder.layers[i].key_heads);
+  return share;
 }
 
 // Partial sums that the sparse layers which run side by side may carry, at most.
@@ -137,7 +147,7 @@ struct Worker {
   const Sequence* sequences;
   Shared shared;
   int64_t width;  // of the room for one input
-  float *state, *x, *scores;
+  float *state, *x, *queries, *scores;
   Input input, inner[3];
   const int64_t count = decoder.count;
 
@@ -262,6 +272,8 @@ struct Worker {
 
   void attend(const Layer& layer, int64_t position) {
     const int64_t size = decoder.head_width, share = layer.query_heads / layer.key_heads;
+    // Heads that share keys and values read them together where there is enough for many threads to do.
+    const int64_t together = count * layer.key_heads >= ENOUGH_HEADS ? share : 1;
     float room[WIDEST_HEAD];
 #pragma omp for schedule(static)
     for (int64_t head = 0; head < count * layer.key_heads; head++) {
@@ -275,13 +287,14 @@ struct Worker {
       }
     }
 #pragma omp for schedule(guided)
-    for (int64_t head = 0; head < count * layer.query_heads; head++) {
+    for (int64_t head = 0; head < count * layer.query_heads; head += together) {
       const Sequence& sequence = sequences[head / layer.query_heads];
       int64_t first = sequence.first;
       if (layer.window) first = std::max(first, position + 1 - layer.window);
-      rotate(shared.query + head * size, layer.query_norm, sequence.angle, room);
-      for (int64_t i = 0; i < size; i++) room[i] *= decoder.attention_scale;
-      kernels().attend(room, cached(layer.keys, head / share, first),
+      for (int64_t i = 0; i < together; i++)
+        rotate(shared.query + (head + i) * size, layer.query_norm, sequence.angle, queries + i * size);
+      for (int64_t i = 0; i < together * size; i++) queries[i] *= decoder.attention_scale;
+      kernels().attend(queries, together, cached(layer.keys, head / share, first),
                        cached(layer.values, head / share, first), decoder.type,
                        position + 1 - first, size, scores, shared.attended + head * size);
     }
@@ -335,7 +348,8 @@ EXPORTED int64_t spq_decode_room(const Decoder* decoder, int32_t threads) {
   const int64_t count = decoder->count, width = widest(*decoder) * count;
   return SHARED * width + in_lines(count * decoder->head.outer.rows) +
          in_lines(count * carried_room(*decoder)) +
-         threads * (PRIVATE * width + in_lines(decoder->capacity));
+         threads * (PRIVATE * width + most_sharing(*decoder) * (in_lines(decoder->head_width) +
+                                                            in_lines(decoder->capacity)));
 }
 
 // Logits [count, vocabulary] of what follows a token of each sequence; the tokens stand at `position`
@@ -343,6 +357,7 @@ EXPORTED int64_t spq_decode_room(const Decoder* decoder, int32_t threads) {
 EXPORTED void spq_decode(const Decoder* decoder, const Sequence* sequences, int64_t position,
                          float* room, void* logits, int32_t threads) {
   const int64_t width = widest(*decoder), all = width * decoder->count;
+  const int64_t share = most_sharing(*decoder);
   float* next = room;
   // In whole lines of the cache, so that no piece of an input lies in two.
   const auto take = [&next](int64_t size) {
@@ -361,14 +376,15 @@ EXPORTED void spq_decode(const Decoder* decoder, const Sequence* sequences, int6
   shared.finished = &finished;
 #pragma omp parallel num_threads(threads)
   {
-    float *own, *scores;
+    float *own, *queries, *scores;
 #pragma omp critical
     {
       own = take(PRIVATE * all);
-      scores = take(decoder->capacity);
+      queries = take(share * decoder->head_width);
+      scores = take(share * decoder->capacity);
     }
     const auto input = [&](int64_t index) { return Input{decoder->count, own + (2 + index) * all}; };
-    Worker worker{*decoder, sequences, shared, width, own, own + all, scores,
+    Worker worker{*decoder, sequences, shared, width, own, own + all, queries, scores,
                   input(0), {input(1), input(2), input(3)}};
     worker.step(position, logits);
   }

@@ -12,8 +12,8 @@ from spq.native import FORMATS, Matrix, addressable
 WIDEST_HEAD = 512
 """Columns of an attention head that the native step has room for; see decode.cpp."""
 
-MOST_SEQUENCES = 16
-"""Sequences that one step can take; SPARSE_BATCH in sparse.h."""
+MOST_SEQUENCES = 64
+"""Sequences that one step can take; MOST_INPUTS in matrix.h."""
 
 
 class Linear(ctypes.Structure):

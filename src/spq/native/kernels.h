@@ -10,7 +10,7 @@ struct Kernels {
                   float* y, int64_t y_stride);
 
   // The kept groups first <= k < last of a sparse matrix times x, which is [groups, count,
-  // group_size] and count at most SPARSE_BATCH. Rows that begin among those groups go to y, with
+  // group_size] and count at most MOST_INPUTS. Rows that begin among those groups go to y, with
   // their bias; what belongs to a row that began before goes to carried [count]. Empty rows belong
   // to the group behind them, or to the last one.
   void (*sparse)(const Matrix&, const float* x, int64_t count, int64_t first, int64_t last,
@@ -19,10 +19,11 @@ struct Kernels {
   // The rows first <= row < last as numbers of `type`, into out [last - first, columns].
   void (*dequantize)(const Matrix&, int64_t first, int64_t last, void* out, int32_t type);
 
-  // Attention of one head: softmax(keys query) values. keys and values are [length, width] of
-  // `type`; query and out are [width]; scores is room for `length` numbers.
-  void (*attend)(const float* query, const void* keys, const void* values, int32_t type,
-                 int64_t length, int64_t width, float* scores, float* out);
+  // Attention of `count` heads to the same keys and values: softmax(keys query) values. keys and
+  // values are [length, width] of `type`; queries and out are [count, width]; scores is room for
+  // [count, length].
+  void (*attend)(const float* queries, int64_t count, const void* keys, const void* values,
+                 int32_t type, int64_t length, int64_t width, float* scores, float* out);
 
   // gate = silu(gate) * up, [size].
   void (*gated)(float* gate, const float* up, int64_t size);

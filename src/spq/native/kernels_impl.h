@@ -46,6 +46,19 @@ inline void finish(const Matrix& w, int64_t row, float (&sum)[R][M], float* y, i
   }
 }
 
+template <class V, int R, int M>
+inline void add_lanes(const typename V::F (&acc)[R][M], float (&sum)[R][M]) {
+  for (int m = 0; m < M; m++) {
+    if constexpr (R == 4) {
+      float four[R];
+      V::sums(acc[0][m], acc[1][m], acc[2][m], acc[3][m], four);
+      for (int r = 0; r < R; r++) sum[r][m] = four[r];
+    } else {
+      for (int r = 0; r < R; r++) sum[r][m] = V::sum(acc[r][m]);
+    }
+  }
+}
+
 // R rows of a matrix whose elements stand one by one, times M inputs.
 template <class V, int T, int R, int M>
 struct Plain {
@@ -68,12 +81,11 @@ struct Plain {
       }
     }
     float sum[R][M];
-    for (int r = 0; r < R; r++)
-      for (int m = 0; m < M; m++) {
-        sum[r][m] = V::sum(acc[r][m]);
-        for (int64_t t = k; t < columns; t++)
-          sum[r][m] += E::one(base + r * stride + t * E::bytes) * x[m * columns + t];
-      }
+    add_lanes<V, R, M>(acc, sum);
+    for (; k < columns; k++)
+      for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++)
+          sum[r][m] += E::one(base + r * stride + k * E::bytes) * x[m * columns + k];
     finish<R, M>(w, row, sum, y, y_stride);
   }
 };
@@ -123,8 +135,7 @@ struct Packed {
         }
       }
     }
-    for (int r = 0; r < R; r++)
-      for (int m = 0; m < M; m++) sum[r][m] = V::sum(acc[r][m]);
+    add_lanes<V, R, M>(acc, sum);
     finish<R, M>(w, row, sum, y, y_stride);
   }
 };
@@ -276,6 +287,7 @@ inline void normalize(const float* x, const float* weight, float epsilon, int64_
 
 inline void softmax(float* scores, int64_t length) {
   float largest = scores[0];
+#pragma omp simd reduction(max : largest)
   for (int64_t t = 1; t < length; t++) largest = scores[t] > largest ? scores[t] : largest;
   float total = 0.0f;
 #pragma omp simd reduction(+ : total)
@@ -287,42 +299,74 @@ inline void softmax(float* scores, int64_t length) {
   for (int64_t t = 0; t < length; t++) scores[t] /= total;
 }
 
-// out = sum of scores[t] * values[t], a few columns at a time so that sums stay in registers.
-template <class V, int T>
-void weighted_sum(const float* scores, const char* values, int64_t length, int64_t width,
-                  float* out) {
+// Values of one head, [length, width], and the weights of M queries on them, [M, length].
+struct Weighted {
+  const float* scores;
+  const char* values;
+  int64_t length, width;
+};
+
+// out [M, width] = scores times values, N vectors of columns at a time, from column `k` as far as such go.
+template <class V, int T, int M, int N>
+int64_t add_values(const Weighted& w, int64_t k, float* out) {
   using E = Elements<V, T>;
-  constexpr int N = 4;
-  const int64_t stride = width * E::bytes;
-  int64_t k = 0;
-  for (; k + N * V::width <= width; k += N * V::width) {
-    typename V::F acc[N];
-    for (int n = 0; n < N; n++) acc[n] = V::zero();
-    for (int64_t t = 0; t < length; t++) {
-      const char* p = values + t * stride + k * E::bytes;
-      const typename V::F score = V::set(scores[t]);
-      for (int n = 0; n < N; n++)
-        acc[n] = V::fma(E::load(p + n * V::width * E::bytes), score, acc[n]);
+  for (; k + N * V::width <= w.width; k += N * V::width) {
+    typename V::F acc[M][N];
+    for (int m = 0; m < M; m++)
+      for (int n = 0; n < N; n++) acc[m][n] = V::zero();
+    for (int64_t t = 0; t < w.length; t++) {
+      const char* p = w.values + (t * w.width + k) * E::bytes;
+      typename V::F values[N];
+      for (int n = 0; n < N; n++) values[n] = E::load(p + n * V::width * E::bytes);
+      for (int m = 0; m < M; m++) {
+        const typename V::F score = V::set(w.scores[m * w.length + t]);
+        for (int n = 0; n < N; n++) acc[m][n] = V::fma(values[n], score, acc[m][n]);
+      }
     }
-    for (int n = 0; n < N; n++) V::template store<FLOAT32>((char*)(out + k + n * V::width), acc[n]);
+    for (int m = 0; m < M; m++)
+      for (int n = 0; n < N; n++)
+        V::template store<FLOAT32>((char*)(out + m * w.width + k + n * V::width), acc[m][n]);
   }
-  for (; k < width; k++) {
-    out[k] = 0.0f;
-    for (int64_t t = 0; t < length; t++)
-      out[k] += scores[t] * E::one(values + t * stride + k * E::bytes);
-  }
+  return k;
+}
+
+// As many columns at a time as there are registers for sums.
+template <class V, int T, int M>
+void weighted_sum(const Weighted& w, float* out) {
+  using E = Elements<V, T>;
+  int64_t k = add_values<V, T, M, (V::tile / M < 4 ? V::tile / M : 4)>(w, 0, out);
+  k = add_values<V, T, M, 1>(w, k, out);
+  for (; k < w.width; k++)
+    for (int m = 0; m < M; m++) {
+      float sum = 0.0f;
+      for (int64_t t = 0; t < w.length; t++)
+        sum += w.scores[m * w.length + t] * E::one(w.values + (t * w.width + k) * E::bytes);
+      out[m * w.width + k] = sum;
+    }
+}
+
+template <class V, int T>
+void weighted_sums(Weighted w, int64_t count, float* out) {
+  const auto next = [&](int64_t some) {
+    w.scores += some * w.length;
+    out += some * w.width;
+  };
+  int64_t m = 0;
+  for (; m + 4 <= count; m += 4, next(4)) weighted_sum<V, T, 4>(w, out);
+  for (; m + 2 <= count; m += 2, next(2)) weighted_sum<V, T, 2>(w, out);
+  if (m < count) weighted_sum<V, T, 1>(w, out);
 }
 
 template <class V>
-void attend(const float* query, const void* keys, const void* values, int32_t type, int64_t length,
-            int64_t width, float* scores, float* out) {
+void attend(const float* queries, int64_t count, const void* keys, const void* values, int32_t type,
+            int64_t length, int64_t width, float* scores, float* out) {
   const Matrix matrix = {keys, nullptr, nullptr, length, width, 0, type, 0, 0, 0};
-  Tiles<V>::product(matrix, query, 1, 0, length, scores, length);
-  softmax(scores, length);
-  const char* data = (const char*)values;
-  if (type == FLOAT32) weighted_sum<V, FLOAT32>(scores, data, length, width, out);
-  else if (type == BFLOAT16) weighted_sum<V, BFLOAT16>(scores, data, length, width, out);
-  else weighted_sum<V, FLOAT16>(scores, data, length, width, out);
+  Tiles<V>::product(matrix, queries, count, 0, length, scores, length);
+  for (int64_t m = 0; m < count; m++) softmax(scores + m * length, length);
+  const Weighted weighted = {scores, (const char*)values, length, width};
+  if (type == FLOAT32) weighted_sums<V, FLOAT32>(weighted, count, out);
+  else if (type == BFLOAT16) weighted_sums<V, BFLOAT16>(weighted, count, out);
+  else weighted_sums<V, FLOAT16>(weighted, count, out);
 }
 
 template <class V>

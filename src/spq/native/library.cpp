@@ -66,8 +66,7 @@ const Set* chosen = fastest();
 // Inputs from which on tiles are faster, measured by benchmarks/cpu_kernels.py.
 constexpr int64_t TILES_INT8 = 5, TILES_INT4 = 5, TILES_BFLOAT16 = 3, TILES_SPARSE = 9;
 
-// Rows of input that are multiplied at a time, so that their outputs fit on the stack.
-constexpr int64_t BATCH = 16;
+// Outputs that are worked out at a time: those of all inputs fit on the stack.
 constexpr int64_t ROWS = 32;
 
 // Of the cache. What is read a vector at a time should not lie in two lines.
@@ -88,7 +87,7 @@ void convert(const void* from, int32_t from_type, int64_t size, void* to, int32_
 void multiply_sparse(const Matrix& matrix, const float* input, int64_t count, void* y, int32_t type,
                      int32_t threads, Schedule schedule) {
   const int64_t columns = matrix.columns, rows = matrix.rows, tasks = sparse_tasks(matrix);
-  const int64_t batch = std::min(count, SPARSE_BATCH);
+  const int64_t batch = std::min(count, MOST_INPUTS);
   float* x = room_of<float>(Purpose::SPARSE, batch * (columns + rows + tasks));
   float *sums = x + batch * columns, *carried = sums + batch * rows;
   for (int64_t m = 0; m < count; m += batch) {
@@ -105,19 +104,19 @@ void multiply_sparse(const Matrix& matrix, const float* input, int64_t count, vo
 // The same for any matrix, from inputs that were of `input_type` before they became float32.
 void multiply(const Matrix& matrix, const float* input, int32_t input_type, int64_t count, void* y,
               int32_t type, int32_t threads) {
-  if (in_tasks(matrix, input_type, std::min(count, BATCH)))
+  if (in_tasks(matrix, input_type, std::min(count, MOST_INPUTS)))
     return multiply_sparse(matrix, input, count, y, type, threads, EVEN_GROUPS);
   const int64_t columns = matrix.columns, rows = matrix.rows, room = arranged_size(columns);
   const bool suits = input_type == BFLOAT16;
-  const Pairs* pairs = suits ? pairs_for(matrix, std::min(count, BATCH)) : nullptr;
+  const Pairs* pairs = suits ? pairs_for(matrix, std::min(count, MOST_INPUTS)) : nullptr;
   uint16_t* arranged = pairs ? room_of<uint16_t>(Purpose::ARRANGED, count * room) : nullptr;
-  for (int64_t m = 0; pairs && m < count; m += BATCH)
-    pairs->arrange(input + m * columns, std::min(count - m, BATCH), columns, arranged + m * room);
+  for (int64_t m = 0; pairs && m < count; m += MOST_INPUTS)
+    pairs->arrange(input + m * columns, std::min(count - m, MOST_INPUTS), columns, arranged + m * room);
   in_parallel(threads, (rows + ROWS - 1) / ROWS, count * rows * columns, [&](int64_t block) {
     const int64_t first = block * ROWS, last = std::min(first + ROWS, rows);
-    float sums[BATCH * ROWS];
-    for (int64_t m = 0; m < count; m += BATCH) {
-      const int64_t some = std::min(count - m, BATCH);
+    float sums[MOST_INPUTS * ROWS];
+    for (int64_t m = 0; m < count; m += MOST_INPUTS) {
+      const int64_t some = std::min(count - m, MOST_INPUTS);
       if (pairs)
         pairs->product(matrix, arranged + m * room, some, first, last, sums - first, ROWS);
       else
@@ -184,8 +183,8 @@ decltype(&sparse_avx512_bf16) interleaved_for(const Matrix& matrix) {
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 
-// Raised with every change of a signature or structure below.
-EXPORTED int spq_interface() { return 6; }
+// Raised with every change of a signature, a structure or a bound below.
+EXPORTED int spq_interface() { return 7; }
 
 EXPORTED const char* spq_instruction_set() { return chosen->name; }
 

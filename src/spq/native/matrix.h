@@ -100,6 +100,9 @@ static inline void write_float(void* data, int32_t type, int64_t index, float va
   memcpy((char*)data + 2 * index, &bits, sizeof bits);
 }
 
+// Inputs that are multiplied at a time. Mirrored by spq/native/decoder.py.
+constexpr int64_t MOST_INPUTS = 64;
+
 static inline bool is_sparse(const Matrix& matrix) { return matrix.format >= SPARSE8; }
 
 static inline int64_t row_bytes(const Matrix& matrix) {

@@ -30,7 +30,7 @@ extern const Pairs pairs_bfloat16;
 // multiple of 32, and so are groups of 4-bit codes.
 extern const Pairs tiles_int8, tiles_int4, tiles_bfloat16, tiles_sparse;
 
-// Those of the chosen instruction set for so many inputs, at most SPARSE_BATCH, if it has them and they
+// Those of the chosen instruction set for so many inputs, at most MOST_INPUTS, if it has them and they
 // can take this matrix; else null.
 const Pairs* pairs_for(const Matrix& matrix, int64_t count);
 

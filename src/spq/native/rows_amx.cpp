@@ -1,5 +1,5 @@
 // Some inputs times a matrix, for processors with AMX: its tiles take 16 rows of the weight as they lie in
-// memory, or as bytes where they are 4-bit codes, and every input at once.
+// memory, or as bytes where they are 4-bit codes, and 16 inputs at once.
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 
 #include <immintrin.h>
@@ -24,6 +24,9 @@ namespace {
 
 // Columns of codes that a full tile takes; where groups or rows end there may be half of one.
 constexpr int64_t FULL = 64, HALF = 32;
+
+// Inputs that a tile holds of so many; where there are more, the last tile shares some with the one before.
+inline int64_t wide_of(int64_t count) { return std::min(count, SIDE); }
 
 // Tiles of `high` rows of the weight and of `count` inputs: 0 and 1 hold sums, 2 a full tile of the
 // weight, 3 and 4 the inputs for it, and 5, 6 and 7 the same for half a tile.
@@ -87,12 +90,13 @@ struct Int4 {
   }
 };
 
-// Of a block of all inputs: the upper bytes of four columns of each, one four behind the other, the lower
-// bytes alike, and the scales.
+// Of a block of all inputs, from one of them on: the upper bytes of four columns of each, one four behind
+// the other, the lower bytes alike, and the scales.
 struct Bytes {
   const uint16_t* block;
   int64_t count;
-  const char* upper(int64_t k) const { return (const char*)block + k * count; }
+  int64_t begin = 0;
+  const char* upper(int64_t k) const { return (const char*)block + k * count + 4 * begin; }
   const char* lower(int64_t k) const { return upper(BLOCK + k); }
   const char* scales() const { return lower(BLOCK); }
 };
@@ -160,7 +164,7 @@ inline void multiply_tiles(const char* codes, int64_t stride, const Bytes& x, in
   written(lower);
 }
 
-// y[m][row + r] = totals[r][m] times the row's scale, plus its bias.
+// y[m][row + r] = totals[r][m] times the row's scale, plus its bias, for up to 16 inputs.
 void write(const Matrix& w, const float* totals, int64_t count, int64_t row, int64_t high, float* y,
            int64_t y_stride) {
   alignas(64) uint32_t turned[TILE];
@@ -176,14 +180,36 @@ void write(const Matrix& w, const float* totals, int64_t count, int64_t row, int
                                           _mm512_load_ps(scale), _mm512_load_ps(bias)));
 }
 
+// Up to 16 rows of a block, and what the sums of a group are multiplied by.
+struct Codes {
+  const char* codes;
+  int64_t stride, high;
+  const float* scale;
+};
+
+// totals [high, 16 inputs] += those rows times the inputs, for the columns begin <= k < end of a block.
+inline void add_tiles(const Codes& w, const Bytes& x, int64_t begin, int64_t end, float* totals) {
+  alignas(64) int32_t upper[TILE], lower[TILE];
+  multiply_tiles(w.codes, w.stride, x, begin, end, upper, lower);
+  const __m512 scales = _mm512_maskz_loadu_ps(mask_of(wide_of(x.count)), x.scales());
+  for (int64_t r = 0; r < w.high; r++) {
+    const __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(upper + r * SIDE), 8),
+                                           _mm512_load_si512(lower + r * SIDE));
+    const __m512 by = _mm512_mul_ps(scales, _mm512_set1_ps(w.scale[r]));
+    float* total = totals + r * SIDE;
+    _mm512_store_ps(total, _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), by, _mm512_load_ps(total)));
+  }
+}
+
 // Up to 16 rows times all inputs.
 template <class W>
 void rows(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t row, int64_t high, float* y,
           int64_t y_stride) {
-  const Tiles tiles(shapes_of(high, count));
+  const int64_t wide = wide_of(count), parts = (count + SIDE - 1) / SIDE;
+  const Tiles tiles(shapes_of(high, wide));
   alignas(64) char room[SIDE * BLOCK];
-  alignas(64) int32_t upper[TILE], lower[TILE];
-  alignas(64) float totals[TILE] = {};
+  alignas(64) float totals[MOST_INPUTS / SIDE][TILE];
+  std::fill(totals[0], totals[parts], 0.0f);
   const int64_t bytes = row_bytes(w), group = W::group(w);
   for (int64_t block = 0; block < block_count_of(w.columns); block++) {
     const int64_t first = block * BLOCK, last = std::min(first + BLOCK, w.columns);
@@ -191,22 +217,21 @@ void rows(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t row,
     prefetch((const char*)w.weight + (row + high) * bytes + first * bytes / w.columns * high, share * high);
     int64_t stride;
     const char* codes = W::codes(w, row, high, first, room, &stride);
-    const Bytes x = {block_of(arranged, block, count), count};
-    const __m512 scales = _mm512_maskz_loadu_ps(mask_of(count), x.scales());
     for (int64_t k = first, end; k < last; k = end) {
       const int64_t index = k / group;
       end = std::min(last, (index + 1) * group);
-      multiply_tiles(codes, stride, x, k - first, end - first, upper, lower);
-      for (int64_t r = 0; r < high; r++) {
-        const __m512i whole = _mm512_add_epi32(
-            _mm512_slli_epi32(_mm512_load_si512(upper + r * SIDE), 8), _mm512_load_si512(lower + r * SIDE));
-        const __m512 by = _mm512_mul_ps(scales, _mm512_set1_ps(W::scale(w, row + r, index)));
-        _mm512_store_ps(totals + r * SIDE, _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), by,
-                                                           _mm512_load_ps(totals + r * SIDE)));
+      alignas(64) float scale[SIDE];
+      for (int64_t r = 0; r < high; r++) scale[r] = W::scale(w, row + r, index);
+      for (int64_t part = 0; part < parts; part++) {
+        const Bytes x = {block_of(arranged, block, count), count, std::min(part * SIDE, count - wide)};
+        add_tiles({codes, stride, high, scale}, x, k - first, end - first, totals[part]);
       }
     }
   }
-  write(w, totals, count, row, high, y, y_stride);
+  for (int64_t part = 0; part < parts; part++) {
+    const int64_t begin = std::min(part * SIDE, count - wide);
+    write(w, totals[part], wide, row, high, y + begin * y_stride, y_stride);
+  }
 }
 
 // Weights in bfloat16: inputs in pairs of columns.
@@ -222,29 +247,69 @@ void arrange_bfloat16(const float* x, int64_t count, int64_t columns, uint16_t* 
     }
 }
 
-// Weights in bfloat16, [high, columns], and what is needed after them or null.
+// The same with weights in bfloat16: 0 to 3 hold sums, 4 the weight, 5 to 7 inputs.
+TileShapes shapes_bfloat16(int64_t high, int64_t count) {
+  TileShapes shapes;
+  for (int tile = 0; tile < 8; tile++) {
+    shapes.rows[tile] = (uint8_t)(tile < 5 ? high : SIDE);
+    shapes.bytes[tile] = (uint16_t)(tile == 4 ? FULL : 4 * count);
+  }
+  return shapes;
+}
+
+// Weights in bfloat16, [high, columns], and what is needed after them or null, times P tiles of inputs.
+template <int P>
 void multiply_bfloat16(const Matrix& w, const char* weight, const char* next, const uint16_t* arranged,
                        int64_t count, int64_t row, int64_t high, float* y, int64_t y_stride) {
-  const Tiles tiles(shapes_of(high, count));
-  alignas(64) float totals[TILE];
+  const int64_t wide = wide_of(count);
+  const Tiles tiles(shapes_bfloat16(high, wide));
+  alignas(64) float totals[P][TILE];
+  const auto begin = [&](int64_t part) { return std::min(part * SIDE, count - wide); };
   written(weight);
   _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
   for (int64_t k = 0; k < w.columns; k += 32) {
     if (next) prefetch(next + 2 * k * high, 64 * high);
-    _tile_loadd(2, weight + 2 * k, 2 * w.columns);
-    _tile_loadd(3, arranged + k * count, 4 * count);
-    _tile_dpbf16ps(0, 2, 3);
+    _tile_loadd(4, weight + 2 * k, 2 * w.columns);
+    const auto inputs = [&](int64_t part) { return arranged + k * count + 2 * begin(part); };
+    _tile_loadd(5, inputs(0), 4 * count);
+    _tile_dpbf16ps(0, 4, 5);
+    if constexpr (P > 1) {
+      _tile_loadd(6, inputs(1), 4 * count);
+      _tile_dpbf16ps(1, 4, 6);
+    }
+    if constexpr (P > 2) {
+      _tile_loadd(7, inputs(2), 4 * count);
+      _tile_dpbf16ps(2, 4, 7);
+    }
+    if constexpr (P > 3) {
+      _tile_loadd(5, inputs(3), 4 * count);
+      _tile_dpbf16ps(3, 4, 5);
+    }
   }
-  _tile_stored(0, totals, 64);
+  _tile_stored(0, totals[0], 64);
+  if constexpr (P > 1) _tile_stored(1, totals[1], 64);
+  if constexpr (P > 2) _tile_stored(2, totals[2], 64);
+  if constexpr (P > 3) _tile_stored(3, totals[3], 64);
   written(totals);
-  write(w, totals, count, row, high, y, y_stride);
+  for (int64_t part = 0; part < P; part++)
+    write(w, totals[part], wide, row, high, y + begin(part) * y_stride, y_stride);
+}
+
+decltype(&multiply_bfloat16<1>) multiply_bfloat16_for(int64_t count) {
+  static_assert(MOST_INPUTS == 4 * SIDE);
+  constexpr decltype(&multiply_bfloat16<1>) by_parts[] = {multiply_bfloat16<1>, multiply_bfloat16<2>,
+                                                          multiply_bfloat16<3>, multiply_bfloat16<4>};
+  return by_parts[(count - 1) / SIDE];
 }
 
 void rows_bfloat16(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t row, int64_t high,
                    float* y, int64_t y_stride) {
   const int64_t bytes = 2 * w.columns;
   const char* weight = (const char*)w.weight + row * bytes;
-  multiply_bfloat16(w, weight, weight + high * bytes, arranged, count, row, high, y, y_stride);
+  multiply_bfloat16_for(count)(w, weight, weight + high * bytes, arranged, count, row, high, y, y_stride);
 }
 
 // Zeros are written out: for several inputs tiles make up for them.
@@ -253,7 +318,7 @@ void rows_sparse(const Matrix& w, const uint16_t* arranged, int64_t count, int64
   char* room = (char*)room_for(Purpose::WRITTEN_OUT, 2 * SIDE * w.columns);
   if (w.format == SPARSE4 && w.group_size % 16 == 0) write_out_avx512_bf16(w, row, row + high, room);
   else kernels().dequantize(w, row, row + high, room, BFLOAT16);
-  multiply_bfloat16(w, room, nullptr, arranged, count, row, high, y, y_stride);
+  multiply_bfloat16_for(count)(w, room, nullptr, arranged, count, row, high, y, y_stride);
 }
 
 template <auto rows>

@@ -15,6 +15,7 @@
 #endif
 
 #include "fixed_point.h"
+#include "sums.h"
 
 namespace {
 
@@ -68,20 +69,13 @@ inline __m256 halves_added(__m512 v) {
   return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
 }
 
-// The sums of four vectors.
-inline __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
-  const __m256 ab = _mm256_hadd_ps(halves_added(a), halves_added(b));
-  const __m256 cd = _mm256_hadd_ps(halves_added(c), halves_added(d));
-  const __m256 all = _mm256_hadd_ps(ab, cd);
-  return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-}
-
 template <int R, int M>
 void finish(const Matrix& w, int64_t row, __m512 (&acc)[R][M], float* y, int64_t y_stride) {
   for (int m = 0; m < M; m++) {
     float* out = y + m * y_stride + row;
     if constexpr (R == 4)
-      _mm_storeu_ps(out, sums_of(acc[0][m], acc[1][m], acc[2][m], acc[3][m]));
+      _mm_storeu_ps(out, sums_of(halves_added(acc[0][m]), halves_added(acc[1][m]),
+                                 halves_added(acc[2][m]), halves_added(acc[3][m])));
     else
       for (int r = 0; r < R; r++) out[r] = _mm512_reduce_add_ps(acc[r][m]);
     for (int r = 0; w.bias && r < R; r++) out[r] += read_float(w.bias, w.bias_type, row + r);

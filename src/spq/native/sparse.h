@@ -10,9 +10,6 @@
 #include "kernels.h"
 #include "pairs.h"
 
-// Inputs that are multiplied at a time.
-constexpr int64_t SPARSE_BATCH = 16;
-
 enum Schedule : int32_t { EVEN_GROUPS = 0, EVEN_ROWS = 1 };
 
 // Whether a product with so many inputs, which were of this type before they became float32, is cut into
@@ -50,7 +47,7 @@ static inline int64_t group_bytes(const Matrix& matrix) {
   return matrix.format == SPARSE4 ? matrix.group_size / 2 : matrix.group_size;
 }
 
-// One product, y[m * y_stride + row] for `count` inputs, at most SPARSE_BATCH.
+// One product, y[m * y_stride + row] for `count` inputs, at most MOST_INPUTS.
 struct SparseProduct {
   const Matrix* matrix;
   Schedule schedule;

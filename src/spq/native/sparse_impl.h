@@ -14,6 +14,8 @@ constexpr int64_t COVERED = 128;
 constexpr int64_t OVERRUN = 64;
 // The unit of places: the largest that addresses can be scaled by.
 constexpr int64_t UNIT = 8;
+// A place is 16 bits: so many groups of the widest size have one, for as many inputs as there may be.
+static_assert(MOST_INPUTS * 64 * sizeof(float) / UNIT * 32 <= 1 << 16);
 
 // Some kept groups of one row.
 struct Kept {
@@ -81,7 +83,7 @@ inline int64_t set_bits(const uint8_t* mask, int64_t bits, int64_t step, uint16_
 template <class S, class Use>
 void for_kept(const Matrix& w, int64_t row, int64_t first, int64_t last, int64_t limit,
               int64_t bytes, Room& room, const Use& use) {
-  const int64_t step = bytes / UNIT, most = (1 << 16) / step / 64 * 64;
+  const int64_t step = bytes / UNIT, most = (1 << 16) / step / 32 * 32;
   const int64_t chunk = most < CHUNK ? most : CHUNK;
   const uint8_t* mask = w.mask + row * ((w.groups + 7) / 8);
   int64_t before = first - kept_before(w, row);
@@ -117,7 +119,8 @@ void sparse_product(const Matrix& w, const float* x, int64_t count, int64_t firs
   Room room;
   const auto part = [&](int64_t row, int64_t from, int64_t to, float bias, float* out,
                         int64_t stride) {
-    float sums[SPARSE_BATCH] = {};
+    float sums[MOST_INPUTS];
+    for (int64_t m = 0; m < count; m++) sums[m] = 0.0f;
     const int64_t bytes = count * w.group_size * sizeof *x;
     for_kept<S>(w, row, from, to, last, bytes, room, [&](const Kept& kept, int64_t base) {
       const auto* inputs = (const float*)((const char*)x + base * bytes);

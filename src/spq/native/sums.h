@@ -1,0 +1,14 @@
+// Sums of vectors; included below the target of the file that uses it.
+#pragma once
+
+#include <immintrin.h>
+
+namespace {
+
+// The sum of each of four vectors.
+inline __m128 sums_of(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+  return _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+}
+
+}  // namespace
