@@ -33,6 +33,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "comparison.json": comparison.section,
     "speed.json": speed.section,
     "speed_7b.json": speed.wide_section,
+    "speed_7b_all_layers.json": speed.whole_section,
     "kernels.json": kernels.section,
     "group_sparse.json": group_sparse.section,
 }

@@ -24,6 +24,16 @@ two factors of a quarter of its rank, and both in int8.
 """
 
 
+def whole_section(stored: dict) -> str:
+    return f"""## Speed in the shape of LLaMA-2-7B, all layers
+
+Random weights, all of the 32 layers (`benchmarks/random_model.py --formats bfloat16 int8 int4`); two rounds
+of few tokens, models loaded anew in each (`spq bench --one-at-a-time`), from a disk whose cache holds the
+largest model alone, so the first token includes reading weights.
+{_measured(stored)}
+"""
+
+
 def _measured(stored: dict) -> str:
     found = Comparison.model_validate(stored)
     header, rates, costs = rows(found)
