@@ -125,6 +125,7 @@ def measure_ours(method: str, scratch: Path) -> dict:
 
 def conditions() -> dict:
     return {
+        "machine": machine(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "measured": time.strftime("%Y-%m-%d"),
@@ -135,21 +136,22 @@ def table(stored: dict) -> str:
     rows = []
     for method, row in stored["methods"].items():
         if "reason" in row:
-            rows.append(f"| {method} | not measured: {row['reason']} | | | |")
+            rows.append(f"| {method} | not measured: {row['reason']} | | | | |")
             continue
         delta, (environment, *_) = row["delta"], METHODS.get(method, ("spq",))
         version = row["versions"][environment]
         rows.append(
             f"| {method} | {version} | {delta['wikitext2']:.4f} | {delta['c4']:.4f} "
-            f"| {row['seconds']:.0f} s, {row['threads']} |"
+            f"| {row['seconds']:.0f} s, {row['threads']} | {row['machine']['cpu']} |"
         )
-    about = stored["machine"]
     return (
-        f"SmolLM2-135M-Instruct on {about['cpu']}; calibrated on {CALIBRATION_WINDOWS} windows of "
+        f"SmolLM2-135M-Instruct; calibrated on {CALIBRATION_WINDOWS} windows of "
         f"{CALIBRATION_CONTEXT} tokens of {CALIBRATION}; Δ as in [byte budgets](#byte-budgets). "
         f"Written by `{stored['command']}`.\n\n"
         "| method, symmetric int4 in groups of 64, embedding untouched | version "
-        "| Δ WikiText-2 | Δ C4 | time, threads |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        "| Δ WikiText-2 | Δ C4 | time, threads | machine |\n|---|---|---|---|---|---|\n"
+        + "\n".join(rows)
+        + "\n"
     )
 
 
@@ -175,7 +177,6 @@ def main() -> None:
         reference = load_model(dense, dtype=torch.float32).model
         base = scores(reference, tokens)
         fields = {
-            "machine": machine(),
             "command": "python benchmarks/peers/quality.py",
             "dense": {task: math.exp(nll) for task, nll in base.items()},
         }
