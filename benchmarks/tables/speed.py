@@ -10,7 +10,8 @@ def section(stored: dict) -> str:
     return f"""## Speed
 
 SmolLM2-135M-Instruct: dense, in int8, where named by their sizes pruned and factorised with int8 and at
-`--target-size`, and in int4 (groups of 64, embedding int8). Written by `spq bench --json` ([what is timed](benchmarks.md)). {_measured(stored)}
+`--target-size`, and in int4 (groups of 64, embedding int8). Written by `spq bench --json`
+([what is timed](benchmarks.md)). {_measured(stored)}
 """
 
 

@@ -67,7 +67,7 @@ def test_the_same_tokens_for_what_recipes_make(kind, steps):
     assert len(steps) == 15
 
 
-@pytest.mark.parametrize("count", [1, 2, 6, 16])
+@pytest.mark.parametrize("count", [1, 2, 6, 16, MOST_SEQUENCES])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_padding_on_the_left_is_not_seen(model_type, count, steps):
     model = tiny_model(model_type, sliding_window=None)

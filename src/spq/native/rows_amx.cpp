@@ -25,8 +25,11 @@ namespace {
 // Columns of codes that a full tile takes; where groups or rows end there may be half of one.
 constexpr int64_t FULL = 64, HALF = 32;
 
-// Inputs that a tile holds of so many; where there are more, the last tile shares some with the one before.
+// Inputs that a tile holds of so many, how many tiles there are, and where each begins: all are as wide, so
+// the last one may share inputs with the one before.
 inline int64_t wide_of(int64_t count) { return std::min(count, SIDE); }
+inline int64_t parts_of(int64_t count) { return (count + SIDE - 1) / SIDE; }
+inline int64_t begin_of(int64_t part, int64_t count) { return std::min(part * SIDE, count - wide_of(count)); }
 
 // Tiles of `high` rows of the weight and of `count` inputs: 0 and 1 hold sums, 2 a full tile of the
 // weight, 3 and 4 the inputs for it, and 5, 6 and 7 the same for half a tile.
@@ -205,7 +208,7 @@ inline void add_tiles(const Codes& w, const Bytes& x, int64_t begin, int64_t end
 template <class W>
 void rows(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t row, int64_t high, float* y,
           int64_t y_stride) {
-  const int64_t wide = wide_of(count), parts = (count + SIDE - 1) / SIDE;
+  const int64_t wide = wide_of(count), parts = parts_of(count);
   const Tiles tiles(shapes_of(high, wide));
   alignas(64) char room[SIDE * BLOCK];
   alignas(64) float totals[MOST_INPUTS / SIDE][TILE];
@@ -223,15 +226,13 @@ void rows(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t row,
       alignas(64) float scale[SIDE];
       for (int64_t r = 0; r < high; r++) scale[r] = W::scale(w, row + r, index);
       for (int64_t part = 0; part < parts; part++) {
-        const Bytes x = {block_of(arranged, block, count), count, std::min(part * SIDE, count - wide)};
+        const Bytes x = {block_of(arranged, block, count), count, begin_of(part, count)};
         add_tiles({codes, stride, high, scale}, x, k - first, end - first, totals[part]);
       }
     }
   }
-  for (int64_t part = 0; part < parts; part++) {
-    const int64_t begin = std::min(part * SIDE, count - wide);
-    write(w, totals[part], wide, row, high, y + begin * y_stride, y_stride);
-  }
+  for (int64_t part = 0; part < parts; part++)
+    write(w, totals[part], wide, row, high, y + begin_of(part, count) * y_stride, y_stride);
 }
 
 // Weights in bfloat16: inputs in pairs of columns.
@@ -264,7 +265,6 @@ void multiply_bfloat16(const Matrix& w, const char* weight, const char* next, co
   const int64_t wide = wide_of(count);
   const Tiles tiles(shapes_bfloat16(high, wide));
   alignas(64) float totals[P][TILE];
-  const auto begin = [&](int64_t part) { return std::min(part * SIDE, count - wide); };
   written(weight);
   _tile_zero(0);
   _tile_zero(1);
@@ -273,7 +273,7 @@ void multiply_bfloat16(const Matrix& w, const char* weight, const char* next, co
   for (int64_t k = 0; k < w.columns; k += 32) {
     if (next) prefetch(next + 2 * k * high, 64 * high);
     _tile_loadd(4, weight + 2 * k, 2 * w.columns);
-    const auto inputs = [&](int64_t part) { return arranged + k * count + 2 * begin(part); };
+    const auto inputs = [&](int64_t part) { return arranged + k * count + 2 * begin_of(part, count); };
     _tile_loadd(5, inputs(0), 4 * count);
     _tile_dpbf16ps(0, 4, 5);
     if constexpr (P > 1) {
@@ -295,14 +295,14 @@ void multiply_bfloat16(const Matrix& w, const char* weight, const char* next, co
   if constexpr (P > 3) _tile_stored(3, totals[3], 64);
   written(totals);
   for (int64_t part = 0; part < P; part++)
-    write(w, totals[part], wide, row, high, y + begin(part) * y_stride, y_stride);
+    write(w, totals[part], wide, row, high, y + begin_of(part, count) * y_stride, y_stride);
 }
 
 decltype(&multiply_bfloat16<1>) multiply_bfloat16_for(int64_t count) {
   static_assert(MOST_INPUTS == 4 * SIDE);
   constexpr decltype(&multiply_bfloat16<1>) by_parts[] = {multiply_bfloat16<1>, multiply_bfloat16<2>,
                                                           multiply_bfloat16<3>, multiply_bfloat16<4>};
-  return by_parts[(count - 1) / SIDE];
+  return by_parts[parts_of(count) - 1];
 }
 
 void rows_bfloat16(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t row, int64_t high,

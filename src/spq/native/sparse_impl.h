@@ -14,8 +14,11 @@ constexpr int64_t COVERED = 128;
 constexpr int64_t OVERRUN = 64;
 // The unit of places: the largest that addresses can be scaled by.
 constexpr int64_t UNIT = 8;
-// A place is 16 bits: so many groups of the widest size have one, for as many inputs as there may be.
-static_assert(MOST_INPUTS * 64 * sizeof(float) / UNIT * 32 <= 1 << 16);
+// Groups of a chunk are a multiple of this: what masks are read in.
+constexpr int64_t WORD = 32;
+// Places are 16 bits: one word of the widest groups has them, for as many inputs as there may be.
+constexpr int64_t PLACES = 1 << 16, WIDEST_GROUP = 64;
+static_assert(MOST_INPUTS * WIDEST_GROUP * sizeof(float) / UNIT * WORD <= PLACES);
 
 // Some kept groups of one row.
 struct Kept {
@@ -83,7 +86,7 @@ inline int64_t set_bits(const uint8_t* mask, int64_t bits, int64_t step, uint16_
 template <class S, class Use>
 void for_kept(const Matrix& w, int64_t row, int64_t first, int64_t last, int64_t limit,
               int64_t bytes, Room& room, const Use& use) {
-  const int64_t step = bytes / UNIT, most = (1 << 16) / step / 32 * 32;
+  const int64_t step = bytes / UNIT, most = PLACES / step / WORD * WORD;
   const int64_t chunk = most < CHUNK ? most : CHUNK;
   const uint8_t* mask = w.mask + row * ((w.groups + 7) / 8);
   int64_t before = first - kept_before(w, row);
