@@ -115,7 +115,7 @@ def _draw(logits: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def _find(logits: Tensor, points: Tensor) -> Tensor:
-    """Where each row's cumulated probability passes a point: [rows, vocabulary], [rows, 1] in 0…1."""
+    """Where each row's cumulated probability passes its point: [rows, vocabulary], [rows, 1]."""
     below = logits.softmax(1).cumsum(1)
     found = torch.searchsorted(below, points * below[:, -1:], right=True)
     return found.clamp_max(logits.shape[1] - 1)
