@@ -40,6 +40,11 @@ def settings(monkeypatch, tmp_path):
     return Settings(str(read), (str(scored),), context=64, stride=64, limit=50, windows=2)
 
 
+def scored(cell):
+    (task,) = cell.tasks.values()
+    return task
+
+
 def test_every_cell_is_measured_at_its_size(wide, settings, tmp_path):
     model, dense = wide
     size = int(0.4 * dense)
@@ -49,7 +54,7 @@ def test_every_cell_is_measured_at_its_size(wide, settings, tmp_path):
     for name, cell in cells.items():
         assert cell.status == "done", cell.reason
         assert cell.target == (size if METHODS[name].sized else None)
-        (task,) = cell.tasks
+        (task,) = cell.tasks.values()
         assert task.perplexity.windows == 2
         assert json.loads((out / "cells" / f"{cell.name}.json").read_text())["method"] == name
     assert abs(cells["sparsegpt"].bytes - size) < 0.03 * size
@@ -57,9 +62,9 @@ def test_every_cell_is_measured_at_its_size(wide, settings, tmp_path):
     # Stored with its zeros, the file is as large as the dense one.
     assert cells["sparsegpt"].disk == pytest.approx(cells["dense"].disk, rel=0.01)
     assert cells["sparsegpt"].counted == "packed"
-    assert not any(task.contaminated for cell in cells.values() for task in cell.tasks)
-    assert cells["dense"].tasks[0].perplexity.agreement.same_top == 1
-    assert cells["svd"].tasks[0].perplexity.agreement.divergence > 0.01
+    assert not any(task.contaminated for cell in cells.values() for task in cell.tasks.values())
+    assert scored(cells["dense"]).perplexity.agreement.same_top == 1
+    assert scored(cells["svd"]).perplexity.agreement.divergence > 0.01
 
 
 def test_a_run_that_was_stopped_goes_on(wide, settings, tmp_path, monkeypatch):
@@ -94,13 +99,36 @@ def test_cells_of_earlier_runs_stay_in_the_table(wide, settings, tmp_path):
     assert alone.method == "int8"
 
 
+def test_a_task_is_added_to_what_was_measured(wide, settings, tmp_path, monkeypatch):
+    model, dense = wide
+    sizes = [dense // 50]
+    first, skipped = compare(model, tmp_path / "out", ["int8", "prune"], sizes, settings)
+    other = tmp_path / "other.txt"
+    other.write_text("A bird in the hand is worth two in the bush, or so it is said. " * 20)
+    asked = replace(settings, tasks=(str(other),))
+    ran, real = [], comparison_run.evaluate
+    monkeypatch.setattr(
+        comparison_run, "evaluate", lambda *a, **o: ran.append(a[2]) or real(*a, **o)
+    )
+    added, still = compare(model, tmp_path / "out", ["int8", "prune"], sizes, asked)
+    assert ran == [str(other)] and still == skipped
+    assert list(added.tasks) == [settings.tasks[0], str(other)]
+    assert added.tasks[settings.tasks[0]] == first.tasks[settings.tasks[0]]
+    assert f"--tasks {settings.tasks[0]},{other} " in added.commands[1]
+    (again, _) = compare(model, tmp_path / "out", ["int8"], [], asked)
+    assert again == added and len(ran) == 1
+    header, body = rows([added, *compare(model, tmp_path / "new", ["dense"], [], settings)])
+    shown = dict(zip(header, body[0], strict=True))
+    assert shown["method"] == "dense" and shown["other.txt ppl"] == "-"
+
+
 def test_a_damaged_cell_is_measured_again(wide, settings, tmp_path):
     model, _ = wide
     (cell,) = compare(model, tmp_path / "out", ["dense"], [], settings)
     file = tmp_path / "out" / "cells" / "dense@own.json"
     file.write_text(file.read_text()[:100])
     (again,) = compare(model, tmp_path / "out", ["dense"], [], settings)
-    assert again.tasks[0].perplexity == cell.tasks[0].perplexity
+    assert scored(again).perplexity == scored(cell).perplexity
 
 
 def test_a_size_that_a_method_cannot_reach_says_so(wide, settings, tmp_path):
@@ -138,7 +166,7 @@ def test_the_table_and_the_curves(wide, settings, tmp_path):
     header, body = rows(cells)
     assert [row[0] for row in body] == ["dense", "int8", "prune"]
     assert all(len(row) == len(header) for row in body)
-    figure = cells[1].tasks[0].perplexity
+    figure = scored(cells[1]).perplexity
     shown = dict(zip(header, body[1], strict=True))
     assert shown["scored.txt ppl"] == f"{figure.perplexity:.2f} ± {figure.standard_error:.2f}"
     assert shown["asked for"] == "its own" and shown["note"] == ""

@@ -27,9 +27,9 @@ class Cell(BaseModel):
         recipe: with every parameter.
         seed: of everything random.
         seconds: of compression.
-        machine: that it was measured on.
-        tasks: what it scores.
-        key: hash of everything that decides the result.
+        machine: that it was last measured on.
+        tasks: what it scores, by task as it was asked for.
+        key: hash of everything that decides what it scores.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -46,7 +46,7 @@ class Cell(BaseModel):
     seed: int
     seconds: float | None = None
     machine: str = ""
-    tasks: list[TaskResult] = []
+    tasks: dict[str, TaskResult] = {}
     key: str
 
     @property

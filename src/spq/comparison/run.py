@@ -14,7 +14,7 @@ from spq.checkpoint.atomic import write_text
 from spq.comparison.cells import Cell, cell_name, command, is_matched, read_cell
 from spq.comparison.methods import METHODS, Candidate, Inventory, inventory
 from spq.errors import SpqError
-from spq.evaluation import Reference, check_tasks, evaluate, open_journal
+from spq.evaluation import Reference, TaskResult, check_tasks, evaluate, open_journal
 from spq.evaluation.journal import digest
 from spq.evaluation.machine import machine
 from spq.integrations.source import load_model
@@ -62,14 +62,14 @@ def compare(
 
     Args:
         model: hub id, directory, `.gguf` file or `demo`.
-        out: directory of the results; cells that an earlier run left there are not run again.
+        out: directory of the results; what an earlier run left there is not run again.
         methods: keys of `METHODS`.
         sizes: in bytes.
         settings: of all cells.
 
     Returns:
         the cells, methods with a size of their own first; then others that earlier runs with the
-        same settings left.
+        same settings left, whichever tasks they ran.
 
     Raises:
         SpqError: an unknown task or missing data, or a model that cannot be compared.
@@ -104,8 +104,10 @@ class _Runner:
         recipe = self._recipe(candidate)
         described = recipe.to_dict()
         key = self._key(described, target)
-        known = read_cell(self.out / CELLS, name)
-        if known is not None and known.key == key:
+        known = self._known(name, key)
+        tasks = {} if known is None else known.tasks
+        missing = [task for task in self.settings.tasks if task not in tasks]
+        if known is not None and (known.status == "skipped" or not missing):
             logger.info("%s was measured before", name)
             return known
         cell = Cell(
@@ -115,15 +117,16 @@ class _Runner:
             counted=candidate.counted,
             recipe=described,
             seed=self.settings.seed,
-            commands=self._commands(name),
+            commands=self._commands(name, [*tasks, *missing]),
             machine=machine(),
+            tasks=tasks,
             key=key,
         )
         if target is not None and not is_matched(candidate.bytes, target):
             cell.reason = f"the nearest size it has is {candidate.bytes / 1e6:.1f} MB"
         else:
             logger.info("%s", name)
-            self._measure(cell, recipe)
+            self._measure(cell, recipe, missing)
         text = yaml.safe_dump(described, sort_keys=False)
         write_text(self.out / CELLS / f"{name}.yaml", text)
         write_text(self.out / CELLS / f"{name}.json", cell.model_dump_json(indent=1))
@@ -137,10 +140,15 @@ class _Runner:
         known = [cell for cell in found if cell is not None and cell.method in METHODS]
         return [cell for cell in known if cell.key == self._key(cell.recipe, cell.target)]
 
+    def _known(self, name: str, key: str) -> Cell | None:
+        """A cell that an earlier run left, unless it was made in another way."""
+        known = read_cell(self.out / CELLS, name)
+        return known if known is not None and known.key == key else None
+
     def _key(self, recipe: dict[str, Any], target: int | None) -> str:
-        """Hash of everything that decides a cell's result."""
-        shared = [self.dense.digest, versions(), asdict(self.settings)]
-        return digest([*shared, recipe, target])
+        """Hash of everything that decides what a cell scores, whichever the tasks."""
+        settings = {k: v for k, v in asdict(self.settings).items() if k != "tasks"}
+        return digest([self.dense.digest, versions(), settings, recipe, target])
 
     def _nearest(self, method: str, target: int | None) -> Candidate:
         size = self.held.dense if target is None else target
@@ -153,8 +161,8 @@ class _Runner:
         shared |= {"source": self.settings.calibration}
         return Recipe.from_dict({"calibration": shared, "stages": candidate.stages})
 
-    def _measure(self, cell: Cell, recipe: Recipe) -> None:
-        """Compress into a scratch directory, and measure what loads from there."""
+    def _measure(self, cell: Cell, recipe: Recipe, tasks: list[str]) -> None:
+        """Compress into a scratch directory, and run tasks on what loads from there."""
         with tempfile.TemporaryDirectory(prefix="spq-compare-") as scratch:
             started = time.perf_counter()
             try:
@@ -175,15 +183,17 @@ class _Runner:
             cell.bytes = cell.disk if cell.counted == "file" else _packed(manifest, self.held)
             if not cell.matched:
                 cell.reason = f"it came out at {cell.bytes / 1e6:.1f} MB"
-            self._evaluate(cell, Path(scratch) / "out", manifest)
+            cell.tasks |= self._evaluate(Path(scratch) / "out", manifest, tasks)
 
-    def _evaluate(self, cell: Cell, directory: Path, manifest: Manifest) -> None:
+    def _evaluate(
+        self, directory: Path, manifest: Manifest, tasks: list[str]
+    ) -> dict[str, TaskResult]:
         options = self.settings
         loaded = load_model(directory, dtype=options.dtype, device_map=options.device)
         assert loaded.tokenizer is not None
         journal = open_journal(loaded.model, cache_directory())
-        cell.tasks = [
-            evaluate(
+        return {
+            task: evaluate(
                 loaded.model,
                 loaded.tokenizer,
                 task,
@@ -195,10 +205,10 @@ class _Runner:
                 fingerprints=manifest.fingerprints,
                 journal=journal,
             )
-            for task in options.tasks
-        ]
+            for task in tasks
+        }
 
-    def _commands(self, name: str) -> list[str]:
+    def _commands(self, name: str, measured: list[str]) -> list[str]:
         options = self.settings
         shared: list[Any] = [] if options.dtype == "auto" else ["--dtype", options.dtype]
         shared += ["--device", options.device] if options.device else []
@@ -206,7 +216,7 @@ class _Runner:
         limits += [] if options.windows is None else ["--windows", options.windows]
         recipe = ["--recipe", f"{name}.yaml", "--seed", options.seed]
         windows = ["--context", options.context, "--stride", options.stride]
-        tasks = ["--tasks", ",".join(options.tasks), "--against", self.model]
+        tasks = ["--tasks", ",".join(measured), "--against", self.model]
         return [
             command("spq", "compress", self.model, name, *recipe, *shared),
             command("spq", "eval", name, *tasks, *windows, *limits, *shared),

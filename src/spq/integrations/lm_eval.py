@@ -17,6 +17,7 @@ from spq.errors import SpqError
 from spq.evaluation.continuations import Continuation, likelihoods
 from spq.evaluation.journal import Journal, digest
 from spq.evaluation.perplexity import evaluating
+from spq.integrations.decoding import decoding_natively
 from spq.progress import track
 
 if TYPE_CHECKING:
@@ -225,7 +226,9 @@ def _language_model(
             for start in track(range(0, len(order), PROMPTS), "answering"):
                 batch = order[start : start + PROMPTS]
                 self._check_length(lengths[batch[0]] + self.max_gen_toks)
-                answers = super().generate_until([missing[k] for k in batch], disable_tqdm=True)
+                asked = [missing[k] for k in batch]
+                with decoding_natively(model):
+                    answers = super().generate_until(asked, disable_tqdm=True)
                 found.update(zip(batch, answers, strict=True))
                 written = sum(len(self.tok_encode(answer)) for answer in answers)
                 journal.put({k: found[k] for k in batch}, written + sum(lengths[k] for k in batch))

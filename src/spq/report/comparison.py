@@ -27,7 +27,7 @@ def summary(cells: Sequence[Cell]) -> tuple[Row, list[Row]]:
     header, body = rows(cells)
     firsts: dict[str, str] = {}
     for cell in cells:
-        for task in cell.tasks:
+        for task in cell.tasks.values():
             for name, _ in figures(task):
                 firsts.setdefault(name.partition(" ")[0], name)
     kept = [header.index(name) for name in ("method", "size", *firsts.values())]
@@ -66,7 +66,7 @@ def curves(cells: Sequence[Cell]) -> dict[str, Any]:
     """
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for cell in sorted(cells, key=lambda cell: cell.bytes or 0):
-        for task in cell.tasks:
+        for task in cell.tasks.values():
             figure = task.perplexity
             if figure is None or cell.bytes is None:
                 continue
@@ -88,13 +88,13 @@ def _row(cell: Cell, columns: list[str]) -> Row:
     asked = "its own" if cell.target is None else megabytes(cell.target)
     size = "-" if cell.bytes is None else megabytes(cell.bytes)
     marks = [cell.reason] if cell.reason else []
-    marks += [f"{task.task} is contaminated" for task in cell.tasks if task.contaminated]
+    marks += [f"{task.task} is contaminated" for task in cell.tasks.values() if task.contaminated]
     shown = [figures.get(column, "-") for column in columns]
     return [cell.method, asked, size, cell.counted, *shown, "; ".join(marks)]
 
 
 def _figures(cell: Cell) -> list[tuple[str, str]]:
-    return [figure for task in cell.tasks for figure in figures(task)]
+    return [figure for task in cell.tasks.values() for figure in figures(task)]
 
 
 def figures(task: TaskResult) -> list[tuple[str, str]]:
@@ -121,10 +121,8 @@ def _value(value: float | None, error: float | None, digits: int) -> str:
 
 
 def _protocols(cells: Sequence[Cell]) -> list[str]:
-    done = next((cell for cell in cells if cell.tasks), None)
-    if done is None:
-        return []
-    found = {t.task: t.perplexity.protocol for t in done.tasks if t.perplexity is not None}
+    tasks = [task for cell in cells for task in cell.tasks.values()]
+    found = {t.task: t.perplexity.protocol for t in tasks if t.perplexity is not None}
     return [line for task, text in found.items() for line in (f"`{task}`: {text}", "")]
 
 
