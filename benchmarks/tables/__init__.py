@@ -41,7 +41,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
 PEERS = {
     "peers_speed.md": "Speed of other engines",
     "peers_speed_llama-2-7b.md": "Speed of other engines in the shape of LLaMA-2-7B",
-    "peers_quality.md": "Other 4-bit methods",
+    "peers_quality.md": "Quality of other tools",
 }
 
 
