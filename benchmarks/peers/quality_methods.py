@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+import torch
 from torch import Tensor
 
-from spq.allocation import storage
-from spq.numerics import gptq
+from spq.numerics import gptq, integer
 
 CALIBRATION, CALIBRATION_WINDOWS, CALIBRATION_CONTEXT = "wikitext2_valid", 48, 512
 GROUP, LEVELS = 64, 16
@@ -91,15 +91,23 @@ METHODS = {name: method for methods in TABLES.values() for name, method in metho
 
 @contextmanager
 def peer_scales() -> Iterator[None]:
-    """Inside, a group's 4-bit scale is its largest magnitude over 7.5, nothing searched."""
+    """Inside, a group's 4-bit scale is its largest magnitude over 7.5, nothing searched.
+
+    As in llm-compressor scales, and what is rounded to nearest, are in the dtype of the weights.
+    """
 
     def largest(weight: Tensor, importance: Tensor | None, group_size: int) -> Tensor:
         groups = weight.float().unflatten(1, (-1, group_size))
-        # llm-compressor keeps scales in the dtype of the weights.
         return (groups.abs().amax(2) / 7.5).bfloat16().float()
 
+    def nearest(weight: Tensor, scale: Tensor) -> Tensor:
+        groups = weight.bfloat16().unflatten(1, (scale.shape[1], -1))
+        codes = (groups / scale.bfloat16()[..., None]).round_().clamp_(-8, 7)
+        return codes.flatten(1).to(torch.int8)
+
     with (
-        mock.patch.object(storage.integer, "search_group_scale", largest),
+        mock.patch.object(integer, "search_group_scale", largest),
+        mock.patch.object(integer, "quantize_groups", nearest),
         mock.patch.object(gptq, "search_group_scale", largest),
     ):
         yield
