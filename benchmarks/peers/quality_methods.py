@@ -61,6 +61,7 @@ TABLES: dict[str, dict[str, Peer | Ours]] = {
         ),
         "SPQ, to nearest": Ours(_int4(rounding="nearest", token_power=0)),
         "llm-compressor, GPTQ": _compressor("gptq"),
+        "llm-compressor, GPTQ, columns in their order": _compressor("gptq-in-order"),
         "SPQ, GPTQ as published, llm-compressor's scales": Ours(
             _int4(token_power=0), peer_scales=True
         ),
@@ -81,7 +82,7 @@ TABLES: dict[str, dict[str, Peer | Ours]] = {
 # Ours that should equal a peer's.
 CHECKS = {
     "SPQ, to nearest, llm-compressor's scales": "llm-compressor, to nearest",
-    "SPQ, GPTQ as published, llm-compressor's scales": "llm-compressor, GPTQ",
+    "SPQ, GPTQ as published, llm-compressor's scales": "llm-compressor, GPTQ, columns in their order",
     "SPQ, SparseGPT": "llm-compressor, SparseGPT",
     "SPQ, SparseGPT, 2:4": "llm-compressor, SparseGPT, 2:4",
     "SPQ, Wanda": "llm-compressor, Wanda",

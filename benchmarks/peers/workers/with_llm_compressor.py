@@ -1,6 +1,9 @@
 """Runs in the environment `llm-compressor`: rounding or pruning, written out dense.
 
-python with_llm_compressor.py DENSE WINDOWS OUT RECORD rtn|gptq|sparsegpt|sparsegpt-2:4|wanda
+python with_llm_compressor.py DENSE WINDOWS OUT RECORD METHOD
+
+METHOD is rtn, gptq (columns by activations, its default), gptq-in-order, sparsegpt, sparsegpt-2:4 or
+wanda.
 """
 
 import json
@@ -37,6 +40,8 @@ def modifier(method: str):
         return QuantizationModifier(config_groups={"all": SCHEME}, ignore=HEAD)
     if method == "gptq":
         return GPTQModifier(config_groups={"all": SCHEME}, ignore=HEAD)
+    if method == "gptq-in-order":
+        return GPTQModifier(config_groups={"all": SCHEME}, ignore=HEAD, actorder=None)
     if method == "wanda":
         return WandaPruningModifier(sparsity=0.5, ignore=HEAD)
     mask = method.partition("-")[2] or "0:0"
