@@ -82,7 +82,9 @@ TABLES: dict[str, dict[str, Peer | Ours]] = {
 # Ours that should equal a peer's.
 CHECKS = {
     "SPQ, to nearest, llm-compressor's scales": "llm-compressor, to nearest",
-    "SPQ, GPTQ as published, llm-compressor's scales": "llm-compressor, GPTQ, columns in their order",
+    "SPQ, GPTQ as published, llm-compressor's scales": (
+        "llm-compressor, GPTQ, columns in their order"
+    ),
     "SPQ, SparseGPT": "llm-compressor, SparseGPT",
     "SPQ, SparseGPT, 2:4": "llm-compressor, SparseGPT, 2:4",
     "SPQ, Wanda": "llm-compressor, Wanda",

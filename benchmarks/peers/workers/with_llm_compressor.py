@@ -2,8 +2,8 @@
 
 python with_llm_compressor.py DENSE WINDOWS OUT RECORD METHOD
 
-METHOD is rtn, gptq (columns by activations, its default), gptq-in-order, sparsegpt, sparsegpt-2:4 or
-wanda.
+METHOD is rtn, gptq (columns by activations, its default), gptq-in-order, sparsegpt, sparsegpt-2:4
+or wanda.
 """
 
 import json
