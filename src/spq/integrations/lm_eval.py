@@ -218,7 +218,7 @@ def _language_model(
             return [(likelihood.log, likelihood.greedy) for likelihood in found]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            keys = [digest(["generate", *request.args]) for request in requests]
+            keys = [digest(["generate natively", *request.args]) for request in requests]
             found: dict[str, Any] = {key: journal.get(key) for key in keys}
             missing = {k: r for k, r in zip(keys, requests, strict=True) if found[k] is None}
             lengths = {key: len(self.tok_encode(r.args[0])) for key, r in missing.items()}
