@@ -115,7 +115,7 @@ def test_prices_order_layers_and_options_as_measured_losses_do(demo):
     view = ModelView(copy.deepcopy(demo.model))
     ids = encode(demo.tokenizer, load_text("builtin", "calibration").text, minimum=192)
     windows = draw_windows(view.model, ids, 192, 8, seed=0)
-    with widened_products():
+    with widened_products(view.model.dtype):
         sensitivities = collect_sensitivities(view, windows, PRICED)
     fitted, priced = split(len(windows), 0.5)
     exact = ModelView(copy.deepcopy(demo.model).float())

@@ -246,7 +246,7 @@ def _check_finite(model: PreTrainedModel) -> None:
 def _run_stage(
     stage: Stage, view: ModelView, text: _Calibration, dense: PreTrainedModel | None
 ) -> StageRecord:
-    with PeakMemory() as memory, widened_products():
+    with PeakMemory() as memory, widened_products(view.model.dtype):
         statistics = text.statistics(stage)
         plan = stage.plan(view, statistics)
         ids = text.ids if stage.trains else None

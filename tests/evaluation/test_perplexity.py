@@ -41,7 +41,7 @@ def window_losses(model, ids, context, count) -> list[float]:
     """The straightforward script, in what this processor multiplies half precision in."""
     losses = []
     for window in ids[: count * context].view(count, context):
-        with widened_products():
+        with widened_products(model.dtype):
             logits = model(window[None]).logits[0].float()
         losses.append(cross_entropy(logits[:-1], window[1:]).item())
     return losses

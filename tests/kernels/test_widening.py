@@ -53,14 +53,14 @@ def test_a_product_is_the_one_in_float32_rounded_once(old_processor, dtype, mode
         random(9, dtype=dtype),
     )
     wanted = product(*(side.float() for side in sides)).to(dtype)
-    with mode(), widened_products():
+    with mode(), widened_products(dtype):
         found = product(*sides)
     assert found.dtype == dtype
     assert torch.equal(found, wanted)
 
 
 def test_few_rows_and_float32_are_left_alone(old_processor, monkeypatch):
-    with widened_products():
+    with widened_products(torch.bfloat16):
         for x in (random(7, 16, dtype=torch.bfloat16), random(9, 16, dtype=torch.float32)):
             monkeypatch.setattr(torch.Tensor, "to", None)
             functional.linear(x, torch.ones(20, 16, dtype=x.dtype))
@@ -80,7 +80,7 @@ def test_a_backward_pass_holds_nothing_wider(old_processor):
         model(inputs_embeds=rows, use_cache=False).logits.float().square().mean().backward()
         return rows.grad
 
-    with widened_products(), pack:
+    with widened_products(torch.bfloat16), pack:
         found = gradient(model)
     weights = {tuple(p.shape) for p in model.parameters() if p.ndim == 2}
     widths = {t.dtype for t in kept if t.ndim == 2 and {t.shape, t.T.shape} & weights}
@@ -110,9 +110,16 @@ def test_compressed_layers_multiply_many_rows_in_float32(old_processor, monkeypa
         torch.testing.assert_close(found, wanted.to(dtype), rtol=2e-3, atol=1e-4)
 
 
-def test_a_processor_that_has_the_instructions_keeps_its_own(monkeypatch):
-    monkeypatch.setattr(widening, "arithmetic", lambda dtype: dtype)
-    assert isinstance(widened_products(), nullcontext)
+@HALF
+def test_a_processor_that_has_the_instructions_keeps_its_own(monkeypatch, dtype):
+    """Whatever it does with the other."""
+    other = {torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}[dtype]
+    monkeypatch.setattr(
+        widening, "arithmetic", lambda asked: torch.float32 if asked == other else asked
+    )
+    for kept in (dtype, torch.float32):
+        assert isinstance(widened_products(kept), nullcontext)
+    assert not isinstance(widened_products(other), nullcontext)
 
 
 @HALF

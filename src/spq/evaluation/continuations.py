@@ -68,7 +68,7 @@ def likelihoods(
     found: dict[str, Any] = {key: journal.get(key) for key in keys}
     missing = {k: c for k, c in zip(keys, continuations, strict=True) if found[k] is None}
     shared = _shared(list(missing.values()))
-    with torch.inference_mode(), widened_products():
+    with torch.inference_mode(), widened_products(model.dtype):
         start = _Start(model, shared)
         batches = list(_batches(missing, len(shared)))
         for batch in track(batches, description):

@@ -161,7 +161,7 @@ def _window(
 
 def _logits(model: PreTrainedModel, window: Tensor, first: int) -> Tensor:
     """Shape [context - first, vocabulary]: those that predict the tokens from `first` on."""
-    with torch.inference_mode(), widened_products():
+    with torch.inference_mode(), widened_products(model.dtype):
         output = model(input_ids=window[None].to(model.device), use_cache=False)
     logits: Tensor = output.logits[0, first - 1 : -1]
     return logits

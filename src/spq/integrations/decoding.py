@@ -76,7 +76,7 @@ class NativeDecoding(Worn, PreTrainedModel):
         elif not plain and input_ids is not None and len(input_ids) <= MOST_SEQUENCES:
             past_key_values = _with_room(self, past_key_values, use_cache)
         many = input_ids is not None and input_ids.numel() >= FEW
-        with widened_products() if many else nullcontext():
+        with widened_products(self.dtype) if many else nullcontext():
             return super().forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
