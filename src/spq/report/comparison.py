@@ -10,6 +10,9 @@ from spq.report.units import megabytes
 
 Row = list[str]
 
+# From here on a number is written with an exponent.
+LONG = 1e5
+
 
 def rows(cells: Sequence[Cell]) -> tuple[Row, list[Row]]:
     """Header and rows: a cell each, the largest size first, figures with standard errors.
@@ -117,7 +120,9 @@ def figures(task: TaskResult) -> list[tuple[str, str]]:
 def _value(value: float | None, error: float | None, digits: int) -> str:
     if value is None:
         return "-"
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    # Of a ruined model the order of magnitude is what there is to see.
+    form = f".{digits}f" if abs(value) < LONG else ".1e"
+    return f"{value:{form}}" + ("" if error is None else f" ± {error:{form}}")
 
 
 def _protocols(cells: Sequence[Cell]) -> list[str]:
