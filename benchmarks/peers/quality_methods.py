@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -39,7 +39,7 @@ class Ours:
         peer_scales: whether 4-bit scales are llm-compressor's, so that the rest can be compared.
     """
 
-    stage: dict[str, Any] = field(default_factory=dict)
+    stage: dict[str, Any]
     peer_scales: bool = False
 
 

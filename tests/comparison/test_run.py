@@ -122,6 +122,24 @@ def test_a_task_is_added_to_what_was_measured(wide, settings, tmp_path, monkeypa
     assert shown["method"] == "dense" and shown["other.txt ppl"] == "-"
 
 
+def test_what_was_measured_stays_where_the_model_cannot_be_made_again(
+    wide, settings, tmp_path, monkeypatch
+):
+    model, _ = wide
+    compare(model, tmp_path / "out", ["int8"], [], settings)
+    file = tmp_path / "out" / "cells" / "int8@own.json"
+    before = file.read_bytes()
+
+    def failing(*_, **__):
+        raise SpqError("no space left")
+
+    monkeypatch.setattr(comparison_run, "compress", failing)
+    asked = replace(settings, tasks=("builtin",))
+    with pytest.raises(SpqError, match="no space left"):
+        compare(model, tmp_path / "out", ["int8"], [], asked)
+    assert file.read_bytes() == before
+
+
 def test_a_damaged_cell_is_measured_again(wide, settings, tmp_path):
     model, _ = wide
     (cell,) = compare(model, tmp_path / "out", ["dense"], [], settings)

@@ -34,7 +34,7 @@ class Settings:
 
     Attributes:
         calibration: text source that every method is calibrated and trained on.
-        tasks: as for `evaluate`.
+        tasks: as for `evaluate`; run in the cells that lack them.
         context: tokens per window of a text.
         stride: from one window's start to the next.
         limit: the most windows or documents per task; None for all.
@@ -175,6 +175,9 @@ class _Runner:
                     device=self.settings.device,
                 ).manifest
             except SpqError as error:
+                if cell.tasks:
+                    # It could be made before; what was measured then stays as it is.
+                    raise
                 cell.reason = str(error)
                 return
             cell.seconds = round(time.perf_counter() - started, 1)

@@ -223,15 +223,16 @@ def _language_model(
             missing = {k: r for k, r in zip(keys, requests, strict=True) if found[k] is None}
             lengths = {key: len(self.tok_encode(r.args[0])) for key, r in missing.items()}
             order = sorted(missing, key=lambda key: -lengths[key])
-            for start in track(range(0, len(order), PROMPTS), "answering"):
-                batch = order[start : start + PROMPTS]
-                self._check_length(lengths[batch[0]] + self.max_gen_toks)
-                asked = [missing[k] for k in batch]
-                with decoding_natively(model):
+            with decoding_natively(model):
+                for start in track(range(0, len(order), PROMPTS), "answering"):
+                    batch = order[start : start + PROMPTS]
+                    self._check_length(lengths[batch[0]] + self.max_gen_toks)
+                    asked = [missing[key] for key in batch]
                     answers = super().generate_until(asked, disable_tqdm=True)
-                found.update(zip(batch, answers, strict=True))
-                written = sum(len(self.tok_encode(answer)) for answer in answers)
-                journal.put({k: found[k] for k in batch}, written + sum(lengths[k] for k in batch))
+                    found.update(zip(batch, answers, strict=True))
+                    written = sum(len(self.tok_encode(answer)) for answer in answers)
+                    read = sum(lengths[key] for key in batch)
+                    journal.put({key: found[key] for key in batch}, written + read)
             return [found[key] for key in keys]
 
         def _check_length(self, tokens: int) -> None:
