@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from spq.integrations.decoder_program import Unsuitable, build, rotary_table
 from spq.integrations.growing_cache import Growing, GrowingLayer
+from spq.integrations.padding import left_padding
 from spq.native.decoder import MOST_SEQUENCES, Program
 
 logger = logging.getLogger(__name__)
@@ -44,11 +45,11 @@ def one_more(
         return sequences
     if mask.shape != (count, length + 1):
         return None
-    seen = mask.bool()
-    if not seen.all():
-        if not (seen[:, -1].all() and (seen[:, :-1] <= seen[:, 1:]).all()):
+    if not mask.all():
+        padding = left_padding(mask)
+        if padding is None:
             return None
-        sequences[:, 2] = (~seen).sum(dim=1)
+        sequences[:, 2] = padding
     return sequences
 
 

@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from spq.errors import SpqError
+from spq.integrations import prompt_attention
 from spq.integrations.decode_session import Session, one_more
 from spq.integrations.decoder_program import Unsuitable, build
 from spq.integrations.fused_modules import fuse
@@ -139,6 +140,7 @@ def decoding_natively(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module in model.modules():
             take_off(module)
+        prompt_attention.leave(model)
 
 
 def optimize(model: PreTrainedModel) -> PreTrainedModel:
@@ -161,4 +163,5 @@ def optimize(model: PreTrainedModel) -> PreTrainedModel:
     else:
         wear(model, NativeDecoding)
         fuse(model)
+        prompt_attention.use(model)
     return model

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-INTERFACE = 7
+INTERFACE = 8
 """What `spq_interface` of the library must return: see library.cpp."""
 
 INSTRUCTION_SETS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "portable")
@@ -122,6 +122,7 @@ def _declare(found: ctypes.CDLL) -> None:
         function.restype = None
     found.spq_many.argtypes = [matrix, pointer, whole, pointer, small]
     found.spq_gram.argtypes = [pointer, pointer, whole, whole, pointer, small]
+    found.spq_attention.argtypes = [pointer, small]
 
 
 def instruction_set(found: ctypes.CDLL) -> str:

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "attention.h"
 #include "gram.h"
 #include "kernels.h"
 #include "many.h"
@@ -16,9 +17,10 @@ struct Set {
   const Kernels* kernels;
   // Whether there are kernels that take two columns at a time, see pairs.h.
   bool pairs = false;
-  // See many.h and gram.h; null where there is none.
+  // See many.h, gram.h and attention.h; null where there is none.
   decltype(&linear_avx512_bf16) many = nullptr;
   decltype(&gram_avx512_bf16) gram = nullptr;
+  decltype(&attention_avx512_bf16) attention = nullptr;
   // What must hold besides, for tiles.
   bool (*allowed)() = nullptr;
 };
@@ -27,9 +29,10 @@ struct Set {
 const Set sets[] = {
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(__linux__)
-    {"amx_bf16", &kernels_avx512, true, linear_amx_bf16, gram_amx_bf16, amx_runs_here},
+    {"amx_bf16", &kernels_avx512, true, linear_amx_bf16, gram_amx_bf16, nullptr, amx_runs_here},
 #endif
-    {"avx512_bf16", &kernels_avx512, true, linear_avx512_bf16, gram_avx512_bf16},
+    {"avx512_bf16", &kernels_avx512, true, linear_avx512_bf16, gram_avx512_bf16,
+     attention_avx512_bf16},
     {"avx512", &kernels_avx512},
     {"avx2", &kernels_avx2},
 #endif
@@ -184,7 +187,7 @@ decltype(&sparse_avx512_bf16) interleaved_for(const Matrix& matrix) {
 
 
 // Raised with every change of a signature, a structure or a bound below.
-EXPORTED int spq_interface() { return 7; }
+EXPORTED int spq_interface() { return 8; }
 
 EXPORTED const char* spq_instruction_set() { return chosen->name; }
 
@@ -249,6 +252,14 @@ EXPORTED int spq_gram(const void* x, const float* by, int64_t count, int64_t col
                       int32_t threads) {
   if (!chosen->gram) return 0;
   chosen->gram((const uint16_t*)x, by, count, columns, total, threads);
+  return 1;
+}
+
+// See attention.h. Returns 0, with nothing done, where the chosen instruction set has no such kernel or
+// the width of a head does not suit it.
+EXPORTED int spq_attention(const Attention* attention, int32_t threads) {
+  if (!chosen->attention || attention->width % HEAD_STEP || attention->width > HEAD_MOST) return 0;
+  chosen->attention(*attention, threads);
   return 1;
 }
 
