@@ -1,5 +1,6 @@
 import json
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import spq
 import spq.cli
 from spq import native
 from spq.cli import main
+from spq.evaluation.machine import machine
 from spq.manifest import Manifest, read_manifest
 from spq.native.decoder import Program
 
@@ -25,6 +27,12 @@ def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
     assert all(command in out for command in COMMANDS)
+
+
+def test_version_names_what_decides_the_result(run):
+    code, out, _ = run("--version")
+    assert code == 0
+    assert f"spq-llm {version('spq-llm')}" in out and f"torch {torch.__version__}" in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -163,6 +171,7 @@ def test_compare_writes_a_table(run, source, text_file, tmp_path):
     ]
     table = (out / "table.md").read_text()
     assert "| svd | 0.3 MB | 0.3 MB | file |" in table and "| prune | 0.3 MB | - |" in table
+    assert f"Measured on {machine()}: {text_file.name}" in table
     before = contents(out)
     code, shown, _ = run(*arguments, "--json")
     assert code == 0
@@ -333,7 +342,7 @@ BAD = {
     "sizes": lambda d: (("compare", d / "source", d / "out", "--sizes", "much"), "not a size"),
     "comparison": lambda d: (
         ("compare", d / "source", d / "source", "--sizes", "1MB"),
-        "is not empty",
+        "something else than a comparison",
     ),
     "report": lambda d: (("report", d / "source"), "holds no spq_manifest.json"),
     "page": lambda d: (("report", d / "source", "--output", d / "page.pdf"), "an .html file"),

@@ -122,6 +122,20 @@ def test_a_task_is_added_to_what_was_measured(wide, settings, tmp_path, monkeypa
     assert shown["method"] == "dense" and shown["other.txt ppl"] == "-"
 
 
+def test_figures_of_two_models_are_not_mixed(wide, settings, tmp_path):
+    """As where another processor rounds, and so chooses, otherwise."""
+    model, _ = wide
+    (first,) = compare(model, tmp_path / "out", ["int8"], [], settings)
+    (name,) = settings.tasks
+    old = first.model_copy(update={"bytes": first.bytes + 64})
+    old.tasks[name] = first.tasks[name].model_copy(update={"origin": "before"})
+    (tmp_path / "out" / "cells" / "int8@own.json").write_text(old.model_dump_json())
+    asked = replace(settings, tasks=("builtin",))
+    (found,) = compare(model, tmp_path / "out", ["int8"], [], asked)
+    assert found.bytes == first.bytes and list(found.tasks) == [name, "builtin"]
+    assert found.tasks[name].origin != "before"
+
+
 def test_what_was_measured_stays_where_the_model_cannot_be_made_again(
     wide, settings, tmp_path, monkeypatch
 ):

@@ -27,6 +27,7 @@ def result(perplexity, error):
         overlapping_chunks=0,
         perplexity=found,
         effort=effort,
+        machine="a machine, 2 threads",
     )
 
 

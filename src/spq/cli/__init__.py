@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from spq.errors import SpqError
+from spq.manifest import versions
 
 INTERRUPTED = 130
 
@@ -22,11 +23,20 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(", ".join(f"{name} {number}" for name, number in versions().items()))
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     context: typer.Context,
     debug: bool = typer.Option(False, "--debug", help="Show a traceback on errors."),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show versions and exit."
+    ),
 ) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s", force=True)

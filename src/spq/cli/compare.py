@@ -67,7 +67,9 @@ def command(
     wanted = [_method(name) for name in _listed(methods, "--methods")]
     asked = [parse_size(size) for size in _listed(sizes, "--sizes")]
     # An earlier comparison may be gone on with; anything else that is there may not be touched.
-    check_output(out, overwrite=(out / CELLS).is_dir())
+    if not (out / CELLS).is_dir() and out.is_dir() and any(out.iterdir()):
+        raise SpqError(f"{str(out)!r} holds something else than a comparison; name a new directory")
+    check_output(out, overwrite=True)
     cells = compare(model, out, wanted, asked, settings)
     everything = Comparison(model=model, cells=cells).model_dump_json(indent=1)
     write_text(out / "comparison.json", everything + "\n")

@@ -27,7 +27,7 @@ class Cell(BaseModel):
         recipe: with every parameter.
         seed: of everything random.
         seconds: of compression.
-        machine: that it was last measured on.
+        machine: that it was last compressed on.
         tasks: what it scores, by task as it was asked for.
         key: hash of everything that decides what it scores.
     """

@@ -15,6 +15,7 @@ from spq.data.sources import DATA_DIR_VARIABLE, data_file
 from spq.errors import SpqError
 from spq.evaluation.agreement import Reference
 from spq.evaluation.journal import Effort, Journal
+from spq.evaluation.machine import machine
 from spq.evaluation.perplexity import Perplexity, perplexity
 from spq.integrations.lm_eval import Harness, Score
 
@@ -33,6 +34,7 @@ class TaskResult(BaseModel):
         perplexity: the figure and its protocol, of a text.
         scores: the metrics, of a benchmark.
         effort: what it cost.
+        machine: that it ran on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +46,7 @@ class TaskResult(BaseModel):
     perplexity: Perplexity | None = None
     scores: tuple[Score, ...] = ()
     effort: Effort
+    machine: str
 
 
 class Evaluation(BaseModel):
@@ -142,6 +145,7 @@ def evaluate(
             tokens_per_second=round(tokens / seconds, 1) if tokens else None,
             reused=journal.reused - reused,
         ),
+        machine=machine(),
     )
 
 

@@ -54,7 +54,7 @@ def markdown(cells: Sequence[Cell]) -> str:
         *(f"- `{name}`: {METHODS[name].about}." for name in used),
         "",
         *_protocols(cells),
-        *(f"Measured on {name}." for name in dict.fromkeys(c.machine for c in cells) if name),
+        *_machines(cells),
         "",
     ]
     return "\n".join(lines)
@@ -129,6 +129,14 @@ def _protocols(cells: Sequence[Cell]) -> list[str]:
     tasks = [task for cell in cells for task in cell.tasks.values()]
     found = {t.task: t.perplexity.protocol for t in tasks if t.perplexity is not None}
     return [line for task, text in found.items() for line in (f"`{task}`: {text}", "")]
+
+
+def _machines(cells: Sequence[Cell]) -> list[str]:
+    """What measured which tasks, for each machine."""
+    found: dict[str, dict[str, None]] = {}
+    for task in (task for cell in cells for task in cell.tasks.values()):
+        found.setdefault(task.machine, {})[task.task] = None
+    return [f"Measured on {name}: {', '.join(tasks)}." for name, tasks in found.items()]
 
 
 def _line(cells: Row) -> str:
