@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import (
+    attention,
     budgets,
     comparison,
     group_sparse,
@@ -35,6 +36,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "speed_7b.json": speed.wide_section,
     "speed_7b_all_layers.json": speed.whole_section,
     "kernels.json": kernels.section,
+    "attention.json": attention.section,
     "group_sparse.json": group_sparse.section,
 }
 # Tables that benchmarks/peers/ writes beside its JSON.
