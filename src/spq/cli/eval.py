@@ -88,7 +88,10 @@ def command(
     optimize(loaded.model)
     if int8_activations:
         round_activations(loaded.model)
-    dense = None if against is None else Reference(against, _load(against, dtype, device).model)
+    dense = None
+    if against is not None:
+        # In the same arithmetic, so that a model agrees with itself.
+        dense = Reference(against, optimize(_load(against, dtype, device).model))
     manifest = read_manifest(loaded.directory) if loaded.directory else None
     journal = open_journal(loaded.model, cache_directory()) if cache else None
     results = [

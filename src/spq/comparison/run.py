@@ -17,6 +17,7 @@ from spq.errors import SpqError
 from spq.evaluation import Reference, TaskResult, check_tasks, evaluate, open_journal
 from spq.evaluation.journal import digest
 from spq.evaluation.machine import machine
+from spq.integrations.decoding import optimize
 from spq.integrations.source import load_model
 from spq.manifest import Manifest, versions
 from spq.pipeline import compress
@@ -81,7 +82,8 @@ def compare(
     view = ModelView(dense.model)
     if view.quantized:
         raise SpqError(f"model {model!r} is compressed already; compare methods on the original")
-    runner = _Runner(model, out, settings, inventory(view), Reference(model, dense.model))
+    reference = Reference(model, optimize(dense.model))
+    runner = _Runner(model, out, settings, inventory(view), reference)
     (out / CELLS).mkdir(parents=True, exist_ok=True)
     pairs: list[tuple[str, int | None]] = [(m, None) for m in methods if not METHODS[m].sized]
     pairs += [(m, size) for size in sizes for m in methods if METHODS[m].sized]
@@ -200,6 +202,7 @@ class _Runner:
         options = self.settings
         loaded = load_model(directory, dtype=options.dtype, device_map=options.device)
         assert loaded.tokenizer is not None
+        optimize(loaded.model)
         journal = open_journal(loaded.model, cache_directory())
         return {
             task: evaluate(
