@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from tests.helpers import tiny_model
+from tests.instruction_sets import chosen
 from tests.integrations.decoders import generate
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
@@ -15,10 +16,16 @@ from spq.integrations.decoding import decoding_natively, optimize
 from spq.integrations.padding import left_padding
 from spq.native import attention
 
-needs_kernel = pytest.mark.skipif(not attention.available(), reason="no such kernel here")
+needs_kernel = pytest.mark.usefixtures("kernel")
 IDS = torch.arange(4, 104).view(2, 50)
 PADDED = torch.ones_like(IDS)
 PADDED[0, :17] = 0
+
+
+@pytest.fixture
+def kernel():
+    with chosen("avx512_bf16"):
+        yield
 
 
 @pytest.fixture

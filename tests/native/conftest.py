@@ -1,4 +1,5 @@
 import pytest
+from tests.instruction_sets import chosen
 
 from spq import native
 
@@ -14,8 +15,5 @@ def library():
 @pytest.fixture(params=native.INSTRUCTION_SETS)
 def instruction_set(request, library):
     """Every set of kernels that this processor can run, one after the other."""
-    before = native.instruction_set(library)
-    if not library.spq_choose(request.param.encode()):
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    library.spq_choose(before.encode())
+    with chosen(request.param):
+        yield request.param

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.instruction_sets import chosen
 
-from spq import native
 from spq.native import attention
 
 SET = "avx512_bf16"
@@ -40,12 +40,9 @@ def assert_close(found, expected):
 
 
 @pytest.fixture
-def kernel(library):
-    before = native.instruction_set(library)
-    if not library.spq_choose(SET.encode()):
-        pytest.skip(f"this processor has no {SET}")
-    yield attention.causal
-    library.spq_choose(before.encode())
+def kernel():
+    with chosen(SET):
+        yield attention.causal
 
 
 @pytest.mark.parametrize("width", [32, 64, 96, 128, 256])
@@ -67,11 +64,11 @@ def test_equals_the_definition(kernel, width, count, length):
     seed=st.integers(0, 10),
 )
 def test_whatever_the_padding(count, more, padding, share, seed):
-    if not attention.available():
-        pytest.skip(f"this processor does not run with {SET}")
     tensors = states(3, 2 * share, 2, count, count + more, 64, seed)
     begins = torch.tensor(padding, dtype=torch.int32)
-    assert_close(attention.causal(*tensors, begins, 0.3), definition(*tensors, begins, 0.3))
+    with chosen(SET):
+        found = attention.causal(*tensors, begins, 0.3)
+    assert_close(found, definition(*tensors, begins, 0.3))
 
 
 def test_a_query_that_sees_nothing_gets_zeros(kernel):
@@ -114,7 +111,7 @@ def test_threads_change_nothing(kernel):
     assert torch.equal(*found)
 
 
-def test_declines_what_does_not_suit_it(library, kernel):
+def test_declines_what_does_not_suit_it(kernel):
     query, key, value = states(2, 6, 2, 5, 9, 64)
     begins = torch.zeros(2, dtype=torch.int32)
     assert kernel(query, key, value, begins, 1.0) is not None

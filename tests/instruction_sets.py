@@ -1,0 +1,22 @@
+"""One set of native kernels at a time, whatever the processor's fastest is."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from spq import native
+
+
+@contextmanager
+def chosen(name: str):
+    """Run with this set; the test is skipped where it, or the whole library, is not there."""
+    library = native.library()
+    if library is None:
+        pytest.skip("the native library is not built")
+    before = native.instruction_set(library)
+    if not library.spq_choose(name.encode()):
+        pytest.skip(f"this processor has no {name}")
+    try:
+        yield
+    finally:
+        library.spq_choose(before.encode())
