@@ -64,6 +64,21 @@ def test_gradients_flow_as_before(calls):
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_it_still_compiles_whole(dtype, calls):
+    """In bfloat16 the prompt's attention may be native, too."""
+    model = tiny_model(dtype=dtype, head_dim=32)
+    compiled = torch.compile(fast(model), backend="eager", fullgraph=True)
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    for options in ({}, {"attention_mask": mask}):
+        expected, found = (m(input_ids=IDS, **options).logits for m in (model, compiled))
+        assert torch.equal(found, expected)
+    assert not calls
+
+
+@needs_library
 def test_whoever_watches_the_activation_still_does(calls):
     model = fast(tiny_model())
     seen = []

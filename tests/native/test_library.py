@@ -10,9 +10,9 @@ from spq.modules.quantized_linear import QuantizedLinear
 @pytest.fixture
 def fresh():
     """The library is looked for again, before and after."""
-    native.library.cache_clear()
+    native._library.cache_clear()
     yield
-    native.library.cache_clear()
+    native._library.cache_clear()
 
 
 def warnings(caplog) -> list[str]:

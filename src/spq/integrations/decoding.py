@@ -44,7 +44,8 @@ class NativeDecoding(Worn, PreTrainedModel):
         if input_ids is not None:
             _check(self, input_ids, past_key_values)
         plain = (
-            inputs_embeds is not None
+            torch.compiler.is_compiling()
+            or inputs_embeds is not None
             or labels is not None
             or torch.is_grad_enabled()
             or self.training

@@ -60,9 +60,16 @@ def library_file() -> Path:
     return Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")
 
 
-@cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library, or None; one warning says why there is none."""
+    """The compiled library, or None; one warning says why there is none.
+
+    None at all while torch.compile traces a model: it makes kernels of its own.
+    """
+    return None if torch.compiler.is_compiling() else _library()
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
     wanted = os.environ.get(CHOICE, "")
     if wanted == "reference":
         return None
