@@ -119,7 +119,7 @@ def mask(
         and q_offset + q_length == kv_length
     )
     if native and attention_mask is None and q_offset:
-        return torch.zeros(batch_size, dtype=torch.int32)
+        return torch.zeros(batch_size, dtype=torch.int32, device=kwargs.get("device"))
     if native and attention_mask is not None and attention_mask.shape == (batch_size, kv_length):
         padding = left_padding(attention_mask)
         if padding is not None:
@@ -138,7 +138,8 @@ def mask(
 
 def _expanded(begins: Tensor, count: int, length: int) -> Tensor:
     """The mask that these numbers stand for, [sequences, 1, count, length]."""
-    key, query = torch.arange(length), torch.arange(length - count, length)[:, None]
+    key = torch.arange(length, device=begins.device)
+    query = key[length - count :, None]
     return ((key <= query) & (key >= begins[:, None, None]))[:, None]
 
 
