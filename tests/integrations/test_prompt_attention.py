@@ -164,7 +164,7 @@ def test_a_batch_generates_what_each_sequence_does_alone():
 
 
 @needs_kernel
-def test_afterwards_the_model_attends_as_it_did(tmp_path):
+def test_afterwards_the_model_attends_as_it_did():
     model = wide_model()
     with decoding_natively(model):
         assert model.config._attn_implementation == prompt_attention.NAME

@@ -1,0 +1,29 @@
+"""`spq compare`."""
+
+import json
+
+from tests.cli.files import contents
+
+from spq.evaluation.machine import machine
+
+
+def test_compare_writes_a_table(run, source, text_file, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("compare", source, out, "--sizes", "300KB", "--methods", "dense,svd,prune")
+    arguments += ("--tasks", text_file, "--context", 64, "--limit", 2)
+    code, shown, _ = run(*arguments)
+    assert code == 0
+    assert "dense" in shown and "svd" in shown
+    assert "prune@0.3MB: context 512 exceeds the model's 128 positions" in shown
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("cells", "comparison.json", "curves.json", "table.md")
+    ]
+    table = (out / "table.md").read_text()
+    assert "| svd | 0.3 MB | 0.3 MB | file |" in table and "| prune | 0.3 MB | - |" in table
+    assert f"Measured on {machine()}: {text_file.name}" in table
+    before = contents(out)
+    code, shown, _ = run(*arguments, "--json")
+    assert code == 0
+    assert json.loads(shown) == json.loads((out / "comparison.json").read_text())
+    assert [cell["method"] for cell in json.loads(shown)["cells"]] == ["dense", "svd", "prune"]
+    assert contents(out) == before
