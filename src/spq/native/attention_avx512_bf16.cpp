@@ -2,20 +2,12 @@
 // maximum and sum for each query (FlashAttention, arXiv 2205.14135, algorithm 1).
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include <immintrin.h>
-
 #include <algorithm>
 
 #include "attention.h"
 #include "parallel.h"
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), \
-                             apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
-#endif
-
+#include "target_avx512_bf16.h"
 #include "transpose.h"
 
 namespace {
@@ -219,7 +211,5 @@ void attention_avx512_bf16(const Attention& a, int32_t threads) {
   });
 }
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "target_end.h"
 #endif

@@ -1,20 +1,12 @@
 // Sums of outer products of bfloat16 vectors, for processors with AVX-512 BF16.
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include <immintrin.h>
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), \
-                             apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
-#endif
-
-#include "gram.h"
-
 #include <vector>
 
+#include "gram.h"
 #include "parallel.h"
+
+#include "target_avx512_bf16.h"
 
 namespace {
 
@@ -97,7 +89,5 @@ void gram_avx512_bf16(const uint16_t* x, const float* by, int64_t count, int64_t
   }
 }
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "target_end.h"
 #endif

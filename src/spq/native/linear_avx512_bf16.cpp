@@ -2,20 +2,12 @@
 // become bfloat16 a panel of rows at a time, in a cache, and never in memory.
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include <immintrin.h>
-
 #include <algorithm>
 
 #include "many.h"
 #include "parallel.h"
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), \
-                             apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
-#endif
-
+#include "target_avx512_bf16.h"
 #include "transpose.h"
 
 namespace {
@@ -95,7 +87,5 @@ void linear_avx512_bf16(const Matrix& w, const uint16_t* x, int64_t count, uint1
   });
 }
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "target_end.h"
 #endif
