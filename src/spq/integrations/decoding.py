@@ -148,10 +148,11 @@ def optimize(model: PreTrainedModel) -> PreTrainedModel:
     """Let the model decode without transformers' overhead; it stays the same object.
 
     On a GPU `generate` records CUDA graphs, see `decode_by_graphs`. On a CPU, from then on one more
-    token of up to 16 sequences is computed in one native call. Prompts, larger batches, masks with
+    token of up to 64 sequences is computed in one native call. Prompts, larger batches, masks with
     holes, hidden states and so on run in transformers, with norms and gates in one pass each
-    (`fuse`); with gradients nothing is changed. A model that can never
-    be decoded natively is left as it is, and the log says why.
+    (`fuse`) and, in bfloat16 on some processors, native attention (`prompt_attention`); with
+    gradients nothing is changed. A model that can never be decoded natively is left as it is, and
+    the log says why.
     """
     if isinstance(model, NativeDecoding):
         return model
