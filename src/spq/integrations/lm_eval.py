@@ -1,10 +1,7 @@
-"""Benchmarks through lm-eval: its task definitions and model wrapper, our data and batching."""
+"""Benchmarks through lm-eval: its task definitions over our data."""
 
 import importlib.util
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spq.data.benchmarks import Benchmark, Document, text_of
 from spq.errors import SpqError
-from spq.evaluation.continuations import Continuation, likelihoods
-from spq.evaluation.journal import Journal, digest
+from spq.evaluation.journal import Journal
 from spq.evaluation.perplexity import evaluating
-from spq.integrations.decoding import decoding_natively
-from spq.progress import track
+from spq.integrations.lm_eval_model import language_model, quiet
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
-# Prompts answered at a time where text is generated.
-PROMPTS = 8
 INSTALL = "pip install 'spq-llm[eval]'"
 
 
@@ -115,10 +108,9 @@ class Harness:
         """
         from lm_eval.evaluator import evaluate
 
-        language_model = _language_model(model, tokenizer, journal)
-        with evaluating(model), _quiet():
+        with evaluating(model), quiet():
             results = evaluate(
-                lm=language_model,
+                lm=language_model(model, tokenizer, journal),
                 task_dict={"tasks": self._tasks, "groups": {}},
                 limit=limit,
                 log_samples=False,
@@ -144,7 +136,7 @@ def _load(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    with _quiet():
+    with quiet():
         # One folder only: to index all of lm-eval's tasks takes ten seconds.
         folder = Path(lm_eval.__file__).parent / "tasks" / benchmark.folder
         manager = TaskManager(include_path=str(folder), include_defaults=False)
@@ -182,65 +174,3 @@ def _score(results: Any, name: str, metric: str) -> Score:
 
 def _finite(number: object) -> float | None:
     return float(number) if isinstance(number, float | int) and math.isfinite(number) else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Our own progress and messages replace lm-eval's."""
-    import lm_eval.api.task
-    from tqdm import tqdm
-
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    lm_eval.api.task.tqdm = partial(tqdm, disable=True)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        lm_eval.api.task.tqdm = tqdm
-
-
-def _language_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, journal: Journal
-) -> Any:
-    """lm-eval's wrapper of transformers, with our batching and journal underneath."""
-    from lm_eval.models.huggingface import HFLM
-
-    class Wrapped(HFLM):
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-            items = [Continuation((*before, *after), len(after)) for _, before, after in requests]
-            self._check_length(max(len(item.ids) - 1 for item in items))
-            found = likelihoods(model, items, journal)
-            return [(likelihood.log, likelihood.greedy) for likelihood in found]
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            keys = [digest(["generate natively", *request.args]) for request in requests]
-            found: dict[str, Any] = {key: journal.get(key) for key in keys}
-            missing = {k: r for k, r in zip(keys, requests, strict=True) if found[k] is None}
-            lengths = {key: len(self.tok_encode(r.args[0])) for key, r in missing.items()}
-            order = sorted(missing, key=lambda key: -lengths[key])
-            with decoding_natively(model):
-                for start in track(range(0, len(order), PROMPTS), "answering"):
-                    batch = order[start : start + PROMPTS]
-                    self._check_length(lengths[batch[0]] + self.max_gen_toks)
-                    asked = [missing[key] for key in batch]
-                    answers = super().generate_until(asked, disable_tqdm=True)
-                    found.update(zip(batch, answers, strict=True))
-                    written = sum(len(self.tok_encode(answer)) for answer in answers)
-                    read = sum(lengths[key] for key in batch)
-                    journal.put({key: found[key] for key in batch}, written + read)
-            return [found[key] for key in keys]
-
-        def _check_length(self, tokens: int) -> None:
-            if tokens > self.max_length:
-                raise SpqError(
-                    f"the longest prompt and answer take {tokens} tokens, but the model's context"
-                    f" is {self.max_length}: its beginning would be cut off."
-                )
-
-    with _quiet():
-        return Wrapped(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=PROMPTS)
