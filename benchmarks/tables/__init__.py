@@ -1,4 +1,4 @@
-"""docs/results.md and README's headline table, from what the benchmarks stored as JSON.
+"""docs/results.md with its charts and README's headline table, from what the benchmarks stored as JSON.
 
 A section whose JSON is not there is left out; each names the machine that it was measured on.
 """
@@ -19,6 +19,7 @@ from benchmarks.tables import (
     sparsity,
     speed,
 )
+from benchmarks.tables.curves import NAME, pictures
 from benchmarks.tables.headline import headline
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +68,10 @@ def documents(results: Path = RESULTS, root: Path = ROOT) -> dict[Path, str]:
     if "compress.json" in stored:
         sections.append(recipes.cost_section(stored["compress.json"]))
     written = {root / "docs" / "results.md": "\n\n".join(map(str.strip, [HEAD, *sections])) + "\n"}
+    if "comparison.json" in stored:
+        drawn = pictures(stored["comparison.json"])
+        for text, chart in drawn.items():
+            written[root / "docs" / NAME.format(text=text)] = chart
     if "compress.json" in stored:
         readme = root / "README.md"
         before, rest = readme.read_text(encoding="utf-8").split(START, 1)

@@ -1,4 +1,4 @@
-"""Write docs/results.md and README's headline table: `make results`."""
+"""Write docs/results.md, its charts and README's headline table: `make results`."""
 
 from benchmarks.tables import documents
 

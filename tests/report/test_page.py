@@ -114,4 +114,11 @@ def test_what_lost_far_more_than_the_best_is_named_and_not_drawn():
     near, far = (50.0, 3.5, 0.1), (60.0, 21.0, 1.0)
     drawn = charts.curves({"a": [near], "broken": [far]}, "nats", "Curves")
     assert "above: broken 21.0 at 60 MB" in drawn and ">20<" not in drawn
+    assert drawn.count("broken") == 1  # not in the legend
     assert "above:" not in charts.curves({"a": [near], "b": [near]}, "nats", "Curves")
+
+
+def test_what_is_above_at_several_sizes_is_named_once():
+    near, far, farther = (50.0, 3.5, 0.1), (60.0, 21.0, 1.0), (75.0, 7.25, 1.0)
+    drawn = charts.curves({"a": [near, far], "b": [far, farther]}, "nats", "Curves")
+    assert "above: a 21.0 at 60 MB, b 7.2 to 21.0 at 60 to 75 MB" in drawn

@@ -129,19 +129,17 @@ def curves(
     leave no room to tell the others apart.
     """
     figure, axes = _figure(7, 4)
-    lowest = min(value for points in series.values() for _, value, _ in points)
-    beyond = [
-        f"{name} {value:.1f} at {size:.0f} MB"
-        for name, points in series.items()
-        for size, value, _ in points
-        if value > lowest + MOST_NATS
-    ]
-    if beyond:
-        axes.set_ylim(lowest - MOST_NATS / 20, lowest + MOST_NATS)
-        title = "\n".join(textwrap.wrap("above: " + ", ".join(beyond), 110))
+    most = MOST_NATS + min(value for points in series.values() for _, value, _ in points)
+    above = {name: [p for p in points if p[1] > most] for name, points in series.items()}
+    if any(above.values()):
+        least = min(p[1] - (p[2] or 0) for points in series.values() for p in points)
+        axes.set_ylim(least - MOST_NATS / 40, most)
+        named = ", ".join(_span(name, points) for name, points in above.items() if points)
+        title = "\n".join(textwrap.wrap(f"above: {named}", 110))
         axes.set_title(title, color=INK, fontsize=7, loc="left")
-    for index, (name, points) in enumerate(series.items()):
-        sizes, values, errors = zip(*points, strict=True)
+    drawn = [name for name, points in series.items() if len(above[name]) < len(points)]
+    for index, name in enumerate(drawn):
+        sizes, values, errors = zip(*series[name], strict=True)
         axes.errorbar(
             sizes,
             values,
@@ -157,3 +155,15 @@ def curves(
     axes.set_ylabel(unit, color=INK, fontsize=8)
     axes.legend(fontsize=7, labelcolor=INK, frameon=False, ncols=2)
     return _svg(figure, description)
+
+
+def _span(name: str, points: Sequence[tuple[float, float, float | None]]) -> str:
+    """Between which figures and sizes the points lie."""
+    values = _between([value for _, value, _ in points], 1)
+    sizes = _between([size for size, _, _ in points], 0)
+    return f"{name} {values} at {sizes} MB"
+
+
+def _between(numbers: Sequence[float], digits: int) -> str:
+    least, most = (f"{number:.{digits}f}" for number in (min(numbers), max(numbers)))
+    return least if least == most else f"{least} to {most}"
