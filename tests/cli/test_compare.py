@@ -27,3 +27,11 @@ def test_compare_writes_a_table(run, source, text_file, tmp_path):
     assert json.loads(shown) == json.loads((out / "comparison.json").read_text())
     assert [cell["method"] for cell in json.loads(shown)["cells"]] == ["dense", "svd", "prune"]
     assert contents(out) == before
+
+
+def test_compare_keeps_the_models(run, source, text_file, tmp_path):
+    arguments = ("compare", source, tmp_path / "out", "--sizes", "300KB", "--methods", "dense")
+    arguments += ("--tasks", text_file, "--context", 64, "--limit", 2, "--keep")
+    assert run(*arguments)[0] == 0
+    code, shown, _ = run("inspect", tmp_path / "out" / "models" / "dense@own")
+    assert code == 0 and "down_proj" in shown

@@ -122,6 +122,43 @@ def test_a_task_is_added_to_what_was_measured(wide, settings, tmp_path, monkeypa
     assert shown["method"] == "dense" and shown["other.txt ppl"] == "-"
 
 
+def test_a_model_that_is_kept_is_made_once(wide, settings, tmp_path, monkeypatch):
+    model, _ = wide
+    out, real, ran = tmp_path / "out", comparison_run.evaluate, []
+
+    def stopping(*arguments, **options):
+        ran.append(arguments[2])
+        if len(ran) == 1:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(comparison_run, "evaluate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        compare(model, out, ["int8"], [], settings, keep=True)
+    assert not list((out / "cells").glob("*.json"))
+    monkeypatch.setattr(comparison_run, "compress", None)
+    (first,) = compare(model, out, ["int8"], [], settings, keep=True)
+    asked = replace(settings, tasks=("builtin",))
+    (found,) = compare(model, out, ["int8"], [], asked, keep=True)
+    assert list(found.tasks) == [*settings.tasks, "builtin"] and ran[1:] == list(found.tasks)
+    assert (found.seconds, found.machine) == (first.seconds, first.machine)
+    assert found.seconds > 0 and found.machine
+    assert spq.load(out / "models" / found.name).num_parameters() > 0
+
+
+def test_a_kept_model_of_other_settings_is_made_again(wide, settings, tmp_path):
+    model, _ = wide
+    out = tmp_path / "out"
+    (first,) = compare(model, out, ["int8"], [], settings, keep=True)
+    made = json.loads((out / "models" / "int8@own.json").read_text())
+    (second,) = compare(model, out, ["int8"], [], replace(settings, seed=1), keep=True)
+    again = json.loads((out / "models" / "int8@own.json").read_text())
+    assert (made["key"], again["key"]) == (first.key, second.key)
+    assert first.key != second.key
+    manifest = json.loads((out / "models" / "int8@own" / "spq_manifest.json").read_text())
+    assert manifest["seed"] == 1
+
+
 def test_figures_of_two_models_are_not_mixed(wide, settings, tmp_path):
     """As where another processor rounds, and so chooses, otherwise."""
     model, _ = wide

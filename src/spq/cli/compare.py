@@ -45,12 +45,16 @@ def command(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     dtype: Dtype = "auto",
     device: Device = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the compressed models, in OUT/models.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compress MODEL with every method at every size, and measure each result the same way.
 
     OUT gets a JSON file, a recipe and the commands of every cell, the table as Markdown, all cells
-    as one JSON file, and the data of a plot of size against loss.
+    as one JSON file, and the data of a plot of size against loss. With --keep a model is made once:
+    a run that was stopped, or that adds tasks, takes the one that is there.
     """
     laid = protocol(named, context)
     settings = Settings(
@@ -70,7 +74,7 @@ def command(
     if not (out / CELLS).is_dir() and out.is_dir() and any(out.iterdir()):
         raise SpqError(f"{str(out)!r} holds something else than a comparison; name a new directory")
     check_output(out, overwrite=True)
-    cells = compare(model, out, wanted, asked, settings)
+    cells = compare(model, out, wanted, asked, settings, keep=keep)
     everything = Comparison(model=model, cells=cells).model_dump_json(indent=1)
     write_text(out / "comparison.json", everything + "\n")
     page = f"# Methods at matched size: {model}\n\n{markdown(cells)}\n"

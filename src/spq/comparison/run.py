@@ -1,8 +1,6 @@
 """Run every method at every size, and go on where an earlier run was stopped."""
 
 import logging
-import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,13 @@ from spq.cache import cache_directory
 from spq.checkpoint.atomic import write_text
 from spq.comparison.cells import Cell, cell_name, command, is_matched, read_cell
 from spq.comparison.methods import METHODS, Candidate, Inventory, inventory
+from spq.comparison.models import MODELS, make, place
 from spq.errors import SpqError
 from spq.evaluation import Reference, TaskResult, check_tasks, evaluate, open_journal
 from spq.evaluation.journal import digest
-from spq.evaluation.machine import machine
 from spq.integrations.decoding import optimize
 from spq.integrations.source import load_model
-from spq.manifest import Manifest, versions
+from spq.manifest import Manifest, read_manifest, versions
 from spq.pipeline import compress
 from spq.recipe import Recipe, load_recipe
 from spq.view import ModelView
@@ -57,7 +55,13 @@ class Settings:
 
 
 def compare(
-    model: str, out: Path, methods: list[str], sizes: list[int], settings: Settings
+    model: str,
+    out: Path,
+    methods: list[str],
+    sizes: list[int],
+    settings: Settings,
+    *,
+    keep: bool = False,
 ) -> list[Cell]:
     """Compress with every method at every size and measure each result.
 
@@ -67,6 +71,7 @@ def compare(
         methods: keys of `METHODS`.
         sizes: in bytes.
         settings: of all cells.
+        keep: the compressed models, too: each is made once, whatever is measured on it later.
 
     Returns:
         the cells, methods with a size of their own first; then others that earlier runs with the
@@ -83,7 +88,8 @@ def compare(
     if view.quantized:
         raise SpqError(f"model {model!r} is compressed already; compare methods on the original")
     reference = Reference(model, optimize(dense.model))
-    runner = _Runner(model, out, settings, inventory(view), reference)
+    models = out / MODELS if keep else None
+    runner = _Runner(model, out, models, settings, inventory(view), reference)
     (out / CELLS).mkdir(parents=True, exist_ok=True)
     pairs: list[tuple[str, int | None]] = [(m, None) for m in methods if not METHODS[m].sized]
     pairs += [(m, size) for size in sizes for m in methods if METHODS[m].sized]
@@ -95,6 +101,7 @@ def compare(
 class _Runner:
     model: str
     out: Path
+    models: Path | None
     settings: Settings
     held: Inventory
     dense: Reference
@@ -121,7 +128,6 @@ class _Runner:
             recipe=described,
             seed=self.settings.seed,
             commands=self._commands(name, [*tasks, *missing]),
-            machine=machine(),
             tasks=tasks,
             key=key,
         )
@@ -165,25 +171,19 @@ class _Runner:
         return Recipe.from_dict({"calibration": shared, "stages": candidate.stages})
 
     def _measure(self, cell: Cell, recipe: Recipe, tasks: list[str]) -> None:
-        """Compress into a scratch directory, and run tasks on what loads from there."""
-        with tempfile.TemporaryDirectory(prefix="spq-compare-") as scratch:
-            started = time.perf_counter()
+        """Compress, and run tasks on what loads from there."""
+        with place(cell.name, self.models) as directory:
             try:
-                manifest = compress(
-                    self.model,
-                    Path(scratch) / "out",
-                    recipe=recipe,
-                    seed=self.settings.seed,
-                    dtype=self.settings.dtype,
-                    device=self.settings.device,
-                ).manifest
+                made = make(directory, cell.key, lambda out: self._compress(recipe, out))
             except SpqError as error:
                 if cell.tasks:
                     # It could be made before; what was measured then stays as it is.
                     raise
                 cell.reason = str(error)
                 return
-            cell.seconds = round(time.perf_counter() - started, 1)
+            manifest = read_manifest(directory)
+            assert manifest is not None
+            cell.seconds, cell.machine = made.seconds, made.machine
             cell.status = "done"
             cell.disk = manifest.sizes.disk
             size = cell.disk if cell.counted == "file" else _packed(manifest, self.held)
@@ -194,7 +194,18 @@ class _Runner:
             cell.bytes = size
             if not cell.matched:
                 cell.reason = f"it came out at {cell.bytes / 1e6:.1f} MB"
-            cell.tasks |= self._evaluate(Path(scratch) / "out", manifest, tasks)
+            cell.tasks |= self._evaluate(directory, manifest, tasks)
+
+    def _compress(self, recipe: Recipe, directory: Path) -> None:
+        compress(
+            self.model,
+            directory,
+            recipe=recipe,
+            seed=self.settings.seed,
+            dtype=self.settings.dtype,
+            device=self.settings.device,
+            overwrite=True,
+        )
 
     def _evaluate(
         self, directory: Path, manifest: Manifest, tasks: list[str]
