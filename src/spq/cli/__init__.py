@@ -5,6 +5,7 @@ import pkgutil
 import signal
 import sys
 from importlib import import_module
+from inspect import getdoc
 from typing import Any
 
 import typer
@@ -48,7 +49,10 @@ def _register() -> None:
     for module in pkgutil.iter_modules(__path__):
         if module.name not in ("options", "tables"):
             command = import_module(f"{__name__}.{module.name}").command
-            app.command(name=module.name)(command)
+            # Paragraphs are set anew at the terminal's width; typer keeps the lines of the source.
+            paragraphs = (getdoc(command) or "").split("\n\n")
+            about = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+            app.command(name=module.name, help=about)(command)
 
 
 def _quiet_transformers() -> None:
