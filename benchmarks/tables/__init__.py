@@ -19,7 +19,6 @@ from benchmarks.tables import (
     sparsity,
     speed,
 )
-from benchmarks.tables.curves import NAME, pictures
 from benchmarks.tables.headline import headline
 
 ROOT = Path(__file__).parents[2]
@@ -69,9 +68,8 @@ def documents(results: Path = RESULTS, root: Path = ROOT) -> dict[Path, str]:
         sections.append(recipes.cost_section(stored["compress.json"]))
     written = {root / "docs" / "results.md": "\n\n".join(map(str.strip, [HEAD, *sections])) + "\n"}
     if "comparison.json" in stored:
-        drawn = pictures(stored["comparison.json"])
-        for text, chart in drawn.items():
-            written[root / "docs" / NAME.format(text=text)] = chart
+        drawn = comparison.charts(stored["comparison.json"])
+        written |= {root / "docs" / name: chart for name, chart in drawn.items()}
     if "compress.json" in stored:
         readme = root / "README.md"
         before, rest = readme.read_text(encoding="utf-8").split(START, 1)

@@ -1,20 +1,21 @@
 """Methods at matched size, from the comparison.json of `spq compare`."""
 
-from benchmarks.tables.curves import NAME, pictures
-
 from spq.comparison import Comparison
 from spq.report.comparison import markdown
+from spq.report.pictures import file_name, links, size_against_loss
 
 
 def section(stored: dict) -> str:
     found = Comparison.model_validate(stored)
-    charts = "".join(
-        f"Size against loss on {text}, with standard errors:\n\n![{text}]({NAME.format(text=text)})\n\n"
-        for text in pictures(stored)
-    )
     return f"""## Methods at matched size
 
 `spq compare {found.model}` ([what is compared](comparison.md)).
 
-{charts}{markdown(found.cells)}
+{links(size_against_loss(found.cells))}{markdown(found.cells)}
 """
+
+
+def charts(stored: dict) -> dict[str, str]:
+    """SVG by name of the file, which the section shows."""
+    drawn = size_against_loss(Comparison.model_validate(stored).cells)
+    return {file_name(text): chart for text, chart in drawn.items()}

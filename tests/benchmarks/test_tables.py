@@ -1,5 +1,4 @@
 import json
-import re
 
 from benchmarks.tables import RESULTS, ROOT, documents
 from benchmarks.tables.headline import CALIBRATION, headline
@@ -76,19 +75,15 @@ def test_every_stored_file_has_its_section(tmp_path):
     assert page.index("## Recipes") < page.index("## Speed") < page.index("## Time and memory")
 
 
-def test_a_comparison_is_drawn_in_the_colours_of_its_reader(tmp_path):
+def test_a_comparison_has_its_charts(tmp_path):
     stored = RESULTS / "comparison.json"
     (tmp_path / stored.name).write_bytes(stored.read_bytes())
     written = documents(tmp_path, ROOT)
     page = written.pop(ROOT / "docs" / "results.md")
-    assert {file.name for file in written} == {
-        f"size-against-loss-{text}.svg" for text in ("wikitext2", "c4")
-    }
-    for file, drawn in written.items():
-        assert f"]({file.name})" in page
-        assert "prefers-color-scheme: dark" in drawn and ">ensemble<" in drawn
-        used = set(re.findall(r"var\((--[a-z0-9-]+)\)", drawn))
-        assert used and all(drawn.count(f"{name}: #") == 2 for name in used)
+    names = {f"size-against-loss-{text}.svg" for text in ("wikitext2", "c4")}
+    assert {file.name for file in written} == names
+    assert all(f"]({name})" in page for name in names)
+    assert all(">ensemble<" in drawn for drawn in written.values())
 
 
 def test_the_headline_stands_between_its_marks(tmp_path):

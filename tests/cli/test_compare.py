@@ -1,6 +1,7 @@
 """`spq compare`."""
 
 import json
+import sys
 
 from tests.cli.files import contents
 
@@ -16,10 +17,12 @@ def test_compare_writes_a_table(run, source, text_file, tmp_path):
     assert "dense" in shown and "svd" in shown
     assert "prune@0.3MB: context 512 exceeds the model's 128 positions" in shown
     assert sorted(path.name for path in out.iterdir()) == [
-        *("cells", "comparison.json", "curves.json", "table.md")
+        *("cells", "comparison.json", "curves.json"),
+        *(f"size-against-loss-{text_file.name}.svg", "table.md"),
     ]
     table = (out / "table.md").read_text()
     assert "| svd | 0.3 MB | 0.3 MB | file |" in table and "| prune | 0.3 MB | - |" in table
+    assert f"](size-against-loss-{text_file.name}.svg)" in table
     assert f"Measured on {machine()}: {text_file.name}" in table
     before = contents(out)
     code, shown, _ = run(*arguments, "--json")
@@ -35,3 +38,12 @@ def test_compare_keeps_the_models(run, source, text_file, tmp_path):
     assert run(*arguments)[0] == 0
     code, shown, _ = run("inspect", tmp_path / "out" / "models" / "dense@own")
     assert code == 0 and "down_proj" in shown
+
+
+def test_compare_says_what_charts_need(run, source, text_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    out = tmp_path / "out"
+    arguments = ("compare", source, out, "--sizes", "300KB", "--methods", "dense")
+    code, shown, _ = run(*arguments, "--tasks", text_file, "--context", 64, "--limit", 2)
+    assert code == 0 and "pip install 'spq-llm[report]'" in shown
+    assert not list(out.glob("*.svg")) and "![" not in (out / "table.md").read_text()

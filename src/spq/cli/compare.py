@@ -12,10 +12,12 @@ from spq.checkpoint.atomic import check_output, write_text
 from spq.cli.options import Context, Device, Dtype, Json, Limit, Model, Protocol, Windows
 from spq.cli.tables import show, table
 from spq.comparison import METHODS, Comparison, Settings, compare
+from spq.comparison.cells import Cell
 from spq.comparison.run import CELLS
 from spq.errors import SpqError
 from spq.evaluation.protocols import DEFAULT, protocol
 from spq.report.comparison import curves, markdown, summary
+from spq.report.pictures import file_name, links, size_against_loss
 from spq.sizes import parse_size
 
 
@@ -53,7 +55,7 @@ def command(
     """Compress MODEL with every method at every size, and measure each result the same way.
 
     OUT gets a JSON file, a recipe and the commands of every cell, the table as Markdown, all cells
-    as one JSON file, and the data of a plot of size against loss. With --keep a model is made once:
+    as one JSON file, and size against loss as charts and as data. With --keep a model is made once:
     a run that was stopped, or that adds tasks, takes the one that is there.
     """
     laid = protocol(named, context)
@@ -77,7 +79,8 @@ def command(
     cells = compare(model, out, wanted, asked, settings, keep=keep)
     everything = Comparison(model=model, cells=cells).model_dump_json(indent=1)
     write_text(out / "comparison.json", everything + "\n")
-    page = f"# Methods at matched size: {model}\n\n{markdown(cells)}\n"
+    charts, missing = _charts(out, cells)
+    page = f"# Methods at matched size: {model}\n\n{charts}{markdown(cells)}\n"
     made = f"The commands and the recipe of every row are in `{CELLS}/`.\n"
     write_text(out / "table.md", page + made)
     write_text(out / "curves.json", json.dumps(curves(cells), indent=1) + "\n")
@@ -88,9 +91,20 @@ def command(
     shown = table(model, *header)
     for row in body:
         shown.add_row(*map(escape, row))
-    notes = [f"{cell.name}: {cell.reason}" for cell in cells if cell.reason]
+    notes = [f"{cell.name}: {cell.reason}" for cell in cells if cell.reason] + missing
     written = f"Wrote {out}: table.md, comparison.json, curves.json, and every row in {CELLS}/"
     show(shown, *map(escape, notes), escape(written))
+
+
+def _charts(out: Path, cells: list[Cell]) -> tuple[str, list[str]]:
+    """Draw size against loss for each text; Markdown that shows it, or why it was not drawn."""
+    try:
+        drawn = size_against_loss(cells)
+    except SpqError as error:
+        return "", [str(error)]
+    for text, chart in drawn.items():
+        write_text(out / file_name(text), chart)
+    return links(drawn), []
 
 
 def _listed(text: str, option: str) -> list[str]:
