@@ -123,6 +123,14 @@ def test_generated_answers_equal_lm_eval_run_by_hand(wide, tokenizer, data, tmp_
     assert {(score.shots, score.documents) for score in result.scores} == {(5, 2)}
 
 
+def test_lm_eval_shows_no_progress_of_its_own(wide, tokenizer, data, capfd):
+    import lm_eval.api.task as task
+
+    before = task.tqdm
+    evaluate(wide, tokenizer, "arc_easy", limit=2)
+    assert "it/s" not in capfd.readouterr().err and task.tqdm is before
+
+
 def test_values_differ_between_models(wide, tokenizer, data):
     other = tiny_model(max_position_embeddings=4096, seed=5)
     one, two = (evaluate(model, tokenizer, "truthfulqa").scores for model in (wide, other))

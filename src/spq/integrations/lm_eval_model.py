@@ -24,18 +24,17 @@ PROMPTS = 8
 @contextmanager
 def quiet() -> Iterator[None]:
     """Our own progress and messages replace lm-eval's."""
-    import lm_eval.api.task
-    from tqdm import tqdm
+    import lm_eval.api.task as task
 
     logger = logging.getLogger("lm_eval")
-    level = logger.level
+    level, bar = logger.level, task.tqdm
     logger.setLevel(logging.ERROR)
-    lm_eval.api.task.tqdm = partial(tqdm, disable=True)
+    task.tqdm = partial(bar, disable=True)
     try:
         yield
     finally:
         logger.setLevel(level)
-        lm_eval.api.task.tqdm = tqdm
+        task.tqdm = bar
 
 
 def language_model(
