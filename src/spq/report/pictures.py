@@ -1,6 +1,7 @@
 """Charts as files that stand by themselves."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import quote
 
 from spq.comparison.cells import Cell
 from spq.report import sections
@@ -28,7 +29,8 @@ def file_name(text: str) -> str:
 def links(texts: Iterable[str]) -> str:
     """The charts in Markdown that lies beside them."""
     return "".join(
-        f"Size against loss on {text}, with standard errors:\n\n![{text}]({file_name(text)})\n\n"
+        f"Size against loss on {text}, with standard errors:\n\n"
+        f"![{text}]({quote(file_name(text))})\n\n"
         for text in texts
     )
 
