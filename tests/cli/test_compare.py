@@ -23,7 +23,7 @@ def test_compare_writes_a_table(run, source, text_file, tmp_path):
     table = (out / "table.md").read_text()
     assert "| svd | 0.3 MB | 0.3 MB | file |" in table and "| prune | 0.3 MB | - |" in table
     assert f"](size-against-loss-{text_file.name}.svg)" in table
-    assert f"Measured on {machine()}: {text_file.name}" in table
+    assert f"Measured on {machine()}." in table
     before = contents(out)
     code, shown, _ = run(*arguments, "--json")
     assert code == 0

@@ -1,9 +1,10 @@
 import pytest
 
+from spq.comparison.cells import Cell
 from spq.evaluation import TaskResult
 from spq.evaluation.journal import Effort
 from spq.evaluation.perplexity import Perplexity
-from spq.report.comparison import figures
+from spq.report.comparison import figures, markdown, rows
 
 
 def result(perplexity, error):
@@ -42,3 +43,21 @@ def result(perplexity, error):
 )
 def test_a_perplexity_of_many_digits_is_written_with_an_exponent(perplexity, error, shown):
     assert figures(result(perplexity, error)) == [("text ppl", shown)]
+
+
+def cell(**tasks):
+    return Cell(method="gptq", target=None, status="done", recipe={}, seed=0, tasks=tasks, key="")
+
+
+def test_rows_name_their_machine_where_there_are_several():
+    found = result(20.0, 1.0)
+    other = found.model_copy(update={"machine": "another, 1 threads"})
+    cells = [cell(a=found, b=found, c=other), cell(a=other), cell()]
+    header, body = rows(cells)
+    assert header[-2:] == ["machine", "note"]
+    assert [row[-2] for row in body] == ["A, c B", "B", "-"]
+    page = markdown(cells)
+    assert "- A: a machine, 2 threads.\n- B: another, 1 threads." in page
+    alone = [cell(a=found), cell()]
+    assert "machine" not in rows(alone)[0]
+    assert "Measured on a machine, 2 threads." in markdown(alone)

@@ -1,6 +1,7 @@
 """A comparison as a table, and as data for a plot of size against loss."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spq.comparison.cells import Cell
@@ -17,12 +18,15 @@ LONG = 1e5
 def rows(cells: Sequence[Cell]) -> tuple[Row, list[Row]]:
     """Header and rows: a cell each, the largest size first, figures with standard errors.
 
-    A cell that was not measured, or not at its size, says why in the last column.
+    A cell that was not measured, or not at its size, says why in the last column. Where several
+    machines measured, each row names its own by a letter.
     """
     columns = list(dict.fromkeys(name for cell in cells for name, _ in _figures(cell)))
-    header = ["method", "asked for", "size", "counted", *columns, "note"]
+    machines = _machines(cells)
+    where = ["machine"] if len(machines) > 1 else []
+    header = ["method", "asked for", "size", "counted", *columns, *where, "note"]
     ordered = sorted(cells, key=lambda cell: -(cell.target or cell.bytes or 0))
-    return header, [_row(cell, columns) for cell in ordered]
+    return header, [_row(cell, columns, machines) for cell in ordered]
 
 
 def summary(cells: Sequence[Cell]) -> tuple[Row, list[Row]]:
@@ -54,7 +58,7 @@ def markdown(cells: Sequence[Cell]) -> str:
         *(f"- `{name}`: {METHODS[name].about}." for name in used),
         "",
         *_protocols(cells),
-        *_machines(cells),
+        *_measured_on(_machines(cells)),
         "",
     ]
     return "\n".join(lines)
@@ -86,14 +90,15 @@ def curves(cells: Sequence[Cell]) -> dict[str, Any]:
     return found
 
 
-def _row(cell: Cell, columns: list[str]) -> Row:
+def _row(cell: Cell, columns: list[str], machines: Mapping[str, str]) -> Row:
     figures = dict(_figures(cell))
     asked = "its own" if cell.target is None else megabytes(cell.target)
     size = "-" if cell.bytes is None else megabytes(cell.bytes)
     marks = [cell.reason] if cell.reason else []
     marks += [f"{task.task} is contaminated" for task in cell.tasks.values() if task.contaminated]
     shown = [figures.get(column, "-") for column in columns]
-    return [cell.method, asked, size, cell.counted, *shown, "; ".join(marks)]
+    where = [_where(cell, machines)] if len(machines) > 1 else []
+    return [cell.method, asked, size, cell.counted, *shown, *where, "; ".join(marks)]
 
 
 def _figures(cell: Cell) -> list[tuple[str, str]]:
@@ -131,12 +136,26 @@ def _protocols(cells: Sequence[Cell]) -> list[str]:
     return [line for task, text in found.items() for line in (f"`{task}`: {text}", "")]
 
 
-def _machines(cells: Sequence[Cell]) -> list[str]:
-    """What measured which tasks, for each machine."""
-    found: dict[str, dict[str, None]] = {}
-    for task in (task for cell in cells for task in cell.tasks.values()):
-        found.setdefault(task.machine, {})[task.task] = None
-    return [f"Measured on {name}: {', '.join(tasks)}." for name, tasks in found.items()]
+def _machines(cells: Sequence[Cell]) -> dict[str, str]:
+    """A letter for each machine that measured something."""
+    found = dict.fromkeys(task.machine for cell in cells for task in cell.tasks.values())
+    return {name: chr(ord("A") + index) for index, name in enumerate(found)}
+
+
+def _measured_on(machines: Mapping[str, str]) -> list[str]:
+    if len(machines) == 1:
+        return [f"Measured on {name}." for name in machines]
+    return [f"- {letter}: {name}." for name, letter in machines.items()]
+
+
+def _where(cell: Cell, machines: Mapping[str, str]) -> str:
+    """The machine of most tasks, and of which tasks it was another."""
+    if not cell.tasks:
+        return "-"
+    letters = {name: machines[task.machine] for name, task in cell.tasks.items()}
+    usual = Counter(letters.values()).most_common(1)[0][0]
+    others = [f"{name} {letter}" for name, letter in letters.items() if letter != usual]
+    return ", ".join([usual, *others])
 
 
 def _line(cells: Row) -> str:
