@@ -6,16 +6,9 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from spq.report.palette import DARK, LIGHT, variables
+
 TEMPLATE = Path(__file__).parent / "page.html.j2"
-# Distinct from each other and from the paper (after Tol's bright and muted schemes).
-LIGHT = (
-    *("#4477aa", "#cc3311", "#228833", "#aa3377", "#997700", "#0077bb", "#882255"),
-    *("#117733", "#ee7733", "#332288", "#999933", "#009988", "#661100", "#555555"),
-)
-DARK = (
-    *("#77aadd", "#ff8866", "#66cc77", "#ee99cc", "#ddcc55", "#66ccee", "#dd77aa"),
-    *("#77cc99", "#ffaa66", "#aa99ff", "#cccc66", "#55ccbb", "#dd9977", "#bbbbbb"),
-)
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,8 @@ def html(name: str, about: str, sections: Sequence[Section]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(name=name, about=about, sections=sections, light=LIGHT, dark=DARK)
+    colours = {"light": variables(LIGHT), "dark": variables(DARK)}
+    return template.render(name=name, about=about, sections=sections, **colours)
 
 
 def markdown(name: str, about: str, sections: Sequence[Section]) -> str:

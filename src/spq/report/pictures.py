@@ -1,12 +1,12 @@
 """Charts as files that stand by themselves."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 from spq.comparison.cells import Cell
-from spq.report import sections
 from spq.report.comparison import curves
-from spq.report.page import DARK, LIGHT
+from spq.report.palette import DARK, LIGHT, variables
+from spq.report.sections import loss_chart
 
 
 def size_against_loss(cells: Sequence[Cell]) -> dict[str, str]:
@@ -15,10 +15,8 @@ def size_against_loss(cells: Sequence[Cell]) -> dict[str, str]:
     Raises:
         SpqError: matplotlib is not installed.
     """
-    return {
-        text: _standing_alone(sections.comparison({text: methods}).charts[0].svg)
-        for text, methods in curves(cells).items()
-    }
+    drawn = {text: loss_chart(text, methods, "nll") for text, methods in curves(cells).items()}
+    return {text: _standing_alone(chart.svg) for text, chart in drawn.items() if chart}
 
 
 def file_name(text: str) -> str:
@@ -37,13 +35,9 @@ def links(texts: Iterable[str]) -> str:
 
 def _standing_alone(chart: str) -> str:
     """The chart with the colours that a report's page would give it."""
-    light = _style({"ink": "#1c2024", "faint": "#b8bfc6"}, LIGHT)
-    dark = _style({"ink": "#e4e7ea", "faint": "#59616a"}, DARK)
-    style = f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}"
+    style = (
+        f"svg {{ {variables(LIGHT)} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ svg {{ {variables(DARK)} }} }}"
+    )
     opening = chart.index(">") + 1
     return f"{chart[:opening]}\n<style>\n{style}\n</style>{chart[opening:]}"
-
-
-def _style(lines: Mapping[str, str], series: Sequence[str]) -> str:
-    colours = {**lines, **{f"series-{i}": colour for i, colour in enumerate(series, start=1)}}
-    return "svg { " + " ".join(f"--{name}: {value};" for name, value in colours.items()) + " }"

@@ -20,6 +20,9 @@ from spq.report.units import megabytes, ratio
 
 MODULE_COLUMNS = ("module", "format", "out × in", "rank", "bits", "bytes")
 
+# That size is drawn against, by their keys in `curves.json`, and units.
+LOSSES = {"nll": "nats per token", "divergence": "KL to the dense model, nats per token"}
+
 
 def sizes(manifest: Manifest) -> Section:
     """Bytes before and after."""
@@ -214,22 +217,34 @@ def _measured(results: Sequence[Evaluation]) -> list[str]:
     ]
 
 
+def loss_chart(
+    text: str, methods: Mapping[str, Sequence[Mapping[str, Any]]], key: str
+) -> Chart | None:
+    """Size against one of `LOSSES`, of the methods that have it; None where none has.
+
+    Args:
+        text: that was measured on.
+        methods: points by method, as `report.comparison.curves` gives them for a text.
+        key: of the loss.
+    """
+    series = {
+        name: [(p["bytes"] / 1e6, p[key], p[f"{key}_error"]) for p in points]
+        for name, points in methods.items()
+        if all(p[key] is not None for p in points)
+    }
+    if not series:
+        return None
+    unit = LOSSES[key]
+    drawn = charts.curves(series, unit, f"{text}: size against {unit}")
+    return Chart(drawn, f"{text}: {unit}, with standard errors.")
+
+
 def comparison(curves: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Section:
     """Size against loss of all methods, from the `curves.json` of `spq compare`."""
     section = Section("Size against loss")
     for task, methods in curves.items():
-        for key, unit in (
-            ("nll", "nats per token"),
-            ("divergence", "KL to the dense model, nats per token"),
-        ):
-            series = {
-                name: [(p["bytes"] / 1e6, p[key], p[f"{key}_error"]) for p in points]
-                for name, points in methods.items()
-                if all(p[key] is not None for p in points)
-            }
-            if series:
-                drawn = charts.curves(series, unit, f"{task}: size against {unit}")
-                section.charts.append(Chart(drawn, f"{task}: {unit}, with standard errors."))
+        found = (loss_chart(task, methods, key) for key in LOSSES)
+        section.charts += [chart for chart in found if chart is not None]
         rows = [
             (name, f"{p['bytes'] / 1e6:.1f}", p["counted"], f"{p['nll']:.4f}")
             for name, points in methods.items()
