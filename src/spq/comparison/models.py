@@ -47,7 +47,8 @@ def make(directory: Path, key: str, compress: Callable[[Path], object]) -> Made:
     Args:
         directory: of the checkpoint; a note beside it says which cell it is of.
         key: of the cell.
-        compress: writes a checkpoint whole or not at all, over what is there.
+        compress: writes a checkpoint whole or not at all, over what is there; what it raises is
+            passed on, and no note is left.
     """
     note = directory.with_name(f"{directory.name}.json")
     known = _read(note)

@@ -46,6 +46,9 @@ def language_model(
         model: a causal language model.
         tokenizer: its own.
         journal: answers found earlier; new ones are added.
+
+    Raises:
+        SpqError: not here but while it is evaluated: a prompt is longer than the model's context.
     """
     from lm_eval.models.huggingface import HFLM
 

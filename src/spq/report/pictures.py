@@ -1,12 +1,42 @@
-"""Charts as files that stand by themselves."""
+"""Charts of a comparison, on a page or as files that stand by themselves."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from spq.comparison.cells import Cell
+from spq.report import charts
 from spq.report.comparison import curves
+from spq.report.page import Chart
 from spq.report.palette import DARK, LIGHT, variables
-from spq.report.sections import loss_chart
+
+# That size is drawn against, by their keys in `curves.json`, and units.
+LOSSES = {"nll": "nats per token", "divergence": "KL to the dense model, nats per token"}
+
+
+def loss_chart(
+    text: str, methods: Mapping[str, Sequence[Mapping[str, Any]]], key: str
+) -> Chart | None:
+    """Size against one of `LOSSES`, of the methods that have it; None where none has.
+
+    Args:
+        text: that was measured on.
+        methods: points by method, as `report.comparison.curves` gives them for a text.
+        key: of the loss.
+
+    Raises:
+        SpqError: matplotlib is not installed.
+    """
+    series = {
+        name: [(p["bytes"] / 1e6, p[key], p[f"{key}_error"]) for p in points]
+        for name, points in methods.items()
+        if all(p[key] is not None for p in points)
+    }
+    if not series:
+        return None
+    unit = LOSSES[key]
+    drawn = charts.curves(series, unit, f"{text}: size against {unit}")
+    return Chart(drawn, f"{text}: {unit}, with standard errors.")
 
 
 def size_against_loss(cells: Sequence[Cell]) -> dict[str, str]:

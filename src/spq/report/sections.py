@@ -14,14 +14,12 @@ from spq.report import charts
 from spq.report.comparison import figures
 from spq.report.layers import Layer, layers
 from spq.report.page import Chart, Sample, Section, Table
+from spq.report.pictures import LOSSES, loss_chart
 from spq.report.speed import RATES, measure_name, notes
 from spq.report.speed import rows as speed_rows
 from spq.report.units import megabytes, ratio
 
 MODULE_COLUMNS = ("module", "format", "out × in", "rank", "bits", "bytes")
-
-# That size is drawn against, by their keys in `curves.json`, and units.
-LOSSES = {"nll": "nats per token", "divergence": "KL to the dense model, nats per token"}
 
 
 def sizes(manifest: Manifest) -> Section:
@@ -215,28 +213,6 @@ def _measured(results: Sequence[Evaluation]) -> list[str]:
         for task in result.tasks
         if task.perplexity and task.task in first
     ]
-
-
-def loss_chart(
-    text: str, methods: Mapping[str, Sequence[Mapping[str, Any]]], key: str
-) -> Chart | None:
-    """Size against one of `LOSSES`, of the methods that have it; None where none has.
-
-    Args:
-        text: that was measured on.
-        methods: points by method, as `report.comparison.curves` gives them for a text.
-        key: of the loss.
-    """
-    series = {
-        name: [(p["bytes"] / 1e6, p[key], p[f"{key}_error"]) for p in points]
-        for name, points in methods.items()
-        if all(p[key] is not None for p in points)
-    }
-    if not series:
-        return None
-    unit = LOSSES[key]
-    drawn = charts.curves(series, unit, f"{text}: size against {unit}")
-    return Chart(drawn, f"{text}: {unit}, with standard errors.")
 
 
 def comparison(curves: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Section:
