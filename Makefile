@@ -106,7 +106,7 @@ endef
 
 export VENV_REFUSAL TORCH_REFUSAL TORCH_PLANNED TORCH_INSTALLED TORCH_PIN
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard src/spq/native/*.h src/spq/native/*.cpp)
+$(STAMP): pyproject.toml constraints.txt $(wildcard src/spqlm/native/*.h src/spqlm/native/*.cpp)
 	@$(PIP) --version >/dev/null 2>&1 || { \
 		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 			{ echo "error: $(PYTHON) is missing or older than Python 3.11: run make again with PYTHON=another/python." >&2; exit 1; }; \

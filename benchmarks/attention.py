@@ -17,11 +17,11 @@ from cpu_kernels import timed
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from spq.evaluation.machine import machine
-from spq.integrations import prompt_attention
-from spq.integrations.decoding import optimize
-from spq.integrations.source import load_model
-from spq.native import attention
+from spqlm.decoding import prompt_attention
+from spqlm.decoding.optimize import optimize
+from spqlm.evaluation.machine import machine
+from spqlm.native import attention
+from spqlm.sources.load import load_model
 
 RESULTS = Path(__file__).parent / "results" / "attention.json"
 # Sequences, tokens, query heads, key heads, width; and whether the batch is padded.

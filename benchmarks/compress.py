@@ -21,16 +21,17 @@ from pathlib import Path
 
 import torch
 
-import spq
-from spq.data import encode, load_text
-from spq.evaluation import PeakMemory, perplexity
-from spq.evaluation.machine import processor
-from spq.integrations.source import load_model, load_tokenizer
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.ops import linear_from
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.numerics import low_rank
-from spq.recipe import Recipe, load_recipe
+import spqlm
+from spqlm.data import encode, load_text
+from spqlm.evaluation import perplexity
+from spqlm.evaluation.machine import processor
+from spqlm.model.memory import PeakMemory
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import linear_from
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.numerics import low_rank
+from spqlm.recipe import Recipe, load_recipe
+from spqlm.sources.load import load_model, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "compress.json"
 CALIBRATION = "wikitext2_valid"
@@ -92,7 +93,7 @@ def measure(model: str, name: str, stages: list, tokens: dict[str, torch.Tensor]
     folder = Path(tempfile.mkdtemp(prefix="spq-bench-"))
     try:
         started = time.perf_counter()
-        manifest = spq.compress(model, folder / "out", recipe=recipe).manifest
+        manifest = spqlm.compress(model, folder / "out", recipe=recipe).manifest
         seconds = time.perf_counter() - started
         reloaded = load_model(folder / "out", dtype=torch.float32).model
         scores = {
@@ -123,7 +124,7 @@ def measure(model: str, name: str, stages: list, tokens: dict[str, torch.Tensor]
 
 def quality(model: str, cells: list[str]) -> dict:
     plain = Path(tempfile.mkdtemp(prefix="spq-bench-source-"))
-    spq.compress(model, plain / "dense", recipe="dense")  # unpack GGUF once, not once a cell
+    spqlm.compress(model, plain / "dense", recipe="dense")  # unpack GGUF once, not once a cell
     source = str(plain / "dense")
     tokenizer = load_tokenizer(source)
     tokens = {
@@ -177,10 +178,10 @@ def block() -> dict:
 def stages(model: str) -> dict:
     """Stage by stage on an otherwise idle machine."""
     plain = Path(tempfile.mkdtemp(prefix="spq-bench-source-"))
-    spq.compress(model, plain / "dense", recipe="dense")
+    spqlm.compress(model, plain / "dense", recipe="dense")
     recipe = load_recipe("paper").calibrated_on(CALIBRATION)
     started = time.perf_counter()
-    manifest = spq.compress(plain / "dense", plain / "out", recipe=recipe).manifest
+    manifest = spqlm.compress(plain / "dense", plain / "out", recipe=recipe).manifest
     seconds = time.perf_counter() - started
     shutil.rmtree(plain)
     rows = [

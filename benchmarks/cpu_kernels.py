@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spq import native
-from spq.evaluation.machine import processor
-from spq.kernels import dispatch
-from spq.kernels.int4_linear import int4_linear
-from spq.kernels.int8_linear import int8_linear
-from spq.numerics.integer import dequantize
+from spqlm import native
+from spqlm.evaluation.machine import processor
+from spqlm.kernels import dispatch
+from spqlm.kernels.int4_linear import int4_linear
+from spqlm.kernels.int8_linear import int8_linear
+from spqlm.numerics.integer import dequantize
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 COUNTS = (1, 2, 4, 8, 16, 32, 512)

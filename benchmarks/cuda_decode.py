@@ -18,8 +18,8 @@ import torch
 from random_model import LINEAR, SHAPES, make
 from transformers import LlamaConfig, PreTrainedModel
 
-from spq.integrations.decoding import optimize
-from spq.integrations.quantizer import attach
+from spqlm.checkpoint.quantizer import attach
+from spqlm.decoding.optimize import optimize
 
 RESULTS = Path(__file__).parent / "results" / "cuda_decode.json"
 PROMPT, LONG_PROMPT = 128, 512

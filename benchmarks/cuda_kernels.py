@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spq.numerics.group_sparse import GroupSparse, pack
+from spqlm.numerics.group_sparse import GroupSparse, pack
 
 RESULTS = Path(__file__).parent / "results" / "cuda_kernels.json"
 SHAPES = ("4096x4096", "11008x4096", "4096x11008")
@@ -56,8 +56,8 @@ def coded(out: int, width: int, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def read_as_stored(out: int, width: int, bits: int) -> tuple[int, Product]:
-    from spq.kernels.triton import linear
-    from spq.kernels.triton.matrix import matrix_of
+    from spqlm.kernels.triton import linear
+    from spqlm.kernels.triton.matrix import matrix_of
 
     stored = coded(out, width, bits)
     matrix = matrix_of(*stored, None)
@@ -66,8 +66,8 @@ def read_as_stored(out: int, width: int, bits: int) -> tuple[int, Product]:
 
 
 def written_out(out: int, width: int, bits: int) -> tuple[int, Product]:
-    from spq.kernels.triton import linear
-    from spq.kernels.triton.matrix import matrix_of
+    from spqlm.kernels.triton import linear
+    from spqlm.kernels.triton.matrix import matrix_of
 
     stored = coded(out, width, bits)
     matrix = matrix_of(*stored, None)
@@ -77,7 +77,7 @@ def written_out(out: int, width: int, bits: int) -> tuple[int, Product]:
 
 def low_rank(out: int, width: int) -> tuple[int, Product]:
     """Both factors in int8, at the rank that halves the number of weights."""
-    from spq.kernels.triton import low_rank as product
+    from spqlm.kernels.triton import low_rank as product
 
     rank = out * width // (out + width) // 2 // 32 * 32
     right, left = coded(rank, width, 8), coded(out, rank, 8)
@@ -86,7 +86,7 @@ def low_rank(out: int, width: int) -> tuple[int, Product]:
 
 def group_sparse(out: int, width: int, share: Tensor | float = 0.5) -> tuple[int, GroupSparse]:
     """4 bits, that share of the groups kept."""
-    from spq.kernels.triton.sparse_linear import group_numbers
+    from spqlm.kernels.triton.sparse_linear import group_numbers
 
     keep = torch.rand(out, width // SPARSE_GROUP, device="cuda") < share
     codes = torch.randint(-8, 8, (out, width), dtype=torch.int8, device="cuda")
@@ -97,7 +97,7 @@ def group_sparse(out: int, width: int, share: Tensor | float = 0.5) -> tuple[int
 
 
 def groups_read(out: int, width: int) -> tuple[int, Product]:
-    from spq.kernels.triton import sparse_linear
+    from spqlm.kernels.triton import sparse_linear
 
     size, weight = group_sparse(out, width)
     return size, lambda x: sparse_linear.read_codes(x, weight, None)
@@ -105,7 +105,7 @@ def groups_read(out: int, width: int) -> tuple[int, Product]:
 
 def uneven_groups_read(out: int, width: int) -> tuple[int, Product]:
     """A tenth of the groups kept in the first row, nine tenths in the last."""
-    from spq.kernels.triton import sparse_linear
+    from spqlm.kernels.triton import sparse_linear
 
     share = torch.linspace(0.1, 0.9, out, device="cuda")[:, None]
     size, weight = group_sparse(out, width, share)
@@ -113,7 +113,7 @@ def uneven_groups_read(out: int, width: int) -> tuple[int, Product]:
 
 
 def groups_written_out(out: int, width: int) -> tuple[int, Product]:
-    from spq.kernels.triton import sparse_linear
+    from spqlm.kernels.triton import sparse_linear
 
     size, weight = group_sparse(out, width)
     return size, lambda x: functional.linear(x, sparse_linear.dequantized(weight, x.dtype))
@@ -215,7 +215,7 @@ def milliseconds(graph: torch.cuda.CUDAGraph) -> float:
 
 
 def compare(shape: tuple[int, int], count: int, repeats: int) -> list[dict[str, object]]:
-    from spq.kernels.triton import linear
+    from spqlm.kernels.triton import linear
 
     x = torch.randn(count, shape[1], device="cuda", dtype=torch.bfloat16)
     graphs, rows = {}, []

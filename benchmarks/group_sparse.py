@@ -20,12 +20,12 @@ from cpu_kernels import Weights, read_bandwidth, timed
 from torch import Tensor
 from torch.nn import functional
 
-from spq import native
-from spq.evaluation.machine import processor
-from spq.native import sparse
-from spq.native.sparse import Schedule
-from spq.numerics import group_sparse
-from spq.numerics.group_sparse import GroupSparse
+from spqlm import native
+from spqlm.evaluation.machine import processor
+from spqlm.native import sparse
+from spqlm.native.sparse import Schedule
+from spqlm.numerics import group_sparse
+from spqlm.numerics.group_sparse import GroupSparse
 
 RESULTS = Path(__file__).parent / "results" / "group_sparse.json"
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from spq.checkpoint.atomic import atomic_directory
-from spq.integrations.quantizer import attach
-from spq.modules.group_sparse_linear import GroupSparseLinear
-from spq.modules.int4_linear import Int4Linear
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.quantized_embedding import QuantizedEmbedding
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.numerics import group_sparse
+from spqlm.checkpoint.atomic import atomic_directory
+from spqlm.checkpoint.quantizer import attach
+from spqlm.modules.group_sparse_linear import GroupSparseLinear
+from spqlm.modules.int4_linear import Int4Linear
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.numerics import group_sparse
 
 SHAPES = {
     "llama-2-7b": LlamaConfig(

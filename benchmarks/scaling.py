@@ -19,9 +19,9 @@ import torch
 from compress import machine
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-import spq
-from spq.cache import DIRECTORY_VARIABLE
-from spq.integrations.source import load_model
+import spqlm
+from spqlm.cache import DIRECTORY_VARIABLE
+from spqlm.sources.load import load_model
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 WIDTH, NEURONS, LAYERS, HEADS, GROUPS = 576, 1536, 8, 9, 3
@@ -55,7 +55,7 @@ def measure(name: str, folder: Path) -> dict:
     make(folder / "dense", *SHAPES[name])
     os.environ[DIRECTORY_VARIABLE] = str(folder / "cache")
     started = time.perf_counter()
-    manifest = spq.compress(
+    manifest = spqlm.compress(
         folder / "dense", folder / "out", recipe="default", target_ratio=RATIO, recover=False
     ).manifest
     return {

@@ -25,11 +25,11 @@ from pathlib import Path
 import torch
 from compress import CONTEXT, WINDOWS, machine
 
-import spq
-from spq.data import encode, load_text
-from spq.evaluation import perplexity
-from spq.integrations.source import load_model, load_tokenizer
-from spq.recipe import Recipe, load_recipe
+import spqlm
+from spqlm.data import encode, load_text
+from spqlm.evaluation import perplexity
+from spqlm.recipe import Recipe, load_recipe
+from spqlm.sources.load import load_model, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
 # What the recipe's stage `budget`, or its calibration, is without each.
@@ -73,7 +73,7 @@ def measure(
     folder: Path, size: float, label: str, recipe: Recipe, arguments: argparse.Namespace
 ) -> dict:
     started = time.perf_counter()
-    manifest = spq.compress(
+    manifest = spqlm.compress(
         folder / "dense",
         folder / "out",
         recipe=recipe,
@@ -116,7 +116,7 @@ def main() -> None:
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="spq-bench-"))
     try:
-        spq.compress("demo", folder / "dense", recipe="dense", overwrite=True)
+        spqlm.compress("demo", folder / "dense", recipe="dense", overwrite=True)
         tokenizer = load_tokenizer(str(folder / "dense"))
         tokens = {
             task: encode(tokenizer, load_text(task, "evaluation").text, CONTEXT)

@@ -24,22 +24,22 @@ import torch
 from compress import CONTEXT, WINDOWS, machine
 from torch import Tensor
 
-from spq.allocation.metrics import Weighting, layer_metrics
-from spq.allocation.search import dense_weights
-from spq.calibration import Statistics, draw_windows
-from spq.data import encode, load_text
-from spq.evaluation import perplexity
-from spq.integrations.loaded import Loaded
-from spq.integrations.source import load_model
-from spq.modules.ops import linear_from
-from spq.numerics import gptq, integer, sparse
-from spq.reconstruction import Reconstruction
-from spq.sensitivity_cache import cached_sensitivities
-from spq.stages.base import Inputs
-from spq.stages.distill import Distill
-from spq.stages.sparsify import Sparsify
-from spq.view import ModelView
-from spq.walk import Walk
+from spqlm.allocation.search import dense_weights
+from spqlm.calibration.sensitivity_cache import cached_sensitivities
+from spqlm.calibration.statistics import Statistics, draw_windows
+from spqlm.data import encode, load_text
+from spqlm.evaluation import perplexity
+from spqlm.layerwise.metrics import Weighting, layer_metrics
+from spqlm.layerwise.walk import Walk
+from spqlm.model.view import ModelView
+from spqlm.modules.ops import linear_from
+from spqlm.numerics import gptq, integer, sparse
+from spqlm.sources.load import load_model
+from spqlm.sources.loaded import Loaded
+from spqlm.stages.base import Inputs
+from spqlm.stages.distill import Distill
+from spqlm.stages.sparsify import Sparsify
+from spqlm.training.reconstruction import Reconstruction
 
 RESULTS = Path(__file__).parent / "results" / "sparsity.json"
 COUNT, LENGTH, POWER, GROUP = 96, 512, 0.5, 64

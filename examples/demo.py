@@ -14,9 +14,9 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-import spq
-from spq.evaluation import evaluate
-from spq.manifest import read_manifest
+import spqlm
+from spqlm.checkpoint.manifest import read_manifest
+from spqlm.evaluation import evaluate
 
 OUT = Path("out/demo")
 RECIPES = ("dense", "int8", "paper")
@@ -32,7 +32,7 @@ def compress(recipe: str) -> float:
     started = time.perf_counter()
     # The dense copy is unpacked from GGUF once; the others start from it.
     source = "demo" if recipe == "dense" else OUT / "dense"
-    spq.compress(source, OUT / recipe, recipe=recipe, overwrite=True)
+    spqlm.compress(source, OUT / recipe, recipe=recipe, overwrite=True)
     return time.perf_counter() - started
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     console.print(best)
     for recipe, (*_, text) in results.items():
         console.print(f"\n[bold]{recipe}[/bold]: {text}")
-    console.print(f'\nUse it:  import spq; model = spq.load("{OUT / "int8"}")')
+    console.print(f'\nUse it:  import spqlm; model = spqlm.load("{OUT / "int8"}")')
 
 
 def verdict(results: dict) -> str:

@@ -4,11 +4,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from spq.allocation.search import dense_weights
-from spq.calibration import Statistics
-from spq.families import family_for
-from spq.sensitivity import collect_sensitivities
-from spq.view import ModelView
+from spqlm.allocation.search import dense_weights
+from spqlm.calibration.sensitivity import collect_sensitivities
+from spqlm.calibration.statistics import Statistics
+from spqlm.model.families import family_for
+from spqlm.model.view import ModelView
 
 VOCABULARY = 260
 TEXT = "The quick brown fox jumps over the lazy dog, and then it naps in the warm sun. " * 60

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from spq import native
+from spqlm import native
 
 
 @contextmanager

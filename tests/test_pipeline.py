@@ -12,15 +12,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-import spq
-import spq.pipeline
-from spq.data import fingerprint
-from spq.errors import CheckpointError, SpqError
-from spq.evaluation import evaluate, resident_bytes, weight_file_bytes
-from spq.families import supported
-from spq.manifest import FILE, read_manifest
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.recipe import Recipe
+import spqlm
+import spqlm.pipeline
+from spqlm.checkpoint.manifest import FILE, read_manifest
+from spqlm.data import fingerprint
+from spqlm.errors import CheckpointError, SpqError
+from spqlm.evaluation import evaluate
+from spqlm.model.families import supported
+from spqlm.model.memory import resident_bytes, weight_file_bytes
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.recipe import Recipe
 from tests.helpers import TEXT, VOCABULARY, logits, tiny_model, tiny_tokenizer
 
 STAGES = [
@@ -57,15 +58,15 @@ def contents(directory):
 def refused(*arguments, match, **options):
     """The one sentence that a run ends with."""
     with pytest.raises(SpqError, match=match) as caught:
-        spq.compress(*arguments, **options)
+        spqlm.compress(*arguments, **options)
     assert "\n" not in str(caught.value)
 
 
 def test_a_directory_becomes_a_directory_that_computes_the_same(source, recipe, tmp_path):
     before = contents(source)
-    result = spq.compress(source, tmp_path / "out", recipe=recipe)
+    result = spqlm.compress(source, tmp_path / "out", recipe=recipe)
     assert result.directory == tmp_path / "out"
-    reloaded = spq.load(tmp_path / "out")
+    reloaded = spqlm.load(tmp_path / "out")
     assert torch.equal(logits(reloaded), logits(result.model))
     assert torch.equal(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(reloaded)
@@ -75,14 +76,14 @@ def test_a_directory_becomes_a_directory_that_computes_the_same(source, recipe, 
 
 
 def test_a_model_object_is_compressed_in_place(model, tokenizer, recipe, tmp_path):
-    result = spq.compress(model, tmp_path / "out", recipe=recipe, tokenizer=tokenizer)
+    result = spqlm.compress(model, tmp_path / "out", recipe=recipe, tokenizer=tokenizer)
     assert result.model is model and result.tokenizer is tokenizer
     assert result.manifest.source.kind == "object"
-    assert torch.equal(logits(spq.load(tmp_path / "out")), logits(model))
+    assert torch.equal(logits(spqlm.load(tmp_path / "out")), logits(model))
 
 
 def test_without_an_output_nothing_is_written(source, recipe, tmp_path):
-    result = spq.compress(source, recipe=recipe)
+    result = spqlm.compress(source, recipe=recipe)
     assert result.directory is None
     assert result.manifest.sizes.disk == 0
     assert result.manifest.sizes.resident == resident_bytes(result.model)
@@ -92,16 +93,16 @@ def test_without_an_output_nothing_is_written(source, recipe, tmp_path):
 
 def test_a_dry_run_writes_and_trains_nothing(source, recipe, occupied):
     before = contents(occupied)
-    result = spq.compress(source, occupied, recipe=recipe, dry_run=True)
+    result = spqlm.compress(source, occupied, recipe=recipe, dry_run=True)
     assert result.directory is None
     assert [record.plan.stage for record in result.manifest.stages] == ["svd", "prune", "quantize"]
     assert contents(occupied) == before
-    written = spq.compress(source, occupied, recipe=recipe, overwrite=True)
+    written = spqlm.compress(source, occupied, recipe=recipe, overwrite=True)
     assert written.manifest.sizes.resident == result.manifest.sizes.resident
 
 
 def test_recovery_can_be_left_out(source, recipe):
-    result = spq.compress(source, recipe=recipe, recover=False)
+    result = spqlm.compress(source, recipe=recipe, recover=False)
     assert [record.plan.stage for record in result.manifest.stages] == ["svd", "prune", "quantize"]
     assert [next(iter(entry)) for entry in result.manifest.recipe["stages"]] == [
         "svd",
@@ -112,7 +113,7 @@ def test_recovery_can_be_left_out(source, recipe):
 
 def test_the_manifest_states_how_the_checkpoint_came_to_be(source, recipe, tmp_path):
     out = tmp_path / "out"
-    result = spq.compress(source, out, recipe=recipe, seed=5)
+    result = spqlm.compress(source, out, recipe=recipe, seed=5)
     manifest = read_manifest(out)
     assert manifest == result.manifest
     assert Recipe.from_dict(manifest.recipe) == recipe
@@ -123,7 +124,7 @@ def test_the_manifest_states_how_the_checkpoint_came_to_be(source, recipe, tmp_p
     assert manifest.source.bytes == manifest.sizes.source == resident_bytes(dense)
     assert manifest.sizes.fp32 == 4 * sum(p.numel() for p in dense.parameters())
     assert manifest.sizes.disk == sum(f.stat().st_size for f in out.glob("*.safetensors"))
-    assert manifest.sizes.resident == resident_bytes(spq.load(out))
+    assert manifest.sizes.resident == resident_bytes(spqlm.load(out))
     saved = sum(record.plan.bytes_saved for record in manifest.stages)
     assert manifest.sizes.resident == manifest.sizes.source - saved
     assert [record.config for record in manifest.stages] == recipe.to_dict()["stages"]
@@ -136,15 +137,15 @@ def test_the_manifest_states_how_the_checkpoint_came_to_be(source, recipe, tmp_p
         32,
     )
     assert calibration.tokens == len(TEXT)
-    assert {"python", "spq-llm", "torch", "transformers", "safetensors"} == set(manifest.versions)
+    assert {"python", "spqlm", "torch", "transformers", "safetensors"} == set(manifest.versions)
 
 
 def test_a_recipe_without_calibration_records_none(source):
-    assert spq.compress(source, recipe="int8").manifest.calibration is None
+    assert spqlm.compress(source, recipe="int8").manifest.calibration is None
 
 
 def test_the_dense_recipe_copies_every_weight(source, tmp_path):
-    spq.compress(source, tmp_path / "out", recipe="dense")
+    spqlm.compress(source, tmp_path / "out", recipe="dense")
     copy = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     for name, tensor in AutoModelForCausalLM.from_pretrained(source).state_dict().items():
         assert torch.equal(copy[name], tensor)
@@ -152,8 +153,8 @@ def test_the_dense_recipe_copies_every_weight(source, tmp_path):
 
 
 def test_dtype_is_that_of_the_result(source, tmp_path):
-    spq.compress(source, tmp_path / "out", recipe="int8", dtype="bfloat16")
-    loaded = spq.load(tmp_path / "out")
+    spqlm.compress(source, tmp_path / "out", recipe="int8", dtype="bfloat16")
+    loaded = spqlm.load(tmp_path / "out")
     assert loaded.dtype == torch.bfloat16
     assert loaded.lm_head.scale.dtype == torch.bfloat16
 
@@ -164,28 +165,28 @@ def test_dtype_of_a_model_object_is_refused(model, tokenizer):
 
 def test_weights_are_sharded_on_request(source, tmp_path):
     out = tmp_path / "out"
-    result = spq.compress(source, out, recipe="int8", max_shard_size="40KB")
+    result = spqlm.compress(source, out, recipe="int8", max_shard_size="40KB")
     assert len(list(out.glob("*.safetensors"))) > 1
     assert result.manifest.sizes.disk == weight_file_bytes(out)
-    assert torch.equal(logits(spq.load(out)), logits(result.model))
+    assert torch.equal(logits(spqlm.load(out)), logits(result.model))
 
 
 def test_one_seed_gives_identical_weight_files(source, recipe, tmp_path):
     files = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         torch.manual_seed(len(files))
-        spq.compress(source, tmp_path / name, recipe=recipe, seed=seed)
+        spqlm.compress(source, tmp_path / name, recipe=recipe, seed=seed)
         files.append((tmp_path / name / "model.safetensors").read_bytes())
     assert files[0] == files[1]
     assert files[0] != files[2]
 
 
 def test_an_int8_checkpoint_can_be_compressed_again(source, recipe, tmp_path):
-    spq.compress(source, tmp_path / "int8", recipe="int8")
-    result = spq.compress(tmp_path / "int8", tmp_path / "again", recipe=recipe)
-    assert result.manifest.source.bytes == resident_bytes(spq.load(tmp_path / "int8"))
+    spqlm.compress(source, tmp_path / "int8", recipe="int8")
+    result = spqlm.compress(tmp_path / "int8", tmp_path / "again", recipe=recipe)
+    assert result.manifest.source.bytes == resident_bytes(spqlm.load(tmp_path / "int8"))
     assert result.manifest.sizes.resident < result.manifest.sizes.source
-    assert torch.equal(logits(spq.load(tmp_path / "again")), logits(result.model))
+    assert torch.equal(logits(spqlm.load(tmp_path / "again")), logits(result.model))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "inf"])
@@ -281,7 +282,7 @@ def test_calibration_that_does_not_suit_the_model_is_refused(case, tokenizer, te
 
 def test_an_occupied_output_is_refused_before_anything_is_loaded(source, occupied, monkeypatch):
     before = contents(occupied)
-    monkeypatch.setattr(spq.pipeline, "load_model", lambda *_a, **_o: pytest.fail("loaded"))
+    monkeypatch.setattr(spqlm.pipeline, "load_model", lambda *_a, **_o: pytest.fail("loaded"))
     refused(source, occupied, recipe="int8", match="not empty.*overwrite")
     assert contents(occupied) == before
 
@@ -293,15 +294,15 @@ def test_an_output_that_is_a_file_is_refused(source, tmp_path):
 
 
 def test_overwriting_replaces_the_whole_directory(source, occupied, tmp_path):
-    spq.compress(source, occupied, recipe="int8", overwrite=True)
+    spqlm.compress(source, occupied, recipe="int8", overwrite=True)
     assert not (occupied / "thesis.txt").exists()
-    assert torch.isfinite(logits(spq.load(occupied))).all()
+    assert torch.isfinite(logits(spqlm.load(occupied))).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 def test_a_checkpoint_can_replace_its_own_source(source, tmp_path):
-    spq.compress(source, source, recipe="int8", overwrite=True)
-    assert isinstance(spq.load(source).lm_head, QuantizedLinear)
+    spqlm.compress(source, source, recipe="int8", overwrite=True)
+    assert isinstance(spqlm.load(source).lm_head, QuantizedLinear)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
@@ -329,7 +330,7 @@ def test_a_checkpoint_that_does_not_reload_alike_is_removed(
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_and_damage)
     with pytest.raises(CheckpointError, match="logits differ"):
-        spq.compress(source, out, recipe="int8", overwrite=overwrite)
+        spqlm.compress(source, out, recipe="int8", overwrite=overwrite)
     assert contents(tmp_path) == before
 
 
@@ -346,9 +347,9 @@ def test_a_run_that_stops_while_saving_leaves_what_was_there(
     def stop(*_arguments, **_options):
         raise error
 
-    monkeypatch.setattr(spq.pipeline, "model_card", stop)  # written after the weights
+    monkeypatch.setattr(spqlm.pipeline, "model_card", stop)  # written after the weights
     with pytest.raises(raised):
-        spq.compress(source, occupied, recipe="int8", overwrite=True)
+        spqlm.compress(source, occupied, recipe="int8", overwrite=True)
     assert contents(tmp_path) == before
 
 
@@ -357,12 +358,12 @@ def evaluated(directory, file):
     manifest = read_manifest(directory)
     fingerprints = manifest.fingerprints
     return evaluate(
-        spq.load(directory), tiny_tokenizer(), str(file), context=64, fingerprints=fingerprints
+        spqlm.load(directory), tiny_tokenizer(), str(file), context=64, fingerprints=fingerprints
     )
 
 
 def test_evaluating_on_the_calibration_text_is_flagged(source, recipe, text_file, tmp_path):
-    spq.compress(source, tmp_path / "out", recipe=recipe)
+    spqlm.compress(source, tmp_path / "out", recipe=recipe)
     other = tmp_path / "other.txt"
     other.write_text(" ".join(f"word{number}" for number in range(200)))
     assert evaluated(tmp_path / "out", text_file).contaminated
@@ -372,13 +373,13 @@ def test_evaluating_on_the_calibration_text_is_flagged(source, recipe, text_file
 def test_compressing_again_does_not_forget_the_calibration_text(
     source, recipe, text_file, tmp_path
 ):
-    spq.compress(source, tmp_path / "out", recipe=recipe)
-    spq.compress(tmp_path / "out", tmp_path / "again", recipe="int8")
+    spqlm.compress(source, tmp_path / "out", recipe=recipe)
+    spqlm.compress(tmp_path / "out", tmp_path / "again", recipe="int8")
     assert evaluated(tmp_path / "again", text_file).contaminated
 
 
 def test_the_manifest_is_a_file_beside_the_weights(source, tmp_path):
-    spq.compress(source, tmp_path / "out", recipe="int8")
+    spqlm.compress(source, tmp_path / "out", recipe="int8")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {FILE, "README.md", "config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)

@@ -7,18 +7,19 @@ import os
 import pytest
 import torch
 
-import spq
-from spq.allocation.metrics import layer_metrics, split
-from spq.allocation.storage import Option, store
-from spq.calibration import draw_windows
-from spq.data import encode, load_text
-from spq.evaluation import evaluate, weight_file_bytes
-from spq.integrations.gguf_source import DEMO_INSTALL, DEMO_PACKAGE
-from spq.integrations.source import load_model
-from spq.kernels.widening import widened_products
-from spq.sensitivity import collect_sensitivities
-from spq.view import ModelView
-from spq.walk import Walk
+import spqlm
+from spqlm.allocation.storage import Option, store
+from spqlm.calibration.sensitivity import collect_sensitivities
+from spqlm.calibration.statistics import draw_windows
+from spqlm.data import encode, load_text
+from spqlm.evaluation import evaluate
+from spqlm.kernels.widening import widened_products
+from spqlm.layerwise.metrics import layer_metrics, split
+from spqlm.layerwise.walk import Walk
+from spqlm.model.memory import weight_file_bytes
+from spqlm.model.view import ModelView
+from spqlm.sources.gguf import DEMO_INSTALL, DEMO_PACKAGE
+from spqlm.sources.load import load_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,7 +62,7 @@ def dense(demo):
 
 
 def compress(demo, out, **options):
-    return spq.compress(copy.deepcopy(demo.model), out, tokenizer=demo.tokenizer, **options)
+    return spqlm.compress(copy.deepcopy(demo.model), out, tokenizer=demo.tokenizer, **options)
 
 
 def test_int8_is_half_the_size_and_as_good(demo, dense, tmp_path):
@@ -69,13 +70,13 @@ def test_int8_is_half_the_size_and_as_good(demo, dense, tmp_path):
     assert result.manifest.source.dtype == dense.dtype == "bfloat16"
     assert weight_file_bytes(tmp_path / "out") == result.manifest.sizes.disk
     assert result.manifest.sizes.disk <= 136e6
-    found = score(spq.load(tmp_path / "out"), demo.tokenizer)
+    found = score(spqlm.load(tmp_path / "out"), demo.tokenizer)
     assert found.perplexity == pytest.approx(dense.perplexity, rel=0.005)
 
 
 def test_paper_without_recovery_reloads_to_its_recorded_quality(demo, dense, tmp_path):
     result = compress(demo, tmp_path / "out", recipe="paper", recover=False)
-    reloaded = spq.load(tmp_path / "out")
+    reloaded = spqlm.load(tmp_path / "out")
     prints = result.manifest.calibration.fingerprints
     found = score(reloaded, demo.tokenizer, prints)
     assert found.perplexity == pytest.approx(PAPER_RATIO * dense.perplexity, rel=0.03)

@@ -1,12 +1,12 @@
 import pytest
 import yaml
 
-from spq.errors import SpqError
-from spq.recipe import SHIPPED, CalibrationConfig, Recipe, load_recipe, shipped
-from spq.stages.prune import Prune
-from spq.stages.quantize import Quantize
-from spq.stages.recover import Recover
-from spq.stages.svd import Svd
+from spqlm.errors import SpqError
+from spqlm.recipe import SHIPPED, CalibrationConfig, Recipe, load_recipe, shipped
+from spqlm.stages.prune import Prune
+from spqlm.stages.quantize import Quantize
+from spqlm.stages.recover import Recover
+from spqlm.stages.svd import Svd
 
 
 def message(fields, name="mine"):

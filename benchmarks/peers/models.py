@@ -7,11 +7,11 @@ from engines import ENGINES, WORKERS, settings
 from environments import outcome, python_of
 from safetensors.torch import save_file
 
-import spq
-from spq.data import encode, load_text
-from spq.integrations.gguf_source import demo_file
-from spq.integrations.source import load_tokenizer
-from spq.recipe import Recipe, load_recipe
+import spqlm
+from spqlm.data import encode, load_text
+from spqlm.recipe import Recipe, load_recipe
+from spqlm.sources.gguf import demo_file
+from spqlm.sources.load import load_tokenizer
 
 INT4 = Recipe.from_dict(
     {
@@ -39,7 +39,7 @@ def make_demo(models: Path) -> Path:
     }.items():
         if not (models / name).is_dir():
             source = "demo" if name == "dense" else models / "dense"
-            spq.compress(source, models / name, recipe=recipe)
+            spqlm.compress(source, models / name, recipe=recipe)
     return demo_file()
 
 

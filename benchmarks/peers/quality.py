@@ -5,12 +5,12 @@
 Every method gets the same 48 windows of 512 tokens, drawn as `spq compress` draws them, and
 changes the decoder's linear layers alone (quality_methods.py). A peer runs in the environment that
 setup.py made for it, on the model in its own dtype, and leaves its weights, dequantised, as a plain
-checkpoint; SPQ's own rows are `spq.compress` with a recipe of one stage, in this process. All are
+checkpoint; SPQ's own rows are `spqlm.compress` with a recipe of one stage, in this process. All are
 scored as in benchmarks/sizes.py: perplexity over the first 20 windows of 1,024 tokens of WikiText-2
 (raw, test) and of C4, model in float32; Δ = ln(ppl / dense ppl), with the standard error of the
 difference over windows. Seconds are those of a peer's method alone, without loading and saving, and
-of all of `spq.compress`. Results are stored one by one, so that one can be measured again, with the
-tables as peers_quality.md beside them.
+of all of `spqlm.compress`. Results are stored one by one, so that one can be measured again, with
+the tables as peers_quality.md beside them.
 """
 
 import argparse
@@ -44,12 +44,12 @@ from quality_methods import (
 from quality_tables import tables
 from results import write_results
 
-import spq
-from spq.calibration import draw_windows
-from spq.data import consecutive, encode, load_text
-from spq.evaluation import perplexity
-from spq.integrations.source import load_model
-from spq.recipe import Recipe
+import spqlm
+from spqlm.calibration.statistics import draw_windows
+from spqlm.data import consecutive, encode, load_text
+from spqlm.evaluation import perplexity
+from spqlm.recipe import Recipe
+from spqlm.sources.load import load_model
 
 RESULTS = Path(__file__).parents[1] / "results" / "peers_quality.json"
 WORKERS = Path(__file__).parent / "workers"
@@ -59,7 +59,7 @@ TASKS = ("wikitext2", "c4")
 def prepare(scratch: Path) -> tuple[Path, Path, dict[str, torch.Tensor]]:
     """The dense checkpoint, the calibration windows as a file, and the tokens to score."""
     dense, windows = scratch / "dense", scratch / "windows.safetensors"
-    spq.compress("demo", dense, recipe="dense")
+    spqlm.compress("demo", dense, recipe="dense")
     loaded = load_model(dense)
     text = load_text(CALIBRATION, "calibration").text
     ids = encode(loaded.tokenizer, text, CALIBRATION_CONTEXT)
@@ -119,10 +119,10 @@ def measure_ours(ours: Ours, scratch: Path) -> dict:
     dense, out = scratch / "dense", scratch / "out"
     started = time.perf_counter()
     with peer_scales() if ours.peer_scales else nullcontext():
-        spq.compress(dense, out, recipe=recipe, calibration=CALIBRATION, seed=0)
+        spqlm.compress(dense, out, recipe=recipe, calibration=CALIBRATION, seed=0)
     return {
         "seconds": time.perf_counter() - started,
-        "versions": {"spq": spq.__version__},
+        "versions": {"spq": spqlm.__version__},
     } | conditions()
 
 

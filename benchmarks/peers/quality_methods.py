@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from spq.numerics import gptq, integer
+from spqlm.numerics import gptq, integer
 
 CALIBRATION, CALIBRATION_WINDOWS, CALIBRATION_CONTEXT = "wikitext2_valid", 48, 512
 GROUP, LEVELS = 64, 16

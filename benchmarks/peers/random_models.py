@@ -12,8 +12,8 @@ from safetensors import safe_open
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from random_model import SHAPES, make
 
-from spq.checkpoint.atomic import atomic_directory
-from spq.integrations.quantizer import attach
+from spqlm.checkpoint.atomic import atomic_directory
+from spqlm.checkpoint.quantizer import attach
 
 FORMATS = {"dense": "bfloat16", "int8": "int8", "int4": "int4"}
 # Names of tensors in GGUF files, by those in transformers.

@@ -38,10 +38,10 @@ from random_model import SHAPES
 from random_models import make_random
 from results import write_results
 
-from spq.data import encode, load_text
-from spq.evaluation.speed import Spread
-from spq.evaluation.speed.limits import gemm_rate, read_bandwidth
-from spq.integrations.source import load_tokenizer
+from spqlm.data import encode, load_text
+from spqlm.evaluation.speed import Spread
+from spqlm.evaluation.speed.limits import gemm_rate, read_bandwidth
+from spqlm.sources.load import load_tokenizer
 
 RESULTS = Path(__file__).parents[1] / "results"
 PROMPT = 128

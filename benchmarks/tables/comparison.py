@@ -1,8 +1,8 @@
 """Methods at matched size, from the comparison.json of `spq compare`."""
 
-from spq.comparison import Comparison
-from spq.report.comparison import markdown
-from spq.report.pictures import file_name, links, size_against_loss
+from spqlm.comparison import Comparison
+from spqlm.report.comparison import markdown
+from spqlm.report.pictures import file_name, links, size_against_loss
 
 
 def section(stored: dict) -> str:

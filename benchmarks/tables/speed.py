@@ -2,8 +2,8 @@
 
 from benchmarks.tables.markdown import table
 
-from spq.evaluation.speed import Comparison
-from spq.report.speed import RATES, notes, rows
+from spqlm.evaluation.speed import Comparison
+from spqlm.report.speed import RATES, notes, rows
 
 
 def section(stored: dict) -> str:

@@ -3,15 +3,16 @@ import torch
 from tests.helpers import calibrated, greedy, logits, tiny_model
 from transformers import AutoModelForCausalLM
 
-from spq.evaluation import resident_bytes
-from spq.families import supported
-from spq.integrations.quantizer import attach
-from spq.modules.coded import Coded
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.ops import dense_weight, module_bytes
-from spq.stages.base import Inputs, Plan
-from spq.stages.budget import Budget
-from spq.view import ModelView
+from spqlm.checkpoint.quantizer import attach
+from spqlm.model.families import supported
+from spqlm.model.memory import resident_bytes
+from spqlm.model.view import ModelView
+from spqlm.modules.coded import Coded
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import dense_weight, module_bytes
+from spqlm.plan import Plan
+from spqlm.stages.base import Inputs
+from spqlm.stages.budget import Budget
 
 # One way each, so that every weight is cut, factorised or rounded as the test wants it.
 SMALL = {

@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from tests.allocation.test_search import menu, search_of
 from tests.helpers import tiny_model
 
-from spq.allocation import search as searching
-from spq.allocation.price_cache import cached_units
-from spq.allocation.search import alternatives, hopes
-from spq.cache import cache_directory
+from spqlm.allocation import search as searching
+from spqlm.allocation.price_cache import cached_units
+from spqlm.allocation.search import alternatives, hopes
+from spqlm.cache import cache_directory
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_damaged_file_is_ignored_and_rewritten(priced, caplog, damage):
     first = cached_units(search_of(tiny_model(), menu()))
     [file] = cache_directory().glob("prices-*")
     damage(file)
-    with caplog.at_level(logging.WARNING, logger="spq"):
+    with caplog.at_level(logging.WARNING, logger="spqlm"):
         assert_same(cached_units(search_of(tiny_model(), menu())), first)
     assert f"ignoring the damaged cache file {file.name}" in caplog.text
     assert len(priced) == 2
@@ -122,6 +122,6 @@ def test_a_damaged_file_is_ignored_and_rewritten(priced, caplog, damage):
 def test_a_directory_that_cannot_be_written_is_done_without(caplog, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("not a directory")
     monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    with caplog.at_level(logging.WARNING, logger="spq"):
+    with caplog.at_level(logging.WARNING, logger="spqlm"):
         assert cached_units(search_of(tiny_model(), menu()))
     assert "prices were not cached" in caplog.text

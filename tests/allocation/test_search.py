@@ -6,14 +6,14 @@ import pytest
 import torch
 from tests.helpers import calibrated, tiny_model
 
-from spq.allocation.menu import Menu
-from spq.allocation.metrics import outer_metric, split
-from spq.allocation.search import Search, alternatives
-from spq.allocation.storage import Option
-from spq.allocation.units import Part, Unit
-from spq.errors import SpqError
-from spq.numerics.knapsack import RELATIVE_GAP, choose, smallest, worth_of_a_byte
-from spq.view import ModelView
+from spqlm.allocation.menu import Menu
+from spqlm.allocation.search import Search, alternatives
+from spqlm.allocation.storage import Option
+from spqlm.allocation.units import Part, Unit
+from spqlm.errors import SpqError
+from spqlm.layerwise.metrics import outer_metric, split
+from spqlm.model.view import ModelView
+from spqlm.numerics.knapsack import RELATIVE_GAP, choose, smallest, worth_of_a_byte
 
 WIDTHS = {"attention": (0.5,), "mlp": (0.75, 0.5)}
 NO_WIDTHS = {"attention": (), "mlp": ()}

@@ -3,13 +3,13 @@ import torch
 from tests.helpers import calibrated, tiny_model
 from torch import Tensor
 
-from spq.allocation.metrics import Weighting, layer_metrics
-from spq.allocation.shapes import Cut, shapes
-from spq.allocation.storage import Metric
-from spq.families import supported
-from spq.numerics.elimination import elimination_order, refit
-from spq.view import ModelView
-from spq.walk import Walk
+from spqlm.allocation.shapes import Cut, shapes
+from spqlm.layerwise.metrics import Weighting, layer_metrics
+from spqlm.layerwise.walk import Walk
+from spqlm.model.families import supported
+from spqlm.model.view import ModelView
+from spqlm.numerics.elimination import elimination_order, refit
+from spqlm.numerics.metric import Metric
 
 SHARES = (0.75, 0.5, 0.25)
 

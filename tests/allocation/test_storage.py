@@ -3,22 +3,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from spq.allocation.storage import (
-    Factored,
-    Kept,
-    Metric,
-    Option,
-    Rounded,
-    Sparse,
-    factorise,
-    store,
-)
-from spq.modules.group_sparse_linear import GroupSparseLinear
-from spq.modules.int4_linear import Int4Linear
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.ops import linear_from, module_bytes
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.numerics import gptq, group_sparse, integer, low_rank
+from spqlm.allocation.storage import Factored, Kept, Option, Rounded, Sparse, factorise, store
+from spqlm.modules.group_sparse_linear import GroupSparseLinear
+from spqlm.modules.int4_linear import Int4Linear
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import linear_from, module_bytes
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.numerics import gptq, group_sparse, integer, low_rank
+from spqlm.numerics.metric import Metric
 
 ROWS, COLUMNS = 24, 128
 OPTIONS = [Option(bits=8)] + [Option(bits=4, group_size=size) for size in (32, 64, 128)]

@@ -4,7 +4,7 @@ from benchmarks.tables import RESULTS, ROOT, documents
 from benchmarks.tables.headline import CALIBRATION, headline
 from tests.cli.test_bench import FOUND
 
-from spq.comparison.cells import Cell, Comparison
+from spqlm.comparison.cells import Cell, Comparison
 
 KERNELS = {
     "processor": "a processor",

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from spq.checkpoint import atomic
-from spq.checkpoint.atomic import atomic_directory, check_output
-from spq.errors import SpqError
+from spqlm.checkpoint import atomic
+from spqlm.checkpoint.atomic import atomic_directory, check_output
+from spqlm.errors import SpqError
 
 OLD = {"config.json": b"old", "deep/weights.bin": bytes(range(256))}
 
@@ -179,7 +179,7 @@ def test_files_reach_the_disk_before_the_directory_appears(tmp_path, monkeypatch
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from spq.checkpoint.atomic import atomic_directory
+from spqlm.checkpoint.atomic import atomic_directory
 
 with atomic_directory(Path(sys.argv[1]), overwrite=True) as partial:
     (partial / "config.json").write_bytes(b"half")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spq.checkpoint.headers import LARGEST_HEADER, TensorHeader, check_tensors, read_header
-from spq.errors import CheckpointError
+from spqlm.checkpoint.headers import LARGEST_HEADER, TensorHeader, check_tensors, read_header
+from spqlm.errors import CheckpointError
 
 TENSORS = {
     "layer.codes": torch.arange(12, dtype=torch.int8).reshape(3, 4),

@@ -5,10 +5,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from spq.checkpoint.spec import SPECS, AttentionSpec, spec_of
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.quantized_embedding import QuantizedEmbedding
-from spq.modules.quantized_linear import QuantizedLinear
+from spqlm.checkpoint.spec import SPECS, AttentionSpec, spec_of
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_linear import QuantizedLinear
 
 
 def random(*shape: int) -> Tensor:

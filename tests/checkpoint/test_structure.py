@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from spq.checkpoint.spec import (
+from spqlm.checkpoint.spec import (
     SPECS,
     AttentionSpec,
     LinearSpec,
@@ -10,14 +10,14 @@ from spq.checkpoint.spec import (
     QuantizedEmbeddingSpec,
     QuantizedLinearSpec,
 )
-from spq.checkpoint.structure import describe, rebuild
-from spq.errors import CheckpointError
-from spq.integrations.tying import retie
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.ops import dense_weight, select_inputs, select_outputs
-from spq.modules.quantized_embedding import QuantizedEmbedding
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.numerics import low_rank
+from spqlm.checkpoint.structure import describe, rebuild
+from spqlm.errors import CheckpointError
+from spqlm.model.tying import retie
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import dense_weight, select_inputs, select_outputs
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.numerics import low_rank
 
 ATTENTION = "model.layers.0.self_attn"
 MLP = "model.layers.0.mlp"

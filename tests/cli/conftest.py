@@ -7,8 +7,8 @@ import sys
 import pytest
 from transformers.utils import logging as transformers_logging
 
-import spq
-from spq.cli import main
+import spqlm
+from spqlm.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -42,5 +42,5 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def int8(source, tmp_path):
-    spq.compress(source, tmp_path / "int8", recipe="int8")
+    spqlm.compress(source, tmp_path / "int8", recipe="int8")
     return tmp_path / "int8"

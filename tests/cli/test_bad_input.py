@@ -6,8 +6,8 @@ import pytest
 from tests.cli.files import contents
 from transformers import BertConfig, BertForMaskedLM
 
-import spq
-from spq.cli import main
+import spqlm
+from spqlm.cli import main
 
 
 def write_recipe(path, text):
@@ -138,5 +138,5 @@ def test_a_truncated_checkpoint_is_refused(run, int8):
 def test_debug_raises_the_error_itself(monkeypatch, tmp_path):
     arguments = ["spq", "--debug", "compress", str(tmp_path / "nowhere"), str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(spq.SpqError, match="does not exist"):
+    with pytest.raises(spqlm.SpqError, match="does not exist"):
         main()

@@ -5,9 +5,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from spq.cli import bench
-from spq.errors import SpqError
-from spq.evaluation.speed import Comparison, Measure, ModelSpeed, Plan, Rate, Spread
+from spqlm.cli import bench
+from spqlm.errors import SpqError
+from spqlm.evaluation.speed import Comparison, Measure, ModelSpeed, Plan, Rate, Spread
 
 app = typer.Typer()
 app.command()(bench.command)

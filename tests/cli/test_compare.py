@@ -5,7 +5,7 @@ import sys
 
 from tests.cli.files import contents
 
-from spq.evaluation.machine import machine
+from spqlm.evaluation.machine import machine
 
 
 def test_compare_writes_a_table(run, source, text_file, tmp_path):
@@ -45,5 +45,5 @@ def test_compare_says_what_charts_need(run, source, text_file, tmp_path, monkeyp
     out = tmp_path / "out"
     arguments = ("compare", source, out, "--sizes", "300KB", "--methods", "dense")
     code, shown, _ = run(*arguments, "--tasks", text_file, "--context", 64, "--limit", 2)
-    assert code == 0 and "pip install 'spq-llm[report]'" in shown
+    assert code == 0 and "pip install 'spqlm[report]'" in shown
     assert not list(out.glob("*.svg")) and "![" not in (out / "table.md").read_text()

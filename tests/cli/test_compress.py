@@ -5,15 +5,15 @@ import json
 import torch
 from tests.helpers import logits
 
-import spq
-from spq.manifest import Manifest, read_manifest
+import spqlm
+from spqlm.checkpoint.manifest import Manifest, read_manifest
 
 
 def test_compress_writes_a_checkpoint_and_says_how_to_load_it(run, source, tmp_path):
     code, out, _ = run("compress", source, tmp_path / "out", "--recipe", "int8")
     assert code == 0
-    assert "weight files on disk" in out and "spq.load" in out
-    assert torch.isfinite(logits(spq.load(tmp_path / "out"))).all()
+    assert "weight files on disk" in out and "spqlm.load" in out
+    assert torch.isfinite(logits(spqlm.load(tmp_path / "out"))).all()
 
 
 def test_compress_as_json_is_the_manifest(run, source, tmp_path):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from spq import native
-from spq.native.decoder import Program
+from spqlm import native
+from spqlm.native.decoder import Program
 
 
 def test_generate_continues_the_prompt(run, int8):

@@ -16,26 +16,26 @@ import torch
 from tests.cli.files import contents
 from tests.helpers import logits
 
-import spq
-import spq.cli
-from spq.cli import main
+import spqlm
+import spqlm.cli
+from spqlm.cli import main
 
 SLOW_SAVE = """
     import sys, time
-    import spq.pipeline
-    from spq.cli import main
+    import spqlm.pipeline
+    from spqlm.cli import main
 
     def wait(*_):
         print("SAVING", file=sys.stderr, flush=True)
         time.sleep(300)
 
-    spq.pipeline.model_card = wait  # after the weights, before the directory is published
+    spqlm.pipeline.model_card = wait  # after the weights, before the directory is published
     main()
 """
 SLOW_ANSWERS = """
     import sys, time
-    from spq.cli import main
-    from spq.evaluation.journal import Journal
+    from spqlm.cli import main
+    from spqlm.evaluation.journal import Journal
 
     put, kept = Journal.put, []
 
@@ -49,7 +49,7 @@ SLOW_ANSWERS = """
     Journal.put = wait
     main()
 """
-PLAIN = "from spq.cli import main; main()"
+PLAIN = "from spqlm.cli import main; main()"
 
 
 def start(script, *arguments):
@@ -123,9 +123,9 @@ def test_ctrl_c_while_training_leaves_no_output(source, text_file, tmp_path):
 )
 def test_an_interrupted_command_says_what_is_left(monkeypatch, capsys, arguments, said):
     def interrupted(**_):
-        raise SystemExit(spq.cli.INTERRUPTED)
+        raise SystemExit(spqlm.cli.INTERRUPTED)
 
-    monkeypatch.setattr(spq.cli, "app", interrupted)
+    monkeypatch.setattr(spqlm.cli, "app", interrupted)
     monkeypatch.setattr(sys, "argv", ["spq", *arguments])
     with pytest.raises(SystemExit):
         main()
@@ -145,13 +145,13 @@ def test_sigterm_while_saving_leaves_the_old_checkpoint(source, int8, tmp_path):
 
 
 def test_a_kill_while_saving_leaves_the_old_checkpoint(source, int8, tmp_path):
-    before, expected = contents(int8), logits(spq.load(int8))
+    before, expected = contents(int8), logits(spqlm.load(int8))
     process = start(SLOW_SAVE, "compress", source, int8, "--recipe", "dense", "--overwrite")
     wait_for(process, "SAVING")
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL
     assert contents(int8) == before
-    assert torch.equal(logits(spq.load(int8)), expected)
+    assert torch.equal(logits(spqlm.load(int8)), expected)
     (left,) = [path for path in tmp_path.iterdir() if path.name not in ("int8", "source")]
     assert left.name.startswith("int8.partial-")
 

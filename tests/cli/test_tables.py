@@ -1,4 +1,4 @@
-from spq.cli.tables import WHOLE_NAME, show, table
+from spqlm.cli.tables import WHOLE_NAME, show, table
 
 
 def printed(capsys, names):

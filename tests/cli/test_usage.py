@@ -17,7 +17,7 @@ def test_help_names_every_command(run):
 def test_version_names_what_decides_the_result(run):
     code, out, _ = run("--version")
     assert code == 0
-    assert f"spq-llm {version('spq-llm')}" in out and f"torch {torch.__version__}" in out
+    assert f"spqlm {version('spqlm')}" in out and f"torch {torch.__version__}" in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)

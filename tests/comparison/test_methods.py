@@ -1,12 +1,12 @@
 import pytest
 from tests.helpers import tiny_model, tiny_tokenizer
 
-import spq
-from spq.comparison.cells import is_matched
-from spq.comparison.methods import METHODS, inventory
-from spq.evaluation import resident_bytes
-from spq.recipe import Recipe
-from spq.view import ModelView
+import spqlm
+from spqlm.comparison.cells import is_matched
+from spqlm.comparison.methods import METHODS, inventory
+from spqlm.model.memory import resident_bytes
+from spqlm.model.view import ModelView
+from spqlm.recipe import Recipe
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -36,7 +36,7 @@ def test_what_a_size_is_predicted_to_be_it_is(name):
         {"calibration": {"windows": 2, "context": 64}, "stages": candidate.stages}
     )
     model = tiny_model()
-    spq.compress(model, recipe=recipe, tokenizer=tiny_tokenizer())
+    spqlm.compress(model, recipe=recipe, tokenizer=tiny_tokenizer())
     assert resident_bytes(model) == pytest.approx(candidate.bytes, rel=0.05)
 
 
@@ -49,7 +49,7 @@ def test_groups_go_until_the_size_is_met():
     calibration = {"windows": 2, "context": 64}
     model = tiny_model()
     recipe = Recipe.from_dict({"calibration": calibration, "stages": stages})
-    spq.compress(model, recipe=recipe, tokenizer=tiny_tokenizer())
+    spqlm.compress(model, recipe=recipe, tokenizer=tiny_tokenizer())
     # Offsets have one entry more than rows.
     assert resident_bytes(model) == pytest.approx(candidate.bytes, rel=0.02)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from spq.comparison.models import make, place
-from spq.manifest import FILE
+from spqlm.checkpoint.manifest import FILE
+from spqlm.comparison.models import make, place
 
 
 def written(directory):

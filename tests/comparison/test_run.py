@@ -5,12 +5,12 @@ import pytest
 import yaml
 from tests.helpers import TEXT, tiny_model, tiny_tokenizer
 
-import spq
-from spq.comparison import METHODS, Settings, compare
-from spq.comparison import run as comparison_run
-from spq.errors import SpqError
-from spq.recipe import Recipe
-from spq.report.comparison import curves, markdown, rows, summary
+import spqlm
+from spqlm.comparison import METHODS, Settings, compare
+from spqlm.comparison import run as comparison_run
+from spqlm.errors import SpqError
+from spqlm.recipe import Recipe
+from spqlm.report.comparison import curves, markdown, rows, summary
 
 QUICK = ["dense", "int8", "svd", "sparsegpt", "sparsegpt-2:4-int8", "ensemble-no-recover"]
 
@@ -146,7 +146,7 @@ def test_a_model_that_is_kept_is_made_once(wide, settings, tmp_path, monkeypatch
     (found,) = compare(model, out, ["int8"], [], asked, keep=True)
     assert list(found.tasks) == [*settings.tasks, "builtin"] and ran[1:] == list(found.tasks)
     assert (found.seconds, found.machine) == (12.5, "elsewhere")
-    assert spq.load(out / "models" / found.name).num_parameters() > 0
+    assert spqlm.load(out / "models" / found.name).num_parameters() > 0
 
 
 def test_a_kept_model_of_other_settings_is_made_again(wide, settings, tmp_path):
@@ -222,12 +222,12 @@ def test_the_commands_make_the_same_checkpoint(wide, settings, tmp_path):
     first, second = cell.commands
     assert first.startswith(f"spq compress {model} {cell.name} --recipe {cell.name}.yaml")
     assert second.startswith(f"spq eval {cell.name} --tasks {settings.tasks[0]} --")
-    result = spq.compress(model, tmp_path / "again", recipe=recipe)
+    result = spqlm.compress(model, tmp_path / "again", recipe=recipe)
     assert result.manifest.sizes.disk == cell.disk
 
 
 def test_a_compressed_model_is_refused(wide, settings, tmp_path):
-    spq.compress(wide[0], tmp_path / "int8", recipe="int8")
+    spqlm.compress(wide[0], tmp_path / "int8", recipe="int8")
     with pytest.raises(SpqError, match="compressed already"):
         compare(str(tmp_path / "int8"), tmp_path / "out", ["dense"], [], settings)
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from spq.data.benchmarks import BENCHMARKS, read_benchmark, text_of
-from spq.errors import SpqError
+from spqlm.data.benchmarks import BENCHMARKS, read_benchmark, text_of
+from spqlm.errors import SpqError
 
 CHOICE = {"question": "Which one?", "choices": ["this", "that"], "label": 1}
 TRUTH = {

@@ -2,10 +2,10 @@ import sys
 
 import pytest
 
-from spq.data import fingerprint, load_text, overlap
-from spq.data.builtin import SHARED_WORDS, builtin_documents, related_groups
-from spq.data.fingerprints import sliding
-from spq.errors import SpqError
+from spqlm.data import fingerprint, load_text, overlap
+from spqlm.data.builtin import SHARED_WORDS, builtin_documents, related_groups
+from spqlm.data.fingerprints import sliding
+from spqlm.errors import SpqError
 
 
 def words(start: int, count: int) -> str:
@@ -48,7 +48,7 @@ def test_a_topic_that_repeats_a_larger_one_is_left_out():
 
 
 def test_a_python_without_topics_is_named(monkeypatch):
-    from spq.data import builtin
+    from spqlm.data import builtin
 
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     builtin._halves.cache_clear()

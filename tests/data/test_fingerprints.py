@@ -4,8 +4,8 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spq.data import fingerprint, overlap
-from spq.data.fingerprints import CHUNK_WORDS, MAX_CHUNKS, sliding
+from spqlm.data import fingerprint, overlap
+from spqlm.data.fingerprints import CHUNK_WORDS, MAX_CHUNKS, sliding
 
 word_lists = st.lists(st.sampled_from(["a", "b", "the", "Straße", "naïve", "x1"]), max_size=200)
 

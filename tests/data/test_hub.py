@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from spq.data import load_text
-from spq.errors import SpqError
+from spqlm.data import load_text
+from spqlm.errors import SpqError
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def no_data_directory(monkeypatch):
 @pytest.mark.parametrize("source", ["wikitext2", "wikitext2_valid", "c4"])
 def test_without_directory_and_datasets_the_error_says_how_to_get_it(monkeypatch, source):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(SpqError, match=r"set SPQ_DATA_DIR .*, or pip install 'spq-llm\[eval\]'"):
+    with pytest.raises(SpqError, match=r"set SPQ_DATA_DIR .*, or pip install 'spqlm\[eval\]'"):
         load_text(source, "evaluation")
 
 

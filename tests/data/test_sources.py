@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from spq.data import Text, load_text
-from spq.errors import SpqError
+from spqlm.data import Text, load_text
+from spqlm.errors import SpqError
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from spq.data import consecutive, encode, sample
-from spq.errors import SpqError
+from spqlm.data import consecutive, encode, sample
+from spqlm.errors import SpqError
 
 
 @pytest.fixture

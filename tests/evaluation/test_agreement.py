@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers import tiny_model
 
-from spq.errors import SpqError
-from spq.evaluation import Journal, Reference, perplexity
-from spq.evaluation.agreement import compare
+from spqlm.errors import SpqError
+from spqlm.evaluation import Journal, Reference, perplexity
+from spqlm.evaluation.agreement import compare
 
 
 @pytest.fixture

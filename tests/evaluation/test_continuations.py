@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers import VOCABULARY, tiny_model
 
-from spq.evaluation import continuations
-from spq.evaluation.continuations import Continuation, likelihoods
-from spq.evaluation.journal import Journal
+from spqlm.evaluation import continuations
+from spqlm.evaluation.continuations import Continuation, likelihoods
+from spqlm.evaluation.journal import Journal
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "gemma3_text")
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from tests.helpers import tiny_model
 
-from spq.evaluation.journal import KEPT_FILES, Journal, digest, model_digest, open_journal
-from spq.integrations.int8_activations import round_activations
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.view import ModelView
+from spqlm.decoding.int8_activations import round_activations
+from spqlm.evaluation.journal import KEPT_FILES, Journal, digest, model_digest, open_journal
+from spqlm.model.view import ModelView
+from spqlm.modules.quantized_linear import QuantizedLinear
 
 
 def test_answers_are_there_the_next_time(tmp_path):

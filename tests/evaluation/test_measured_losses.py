@@ -4,13 +4,13 @@ import pytest
 import torch
 from tests.helpers import calibrated, tiny_model
 
-from spq.calibration import collect
-from spq.evaluation.measured_losses import measured_losses
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.stages.base import Inputs
-from spq.stages.budget import Budget
-from spq.stages.prune import Prune
-from spq.view import ModelView
+from spqlm.calibration.statistics import collect
+from spqlm.evaluation.measured_losses import measured_losses
+from spqlm.model.view import ModelView
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.stages.base import Inputs
+from spqlm.stages.budget import Budget
+from spqlm.stages.prune import Prune
 
 FAMILIES = ("llama", "opt", "gemma3_text")
 

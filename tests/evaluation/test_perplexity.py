@@ -7,9 +7,9 @@ from pydantic import ValidationError
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spq.errors import SpqError
-from spq.evaluation import Journal, Perplexity, perplexity
-from spq.kernels.widening import widened_products
+from spqlm.errors import SpqError
+from spqlm.evaluation import Journal, Perplexity, perplexity
+from spqlm.kernels.widening import widened_products
 
 VOCABULARY = 64
 

@@ -1,7 +1,7 @@
 import pytest
 
-from spq.errors import SpqError
-from spq.evaluation.protocols import PROTOCOLS, Protocol, protocol
+from spqlm.errors import SpqError
+from spqlm.evaluation.protocols import PROTOCOLS, Protocol, protocol
 
 
 def test_names_stand_for_context_and_stride():

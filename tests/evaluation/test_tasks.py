@@ -5,9 +5,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spq.data import encode, fingerprint, load_text
-from spq.errors import SpqError
-from spq.evaluation import TaskResult, evaluate, perplexity
+from spqlm.data import encode, fingerprint, load_text
+from spqlm.errors import SpqError
+from spqlm.evaluation import TaskResult, evaluate, perplexity
 
 
 @pytest.fixture(autouse=True)

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from spq import native
-from spq.kernels import dispatch
-from spq.kernels.group_sparse_linear import group_sparse_linear
-from spq.kernels.int4_linear import int4_linear
-from spq.kernels.int8_linear import int8_linear
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.ops import linear_from
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.numerics import group_sparse, integer
+from spqlm import native
+from spqlm.kernels import dispatch
+from spqlm.kernels.group_sparse_linear import group_sparse_linear
+from spqlm.kernels.int4_linear import int4_linear
+from spqlm.kernels.int8_linear import int8_linear
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import linear_from
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.numerics import group_sparse, integer
 
 OUT, IN = 48, 64
 needs_library = pytest.mark.skipif(native.library() is None, reason="no native library")

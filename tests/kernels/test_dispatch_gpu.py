@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from spq.kernels import dispatch
-from spq.kernels.group_sparse_linear import group_sparse_linear
-from spq.kernels.int4_linear import int4_linear
-from spq.kernels.int8_linear import int8_linear
-from spq.numerics.group_sparse import GroupSparse
+from spqlm.kernels import dispatch
+from spqlm.kernels.group_sparse_linear import group_sparse_linear
+from spqlm.kernels.int4_linear import int4_linear
+from spqlm.kernels.int8_linear import int8_linear
+from spqlm.numerics.group_sparse import GroupSparse
 
 ANSWER = object()
 
 
 class Kernels:
-    """Stands for spq.kernels.triton."""
+    """Stands for spqlm.kernels.triton."""
 
     def __init__(self, answer):
         self.answer = answer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spq.kernels.dynamic_int8 import BLOCK_ROWS, dynamic_int8_linear
+from spqlm.kernels.dynamic_int8 import BLOCK_ROWS, dynamic_int8_linear
 
 
 def made(rows, columns, count, dtype=torch.float32, seed=0):

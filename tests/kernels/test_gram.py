@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from spq import native
-from spq.kernels.gram import add_gram
-from spq.numerics.gram import complete_gram
+from spqlm import native
+from spqlm.kernels.gram import add_gram
+from spqlm.numerics.gram import complete_gram
 
 
 def made(count, width, dtype, seed=0):

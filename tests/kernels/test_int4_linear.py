@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spq.kernels.int4_linear import int4_linear
-from spq.numerics import integer
+from spqlm.kernels.int4_linear import int4_linear
+from spqlm.numerics import integer
 
 OUT, IN = 5, 24
 

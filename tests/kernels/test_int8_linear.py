@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spq.kernels.int8_linear import int8_linear
+from spqlm.kernels.int8_linear import int8_linear
 
 SCALES = {"per_channel": 5, "per_tensor": 1}
 

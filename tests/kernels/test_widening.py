@@ -7,11 +7,11 @@ import torch
 from tests.helpers import tiny_model
 from torch.nn import functional
 
-from spq.kernels import dispatch, widening
-from spq.kernels.int4_linear import int4_linear
-from spq.kernels.int8_linear import int8_linear
-from spq.kernels.widening import arithmetic, widened_products
-from spq.numerics import integer
+from spqlm.kernels import dispatch, widening
+from spqlm.kernels.int4_linear import int4_linear
+from spqlm.kernels.int8_linear import int8_linear
+from spqlm.kernels.widening import arithmetic, widened_products
+from spqlm.numerics import integer
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 

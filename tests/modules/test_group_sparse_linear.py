@@ -3,10 +3,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from spq.checkpoint.spec import SPECS, spec_of
-from spq.modules.group_sparse_linear import GroupSparseLinear
-from spq.modules.ops import dense_weight, module_bytes, on_meta, select_inputs, select_outputs
-from spq.numerics import group_sparse
+from spqlm.checkpoint.spec import SPECS, spec_of
+from spqlm.modules.group_sparse_linear import GroupSparseLinear
+from spqlm.modules.ops import dense_weight, module_bytes, on_meta, select_inputs, select_outputs
+from spqlm.numerics import group_sparse
 
 OUT, IN, SIZE = 6, 128, 16
 

@@ -6,10 +6,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
-from spq.checkpoint.spec import SPECS, spec_of
-from spq.modules.int4_embedding import Int4Embedding
-from spq.modules.ops import module_bytes
-from spq.numerics import integer
+from spqlm.checkpoint.spec import SPECS, spec_of
+from spqlm.modules.int4_embedding import Int4Embedding
+from spqlm.modules.ops import module_bytes
+from spqlm.numerics import integer
 
 IDS = torch.tensor([[0, 3, 3], [10, 1, 7]])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

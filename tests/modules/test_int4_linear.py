@@ -5,10 +5,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from spq.checkpoint.spec import SPECS, spec_of
-from spq.modules.int4_linear import Int4Linear
-from spq.modules.ops import dense_weight, module_bytes, on_meta, select_outputs
-from spq.numerics import integer
+from spqlm.checkpoint.spec import SPECS, spec_of
+from spqlm.modules.int4_linear import Int4Linear
+from spqlm.modules.ops import dense_weight, module_bytes, on_meta, select_outputs
+from spqlm.numerics import integer
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OUT, IN = 6, 128

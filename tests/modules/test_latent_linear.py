@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spq.modules.group_sparse_linear import GroupSparseLinear
-from spq.modules.int4_linear import Int4Linear
-from spq.modules.latent_linear import latent, settle
-from spq.modules.ops import dense_weight
-from spq.numerics import group_sparse, integer
+from spqlm.modules.group_sparse_linear import GroupSparseLinear
+from spqlm.modules.int4_linear import Int4Linear
+from spqlm.modules.latent_linear import latent, settle
+from spqlm.modules.ops import dense_weight
+from spqlm.numerics import group_sparse, integer
 
 OUT, IN, SIZE = 6, 64, 16
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spq.modules.lora import LoraLinear
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.ops import linear_from
-from spq.modules.quantized_linear import QuantizedLinear
+from spqlm.modules.lora import LoraLinear
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import linear_from
+from spqlm.modules.quantized_linear import QuantizedLinear
 
 OUT, IN = 6, 8
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

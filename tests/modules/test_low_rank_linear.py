@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.ops import dense_weight
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.numerics import low_rank
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import dense_weight
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.numerics import low_rank
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

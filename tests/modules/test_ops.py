@@ -2,16 +2,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.ops import (
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import (
     dense_weight,
     linear_from,
     module_bytes,
     select_inputs,
     select_outputs,
 )
-from spq.modules.quantized_embedding import QuantizedEmbedding
-from spq.modules.quantized_linear import QuantizedLinear
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_linear import QuantizedLinear
 
 OUT, IN, RANK = 7, 9, 4
 

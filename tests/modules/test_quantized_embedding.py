@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
-from spq.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
 
 IDS = torch.tensor([[0, 3, 3], [10, 1, 7]])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.numerics import integer
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.numerics import integer
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

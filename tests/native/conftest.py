@@ -1,7 +1,7 @@
 import pytest
 from tests.instruction_sets import chosen
 
-from spq import native
+from spqlm import native
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.instruction_sets import chosen
 
-from spq.native import attention
+from spqlm.native import attention
 
 SET = "avx512_bf16"
 

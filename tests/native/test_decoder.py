@@ -4,11 +4,11 @@ from unittest import mock
 
 import pytest
 import torch
+from tests.decoding.decoders import fast
 from tests.helpers import tiny_model
-from tests.integrations.decoders import fast
 from transformers import DynamicCache
 
-from spq.native.decoder import Program
+from spqlm.native.decoder import Program
 
 # Fewer sequences than heads are put together for, and more.
 COUNTS = (5, 35)

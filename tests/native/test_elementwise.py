@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spq.native import elementwise
+from spqlm.native import elementwise
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from spq import native
-from spq.numerics import integer
+from spqlm import native
+from spqlm.numerics import integer
 
 GROUP = 32
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spq import native
-from spq.numerics import integer
+from spqlm import native
+from spqlm.numerics import integer
 
 # Rows of input: one, and what tiles of four and of sixteen and batches of 64 leave over.
 COUNTS = (1, 2, 3, 7, 17, 50, 67)

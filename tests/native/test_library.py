@@ -3,8 +3,8 @@ import logging
 import pytest
 import torch
 
-from spq import native
-from spq.modules.quantized_linear import QuantizedLinear
+from spqlm import native
+from spqlm.modules.quantized_linear import QuantizedLinear
 
 
 @pytest.fixture

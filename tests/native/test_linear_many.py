@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from spq import native
-from spq.native import sparse
-from spq.numerics import group_sparse, integer
+from spqlm import native
+from spqlm.native import sparse
+from spqlm.numerics import group_sparse, integer
 
 ROWS = (1, 15, 16, 47, 48, 97, 290)
 # What tiles of 8, groups of 16 and 32, and runs of 256 inputs leave over.

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spq import native
-from spq.native import sparse
-from spq.native.sparse import Schedule
-from spq.numerics import group_sparse
-from spq.numerics.group_sparse import GroupSparse
+from spqlm import native
+from spqlm.native import sparse
+from spqlm.native.sparse import Schedule
+from spqlm.numerics import group_sparse
+from spqlm.numerics.group_sparse import GroupSparse
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 

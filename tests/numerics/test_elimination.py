@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spq.numerics.elimination import elimination_order, refit
-from spq.numerics.gptq import damped, predicted_loss
+from spqlm.numerics.elimination import elimination_order, refit
+from spqlm.numerics.gptq import damped, predicted_loss
 
 ROWS, COLUMNS = 7, 24
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spq.numerics import gptq, integer
+from spqlm.numerics import gptq, integer
 
 ROWS = 16
 

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spq.numerics.gram import add_gram, complete_gram
+from spqlm.numerics.gram import add_gram, complete_gram
 
 
 @given(width=st.sampled_from([1, 5, 287, 288, 289, 600]), count=st.integers(1, 40))

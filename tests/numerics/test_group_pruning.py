@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spq.numerics.gptq import damped, row_losses
-from spq.numerics.group_pruning import (
+from spqlm.numerics.gptq import damped, row_losses
+from spqlm.numerics.group_pruning import (
     choose_groups,
     group_saliency,
     nearest,

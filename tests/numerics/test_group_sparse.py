@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spq.numerics import group_sparse
-from spq.numerics.group_sparse import GroupSparse
+from spqlm.numerics import group_sparse
+from spqlm.numerics.group_sparse import GroupSparse
 
 
 def random(seed: int, *shape: int) -> Tensor:

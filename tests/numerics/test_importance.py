@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spq.numerics import importance
+from spqlm.numerics import importance
 
 
 def test_layer_ratios_follow_the_formula():

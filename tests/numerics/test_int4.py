@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spq.numerics import integer
+from spqlm.numerics import integer
 
 seeds = st.integers(0, 10_000)
 group_sizes = st.sampled_from([2, 8, 32, 64])

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spq.numerics import integer
+from spqlm.numerics import integer
 
 bit_widths = st.integers(2, 8)
 seeds = st.integers(0, 10_000)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from spq.numerics.knapsack import (
+from spqlm.numerics.knapsack import (
     RELATIVE_GAP,
     Alternative,
     Choice,

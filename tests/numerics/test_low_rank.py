@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spq.numerics import low_rank
+from spqlm.numerics import low_rank
 
 SHAPES = [(12, 7), (7, 12), (9, 9), (1, 5), (5, 1), (40, 33)]
 PLACES = ["left", "right", "both"]

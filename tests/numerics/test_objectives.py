@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spq.numerics import objectives
-from spq.numerics.objectives import divergence, next_token
+from spqlm.numerics import objectives
+from spqlm.numerics.objectives import divergence, next_token
 
 
 @pytest.fixture(params=["whole", "in pieces", "row by row"], autouse=True)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spq.numerics import sparse
+from spqlm.numerics import sparse
 
 
 def problem(rows, columns, seed):

@@ -1,10 +1,10 @@
 import pytest
 
-from spq.comparison.cells import Cell
-from spq.evaluation import TaskResult
-from spq.evaluation.journal import Effort
-from spq.evaluation.perplexity import Perplexity
-from spq.report.comparison import figures, markdown, rows
+from spqlm.comparison.cells import Cell
+from spqlm.evaluation import TaskResult
+from spqlm.evaluation.journal import Effort
+from spqlm.evaluation.perplexity import Perplexity
+from spqlm.report.comparison import figures, markdown, rows
 
 
 def result(perplexity, error):

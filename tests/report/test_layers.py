@@ -2,15 +2,15 @@ import json
 
 import pytest
 from safetensors import safe_open
+from tests.checkpoint.test_group_sparse_checkpoint import to_group_sparse
 from tests.helpers import tiny_model, tiny_tokenizer
-from tests.integrations.test_group_sparse_checkpoint import to_group_sparse
 
-import spq
-from spq.errors import CheckpointError, SpqError
-from spq.integrations.quantizer import attach
-from spq.modules.ops import module_bytes
-from spq.recipe import Recipe
-from spq.report.layers import layers
+import spqlm
+from spqlm.checkpoint.quantizer import attach
+from spqlm.errors import CheckpointError, SpqError
+from spqlm.modules.ops import module_bytes
+from spqlm.recipe import Recipe
+from spqlm.report.layers import layers
 
 RECIPES = {
     "dense": [],
@@ -29,7 +29,7 @@ def compressed(directory, text_file, name, model_type="llama", tied=False, **opt
     calibration = {"source": str(text_file), "windows": 2, "context": 32}
     recipe = Recipe.from_dict({"calibration": calibration, "stages": RECIPES[name]})
     model = tiny_model(model_type, tie_word_embeddings=tied)
-    spq.compress(model, directory, recipe=recipe, tokenizer=tiny_tokenizer(), **options)
+    spqlm.compress(model, directory, recipe=recipe, tokenizer=tiny_tokenizer(), **options)
     return directory
 
 

@@ -3,8 +3,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from spq.report import charts
-from spq.report.page import Answer, Chart, Sample, Section, Table, html, markdown
+from spqlm.report import charts
+from spqlm.report.page import Answer, Chart, Sample, Section, Table, html, markdown
 
 HOSTILE = "<script>alert('&')</script> | ```"
 

@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 
 from tests.report.test_comparison import result
 
-from spq.comparison.cells import Cell
-from spq.report.pictures import file_name, links, size_against_loss
+from spqlm.comparison.cells import Cell
+from spqlm.report.pictures import file_name, links, size_against_loss
 
 
 def cell(method, size, **tasks):

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from spq.report.recipe_reference import recipe_reference
-from spq.stages import available
+from spqlm.report.recipe_reference import recipe_reference
+from spqlm.stages import available
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "recipes.md"
 

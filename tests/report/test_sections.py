@@ -3,10 +3,10 @@ import json
 import pytest
 from tests.cli.test_bench import FOUND
 
-import spq
-from spq.evaluation import Evaluation, evaluate
-from spq.manifest import read_manifest
-from spq.report import sections
+import spqlm
+from spqlm.checkpoint.manifest import read_manifest
+from spqlm.evaluation import Evaluation, evaluate
+from spqlm.report import sections
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def mixed(source, text_file, tmp_path):
         "calibration: {windows: 2, context: 64}\n"
         "stages: [{budget: {target_bytes: 1000000, bits: [4], group_sizes: [32]}}]\n"
     )
-    spq.compress(source, tmp_path / "mixed", recipe=recipe, calibration=str(text_file))
+    spqlm.compress(source, tmp_path / "mixed", recipe=recipe, calibration=str(text_file))
     return tmp_path / "mixed"
 
 
@@ -64,7 +64,7 @@ def test_predicted_and_measured_loss_stand_together(mixed, source, tokenizer, tm
     results = [
         Evaluation(
             model=path.name,
-            tasks=(evaluate(spq.load(path), tokenizer, str(text), context=64, limit=3),),
+            tasks=(evaluate(spqlm.load(path), tokenizer, str(text), context=64, limit=3),),
         )
         for path in (source, mixed)
     ]
@@ -92,7 +92,7 @@ def test_sizes_are_the_manifest_s(mixed):
 def test_a_low_rank_layer_is_one_cell(source, tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("stages: [{factorize: {keep: 0.5, whiten: false}}]")
-    spq.compress(source, tmp_path / "thin", recipe=recipe)
+    spqlm.compress(source, tmp_path / "thin", recipe=recipe)
     section = sections.what_was_done(tmp_path / "thin", read_manifest(tmp_path / "thin"))
     assert ">left<" not in section.charts[0].svg and ">q_proj<" in section.charts[0].svg
 

@@ -2,12 +2,13 @@
 
 from tests.helpers import calibrated, tiny_tokenizer
 
-import spq
-from spq.evaluation import resident_bytes
-from spq.recipe import Recipe
-from spq.stages.base import Inputs, Plan
-from spq.stages.budget import Budget
-from spq.view import ModelView
+import spqlm
+from spqlm.model.memory import resident_bytes
+from spqlm.model.view import ModelView
+from spqlm.plan import Plan
+from spqlm.recipe import Recipe
+from spqlm.stages.base import Inputs
+from spqlm.stages.budget import Budget
 
 FAMILIES = ("llama", "opt", "gemma3_text")
 HUGE = 10**12
@@ -51,6 +52,6 @@ def recipe(text_file, *stages) -> Recipe:
 
 
 def compress(model, text_file, out=None, stages=({"budget": {"group_sizes": [32]}},), **options):
-    return spq.compress(
+    return spqlm.compress(
         model, out, recipe=recipe(text_file, *stages), tokenizer=tiny_tokenizer(), **options
     )

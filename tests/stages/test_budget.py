@@ -19,20 +19,21 @@ from tests.stages.budgets import (
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from spq.calibration import Statistics
-from spq.errors import SpqError
-from spq.evaluation import resident_bytes, weight_file_bytes
-from spq.modules.coded import Coded
-from spq.modules.int4_embedding import Int4Embedding
-from spq.modules.int4_linear import Int4Linear
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.ops import module_bytes
-from spq.modules.quantized_embedding import QuantizedEmbedding
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.numerics.knapsack import RELATIVE_GAP
-from spq.stages.base import Inputs, Plan
-from spq.stages.budget import HEADER_BYTES, Budget
-from spq.view import ModelView
+from spqlm.calibration.statistics import Statistics
+from spqlm.errors import SpqError
+from spqlm.model.memory import resident_bytes, weight_file_bytes
+from spqlm.model.view import ModelView
+from spqlm.modules.coded import Coded
+from spqlm.modules.int4_embedding import Int4Embedding
+from spqlm.modules.int4_linear import Int4Linear
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import module_bytes
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.numerics.knapsack import RELATIVE_GAP
+from spqlm.plan import Plan
+from spqlm.stages.base import Inputs
+from spqlm.stages.budget import HEADER_BYTES, Budget
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -15,16 +15,16 @@ from tests.stages.budgets import (
     reach,
 )
 
-import spq
-from spq.errors import SpqError
-from spq.evaluation import weight_file_bytes
-from spq.modules.group_sparse_linear import GroupSparseLinear
-from spq.modules.int4_linear import Int4Linear
-from spq.modules.ops import module_bytes
-from spq.numerics.knapsack import RELATIVE_GAP
-from spq.reconstruction import Reconstruction
-from spq.stages.base import Inputs
-from spq.view import ModelView
+import spqlm
+from spqlm.errors import SpqError
+from spqlm.model.memory import weight_file_bytes
+from spqlm.model.view import ModelView
+from spqlm.modules.group_sparse_linear import GroupSparseLinear
+from spqlm.modules.int4_linear import Int4Linear
+from spqlm.modules.ops import module_bytes
+from spqlm.numerics.knapsack import RELATIVE_GAP
+from spqlm.stages.base import Inputs
+from spqlm.training.reconstruction import Reconstruction
 
 ENSEMBLE = {
     "bits": (4, 8, 16),
@@ -107,7 +107,7 @@ def test_groups_are_dropped_where_four_bits_do_not_reach(tmp_path, text_file):
         assert isinstance(layer, GroupSparseLinear)
         assert module_bytes(layer) == change.bytes_after
     assert weight_file_bytes(tmp_path / "out") <= target
-    assert torch.equal(logits(spq.load(tmp_path / "out")), logits(model))
+    assert torch.equal(logits(spqlm.load(tmp_path / "out")), logits(model))
 
 
 def test_learned_rounding_brings_layers_nearer(caplog):

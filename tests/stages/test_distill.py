@@ -4,17 +4,18 @@ import pytest
 import torch
 from tests.helpers import greedy, logits, tiny_model, tiny_tokenizer
 
-import spq
-from spq.errors import SpqError
-from spq.modules.coded import Coded
-from spq.modules.int4_linear import Int4Linear
-from spq.numerics.integer import round_scale
-from spq.recipe import Recipe
-from spq.stages import distill
-from spq.stages.base import Inputs, Plan
-from spq.stages.budget import Budget
-from spq.stages.distill import Distill
-from spq.view import ModelView
+import spqlm
+from spqlm.errors import SpqError
+from spqlm.model.view import ModelView
+from spqlm.modules.coded import Coded
+from spqlm.modules.int4_linear import Int4Linear
+from spqlm.numerics.integer import round_scale
+from spqlm.plan import Plan
+from spqlm.recipe import Recipe
+from spqlm.stages import distill
+from spqlm.stages.base import Inputs
+from spqlm.stages.budget import Budget
+from spqlm.stages.distill import Distill
 
 FAMILIES = ("llama", "qwen3", "opt", "gemma3_text")
 SHORT = {"steps": 8, "batch_size": 2, "context": 24, "held_out": 4, "check_every": 2}
@@ -178,7 +179,9 @@ def test_in_a_recipe_it_sees_the_model_from_before_the_first_stage(tmp_path, tex
     calibration = {"source": str(text_file), "windows": 4, "context": 24}
     recipe = Recipe.from_dict({"calibration": calibration, "stages": stages})
     tokenizer = tiny_tokenizer()
-    rounded = spq.compress(copy.deepcopy(model), recipe=recipe, tokenizer=tokenizer, recover=False)
-    tuned = spq.compress(model, tmp_path / "out", recipe=recipe, tokenizer=tokenizer)
+    rounded = spqlm.compress(
+        copy.deepcopy(model), recipe=recipe, tokenizer=tokenizer, recover=False
+    )
+    tuned = spqlm.compress(model, tmp_path / "out", recipe=recipe, tokenizer=tokenizer)
     assert divergence(dense, tuned.model) != divergence(dense, rounded.model)
-    assert greedy(spq.load(tmp_path / "out")) == greedy(tuned.model)
+    assert greedy(spqlm.load(tmp_path / "out")) == greedy(tuned.model)

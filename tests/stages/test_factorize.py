@@ -2,13 +2,13 @@ import pytest
 import torch
 from tests.helpers import tiny_model
 
-from spq.calibration import Statistics
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.ops import module_bytes
-from spq.numerics.low_rank import weighted_basis, weighted_truncate
-from spq.stages.base import Inputs
-from spq.stages.factorize import Factorize
-from spq.view import ModelView
+from spqlm.calibration.statistics import Statistics
+from spqlm.model.view import ModelView
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import module_bytes
+from spqlm.numerics.low_rank import weighted_basis, weighted_truncate
+from spqlm.stages.base import Inputs
+from spqlm.stages.factorize import Factorize
 
 WINDOWS = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
 

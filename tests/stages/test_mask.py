@@ -2,12 +2,12 @@ import pytest
 import torch
 from tests.helpers import tiny_model
 
-from spq.calibration import Statistics
-from spq.errors import SpqError
-from spq.numerics import sparse
-from spq.stages.base import Inputs
-from spq.stages.mask import Mask
-from spq.view import ModelView
+from spqlm.calibration.statistics import Statistics
+from spqlm.errors import SpqError
+from spqlm.model.view import ModelView
+from spqlm.numerics import sparse
+from spqlm.stages.base import Inputs
+from spqlm.stages.mask import Mask
 
 WINDOWS = torch.randint(3, 250, (4, 32), generator=torch.Generator().manual_seed(0))
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from tests.helpers import logits, tiny_model
 
-from spq.calibration import collect
-from spq.evaluation import resident_bytes
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.stages.base import Plan
-from spq.stages.prune import Prune
-from spq.stages.quantize import Quantize
-from spq.view import ModelView
+from spqlm.calibration.statistics import collect
+from spqlm.model.memory import resident_bytes
+from spqlm.model.view import ModelView
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.plan import Plan
+from spqlm.stages.prune import Prune
+from spqlm.stages.quantize import Quantize
 
 HEADS, GROUPS, HEAD_DIM, WIDTH = 8, 4, 8, 128
 WINDOWS = torch.randint(3, 250, (4, 24), generator=torch.Generator().manual_seed(3))

@@ -3,15 +3,15 @@ import torch
 from tests.helpers import logits, tiny_model
 from torch import nn
 
-from spq.calibration import Statistics
-from spq.evaluation import resident_bytes
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.quantized_embedding import QuantizedEmbedding
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.stages.base import Plan
-from spq.stages.quantize import Quantize
-from spq.stages.svd import Svd
-from spq.view import ModelView
+from spqlm.calibration.statistics import Statistics
+from spqlm.model.memory import resident_bytes
+from spqlm.model.view import ModelView
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.plan import Plan
+from spqlm.stages.quantize import Quantize
+from spqlm.stages.svd import Svd
 
 VOCABULARY = 260
 # Outputs of the tiny Llama: q 64, k 32, v 32, o 64, gate 128, up 128, down 64, twice, and

@@ -2,17 +2,18 @@ import pytest
 import torch
 from tests.helpers import TEXT, tiny_model
 
-from spq.calibration import Statistics
-from spq.errors import SpqError
-from spq.evaluation import resident_bytes
-from spq.modules.lora import LoraLinear
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.stages.base import Inputs, Plan
-from spq.stages.quantize import Quantize
-from spq.stages.recover import Recover
-from spq.stages.svd import Svd
-from spq.view import ModelView
+from spqlm.calibration.statistics import Statistics
+from spqlm.errors import SpqError
+from spqlm.model.memory import resident_bytes
+from spqlm.model.view import ModelView
+from spqlm.modules.lora import LoraLinear
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.plan import Plan
+from spqlm.stages.base import Inputs
+from spqlm.stages.quantize import Quantize
+from spqlm.stages.recover import Recover
+from spqlm.stages.svd import Svd
 
 SVD, INT8 = Svd(variance=0.5, multiple_of=8), Quantize()
 FORMS = {"dense": [], "int8": [INT8], "low_rank": [SVD], "low_rank_int8": [SVD, INT8]}

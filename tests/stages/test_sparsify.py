@@ -4,18 +4,18 @@ import pytest
 import torch
 from tests.helpers import calibrated, logits, tiny_model, tiny_tokenizer
 
-import spq
-from spq import reconstruction
-from spq.cache import cache_directory
-from spq.errors import SpqError
-from spq.modules.group_sparse_linear import GroupSparseLinear
-from spq.modules.ops import dense_weight, module_bytes
-from spq.recipe import Recipe
-from spq.reconstruction import Reconstruction
-from spq.stages import sparsify
-from spq.stages.base import Inputs
-from spq.stages.sparsify import Sparsify
-from spq.view import ModelView
+import spqlm
+from spqlm.cache import cache_directory
+from spqlm.errors import SpqError
+from spqlm.model.view import ModelView
+from spqlm.modules.group_sparse_linear import GroupSparseLinear
+from spqlm.modules.ops import dense_weight, module_bytes
+from spqlm.recipe import Recipe
+from spqlm.stages import sparsify
+from spqlm.stages.base import Inputs
+from spqlm.stages.sparsify import Sparsify
+from spqlm.training import reconstruction
+from spqlm.training.reconstruction import Reconstruction
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "gemma3_text")
 ONE_SHOT = Reconstruction(steps=0)
@@ -187,14 +187,14 @@ def test_damaged_leftovers_are_compressed_anew(monkeypatch, caplog):
 
 @pytest.mark.parametrize("name", ["gqsa", "sparse"])
 def test_the_shipped_recipes_run_and_reload(tmp_path, text_file, name):
-    fields = spq.recipe.load_recipe(name).to_dict()
+    fields = spqlm.recipe.load_recipe(name).to_dict()
     fields["calibration"] = {"source": str(text_file), "windows": 8, "context": 32}
     for stage in fields["stages"]:
         if "sparsify" in stage:
             stage["sparsify"]["reconstruction"]["steps"] = 4
         if "distill" in stage:
             stage["distill"] |= {"steps": 4, "context": 32, "held_out": 2, "check_every": 2}
-    result = spq.compress(
+    result = spqlm.compress(
         tiny_model(), tmp_path / "out", recipe=Recipe.from_dict(fields), tokenizer=tiny_tokenizer()
     )
-    assert torch.equal(logits(spq.load(tmp_path / "out")), logits(result.model))
+    assert torch.equal(logits(spqlm.load(tmp_path / "out")), logits(result.model))

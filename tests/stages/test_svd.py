@@ -2,14 +2,14 @@ import pytest
 import torch
 from tests.helpers import logits, tiny_model
 
-from spq.calibration import Statistics
-from spq.evaluation import resident_bytes
-from spq.modules.low_rank_linear import LowRankLinear
-from spq.modules.quantized_linear import QuantizedLinear
-from spq.stages.base import Plan
-from spq.stages.quantize import Quantize
-from spq.stages.svd import Svd
-from spq.view import ModelView
+from spqlm.calibration.statistics import Statistics
+from spqlm.model.memory import resident_bytes
+from spqlm.model.view import ModelView
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.plan import Plan
+from spqlm.stages.quantize import Quantize
+from spqlm.stages.svd import Svd
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")

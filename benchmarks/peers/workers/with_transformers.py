@@ -24,15 +24,15 @@ def dense(path: str) -> torch.nn.Module:
 
 
 def ours(path: str) -> torch.nn.Module:
-    import spq
+    import spqlm
 
-    return spq.load(path)
+    return spqlm.load(path)
 
 
 def ours_optimized(path: str) -> torch.nn.Module:
-    import spq
+    import spqlm
 
-    return spq.load(path, optimize=True)
+    return spqlm.load(path, optimize=True)
 
 
 def torchao_int8(path: str) -> torch.nn.Module:
@@ -119,7 +119,7 @@ def main(engine: str, path: str, threads: str) -> None:
             return time.perf_counter() - started
 
         package = PACKAGES.get(engine, "transformers")
-        name = "spq-llm" if engine.startswith("spq") else package
+        name = "spqlm" if engine.startswith("spq") else package
         return measure, {"version": f"{name} {version(name)}", "bytes": bytes_read(model)}
 
     serve(load)

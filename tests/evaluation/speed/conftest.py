@@ -5,7 +5,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from spq.evaluation.speed import limits, samples, session
+from spqlm.evaluation.speed import limits, samples, session
 
 
 class InThread:

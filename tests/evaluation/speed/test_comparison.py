@@ -5,10 +5,10 @@ import psutil
 import pytest
 import torch
 
-from spq.errors import SpqError
-from spq.evaluation.speed import Comparison, Measure, Plan, compare, samples
-from spq.evaluation.speed.results import Spread
-from spq.evaluation.speed.session import Loaded, Request
+from spqlm.errors import SpqError
+from spqlm.evaluation.speed import Comparison, Measure, Plan, compare, samples
+from spqlm.evaluation.speed.results import Spread
+from spqlm.evaluation.speed.session import Loaded, Request
 
 pytestmark = pytest.mark.usefixtures("in_threads")
 SMALL = {"batches": (1, 2), "prefills": (8, 512), "prompt": 4, "decode_tokens": 3, "rounds": 3}
@@ -40,7 +40,7 @@ class Fake:
 
 @pytest.fixture
 def fakes(monkeypatch):
-    from spq.evaluation.speed import comparison
+    from spqlm.evaluation.speed import comparison
 
     Fake.asked = []
     Fake.rates = {"a": 1.0, "b": 0.5, "c": 0.25}

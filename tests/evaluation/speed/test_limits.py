@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spq.evaluation.speed import limits
+from spqlm.evaluation.speed import limits
 
 
 def test_bandwidth_is_the_buffer_over_the_best_time(monkeypatch):

@@ -2,10 +2,10 @@ import pytest
 import torch
 from tests.evaluation.speed.conftest import InThread
 
-import spq
-from spq.errors import SpqError
-from spq.evaluation.speed import Measure, session, timing
-from spq.evaluation.speed.session import Request, Session, load, open_model
+import spqlm
+from spqlm.errors import SpqError
+from spqlm.evaluation.speed import Measure, session, timing
+from spqlm.evaluation.speed.session import Request, Session, load, open_model
 
 PREFILL = Measure("prefill", 1, 16, 16)
 
@@ -38,7 +38,7 @@ def test_a_model_is_optimised_where_that_was_asked_for(monkeypatch, source):
 
 
 def test_activations_are_rounded_where_that_was_asked_for_and_can_be(source, tmp_path):
-    spq.compress(source, tmp_path / "int8", recipe="int8")
+    spqlm.compress(source, tmp_path / "int8", recipe="int8")
     for name, wanted, rounded in (
         (source, True, False),
         (tmp_path / "int8", False, False),

@@ -4,11 +4,11 @@ import pytest
 import torch
 from tests.helpers import VOCABULARY, tiny_model
 
-import spq
-from spq.errors import SpqError
-from spq.evaluation.speed import Measure
-from spq.evaluation.speed.timing import bytes_read, products, seconds
-from spq.families import supported
+import spqlm
+from spqlm.errors import SpqError
+from spqlm.evaluation.speed import Measure
+from spqlm.evaluation.speed.timing import bytes_read, products, seconds
+from spqlm.model.families import supported
 
 PREFILL = Measure("prefill", 1, 16, 16)
 DECODE = Measure("decode", 2, 6, 5)
@@ -110,20 +110,20 @@ def test_an_embedding_is_read_where_it_is_tied():
 
 
 def test_int8_weights_are_a_quarter_of_float32(source, tmp_path):
-    dense = spq.load(source)
-    spq.compress(source, tmp_path / "int8", recipe="int8")
-    ratio = bytes_read(spq.load(tmp_path / "int8")) / bytes_read(dense)
+    dense = spqlm.load(source)
+    spqlm.compress(source, tmp_path / "int8", recipe="int8")
+    ratio = bytes_read(spqlm.load(tmp_path / "int8")) / bytes_read(dense)
     assert 0.25 < ratio < 0.28
 
 
 def test_products_are_those_of_the_decoder_as_it_is(source, tmp_path):
     attention, mlp = 2 * 64 * 64 + 2 * 64 * 32, 3 * 64 * 128
-    assert products(spq.load(source)) == 2 * (attention + mlp)
+    assert products(spqlm.load(source)) == 2 * (attention + mlp)
     recipe = {"stages": [{"svd": {"variance": 0.3, "multiple_of": 1, "modules": ["attention"]}}]}
-    low_rank = spq.compress(source, tmp_path / "svd", recipe=spq.Recipe.from_dict(recipe)).model
+    low_rank = spqlm.compress(source, tmp_path / "svd", recipe=spqlm.Recipe.from_dict(recipe)).model
     pairs = [m for m in low_rank.modules() if type(m).__name__ == "LowRankLinear"]
     dense = [p for n, p in low_rank.named_parameters() if n.endswith("_proj.weight")]
     factors = [p for m in pairs for n, p in m.named_parameters() if n.endswith("weight")]
     assert pairs
     assert products(low_rank) == sum(p.numel() for p in (*dense, *factors))
-    assert products(low_rank) < products(spq.load(source))
+    assert products(low_rank) < products(spqlm.load(source))

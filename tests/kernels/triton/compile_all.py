@@ -14,16 +14,16 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-FOLDER = Path(__file__).parents[3] / "src" / "spq" / "kernels" / "triton"
-for depth, name in enumerate(("spq.kernels.triton", "spq.kernels", "spq")):
+FOLDER = Path(__file__).parents[3] / "src" / "spqlm" / "kernels" / "triton"
+for depth, name in enumerate(("spqlm.kernels.triton", "spqlm.kernels", "spqlm")):
     package = types.ModuleType(name)
     package.__path__ = [str((FOLDER, *FOLDER.parents)[depth])]
     sys.modules[name] = package
 
-from spq.kernels.triton.dequantize import dequantize, dequantize_groups  # noqa: E402
-from spq.kernels.triton.few_rows import add_up, few_rows  # noqa: E402
-from spq.kernels.triton.group_sparse import kept_groups_times_inputs  # noqa: E402
-from spq.kernels.triton.one_row import one_row, one_row_of_words  # noqa: E402
+from spqlm.kernels.triton.dequantize import dequantize, dequantize_groups  # noqa: E402
+from spqlm.kernels.triton.few_rows import add_up, few_rows  # noqa: E402
+from spqlm.kernels.triton.group_sparse import kept_groups_times_inputs  # noqa: E402
+from spqlm.kernels.triton.one_row import one_row, one_row_of_words  # noqa: E402
 
 TYPES = {
     "x_ptr": "*bf16",

@@ -4,16 +4,16 @@ from functools import partial
 
 import pytest
 import torch
+from tests.checkpoint.test_group_sparse_checkpoint import to_group_sparse
+from tests.checkpoint.test_int4_checkpoint import to_int4
+from tests.compressed_models import change, factorised, quantize_all
 from tests.helpers import tiny_model
-from tests.integrations.compressed_models import change, factorised, quantize_all
-from tests.integrations.test_group_sparse_checkpoint import to_group_sparse
-from tests.integrations.test_int4_checkpoint import to_int4
 from transformers import PreTrainedModel
 
-from spq.integrations.quantizer import attach
-from spq.kernels import dispatch
+from spqlm.checkpoint.quantizer import attach
+from spqlm.kernels import dispatch
 
-pytest.importorskip("spq.kernels.triton", reason="triton is not installed")
+pytest.importorskip("spqlm.kernels.triton", reason="triton is not installed")
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def on_kernels(device, monkeypatch):
 @pytest.mark.parametrize(
     ("tokens", "operations"),
     [
-        (1, {"spq.read_codes", "spq.read_groups"}),
-        (70, {"spq.dequantized", "spq.dequantized_groups"}),
+        (1, {"spqlm.read_codes", "spqlm.read_groups"}),
+        (70, {"spqlm.dequantized", "spqlm.dequantized_groups"}),
     ],
     ids=["few", "many"],
 )

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spq.numerics import integer
+from spqlm.numerics import integer
 
-linear = pytest.importorskip("spq.kernels.triton.linear", reason="triton is not installed")
+linear = pytest.importorskip("spqlm.kernels.triton.linear", reason="triton is not installed")
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 DTYPES = pytest.mark.parametrize("dtype", ROUNDING, ids=str)

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spq.numerics import group_sparse
-from spq.numerics.group_sparse import GroupSparse
+from spqlm.numerics import group_sparse
+from spqlm.numerics.group_sparse import GroupSparse
 
 sparse_linear = pytest.importorskip(
-    "spq.kernels.triton.sparse_linear", reason="triton is not installed"
+    "spqlm.kernels.triton.sparse_linear", reason="triton is not installed"
 )
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}

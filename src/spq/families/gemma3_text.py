@@ -1,5 +1,0 @@
-"""Gemma 3 (text): Llama's layout with a scaled, tied embedding and more norms."""
-
-from spq.families.base import Family
-
-FAMILY = Family()

@@ -1,5 +1,0 @@
-"""Llama 2 and 3, TinyLlama, SmolLM2, Vicuna: grouped-query attention, gated MLP."""
-
-from spq.families.base import Family
-
-FAMILY = Family()

@@ -1,5 +1,0 @@
-"""Qwen2 and Qwen2.5: Llama's layout with biases on the query, key and value projections."""
-
-from spq.families.base import Family
-
-FAMILY = Family()

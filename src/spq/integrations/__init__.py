@@ -1,1 +1,0 @@
-"""The only files that touch other libraries' internals."""

@@ -1,0 +1,104 @@
+"""Prices: bytes and predicted loss of every way to shape and store the weights of a unit.
+
+Storing is dear to price, since each weight is rounded to find out; what a shape or a rank costs by
+itself is not, nor how much the least salient groups weigh. So those are first estimated without
+rounding (`Part.estimates`, `Unit.estimated`), and rounded only where that could pay at the worth of
+a byte under the budget.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from spqlm.allocation.estimates import low_rank_losses, sparse_losses
+from spqlm.allocation.menu import Menu, stored_bytes
+from spqlm.allocation.shapes import Cut, Shape
+from spqlm.allocation.storage import Option, factorise, store
+from spqlm.allocation.units import Part, PricedShape, Unit
+from spqlm.model.view import Named
+from spqlm.numerics.low_rank import weighted_basis
+from spqlm.numerics.metric import Metric
+
+
+class Pricer:
+    """Prices weights of a menu in the metrics of a layer."""
+
+    def __init__(self, menu: Menu, fit: Mapping[str, Metric], price: Mapping[str, Metric]) -> None:
+        """Fit in one metric, price in the other; both by full name of the module."""
+        self._menu = menu
+        self.fit = fit
+        self.price = price
+
+    def deepen(self, unit: Unit, worth: float) -> None:
+        """Price the shapes and options of a unit that could pay at `worth` nats per byte."""
+        promising = unit.promising_shapes(worth)
+        unit.estimated = [shaped for shaped in unit.estimated if shaped not in promising]
+        for shaped in promising:
+            parts = [self._exact(part, shaped.shape) for part in shaped.parts]
+            unit.priced.append(PricedShape(shaped.shape, parts))
+        for shaped in unit.priced:
+            for part in shaped.parts:
+                self._add_promising(part, shaped.shape, part.promising(worth))
+
+    def _exact(self, part: Part, shape: Shape) -> Part:
+        """An estimated part as it is when priced; a row's price already is."""
+        exact = part.cut is not None and part.cut.side == "output"
+        role = part.named.role
+        if exact and not self._menu.ranks.get(role) and not self._menu.sparsities.get(role):
+            return part
+        return self.part(part.named, shape)
+
+    def part(self, named: Named, shape: Shape) -> Part:
+        """Price the options that store every group of the weight itself; estimate the others."""
+        cut, weight, fit, price = self._shaped(named, shape)
+        part = Part(named, cut)
+        rows, columns = weight.shape
+        for option in self._menu.options(named, columns):
+            self._add(part, weight, option, fit, price, None)
+        rounding = dict(zip(part.options, part.losses, strict=True))
+        found = [
+            *low_rank_losses(self._menu.low_rank(named, rows, columns), weight, price, rounding),
+            *sparse_losses(self._menu.sparse(named, columns), weight, price, rounding),
+        ]
+        part.estimates = [
+            (option, stored_bytes(named, option, rows, columns), loss) for option, loss in found
+        ]
+        return part
+
+    def _add_promising(self, part: Part, shape: Shape, options: list[Option]) -> None:
+        if not options:
+            return
+        _, weight, fit, price = self._shaped(part.named, shape)
+        basis = None
+        if any(option.rank is not None for option in options):
+            _, basis = weighted_basis(weight, *fit.terms[0])
+        for option in options:
+            self._add(part, weight, option, fit, price, basis)
+        part.estimates = [found for found in part.estimates if found[0] not in options]
+
+    def _shaped(self, named: Named, shape: Shape) -> tuple[Cut | None, Tensor, Metric, Metric]:
+        cut = shape.cuts.get(named.name)
+        weight = named.module.weight.detach().float()
+        fit, price = self.fit[named.name], self.price[named.name]
+        if cut is None:
+            return None, weight, fit, price
+        return cut, cut.weight(weight, fit), cut.metric(fit), cut.metric(price)
+
+    @torch.no_grad()
+    def _add(
+        self,
+        part: Part,
+        weight: Tensor,
+        option: Option,
+        fit: Metric,
+        price: Metric,
+        basis: Tensor | None,
+    ) -> None:
+        rounding = self._menu.rounding[option.bits]
+        if option.rank is not None and basis is not None:
+            stored = factorise(weight, basis, option, fit, rounding).restored
+        else:
+            stored = store(weight, option, fit, rounding).restored
+        size = stored_bytes(part.named, option, *weight.shape)
+        part.add(option, size, price.row_losses(stored - weight))

@@ -1,0 +1,179 @@
+"""From a model and its sensitivities to priced units: one walk, and a second where it could pay."""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from spqlm.allocation.menu import Menu
+from spqlm.allocation.pricing import Pricer
+from spqlm.allocation.shapes import Shape, shapes
+from spqlm.allocation.units import Unit
+from spqlm.calibration.sensitivity import Sensitivity
+from spqlm.calibration.statistics import Statistics
+from spqlm.layerwise.metrics import Weighting, layer_metrics, outer_metric, split
+from spqlm.layerwise.walk import Walk
+from spqlm.model.view import LayerView, ModelView, Named
+from spqlm.model.view import Unit as UnitName
+from spqlm.numerics.knapsack import Alternative, smallest, worth_of_a_byte
+from spqlm.progress import track
+
+Shares = Mapping[UnitName, tuple[float, ...]]
+
+
+@dataclass
+class Search:
+    """Prices the units of a model.
+
+    Attributes:
+        view: with dense weights.
+        statistics: sensitivities and the windows they were collected on.
+        menu: options of each weight.
+        shares: sizes that each kind of unit may take, as shares.
+        multiple_of: what widths are rounded to.
+        token_power: see `Weighting`.
+    """
+
+    view: ModelView
+    statistics: Statistics
+    menu: Menu
+    shares: Shares
+    multiple_of: int
+    token_power: float
+
+    @property
+    def _sensitivities(self) -> Mapping[str, Sensitivity]:
+        return self.statistics.sensitivities
+
+    @property
+    def _weightings(self) -> tuple[Weighting, Weighting]:
+        return split(len(self.statistics.windows), self.token_power)
+
+    @property
+    def short_of_text(self) -> str:
+        """What to say where some layer is wider than there are tokens to fit it on, else empty."""
+        tokens = len(self._weightings[0].windows) * self.statistics.windows.shape[1]
+        widest = max(named.module.weight.shape[1] for named in dense_weights(self.view))
+        if tokens >= widest:
+            return ""
+        return (
+            f"fitted on {tokens} tokens of calibration text, fewer than the {widest} inputs of the "
+            "widest layer, so damping was raised; more text would serve it better"
+        )
+
+    def units(self) -> list[Unit]:
+        """Every unit, priced in the shape and at the rank that it has."""
+        found: list[Unit] = []
+
+        def price(layer: LayerView, pricer: Pricer) -> None:
+            found.extend(self._unit(layer, kind, pricer) for kind in self.shares)
+
+        everything = {layer.name: set(self._sensitivities) for layer in self.view.layers}
+        self._walk(everything, price, "pricing")
+        return found + [self._outer(named) for named in outer_weights(self.view)]
+
+    def spend(self, units: list[Unit], available: int) -> None:
+        """Price shapes and options until the best ones for so many bytes are among those priced.
+
+        What a byte is worth follows from the estimates; where even they cannot meet the budget, or
+        what was priced cannot, the smallest ones are priced.
+        """
+        while self.deepen(units, worth_of_a_byte([hopes(unit) for unit in units], available)):
+            pass
+        if smallest([alternatives(unit) for unit in units]) > available:
+            while self.deepen(units, math.inf):
+                pass
+
+    def deepen(self, units: list[Unit], worth: float) -> bool:
+        """Price the shapes and options that could pay at `worth` nats per byte.
+
+        Returns:
+            whether there were any.
+        """
+        per_layer = len(self.shares)
+        wanted = {
+            layer.name: [
+                unit
+                for unit in units[index * per_layer : (index + 1) * per_layer]
+                if unit.promising_shapes(worth) or unit.promising_options(worth)
+            ]
+            for index, layer in enumerate(self.view.layers)
+        }
+
+        def price(layer: LayerView, pricer: Pricer) -> None:
+            for unit in wanted[layer.name]:
+                pricer.deepen(unit, worth)
+
+        names = {layer: _members(found) for layer, found in wanted.items() if found}
+        if not names:
+            return False
+        self._walk(names, price, "pricing shapes")
+        return True
+
+    def _walk(
+        self,
+        names: Mapping[str, Collection[str]],
+        price: Callable[[LayerView, Pricer], None],
+        title: str,
+    ) -> None:
+        """Price the layers that `names` has, in metrics of the weights that it names for each."""
+        walk = Walk(self.view, self.statistics.windows)
+        last = max(i for i, layer in enumerate(self.view.layers) if layer.name in names)
+        for layer in track(self.view.layers[: last + 1], title):
+            if layer.name not in names:
+                walk.advance(layer)
+                continue
+            wanted = {n: s for n, s in self._sensitivities.items() if n in names[layer.name]}
+            metrics = layer_metrics(walk, layer, wanted, self._weightings, advance=True)
+            price(layer, Pricer(self.menu, *metrics))
+
+    def _unit(self, layer: LayerView, kind: UnitName, pricer: Pricer) -> Unit:
+        members = [named for named in layer.leaves if named.role == kind]
+        members = [named for named in members if named.name in self._sensitivities]
+        whole = [pricer.part(named, Shape()) for named in members]
+        if len(members) != len(layer.sides(kind)):
+            return Unit.of(whole, [])
+        multiple_of = self.multiple_of if kind == "mlp" else 1
+        found = shapes(layer, kind, self.shares[kind], multiple_of, pricer.fit, pricer.price)
+        return Unit.of(whole, found)
+
+    def _outer(self, named: Named) -> Unit:
+        fit, price = (
+            {named.name: outer_metric(self.view, named.name, self._sensitivities, weighting)}
+            for weighting in self._weightings
+        )
+        return Unit.of([Pricer(self.menu, fit, price).part(named, Shape())], [])
+
+
+def outer_weights(view: ModelView) -> list[Named]:
+    """Embedding and lm_head, as far as they are dense; a tied pair is one, the embedding."""
+    pair = [view.embedding] if view.tied else [view.embedding, view.lm_head]
+    return [named for named in pair if isinstance(named.module, nn.Linear | nn.Embedding)]
+
+
+def dense_weights(view: ModelView) -> list[Named]:
+    """Every weight that is not yet in integers; of a tied pair both."""
+    leaves = [named for named in view.leaves() if isinstance(named.module, nn.Linear)]
+    return leaves + [named for named in outer_weights(view) if named.role == "embedding"]
+
+
+def priced_weights(view: ModelView) -> list[Named]:
+    """Every weight that is decided on; a tied pair is one, the embedding."""
+    inner = [named for named in dense_weights(view) if named.role in ("attention", "mlp")]
+    return inner + outer_weights(view)
+
+
+def _members(units: list[Unit]) -> set[str]:
+    """Names of their weights."""
+    return {part.named.name for unit in units for part in unit.priced[0].parts}
+
+
+def alternatives(unit: Unit) -> list[Alternative]:
+    """What was priced, for the knapsack."""
+    return [shaped.alternative() for shaped in unit.priced]
+
+
+def hopes(unit: Unit) -> list[Alternative]:
+    """The same with everything that was only estimated."""
+    return [shaped.alternative(estimates=True) for shaped in [*unit.priced, *unit.estimated]]

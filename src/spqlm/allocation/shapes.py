@@ -1,0 +1,137 @@
+"""Shapes that a layer may take: MLPs with fewer neurons, attention with fewer key/value groups."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from spqlm.model.view import LayerView, Unit
+from spqlm.numerics.elimination import elimination_order, refit
+from spqlm.numerics.importance import kept_count
+from spqlm.numerics.metric import Metric
+
+
+class Cut(BaseModel):
+    """What one weight loses.
+
+    Attributes:
+        side: whether outputs go or inputs.
+        unit: what goes.
+        units: how many there are before.
+        channels_per_unit: consecutive rows or columns of each.
+        kept: how many stay.
+        removed: which go.
+        refitted: whether the inputs that stay make up for those that went.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    side: Literal["input", "output"]
+    unit: Unit
+    units: int
+    channels_per_unit: int
+    kept: int
+    removed: list[int]
+    refitted: bool = False
+
+    @property
+    def index(self) -> Tensor:
+        """Rows or columns that stay, int64, ascending."""
+        keep = torch.ones(self.units, dtype=torch.bool)
+        keep[self.removed] = False
+        return keep.repeat_interleave(self.channels_per_unit).nonzero()[:, 0]
+
+    def weight(self, weight: Tensor, metric: Metric) -> Tensor:
+        """The weight after the cut, [rows, columns]; `metric` is the whole one's."""
+        index = self.index.to(weight.device)
+        if self.side == "output":
+            return weight[index]
+        if self.refitted:
+            return refit(weight, metric.hessian, index, metric.damping)
+        return weight[:, index]
+
+    def metric(self, metric: Metric) -> Metric:
+        """The metric of what is left."""
+        index = self.index.to(metric.hessian.device)
+        return metric.rows(index) if self.side == "output" else metric.columns(index)
+
+
+class Shape(BaseModel):
+    """One shape of a unit of weights.
+
+    Attributes:
+        cuts: by full name of the module; none leaves the unit as it is.
+        loss: predicted, in nats per token, on text held out from the fit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cuts: dict[str, Cut] = {}
+    loss: float = 0.0
+
+
+def shapes(
+    layer: LayerView,
+    unit: Unit,
+    shares: tuple[float, ...],
+    multiple_of: int,
+    fit: Mapping[str, Metric],
+    price: Mapping[str, Metric],
+) -> list[Shape]:
+    """The layer's unit at several smaller sizes, each less the members it misses least.
+
+    Args:
+        layer: with dense weights.
+        unit: `mlp` neurons or `attention` key/value groups.
+        shares: of the units that stay.
+        multiple_of: what widths are rounded to.
+        fit: metric that units are chosen and refitted by, by full name.
+        price: metric on text held out from that.
+    """
+    sides = layer.sides(unit)
+    reader = next(named for named, side in sides if side == "input")
+    units = layer.units(unit)
+    channels = reader.module.in_features // units
+    kept = {kept_count(units, 1 - share, max(multiple_of // channels, 1)) for share in shares}
+    counts = sorted((count for count in kept if count < units), reverse=True)
+    if not counts:
+        return []
+    weight = reader.module.weight.detach().float()
+    fitted = fit[reader.name]
+    order = elimination_order(
+        weight, fitted.hessian, fitted.output, units - counts[-1], channels, fitted.damping
+    )
+    found = []
+    for count in counts:
+        removed = sorted(order[: units - count].tolist())
+        tried = [
+            Cut(
+                side="input",
+                unit=unit,
+                units=units,
+                channels_per_unit=channels,
+                kept=count,
+                removed=removed,
+                refitted=refitted,
+            )
+            for refitted in (False, True)
+        ]
+        losses = [_loss(weight, cut, fitted, price[reader.name]) for cut in tried]
+        best = min((0, 1), key=losses.__getitem__)
+        cuts = {reader.name: tried[best]}
+        for named, side in sides:
+            if side == "output":
+                width = named.module.out_features // units
+                update = {"side": side, "channels_per_unit": width, "refitted": False}
+                cuts[named.name] = tried[best].model_copy(update=update)
+        found.append(Shape(cuts=cuts, loss=losses[best]))
+    return found
+
+
+def _loss(weight: Tensor, cut: Cut, fit: Metric, price: Metric) -> float:
+    error = -weight
+    index = cut.index.to(weight.device)
+    error[:, index] += cut.weight(weight, fit)
+    return price.loss(error)

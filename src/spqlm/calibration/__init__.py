@@ -1,0 +1,1 @@
+"""What the stages know of a model on text: activations, gradients, and the text itself."""

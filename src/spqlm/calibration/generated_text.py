@@ -1,0 +1,121 @@
+"""Calibration text that the model writes itself (self-calibration, arXiv 2410.17170).
+
+It needs no files and no network, and it is of the kind that the model was trained on, which a text
+that happens to be at hand is not.
+"""
+
+import logging
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spqlm.cache import cache_directory, drop_old_files, work_key, write_tensors
+from spqlm.decoding.optimize import decoding_natively
+from spqlm.model.view import ModelView
+from spqlm.native.decoder import MOST_SEQUENCES
+from spqlm.progress import track
+
+logger = logging.getLogger(__name__)
+
+# Raised whenever what is written changes, so that older files are not read.
+COMPUTATION = 2
+
+# That tokens are drawn for at a time.
+ROWS = 8
+
+
+def generated_ids(
+    view: ModelView, tokenizer: PreTrainedTokenizerBase, count: int, context: int, seed: int
+) -> Tensor:
+    """Sequences sampled from the model's own predictions, one after the other.
+
+    Each starts with a random word of the vocabulary, behind the token that the tokenizer puts
+    before every text, if it has one. A cache on disk that cannot be read or written is logged and
+    done without.
+
+    Args:
+        view: the model, which is left as it was.
+        tokenizer: its tokenizer.
+        count: of sequences.
+        context: tokens in each, no more than the model can read.
+        seed: of the draws. Sampling follows the rounding of the machine's kernels.
+
+    Returns:
+        int64 [count * context].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    starts = _starts(view.model, tokenizer, count, generator)
+    key = work_key(view, starts, str(COMPUTATION), str(context), str(seed))
+    file = cache_directory() / f"generated-{key}.safetensors"
+    try:
+        if file.is_file() and (ids := load_file(file)["ids"]).shape == (count * context,):
+            logger.info("text that the model wrote, from %s", file.name)
+            return ids
+    except (OSError, SafetensorError, KeyError) as error:
+        logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
+    ids = _write(view.model, starts, context, generator).flatten()
+    try:
+        write_tensors(file, {"ids": ids}, {})
+        drop_old_files("generated")
+    except (OSError, SafetensorError) as error:
+        logger.warning("generated text was not cached: %s", error)
+    return ids
+
+
+def _starts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, draws: torch.Generator
+) -> Tensor:
+    """int64 [count, 1 or 2]."""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    words = [i for i in range(min(len(tokenizer), model.config.vocab_size)) if i not in special]
+    picked = torch.tensor(words)[torch.randint(len(words), (count, 1), generator=draws)]
+    before = tokenizer("")["input_ids"][:1]
+    if before != [tokenizer.bos_token_id]:
+        return picked
+    return torch.cat([torch.full_like(picked, before[0]), picked], dim=1)
+
+
+@torch.no_grad()
+def _write(model: PreTrainedModel, starts: Tensor, context: int, draws: torch.Generator) -> Tensor:
+    """Int64 [sequences, context], each beginning with its start."""
+    logger.info("the model writes %d sequences of %d tokens", len(starts), context)
+    mode = model.training
+    try:
+        with decoding_natively(model.eval()):
+            parts = track(starts.split(MOST_SEQUENCES), "calibration text")
+            return torch.cat([_continue(model, part, context, draws) for part in parts])
+    finally:
+        model.train(mode)
+
+
+def _continue(model: PreTrainedModel, ids: Tensor, context: int, draws: torch.Generator) -> Tensor:
+    cache, fresh = None, ids
+    while ids.shape[1] < context:
+        output = model(
+            input_ids=fresh.to(model.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        fresh = _draw(output.logits[:, -1].cpu(), draws)
+        ids = torch.cat([ids, fresh], dim=1)
+    return ids[:, :context]
+
+
+def _draw(logits: Tensor, draws: torch.Generator) -> Tensor:
+    """One token a row, by its probability: [rows, vocabulary] -> int64 [rows, 1]."""
+    points = torch.rand(len(logits), 1, generator=draws)
+    # Fresh memory for all rows at once would take longer than the arithmetic.
+    parts = zip(logits.split(ROWS), points.split(ROWS), strict=True)
+    return torch.cat([_find(some.float(), at) for some, at in parts])
+
+
+def _find(logits: Tensor, points: Tensor) -> Tensor:
+    """Where each row's cumulated probability passes its point: [rows, vocabulary], [rows, 1]."""
+    below = logits.softmax(1).cumsum(1)
+    found = torch.searchsorted(below, points * below[:, -1:], right=True)
+    return found.clamp_max(logits.shape[1] - 1)

@@ -1,0 +1,137 @@
+"""How much the loss minds a change of a weight: gradients at the outputs of linear layers.
+
+For a linear layer with inputs x and gradients g of the summed loss at its outputs,
+
+    H = E[‖g‖² x xᵀ] / E[‖g‖²]    and    E[g_i²],
+
+and a change ΔW of the weight costs about ½ Σ_i E[g_i²] (ΔW H ΔWᵀ)_ii nats per token. Weighting each
+token by its gradient takes out the few tokens whose activations are thousands of times larger than
+the rest and which the loss does not depend on; they own the plain E[x xᵀ].
+
+One forward and backward pass keeps ‖g‖² of every token and E[g_i²]. The matrices follow layer by
+layer: see `spqlm.layerwise.metrics`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spqlm.model.activation_checkpointing import bounded_activations, once
+from spqlm.model.view import ModelView
+from spqlm.numerics.objectives import next_token
+from spqlm.progress import track
+
+
+@dataclass
+class Sensitivity:
+    """Of one linear layer, or of an embedding as a lookup table.
+
+    Attributes:
+        norms: ‖g‖² of each token, float32 [windows, context].
+        output: E[g_i²], float32 [out]; for an embedding the share of tokens that read each row.
+        inputs: what the lm_head reads, [windows, context, in], in the model's dtype. For an
+            embedding E[g_j²] of each column, float32 [columns]. None for layers of the decoder,
+            whose inputs are walked to.
+    """
+
+    norms: Tensor
+    output: Tensor
+    inputs: Tensor | None = None
+
+
+class _Observer:
+    """Collects the gradients at one place, window by window.
+
+    Room for all windows is taken at once: small tensors that stay, made between large ones that go,
+    would keep the memory of the large ones.
+    """
+
+    def __init__(self, windows: Tensor, keep_inputs: bool) -> None:
+        self.norms = torch.zeros(windows.shape, device=windows.device)
+        self.squares: Tensor | None = None
+        self.inputs: Tensor | None = None
+        self._window = -1
+        self._keep_inputs = keep_inputs
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._window += 1
+        if self._keep_inputs:
+            found = inputs[0].detach().flatten(0, -2)
+            if self.inputs is None:
+                self.inputs = found.new_empty(*self.norms.shape, found.shape[-1])
+            self.inputs[self._window] = found
+        output.register_hook(self.on_gradient)
+
+    def on_gradient(self, gradient: Tensor) -> None:
+        """Take in the gradient of one window."""
+        # A copy: in float32 this is the very gradient that goes on down the model.
+        squares = gradient.detach().flatten(0, -2).to(torch.float32, copy=True).square_()
+        self.norms[self._window] = squares.sum(1)
+        if self.squares is None:
+            self.squares = torch.zeros_like(squares[0])
+        self.squares += squares.sum(0)
+
+    def result(self, name: str) -> Sensitivity:
+        if self.squares is None:
+            raise ValueError(f"no gradient reached {name!r}")
+        return Sensitivity(self.norms, self.squares / self.norms.numel(), self.inputs)
+
+
+def collect_sensitivities(
+    view: ModelView, windows: Tensor, names: Iterable[str]
+) -> dict[str, Sensitivity]:
+    """One forward and one backward pass over calibration windows.
+
+    Args:
+        view: the model; its parameters get no gradients and are left as they were.
+        windows: token ids, int64 [windows, context], without padding: every token counts.
+        names: of linear layers; the embedding's name asks for its own.
+
+    Returns:
+        by name. Memory: four bytes per token and linear layer, the lm_head's inputs, and the
+        activations of one window, as far as `bounded_activations` lets them stay.
+    """
+    model: Any = view.model
+    wanted = set(names)
+    embedding = view.embedding
+    windows = windows.to(model.device)
+    observers = {
+        name: _Observer(windows, name == view.lm_head.name) for name in wanted - {embedding.name}
+    }
+    lookups = _Observer(windows, keep_inputs=False)
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = model.training
+    model.requires_grad_(False).eval()
+    hooks = [
+        model.get_submodule(name).register_forward_hook(once(observer))
+        for name, observer in observers.items()
+    ]
+    try:
+        with bounded_activations(view, windows.shape[1]):
+            for ids in track(windows, "sensitivities", total=len(windows)):
+                rows = embedding.module(ids[None]).detach().requires_grad_()
+                lookups(embedding.module, (), rows)
+                logits = model(inputs_embeds=rows, use_cache=False).logits[0]
+                _, gradient = next_token(logits, ids)
+                logits.backward(gradient)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        model.train(training)
+    found = {name: observer.result(name) for name, observer in observers.items()}
+    if embedding.name in wanted:
+        scale = float(getattr(embedding.module, "scalar_embed_scale", 1.0)) ** 2
+        found[embedding.name] = _of_lookups(windows, lookups, scale, len(embedding.module.weight))
+    return found
+
+
+def _of_lookups(windows: Tensor, observed: _Observer, scale: float, rows: int) -> Sensitivity:
+    counts = torch.bincount(windows.flatten(), minlength=rows)
+    gradients = observed.result("the embedding")
+    share = counts / windows.numel()
+    return Sensitivity(gradients.norms * scale, share, gradients.output * scale)

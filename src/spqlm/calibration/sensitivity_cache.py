@@ -1,0 +1,69 @@
+"""Sensitivities on disk, so that a second run at another size does not collect them again."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from spqlm.cache import cache_directory, drop_old_files, work_key, write_tensors
+from spqlm.calibration.sensitivity import Sensitivity, collect_sensitivities
+from spqlm.model.view import ModelView
+
+logger = logging.getLogger(__name__)
+
+# Raised whenever what is computed changes, so that older files are not read.
+COMPUTATION = 2
+
+
+def cached_sensitivities(
+    view: ModelView, windows: Tensor, names: Iterable[str]
+) -> dict[str, Sensitivity]:
+    """`collect_sensitivities`, or what an earlier run collected on the same weights and text.
+
+    A cache that cannot be read or written is logged and done without. The newest few files are
+    kept: each holds a float per token and linear layer, and what the lm_head read.
+
+    Args:
+        view: the model.
+        windows: token ids, int64 [windows, context].
+        names: of linear layers, and of the embedding.
+    """
+    wanted = sorted(names)
+    key = work_key(view, windows, str(COMPUTATION), *wanted)
+    file = cache_directory() / f"sensitivities-{key}.safetensors"
+    try:
+        if file.is_file():
+            found = _read(file)
+            if sorted(found) == wanted:
+                logger.info("sensitivities from %s", file.name)
+                return found
+    except (OSError, SafetensorError, TypeError) as error:
+        logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
+    found = collect_sensitivities(view, windows, wanted)
+    try:
+        _write(file, found)
+    except (OSError, SafetensorError) as error:
+        logger.warning("sensitivities were not cached: %s", error)
+    return found
+
+
+def _write(file: Path, found: dict[str, Sensitivity]) -> None:
+    tensors = {
+        f"{name}/{key}": value
+        for name, item in found.items()
+        for key, value in vars(item).items()
+        if value is not None
+    }
+    write_tensors(file, tensors, {})
+    drop_old_files("sensitivities")
+
+
+def _read(file: Path) -> dict[str, Sensitivity]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(file).items():
+        name, _, attribute = key.rpartition("/")
+        found.setdefault(name, {})[attribute] = value
+    return {name: Sensitivity(**tensors) for name, tensors in found.items()}

@@ -1,0 +1,160 @@
+"""Activation statistics, collected by hooks: only what the stages ask for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spqlm.calibration.sensitivity import Sensitivity
+from spqlm.data import sample
+from spqlm.model.limits import check_context, check_vocabulary
+from spqlm.progress import track
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A request for statistics of what enters or leaves a module.
+
+    Attributes:
+        module: full name.
+        side: of the module.
+    """
+
+    module: str
+    side: Literal["input", "output"]
+
+
+@dataclass
+class Moments:
+    """Running sums over tokens, per channel.
+
+    Attributes:
+        mean_absolute: E|a_j|, float64 [channels].
+        mean_square: E[a_j²], float64 [channels].
+        tokens: how many were seen.
+    """
+
+    mean_absolute: Tensor
+    mean_square: Tensor
+    tokens: int = 0
+
+    def update(self, activations: Tensor) -> None:
+        """Add activations [..., channels]."""
+        rows = activations.detach().flatten(0, -2).float()
+        self.tokens += len(rows)
+        share = len(rows) / self.tokens
+        self.mean_absolute.lerp_(rows.abs().mean(0).double().to(self.mean_absolute.device), share)
+        self.mean_square.lerp_(rows.square().mean(0).double().to(self.mean_square.device), share)
+
+
+@dataclass
+class Statistics:
+    """What calibration saw.
+
+    Attributes:
+        moments: by the observation that asked for them.
+        sensitivities: by the full name of the module.
+        windows: token ids that these were collected on, or that `apply` walks through, int64
+            [windows, context].
+    """
+
+    moments: dict[Observation, Moments] = field(default_factory=dict)
+    sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
+    windows: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+
+    def first(self, count: int) -> "Statistics":
+        """Sensitivities on the first windows alone; what each output weighs is that of all."""
+
+        def cut(found: Sensitivity) -> Sensitivity:
+            inputs = found.inputs
+            if inputs is not None and inputs.ndim == 3:
+                inputs = inputs[:count]
+            return replace(found, norms=found.norms[:count], inputs=inputs)
+
+        sensitivities = {name: cut(found) for name, found in self.sensitivities.items()}
+        return Statistics(sensitivities=sensitivities, windows=self.windows[:count])
+
+
+@contextmanager
+def _hooked(
+    model: PreTrainedModel, observations: set[Observation], statistics: Statistics
+) -> Iterator[None]:
+    def observe(observation: Observation, activations: Tensor) -> None:
+        zeros = torch.zeros(activations.shape[-1], dtype=torch.float64)
+        found = statistics.moments.setdefault(observation, Moments(zeros, zeros.clone()))
+        found.update(activations)
+
+    handles = []
+    for observation in observations:
+        module = model.get_submodule(observation.module)
+
+        def on_input(_: Any, inputs: tuple[Tensor, ...], wanted: Observation = observation) -> None:
+            observe(wanted, inputs[0])
+
+        def on_output(_: Any, __: Any, output: Tensor, wanted: Observation = observation) -> None:
+            observe(wanted, output)
+
+        handles.append(
+            module.register_forward_pre_hook(on_input)
+            if observation.side == "input"
+            else module.register_forward_hook(on_output)
+        )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def draw_windows(
+    model: PreTrainedModel, ids: Tensor, context: int, count: int, seed: int
+) -> Tensor:
+    """Random windows of calibration text that the model can read.
+
+    Args:
+        model: that will read them.
+        ids: int64 [tokens].
+        context: tokens in a window.
+        count: how many.
+        seed: of the draw.
+
+    Returns:
+        int64 [count, context].
+
+    Raises:
+        SpqError: too little text, more context than the model has positions for, or token ids that
+            are not the model's.
+    """
+    check_context(model, context)
+    windows = sample(ids, context, count, seed)
+    check_vocabulary(model, windows)
+    return windows
+
+
+@torch.inference_mode()
+def collect(model: PreTrainedModel, windows: Tensor, observations: set[Observation]) -> Statistics:
+    """Run the model over calibration windows and gather the statistics asked for.
+
+    Args:
+        model: any causal language model; left as it was.
+        windows: token ids, int64 [windows, context]. No padding: every token counts.
+        observations: what to gather. Nothing is run when empty.
+
+    Returns:
+        one `Moments` per observation: two float64 vectors each.
+    """
+    statistics = Statistics()
+    if not observations:
+        return statistics
+    decoder = model.get_decoder()
+    training = model.training
+    model.eval()
+    with _hooked(model, observations, statistics):
+        for window in track(windows, "calibrating", total=len(windows)):
+            decoder(input_ids=window[None].to(model.device), use_cache=False)
+    model.train(training)
+    return statistics

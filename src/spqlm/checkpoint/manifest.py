@@ -1,0 +1,129 @@
+"""How a checkpoint came to be: written beside the weights, read by `inspect` and `eval`."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spqlm.errors import CheckpointError
+from spqlm.plan import Plan, Source
+
+FILE = "spq_manifest.json"
+
+
+class CalibrationRecord(BaseModel):
+    """The text that a checkpoint was calibrated or tuned on.
+
+    Attributes:
+        source: as the user gave it.
+        origin: what it is.
+        tokens: in the whole text.
+        windows: that calibration ran over.
+        context: tokens in each.
+        fingerprints: of the text, to find overlap with evaluation text.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str
+    origin: str
+    tokens: int
+    windows: int
+    context: int
+    fingerprints: list[str]
+
+
+class StageRecord(BaseModel):
+    """One stage of the run.
+
+    Attributes:
+        config: the stage with all its parameters.
+        plan: what it did.
+        seconds: wall time, calibration of this stage included.
+        peak_bytes: most memory the process held meanwhile.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: dict[str, Any]
+    plan: Plan
+    seconds: float
+    peak_bytes: int
+
+
+class Sizes(BaseModel):
+    """Bytes, and against what.
+
+    Attributes:
+        source: weights of the source in its own dtype.
+        disk: weight files of the checkpoint.
+        resident: weights as loaded.
+        fp32: weights of the source, were they float32 (the convention of the SPQ paper).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: int
+    disk: int
+    resident: int
+    fp32: int
+
+
+class Manifest(BaseModel):
+    """Everything needed to tell how a checkpoint was made, and to make it again.
+
+    Attributes:
+        recipe: with every parameter.
+        seed: of everything random.
+        source: the baseline.
+        calibration: the text of this run, if it read any.
+        seen_before: fingerprints of what the source had been calibrated on, if it was ours.
+        stages: in the order they ran.
+        sizes: in bytes.
+        versions: of the packages that decide the result.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: dict[str, Any]
+    seed: int
+    source: Source
+    calibration: CalibrationRecord | None
+    seen_before: list[str] = Field(default_factory=list)
+    stages: list[StageRecord]
+    sizes: Sizes
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of all text that the checkpoint was ever calibrated or tuned on."""
+        own = self.calibration.fingerprints if self.calibration else []
+        return sorted({*own, *self.seen_before})
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide the result."""
+    found = {"python": platform.python_version()}
+    for package in ("spqlm", "torch", "transformers", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest in `directory`, or None where there is none.
+
+    Raises:
+        CheckpointError: it is not one.
+    """
+    file = directory / FILE
+    if not file.is_file():
+        return None
+    try:
+        return Manifest.model_validate_json(file.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{FILE} is damaged: {str(error).splitlines()[0]}") from None

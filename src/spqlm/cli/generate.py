@@ -1,0 +1,79 @@
+"""`spq generate MODEL --prompt TEXT`."""
+
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import PreTrainedModel, TextStreamer, set_seed
+
+from spqlm.cli.options import Device, Dtype, Model
+from spqlm.decoding.optimize import optimize
+from spqlm.errors import SpqError
+from spqlm.sources.load import load_model
+
+DEFAULT_NEW_TOKENS = 128
+
+
+def command(
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="What to continue or to answer.")],
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens to write; by default 128, within the context."),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")
+    ] = 0.0,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat/--plain", help="Wrap the prompt in the tokenizer's chat template."),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Stream text from any checkpoint."""
+    if not prompt:
+        raise SpqError("--prompt is empty; give some text to continue")
+    loaded = load_model(model, dtype=dtype, device_map=device)
+    tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        raise SpqError(f"model {model!r} has no tokenizer, which generation needs")
+    inputs: Any
+    if chat:
+        if not tokenizer.chat_template:
+            raise SpqError(f"the tokenizer of {model!r} has no chat template; leave out --chat")
+        messages = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    room = _room(loaded.model, inputs["input_ids"], max_new_tokens)
+    if not chat:
+        typer.echo(prompt, nl=False)
+    set_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+    writer: Any = optimize(loaded.model)
+    with torch.inference_mode():
+        writer.generate(
+            input_ids=inputs["input_ids"].to(writer.device),
+            attention_mask=inputs["attention_mask"].to(writer.device),
+            max_new_tokens=max_new_tokens or min(DEFAULT_NEW_TOKENS, room),
+            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            **({"do_sample": False} | sampling),
+        )
+
+
+def _room(model: PreTrainedModel, input_ids: torch.Tensor, wanted: int | None) -> int:
+    """Tokens that fit behind the prompt."""
+    prompt, context = input_ids.shape[-1], model.config.max_position_embeddings
+    if not prompt:
+        raise SpqError("--prompt has no tokens; give some text to continue")
+    if prompt + (wanted or 1) > context:
+        raise SpqError(
+            f"the prompt has {prompt} tokens and {wanted or 1} more are asked for, "
+            f"but the model's context is {context}; ask for less"
+        )
+    return context - prompt

@@ -1,0 +1,100 @@
+"""One method at one size: what is kept of it on disk."""
+
+import shlex
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from spqlm.evaluation import TaskResult
+
+# A size counts as matched within this share of it.
+TOLERANCE = 0.02
+
+
+class Cell(BaseModel):
+    """A method at a size, with how to make it again.
+
+    Attributes:
+        method: a key of `METHODS`.
+        target: bytes asked for; None for a method that has a size of its own.
+        status: `done`, or `skipped` where the method has no such size or cannot do this model.
+        reason: why it was skipped or is not matched; else empty.
+        bytes: of the result, counted as `counted` says.
+        counted: the weight `file`, or the `packed` form that sparse weights could have.
+        disk: bytes of the weight file.
+        commands: that make and measure it, with the recipe beside this file.
+        recipe: with every parameter.
+        seed: of everything random.
+        seconds: of compression.
+        machine: that it was last compressed on.
+        tasks: what it scores, by task as it was asked for.
+        key: hash of everything that decides what it scores.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    target: int | None
+    status: Literal["done", "skipped"]
+    reason: str = ""
+    bytes: int | None = None
+    counted: Literal["file", "packed"] = "file"
+    disk: int | None = None
+    commands: list[str] = []
+    recipe: dict[str, Any]
+    seed: int
+    seconds: float | None = None
+    machine: str = ""
+    tasks: dict[str, TaskResult] = {}
+    key: str
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return cell_name(self.method, self.target)
+
+    @property
+    def matched(self) -> bool:
+        """Whether it has the size asked for; a method with a size of its own always has."""
+        if self.target is None or self.bytes is None:
+            return self.bytes is not None
+        return is_matched(self.bytes, self.target)
+
+
+class Comparison(BaseModel):
+    """All cells of a model, as `spq compare` writes them.
+
+    Attributes:
+        model: as the user gave it.
+        cells: in the order they were asked for.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    cells: list[Cell]
+
+
+def is_matched(size: float, target: int) -> bool:
+    """Whether a size is within 2 % of the one asked for."""
+    return abs(size - target) <= TOLERANCE * target
+
+
+def cell_name(method: str, target: int | None) -> str:
+    """Of a cell's files: `gptq@90.0MB`."""
+    size = "own" if target is None else f"{target / 1e6:.1f}MB"
+    return f"{method.replace(':', '')}@{size}"
+
+
+def read_cell(directory: Path, name: str) -> Cell | None:
+    """A cell measured earlier; None where there is none, or a damaged one."""
+    try:
+        return Cell.model_validate_json((directory / f"{name}.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def command(*parts: object) -> str:
+    """A command line as one would type it."""
+    return shlex.join(str(part) for part in parts)

@@ -1,0 +1,1 @@
+"""Decoding without transformers' overhead, inside transformers' own `generate`."""

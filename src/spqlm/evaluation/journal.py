@@ -1,0 +1,132 @@
+"""What a model answered, kept by content, so that an evaluation that was killed goes on."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import PreTrainedModel
+
+from spqlm.decoding.int8_activations import rounds_activations
+
+logger = logging.getLogger(__name__)
+
+# Raised whenever what is computed changes, so that older answers are not used.
+COMPUTATION = 1
+KEPT_FILES = 64
+
+
+class Effort(BaseModel):
+    """What a result cost.
+
+    Attributes:
+        tokens: that went through the model, padding not counted.
+        seconds: of wall time, tokenisation included and loading not.
+        tokens_per_second: their ratio; None where all answers were known.
+        reused: answers that were already known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int
+    seconds: float
+    tokens_per_second: float | None
+    reused: int
+
+
+class Journal:
+    """Answers by key, each appended to a file as soon as it is known.
+
+    A line of the file is `[key, answer]` in JSON. A last line that was cut short by a kill is
+    passed over.
+
+    Attributes:
+        tokens: that were run to find the answers put in.
+        reused: how many answers were found here.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        """Read what there is; None keeps answers in memory only."""
+        self.tokens = 0
+        self.reused = 0
+        self._file = file
+        self._answers: dict[str, Any] = {}
+        if file is not None and file.is_file():
+            self._read(file)
+
+    def _read(self, file: Path) -> None:
+        damaged = 0
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+            try:
+                key, answer = json.loads(line) if line else (None, None)
+            except (ValueError, TypeError):
+                damaged += 1
+                continue
+            if isinstance(key, str):
+                self._answers[key] = answer
+        if damaged:
+            logger.info("%d damaged lines of %s were passed over", damaged, file.name)
+
+    def get(self, key: str) -> Any | None:
+        """The answer to `key`, or None."""
+        answer = self._answers.get(key)
+        self.reused += answer is not None
+        return answer
+
+    def put(self, answers: Mapping[str, Any], tokens: int) -> None:
+        """Keep JSON-able answers, which it took `tokens` tokens through the model to find.
+
+        A file that cannot be written is logged and done without.
+        """
+        self.tokens += tokens
+        self._answers.update(answers)
+        if self._file is None:
+            return
+        # The first newline ends a line that a kill may have cut short.
+        lines = "".join("\n" + json.dumps([key, answer]) for key, answer in answers.items())
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as handle:
+                handle.write(lines)
+        except OSError as error:
+            logger.warning("answers are not kept: %s", error)
+            self._file = None
+
+
+def open_journal(model: PreTrainedModel, directory: Path) -> Journal:
+    """The journal of a model in a cache directory, which keeps the newest few of them.
+
+    Args:
+        model: as it will be evaluated; its weights decide which journal it is.
+        directory: need not exist yet.
+    """
+    older = sorted(directory.glob("answers-*.jsonl"), key=lambda file: file.stat().st_mtime)
+    for file in older[:-KEPT_FILES]:
+        file.unlink(missing_ok=True)
+    return Journal(directory / f"answers-{model_digest(model)}.jsonl")
+
+
+def model_digest(model: PreTrainedModel) -> str:
+    """Hash of what decides a model's answers: weights, config, arithmetic, device, versions."""
+    hashed = hashlib.blake2b(digest_size=12)
+    versions = [version(package) for package in ("torch", "transformers")]
+    described: list[Any] = [COMPUTATION, versions, str(model.dtype), model.device.type]
+    if rounds_activations(model):
+        described.append("int8 activations")
+    hashed.update(json.dumps([*described, model.config.to_json_string()]).encode())
+    for name, tensor in model.state_dict().items():
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        hashed.update(data.numpy().data)
+    return hashed.hexdigest()
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """Key of JSON-able values."""
+    text = json.dumps(list(parts), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

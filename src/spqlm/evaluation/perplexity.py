@@ -1,0 +1,226 @@
+"""Perplexity over windows of a text, with the protocol in the result."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from spqlm.data import consecutive
+from spqlm.errors import SpqError
+from spqlm.evaluation.agreement import Agreement, Reference, compare
+from spqlm.evaluation.journal import Journal, digest
+from spqlm.kernels.widening import widened_products
+from spqlm.model.limits import check_context, check_vocabulary
+from spqlm.numerics.objectives import chunks
+from spqlm.progress import track
+
+
+class Perplexity(BaseModel):
+    """A perplexity and all that is needed to compute it again.
+
+    Attributes:
+        perplexity: exp(nll).
+        nll: mean negative log-likelihood in nats per scored token.
+        standard_error: of `perplexity`, by the delta method: perplexity times the standard error
+            of the windows' mean nll. None for a single window.
+        windows: number of windows scored.
+        context: tokens per window.
+        stride: tokens from one window's start to the next.
+        tokens: targets scored. Each once: of a window that overlaps the one before, the last
+            `stride` tokens; of any other, all but the first.
+        dtype: of the model's floating-point parameters, e.g. "bfloat16".
+        device: where the model's first parameters lie, e.g. "cpu" or "cuda:0".
+        protocol: the above in one sentence.
+        agreement: with a reference model, where there is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    perplexity: float
+    nll: float
+    standard_error: float | None
+    windows: int
+    context: int
+    stride: int
+    tokens: int
+    dtype: str
+    device: str
+    protocol: str
+    agreement: Agreement | None = None
+
+
+def perplexity(
+    model: PreTrainedModel,
+    ids: Tensor,
+    context: int,
+    *,
+    stride: int | None = None,
+    limit: int | None = None,
+    reference: Reference | None = None,
+    journal: Journal | None = None,
+    description: str = "perplexity",
+) -> Perplexity:
+    """Score windows from the start of a text, each on its own.
+
+    The model is left in the mode it is found in. No more than one window's logits of each model
+    are held at a time.
+
+    Args:
+        model: a causal language model.
+        ids: token ids, int64, shape [tokens], on any device.
+        context: tokens per window, at least 2 and at most what the model has positions for.
+        stride: tokens from one window's start to the next; None for `context`: no overlap.
+        limit: the most windows to score, from the start; None for all.
+        reference: measure the agreement with this model too.
+        journal: windows scored earlier, which are not scored again.
+        description: shown beside the progress bar.
+
+    Raises:
+        SpqError: if `context` or `stride` does not suit the model, the ids do not fill one window
+            or are not all in the model's vocabulary, or the loss is not finite.
+    """
+    stride = context if stride is None else stride
+    readers = [model, reference.model] if reference else [model]
+    for reader in readers:
+        check_context(reader, context)
+    windows = consecutive(ids, context, limit, stride)
+    check_vocabulary(model, windows)
+    if reference is not None:
+        reference.check(model)
+    journal = Journal() if journal is None else journal
+    with ExitStack() as stack:
+        for reader in readers:
+            stack.enter_context(evaluating(reader))
+        scores = [
+            _scored(model, window, max(1, context - stride) if index else 1, reference, journal)
+            for index, window in enumerate(track(windows, description, len(windows)))
+        ]
+    counts = [int(score[0]) for score in scores]
+    nll, nll_error = _mean([score[1] for score in scores], counts)
+    _check_finite(model, nll, [score[1] / score[0] for score in scores])
+    value = math.exp(nll)
+    return Perplexity(
+        perplexity=value,
+        nll=nll,
+        standard_error=None if nll_error is None else value * nll_error,
+        windows=len(windows),
+        context=context,
+        stride=stride,
+        tokens=sum(counts),
+        dtype=_dtype(model),
+        device=str(model.device),
+        protocol=_protocol(model, len(windows), context, stride),
+        agreement=None if reference is None else _agreement(reference, scores),
+    )
+
+
+# Tokens scored, Σ nll, and against a reference Σ KL and the tokens with the same argmax.
+_Score = Sequence[float]
+
+
+def _scored(
+    model: PreTrainedModel,
+    window: Tensor,
+    first: int,
+    reference: Reference | None,
+    journal: Journal,
+) -> _Score:
+    """Of a window, shape [context], from its token `first` on."""
+    against = reference.digest if reference else None
+    key = digest(["window", window.tolist(), first, against])
+    known: _Score | None = journal.get(key)
+    if known is None:
+        known = _window(model, window, first, reference)
+        if all(map(math.isfinite, known)):
+            journal.put({key: known}, len(window))
+    return known
+
+
+def _window(
+    model: PreTrainedModel, window: Tensor, first: int, reference: Reference | None
+) -> _Score:
+    targets = window[first:].to(model.device)
+    own = _logits(model, window, first)
+    others = None if reference is None else _logits(reference.model, window, first)
+    losses, divergences, same = [], [], 0
+    # Only a chunk of logits is ever in float32: the whole would take twice the model's own.
+    for chunk in chunks(own):
+        logits = own[chunk].float()
+        losses.append(functional.cross_entropy(logits, targets[chunk], reduction="sum").item())
+        if others is not None:
+            divergence, agreed = compare(logits, others[chunk])
+            divergences.append(divergence)
+            same += agreed
+    return [len(targets), math.fsum(losses), math.fsum(divergences), same]
+
+
+def _logits(model: PreTrainedModel, window: Tensor, first: int) -> Tensor:
+    """Shape [context - first, vocabulary]: those that predict the tokens from `first` on."""
+    with torch.inference_mode(), widened_products(model.dtype):
+        output = model(input_ids=window[None].to(model.device), use_cache=False)
+    logits: Tensor = output.logits[0, first - 1 : -1]
+    return logits
+
+
+def _mean(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float | None]:
+    """Mean per token of windows' sums, and the standard error of that ratio over windows."""
+    total, number = math.fsum(counts), len(sums)
+    mean = math.fsum(sums) / total
+    if number < 2:
+        return mean, None
+    squares = math.fsum((s - c * mean) ** 2 for s, c in zip(sums, counts, strict=True))
+    return mean, math.sqrt(squares * number / (number - 1)) / total
+
+
+def _agreement(reference: Reference, scores: Sequence[_Score]) -> Agreement:
+    counts, _, divergences, same = zip(*scores, strict=True)
+    divergence, divergence_error = _mean(divergences, counts)
+    share, share_error = _mean(same, counts)
+    return Agreement(
+        reference=reference.name,
+        divergence=divergence,
+        divergence_error=divergence_error,
+        same_top=share,
+        same_top_error=share_error,
+    )
+
+
+def _check_finite(model: PreTrainedModel, nll: float, losses: Sequence[float]) -> None:
+    if not math.isfinite(nll) or nll > math.log(torch.finfo(torch.float64).max):
+        broken = next(i for i, loss in enumerate(losses) if not loss < 700)
+        raise SpqError(
+            f"The loss is {losses[broken]} on window {broken + 1}:"
+            f" the model's weights are broken, or {_dtype(model)} is too narrow for it."
+        )
+
+
+def _protocol(model: PreTrainedModel, windows: int, context: int, stride: int) -> str:
+    laid, scored = "non-overlapping windows", "the first token of each not scored"
+    if stride < context:
+        laid = f"windows, {stride} tokens apart,"
+        scored = f"the last {stride} tokens of each scored, of the first window all but the first"
+    return (
+        f"exp of the mean nll per token over {windows} {laid} of {context} tokens from the start"
+        f" of the text, {scored}, model in {_dtype(model)}, loss in float32."
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, and each module back into its own mode after."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _dtype(model: PreTrainedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")

@@ -1,0 +1,47 @@
+"""int8 weights times inputs that are rounded to int8 as they come: integers multiply faster."""
+
+import torch
+from torch import Tensor
+
+from spqlm.kernels.dispatch import FEW_ROWS, needs_gradient
+
+# Rows that are multiplied at a time: the sums take four bytes each.
+BLOCK_ROWS = 512
+LEVELS = 127
+
+
+def dynamic_int8_linear(
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None
+) -> Tensor | None:
+    """Many rows of input, each rounded to nearest at a scale of its own; sums are exact.
+
+    Each element of a row is off by at most half a step of max |x| / 127.
+
+    Args:
+        x: [..., in], floating point.
+        codes: int8 [out, in].
+        scale: [out] or [1].
+        bias: [out] or None.
+
+    Returns:
+        [..., out] in the dtype of x, not differentiable; None for few rows, where the weight's
+        bytes are what costs time, where gradients are needed, and where torch cannot.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) <= FEW_ROWS or needs_gradient(x, scale, bias) or not _possible(codes):
+        return None
+    y = rows.new_empty(len(rows), len(codes))
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS]
+        step = block.abs().amax(1, keepdim=True).float().div_(LEVELS)
+        step.clamp_min_(torch.finfo(torch.float32).tiny)
+        rounded = torch.div(block, step).round_().to(torch.int8)
+        sums = torch._int_mm(rounded, codes.T) * step
+        torch.mul(sums, scale.float(), out=y[start : start + BLOCK_ROWS])
+    y = y.view(*x.shape[:-1], len(codes))
+    return y if bias is None else y.add_(bias.to(x.dtype))
+
+
+def _possible(codes: Tensor) -> bool:
+    """On a GPU the sides must be multiples of 8."""
+    return codes.device.type == "cpu" or not any(side % 8 for side in codes.shape)

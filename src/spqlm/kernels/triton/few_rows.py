@@ -1,0 +1,130 @@
+"""A few rows of input times a weight as it is stored: small batches, drafted tokens.
+
+The weight is read once for all rows of input, and the tensor cores multiply. Codes are exact in
+every float dtype, and a group's scale multiplies its sum, so only the inputs are in half precision.
+"""
+
+import triton
+import triton.language as tl
+
+from spqlm.kernels.triton.unpacking import nibble, sides, signed
+
+
+@triton.jit
+def few_rows(
+    x_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    count: tl.tensor,
+    rows: tl.tensor,
+    width: tl.tensor,
+    scale_row: tl.tensor,
+    span: tl.tensor,
+    PACKED: tl.constexpr,
+    DTYPE: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    UNROLL: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """Program (i, j) adds `span` groups, from j * span on, to ROWS outputs of all inputs.
+
+    Args:
+        x_ptr: [count, width], inputs, or where PACKED twos of them, each two an integer.
+        weight_ptr: [rows, width]: floats, int8 codes, or two 4-bit codes to a byte.
+        scale_ptr: [rows, groups] where PACKED, else of row i at i * scale_row; or None.
+        bias_ptr: [rows] or None.
+        y_ptr: [programs j, count, rows].
+        count: rows of input.
+        rows: outputs.
+        width: stored elements of a row: `in`, or half of it where PACKED.
+        scale_row: from one row's scales to the next row's.
+        span: see above, a multiple of UNROLL.
+        PACKED: whether an element is two codes.
+        DTYPE: of an input.
+        GROUP: stored elements at a time, those that share a scale where PACKED; a power of two and
+            at least 16.
+        ROWS: a power of two, at least 16.
+        HEIGHT: a power of two, at least 16 and `count`.
+        UNROLL: groups on their way from memory together.
+        PRECISION: of products of float32 inputs: "ieee" or "tf32".
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    item = tl.arange(0, HEIGHT)
+    start = weight_ptr + row.to(tl.int64) * width
+    there = row < rows
+    given = item < count
+    total = tl.zeros([HEIGHT, ROWS], tl.float32)
+    begin = tl.program_id(1) * span
+    for first in range(begin, tl.minimum(begin + span, tl.cdiv(width, GROUP)), UNROLL):
+        for step in tl.static_range(UNROLL):
+            group = first + step
+            column = group * GROUP + tl.arange(0, GROUP)
+            within = column < width
+            stored = tl.load(
+                start[None, :] + column[:, None], mask=within[:, None] & there[None, :], other=0
+            )
+            x = tl.load(
+                x_ptr + item[:, None] * width + column[None, :],
+                mask=given[:, None] & within[None, :],
+                other=0,
+            )
+            if PACKED:
+                even, odd = sides(x, DTYPE)
+                bits = stored.to(tl.int16)
+                part = tl.dot(even, nibble(bits & 15, DTYPE), input_precision=PRECISION)
+                part = tl.dot(odd, nibble(bits >> 4, DTYPE), part, input_precision=PRECISION)
+                inside = there & (group * GROUP < width)
+                scale = tl.load(scale_ptr + row * scale_row + group, mask=inside, other=0.0)
+                total += part * scale.to(tl.float32)[None, :]
+            else:
+                if weight_ptr.dtype.element_ty == tl.int8:
+                    stored = signed(stored)
+                total = tl.dot(x, stored.to(DTYPE), total, input_precision=PRECISION)
+    if not PACKED:
+        if scale_ptr is not None:
+            scale = tl.load(scale_ptr + row * scale_row, mask=there, other=0.0)
+            total *= scale.to(tl.float32)[None, :]
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + row, mask=there, other=0.0).to(tl.float32)[None, :]
+    out = y_ptr + tl.program_id(1).to(tl.int64) * count * rows
+    tl.store(
+        out + item[:, None] * rows + row[None, :],
+        total.to(y_ptr.dtype.element_ty),
+        mask=given[:, None] & there[None, :],
+    )
+
+
+@triton.jit
+def add_up(
+    sums_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    parts: tl.tensor,
+    size: tl.tensor,
+    rows: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Each program adds the parts of BLOCK outputs, always in the same order.
+
+    Args:
+        sums_ptr: float32 [parts, size].
+        bias_ptr: [rows] or None.
+        y_ptr: [size].
+        parts: see sums_ptr.
+        size: outputs of all rows of input.
+        rows: outputs of one.
+        BLOCK: a power of two.
+    """
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = place < size
+    total = tl.zeros([BLOCK], tl.float32)
+    for _ in range(parts):
+        total += tl.load(sums_ptr + place, mask=there, other=0.0)
+        sums_ptr += size
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + place % rows, mask=there, other=0.0).to(tl.float32)
+    tl.store(y_ptr + place, total.to(y_ptr.dtype.element_ty), mask=there)

@@ -1,0 +1,195 @@
+"""Products with a stored weight: which kernel, with which tiles."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spqlm.kernels.triton.dequantize import dequantize
+from spqlm.kernels.triton.few_rows import add_up, few_rows
+from spqlm.kernels.triton.matrix import DTYPES, Matrix, cdiv, in_pairs, launchable, matrix_of
+from spqlm.kernels.triton.one_row import one_row, one_row_of_words
+from spqlm.native import FLOATS
+
+FEW_ROWS = 64
+"""Up to here the codes are read as they are stored; beyond, the weight is written out.
+
+Measured at 64 rows on an H100 (docs/kernels.md): to read int8 codes takes half to four fifths of
+the time that writing the weight out does, to read 4-bit codes three quarters to five quarters.
+"""
+
+Stored = tuple[Tensor, Tensor | None, Tensor | None]
+"""The weight or its codes, the scale, and the bias."""
+
+
+def product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Inputs times the weight, transposed, plus bias; None where there is no kernel for it.
+
+    Args:
+        x: [..., in], in any layout.
+        codes: int8 [out, in], or packed 4-bit codes, uint8 [out, in / 2].
+        scale: [out] or [1], or with packed codes [out, groups].
+        bias: [out] or None.
+
+    Returns:
+        [..., out] in the dtype of x, not differentiable.
+    """
+    matrix = matrix_of(codes, scale, bias)
+    if matrix is None or not _multiplies(x, matrix):
+        return None
+    x = x.contiguous()
+    if not launchable(x, codes, scale, bias):
+        return None
+    if x.numel() <= FEW_ROWS * matrix.columns:
+        return read_codes(x, matrix, x.dtype)
+    weight = dequantized(matrix, x.dtype)
+    return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+def low_rank(x: Tensor, right: Stored, left: Stored) -> Tensor | None:
+    """Few rows times both factors of a low-rank weight; None where there is no kernel for it.
+
+    The vector between the factors stays in float32.
+
+    Args:
+        x: [..., in], in any layout.
+        right: [rank, in], and scale and bias where it has them.
+        left: [out, rank], the same.
+
+    Returns:
+        [..., out] in the dtype of x, not differentiable.
+    """
+    inner, outer = matrix_of(*right), matrix_of(*left)
+    if inner is None or outer is None or inner.rows != outer.columns:
+        return None
+    if not _multiplies(x, inner) or x.numel() > FEW_ROWS * inner.columns:
+        return None
+    if any(m.scale is None and m.weight.dtype != x.dtype for m in (inner, outer)):
+        return None
+    x = x.contiguous()
+    if not launchable(x, *right, *left):
+        return None
+    return read_codes(read_codes(x, inner, torch.float32), outer, x.dtype)
+
+
+def _multiplies(x: Tensor, matrix: Matrix) -> bool:
+    fits = x.ndim > 0 and x.shape[-1] == matrix.columns
+    return fits and x.dtype in FLOATS and bool(x.numel())
+
+
+def read_codes(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """Inputs [..., in], at most FEW_ROWS, times a weight as it is stored, [..., out] in `dtype`."""
+    if torch.compiler.is_compiling():
+        return _read_codes(x, matrix.weight, matrix.scale, matrix.bias, dtype)
+    y = x.new_empty(*x.shape[:-1], matrix.rows, dtype=dtype)
+    with torch.cuda.device_of(x):
+        _launch(x, matrix, y)
+    return y
+
+
+def _launch(x: Tensor, matrix: Matrix, y: Tensor) -> None:
+    count = x.numel() // matrix.columns
+    if count > 1:
+        _few_rows(x, count, matrix, y)
+    elif (words := matrix.words) is not None:
+        one_row_of_words[(cdiv(matrix.rows, 4),)](
+            in_pairs(x),
+            words,
+            *(matrix.scale, matrix.bias, y),
+            *(matrix.rows, words.shape[1], matrix.scale_row),
+            PACKED=matrix.packed,
+            DTYPE=DTYPES[x.dtype],
+            GROUP=(matrix.group or matrix.width) // 4,
+            CHUNKS=64,
+            ROWS=4,
+        )
+    else:
+        one_row[(cdiv(matrix.rows, 4),)](
+            *(x, matrix.weight, matrix.scale, matrix.bias, y),
+            *(matrix.rows, matrix.width, matrix.scale_row),
+            BLOCK=1024,
+            ROWS=4,
+        )
+
+
+def _few_rows(x: Tensor, count: int, matrix: Matrix, y: Tensor) -> None:
+    # Fits the shared memory of every GPU from compute capability 8.0 on.
+    deep = x.dtype != torch.float32 and count <= 16
+    unroll, group = 4 if deep else 2, matrix.group or 64
+    programs = cdiv(matrix.rows, 32)
+    steps = cdiv(matrix.width, group * unroll)
+    steps = cdiv(steps, max(1, (512 if matrix.packed else 128) // programs))
+    parts = cdiv(matrix.width, group * unroll * steps)
+    whole = parts == 1
+    sums = y if whole else y.new_empty(parts, *y.shape, dtype=torch.float32)
+    few_rows[(programs, parts)](
+        in_pairs(x) if matrix.packed else x,
+        *(matrix.weight, matrix.scale, matrix.bias if whole else None, sums),
+        *(count, matrix.rows, matrix.width, matrix.scale_row, steps * unroll),
+        PACKED=matrix.packed,
+        DTYPE=DTYPES[x.dtype],
+        GROUP=group,
+        ROWS=32,
+        HEIGHT=max(16, 1 << (count - 1).bit_length()),
+        UNROLL=unroll,
+        # Between two factors in half precision tf32 is exact enough, and runs on tensor cores.
+        PRECISION="ieee" if y.dtype == x.dtype else "tf32",
+        num_stages=4 if deep else 2 if x.dtype == torch.float32 else 3,
+        num_warps=2 if matrix.packed else 4,
+    )
+    if not whole:
+        block = 256
+        add_up[(cdiv(y.numel(), block),)](
+            sums, matrix.bias, y, parts, y.numel(), matrix.rows, BLOCK=block
+        )
+
+
+def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """The weight [out, in] of codes and scales."""
+    if torch.compiler.is_compiling():
+        return _dequantized(matrix.weight, matrix.scale, dtype)
+    weight = matrix.weight.new_empty(matrix.rows, matrix.columns, dtype=dtype)
+    block = 1024
+    with torch.cuda.device_of(weight):
+        dequantize[(matrix.rows, cdiv(matrix.width, block))](
+            matrix.weight,
+            matrix.scale,
+            weight,
+            matrix.width,
+            matrix.scale_row,
+            PACKED=matrix.packed,
+            GROUP=matrix.group,
+            BLOCK=block,
+        )
+    return weight
+
+
+# What torch.compile sees: operations that it calls as they are, and that CUDA graphs record.
+
+
+@torch.library.custom_op("spq::read_codes", mutates_args=())
+def _read_codes(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    matrix = matrix_of(weight, scale, bias)
+    assert matrix is not None
+    return read_codes(x.contiguous(), matrix, dtype)
+
+
+@_read_codes.register_fake
+def _(
+    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight), dtype=dtype)
+
+
+@torch.library.custom_op("spq::dequantized", mutates_args=())
+def _dequantized(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    matrix = matrix_of(weight, scale, None)
+    assert matrix is not None
+    return dequantized(matrix, dtype)
+
+
+@_dequantized.register_fake
+def _(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    codes_a_byte = 2 if weight.dtype == torch.uint8 else 1
+    return weight.new_empty(len(weight), codes_a_byte * weight.shape[1], dtype=dtype)

@@ -1,0 +1,5 @@
+"""Llama 2 and 3, TinyLlama, SmolLM2, Vicuna: grouped-query attention, gated MLP."""
+
+from spqlm.model.families.base import Family
+
+FAMILY = Family()

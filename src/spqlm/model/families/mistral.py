@@ -1,0 +1,5 @@
+"""Mistral: Llama's layout with sliding-window attention."""
+
+from spqlm.model.families.base import Family
+
+FAMILY = Family()

@@ -1,0 +1,40 @@
+"""What a model can be given to read."""
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spqlm.errors import SpqError
+
+
+def check_context(model: PreTrainedModel, context: int) -> None:
+    """Refuse windows that the model has no positions for.
+
+    Raises:
+        SpqError: `context` below 2 or beyond the model's positions.
+    """
+    if context < 2:
+        raise SpqError(f"context must be at least 2 tokens, not {context}.")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and context > positions:
+        raise SpqError(
+            f"context {context} exceeds the model's {positions} positions: use at most {positions}."
+        )
+
+
+def check_vocabulary(model: PreTrainedModel, windows: Tensor) -> None:
+    """Refuse token ids of another tokenizer.
+
+    Args:
+        model: whose vocabulary counts.
+        windows: token ids of any shape, at least one.
+
+    Raises:
+        SpqError: an id outside the vocabulary.
+    """
+    size = model.config.get_text_config().vocab_size
+    largest = int(windows.max())
+    if largest >= size:
+        raise SpqError(
+            f"Token {largest} is outside the model's vocabulary of {size}:"
+            " use the tokenizer that belongs to the model."
+        )

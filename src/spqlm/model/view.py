@@ -1,0 +1,210 @@
+"""A model seen through its family: parts by role, never by name."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from spqlm.model.families import Family, family_for
+from spqlm.modules.coded import Coded
+from spqlm.modules.low_rank_linear import LowRankLinear
+
+Role = Literal["attention", "mlp", "embedding", "lm_head"]
+# What can be pruned: MLP neurons, and attention heads by whole key/value groups.
+Unit = Literal["mlp", "attention"]
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A module, its full name in the model and what it is for.
+
+    Attributes:
+        name: full name.
+        role: what the module does.
+        module: a linear layer or an embedding, dense or compressed; typed loosely, because
+            `nn.Module` types every attribute as a tensor or a module.
+    """
+
+    name: str
+    role: Role
+    module: Any
+
+
+def _leaves(named: Named) -> list[Named]:
+    if not isinstance(named.module, LowRankLinear):
+        return [named]
+    parts = ("right", "left")
+    return [Named(f"{named.name}.{p}", named.role, getattr(named.module, p)) for p in parts]
+
+
+class LayerView:
+    """One decoder layer."""
+
+    def __init__(self, model: nn.Module, family: Family, name: str, head_dim: int) -> None:
+        """See `ModelView.layers`."""
+        self._model = model
+        self._family = family
+        self.name = name
+        self.head_dim = head_dim
+
+    def _named(self, path: str, role: Role) -> Named:
+        name = f"{self.name}.{path}"
+        return Named(name, role, self._model.get_submodule(name))
+
+    @property
+    def attention_name(self) -> str:
+        """Full name of the attention block."""
+        return f"{self.name}.{self._family.attention.module}"
+
+    @property
+    def query(self) -> Named:
+        """Projection to the query heads."""
+        return self._named(self._family.attention.query, "attention")
+
+    @property
+    def key(self) -> Named:
+        """Projection to the key heads."""
+        return self._named(self._family.attention.key, "attention")
+
+    @property
+    def value(self) -> Named:
+        """Projection to the value heads."""
+        return self._named(self._family.attention.value, "attention")
+
+    @property
+    def attention_output(self) -> Named:
+        """Projection from the heads back to the hidden size."""
+        return self._named(self._family.attention.output, "attention")
+
+    @property
+    def mlp_inputs(self) -> list[Named]:
+        """Projections whose row j belongs to neuron j."""
+        return [self._named(path, "mlp") for path in self._family.mlp.inputs]
+
+    @property
+    def mlp_scored(self) -> Named:
+        """The input projection whose output measures activation."""
+        return self._named(self._family.mlp.scored, "mlp")
+
+    @property
+    def mlp_output(self) -> Named:
+        """Projection whose column j belongs to neuron j."""
+        return self._named(self._family.mlp.output, "mlp")
+
+    @property
+    def linears(self) -> list[Named]:
+        """All projections of the layer, in the order of the forward pass."""
+        attention = [self.query, self.key, self.value, self.attention_output]
+        return [*attention, *self.mlp_inputs, self.mlp_output]
+
+    @property
+    def leaves(self) -> list[Named]:
+        """Projections that hold a weight: dense and quantised ones, and both factors of a pair."""
+        return [leaf for named in self.linears for leaf in _leaves(named)]
+
+    @property
+    def intermediate_size(self) -> int:
+        """Neurons the MLP has now."""
+        return int(self.mlp_output.module.in_features)
+
+    @property
+    def key_value_groups(self) -> int:
+        """Key/value heads the layer has now."""
+        return int(self.key.module.out_features) // self.head_dim
+
+    @property
+    def query_heads(self) -> int:
+        """Query heads the layer has now."""
+        return int(self.query.module.out_features) // self.head_dim
+
+    def units(self, unit: Unit) -> int:
+        """Neurons or key/value groups that the layer has now."""
+        return self.intermediate_size if unit == "mlp" else self.key_value_groups
+
+    def sides(self, unit: Unit) -> list[tuple[Named, Side]]:
+        """The projections that lose something with a unit, and on which side; the reader last."""
+        if unit == "mlp":
+            writers, reader = self.mlp_inputs, self.mlp_output
+        else:
+            writers, reader = [self.query, self.key, self.value], self.attention_output
+        return [*((named, "output") for named in writers), (reader, "input")]
+
+    def settle_heads(self) -> None:
+        """Tell an attention block that counts its heads how many it has now."""
+        block: Any = self._model.get_submodule(self.attention_name)
+        if hasattr(block, "num_heads"):
+            block.num_heads = self.query_heads
+
+
+class ModelView:
+    """A causal language model and its family.
+
+    Raises:
+        SpqError: the model's type is not a supported family.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family | None = None) -> None:
+        """Look `model` up by its config's `model_type` unless `family` says otherwise."""
+        self.model = model
+        self.family = family or family_for(model.config.model_type)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        config = self.model.config
+        declared = getattr(config, "head_dim", None)
+        return int(declared or config.hidden_size // config.num_attention_heads)
+
+    @property
+    def layers(self) -> list[LayerView]:
+        """The decoder layers, first to last."""
+        count = len(self.model.get_submodule(self.family.layers))  # type: ignore[arg-type]
+        names = [f"{self.family.layers}.{index}" for index in range(count)]
+        return [LayerView(self.model, self.family, name, self.head_dim) for name in names]
+
+    @property
+    def embedding(self) -> Named:
+        """The token embedding."""
+        name = self.family.embedding
+        return Named(name, "embedding", self.model.get_submodule(name))
+
+    @property
+    def lm_head(self) -> Named:
+        """The output projection."""
+        name = self.family.lm_head
+        return Named(name, "lm_head", self.model.get_submodule(name))
+
+    @property
+    def tied(self) -> bool:
+        """Whether embedding and output projection are one tensor."""
+        embedding, head = self.embedding.module, self.lm_head.module
+        attribute = "codes" if isinstance(embedding, Coded) else "weight"
+        shared = getattr(embedding, attribute)
+        return getattr(head, attribute, None) is shared
+
+    def linears(self, roles: Iterable[Role] = ("attention", "mlp", "lm_head")) -> list[Named]:
+        """Linear layers of the given roles; a low-rank layer counts as one."""
+        wanted = set(roles)
+        found = [named for layer in self.layers for named in layer.linears if named.role in wanted]
+        return [*found, self.lm_head] if "lm_head" in wanted else found
+
+    def leaves(self, roles: Iterable[Role] = ("attention", "mlp", "lm_head")) -> Iterator[Named]:
+        """Linear layers that hold a weight: dense and quantised ones, and both factors."""
+        for named in self.linears(roles):
+            yield from _leaves(named)
+
+    def module(self, name: str) -> Any:
+        """The module called `name`."""
+        return self.model.get_submodule(name)
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put `module` where the module called `name` is."""
+        self.model.set_submodule(name, module)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any weight is already in integers."""
+        return any(isinstance(module, Coded) for module in self.model.modules())

@@ -1,0 +1,208 @@
+"""Rounding that corrects itself: GPTQ (arXiv 2210.17323) with any positive metric.
+
+Columns are rounded one after the other; what each rounding got wrong is made up for by the columns
+not yet rounded, in the least-squares sense of the metric H. Updates reach the columns of a block at
+once and the rest of the matrix after the block.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spqlm.numerics.integer import quantize, quantize_groups, search_group_scale
+
+BLOCK = 128
+# Share of the median of H's diagonal that is added to all of it.
+DAMPING = 0.1
+# Raised damping starts and ends here.
+SMALLEST_DAMPING = 1e-6
+LARGEST_DAMPING = 1e4
+
+
+def damped(hessian: Tensor, share: float) -> Tensor:
+    """H with a ridge of `share` of the median of its diagonal.
+
+    The median, because a single channel of huge activations would make a share of the mean larger
+    than every ordinary direction. Channels that never fire get a one on the diagonal.
+
+    Args:
+        hessian: [n, n], symmetric, positive semi-definite.
+        share: of the median of the positive diagonal entries.
+
+    Returns:
+        a new [n, n] matrix, positive definite for share > 0.
+    """
+    diagonal = hessian.diagonal()
+    alive = diagonal > 0
+    ridge = share * diagonal[alive].median() if bool(alive.any()) else hessian.new_tensor(1.0)
+    added = torch.where(alive, ridge, torch.ones_like(diagonal))
+    return hessian + torch.diag(added)
+
+
+def inverse(hessian: Tensor, share: float = DAMPING) -> Tensor:
+    """Inverse of the damped H, in float64.
+
+    In float32 one direction of huge activations makes it fail, and the damping that it then takes
+    swamps all others. Damping is raised tenfold until the factorisation succeeds.
+
+    Returns:
+        float64 [n, n], positive definite.
+
+    Raises:
+        ValueError: H is not finite, or far from positive semi-definite.
+    """
+    lower, _ = _cholesky(hessian, share)
+    return torch.cholesky_inverse(lower)
+
+
+def inverse_factor(hessian: Tensor, share: float = DAMPING) -> tuple[Tensor, float]:
+    """Upper Cholesky factor of the inverse of the damped H.
+
+    Returns:
+        U float32 [n, n] with Uᵀ U = (H + damping)⁻¹, and the share that was used, which is raised
+        as for `inverse`.
+
+    Raises:
+        ValueError: as for `inverse`.
+    """
+    while True:
+        lower, share = _cholesky(hessian, share)
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed:
+            return upper.to(torch.float32), share
+        share = _raised(share)
+
+
+def _cholesky(hessian: Tensor, share: float) -> tuple[Tensor, float]:
+    if not bool(torch.isfinite(hessian).all()):
+        raise ValueError("the Hessian holds NaN or Inf")
+    hessian = hessian.to(torch.float64)
+    while share <= LARGEST_DAMPING:
+        lower, failed = torch.linalg.cholesky_ex(damped(hessian, share))
+        if not failed:
+            return lower, share
+        share = _raised(share)
+    raise ValueError("the Hessian is not positive semi-definite")
+
+
+def _raised(share: float) -> float:
+    return max(10 * share, SMALLEST_DAMPING)
+
+
+def sweep(
+    weight: Tensor,
+    hessian: Tensor,
+    group_size: int,
+    damping: float,
+    round_group: Callable[[slice, Tensor, Tensor], Callable[[int, Tensor], Tensor]],
+) -> None:
+    """Replace column after column; those to the right make up for what each replacement changes.
+
+    Args:
+        weight: [rows, columns]; left as it is.
+        hessian: metric of errors [columns, columns].
+        group_size: columns that are looked at together when their turn comes.
+        damping: see `damped`.
+        round_group: from a group's columns, its weights as they are by then [rows, group_size] and
+            what an error in each costs after later columns have made up for it [group_size], to
+            what a column [rows] is replaced with, given its place in the group.
+    """
+    # A column of the weight lies together: it is what is read and changed.
+    columns = weight.to(torch.float32).T.clone(memory_format=torch.contiguous_format)
+    factor, _ = inverse_factor(hessian, damping)
+    importance = factor.diagonal().square().reciprocal()
+    step = max(BLOCK // group_size, 1) * group_size
+    for start in range(0, len(columns), step):
+        stop = min(start + step, len(columns))
+        errors = torch.empty_like(columns[start:stop])
+        for column in range(start, stop):
+            place = column % group_size
+            if place == 0:
+                group = slice(column, column + group_size)
+                replace = round_group(group, columns[group].T, importance[group])
+            value = columns[column]
+            error = (value - replace(place, value)) / factor[column, column]
+            columns[column:stop].addr_(factor[column, column:stop], error, alpha=-1)
+            errors[column - start] = error
+        columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+
+
+def round_int4(
+    weight: Tensor, hessian: Tensor, group_size: int, damping: float = DAMPING
+) -> tuple[Tensor, Tensor]:
+    """4-bit codes and scales; a group's scale is searched when its turn comes.
+
+    Args:
+        weight: [rows, columns]; `group_size` divides columns.
+        hessian: metric of errors [columns, columns].
+        group_size: columns that share a scale.
+        damping: see `damped`.
+
+    Returns:
+        int8 codes [rows, columns] in [-8, 7] and float32 scales [rows, groups].
+    """
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = []
+
+    def round_group(
+        group: slice, values: Tensor, importance: Tensor
+    ) -> Callable[[int, Tensor], Tensor]:
+        scale = search_group_scale(values, importance, group_size)
+        scales.append(scale)
+
+        def replace(place: int, value: Tensor) -> Tensor:
+            rounded = quantize_groups(value[:, None], scale)
+            codes[:, group.start + place] = rounded[:, 0]
+            return rounded[:, 0] * scale[:, 0]
+
+        return replace
+
+    sweep(weight, hessian, group_size, damping, round_group)
+    return codes, torch.cat(scales, dim=1)
+
+
+def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = DAMPING) -> Tensor:
+    """8-bit codes at given scales.
+
+    Args:
+        weight: [rows, columns].
+        hessian: metric of errors [columns, columns].
+        scale: [rows] or [1].
+        damping: see `damped`.
+
+    Returns:
+        int8 [rows, columns].
+    """
+    scale = scale.to(torch.float32)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+
+    def round_group(group: slice, _: Tensor, __: Tensor) -> Callable[[int, Tensor], Tensor]:
+        def replace(place: int, value: Tensor) -> Tensor:
+            codes[:, group.start] = quantize(value[:, None], scale)[:, 0]
+            return codes[:, group.start] * scale
+
+        return replace
+
+    sweep(weight, hessian, 1, damping, round_group)
+    return codes
+
+
+def predicted_loss(error: Tensor, hessian: Tensor, output: Tensor) -> float:
+    """½ Σ_i E[g_i²] (ΔW H ΔWᵀ)_ii: what changing a weight by `error` costs.
+
+    Args:
+        error: ΔW [rows, columns].
+        hessian: E[‖g‖² x xᵀ] / E[‖g‖²], [columns, columns].
+        output: E[g_i²] of the gradient of the summed loss at the output, [rows].
+
+    Returns:
+        nats per token.
+    """
+    return float(row_losses(error, hessian, output).sum())
+
+
+def row_losses(error: Tensor, hessian: Tensor, output: Tensor) -> Tensor:
+    """`predicted_loss` row by row, float32 [rows]."""
+    error = error.to(torch.float32)
+    return 0.5 * output * ((error @ hessian) * error).sum(1)

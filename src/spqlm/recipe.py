@@ -1,0 +1,155 @@
+"""Recipes: strict YAML that names the stages, their order and every parameter."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from spqlm.errors import SpqError
+from spqlm.stages import Stage, stage_class
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+
+class CalibrationConfig(BaseModel):
+    """The text that stages measure activations on and train on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        "builtin",
+        description="text file, name in $SPQ_DATA_DIR, `builtin`, or `model` for what it writes",
+    )
+    windows: int = Field(32, ge=1, description="windows to measure activations on")
+    context: int = Field(512, ge=2, description="tokens in each")
+
+
+class Recipe(BaseModel):
+    """An ordered list of stages and the calibration they share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    description: str = ""
+    calibration: CalibrationConfig = CalibrationConfig()  # type: ignore[call-arg]
+    stages: tuple[Stage, ...] = ()
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _by_key(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError("must be a list of stages, such as `- quantize: {}`")
+        return tuple(entry if isinstance(entry, Stage) else _stage(entry) for entry in value)
+
+    @classmethod
+    def from_dict(cls, fields: Any, name: str = "recipe") -> Self:
+        """Validate parsed YAML.
+
+        Args:
+            fields: mapping of the recipe's keys.
+            name: for messages.
+
+        Raises:
+            SpqError: unknown key (names the nearest), value out of range, not a mapping.
+        """
+        if not isinstance(fields, dict):
+            raise SpqError(f"recipe {name!r} must be a mapping with the key `stages`")
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise SpqError(f"recipe {name!r}: {_sentence(cls, error)}") from None
+        except SpqError as error:
+            raise SpqError(f"recipe {name!r}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with every default written out; `from_dict` reads it back."""
+        fields = self.model_dump(mode="json", exclude={"stages"})
+        stages = [{stage.key: stage.model_dump(mode="json")} for stage in self.stages]
+        return {**fields, "stages": stages}
+
+    def without_training(self) -> Self:
+        """The recipe less the stages that train."""
+        stages = tuple(stage for stage in self.stages if not stage.trains)
+        return self.model_copy(update={"stages": stages})
+
+    def within(self, target_bytes: int) -> Self:
+        """The recipe with another byte budget.
+
+        Raises:
+            SpqError: no stage of it takes one.
+        """
+        if not any(stage.key == "budget" for stage in self.stages):
+            raise SpqError(
+                "a target size needs a recipe with the stage `budget`, such as `default`; "
+                "this one has none"
+            )
+        stages = tuple(
+            stage.model_copy(update={"target_bytes": target_bytes})
+            if stage.key == "budget"
+            else stage
+            for stage in self.stages
+        )
+        return self.model_copy(update={"stages": stages})
+
+    def calibrated_on(self, source: str) -> Self:
+        """The recipe with another calibration text."""
+        calibration = self.calibration.model_copy(update={"source": source})
+        return self.model_copy(update={"calibration": calibration})
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+
+
+def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
+    """A recipe by shipped name or from a YAML file.
+
+    Raises:
+        SpqError: no such recipe, not YAML, or not valid.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    name = str(recipe)
+    file = SHIPPED / f"{name}.yaml" if name in shipped() else Path(name)
+    if not file.is_file():
+        raise SpqError(f"no recipe {name!r}: neither a YAML file nor one of {', '.join(shipped())}")
+    try:
+        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())  # PyYAML's messages have several lines
+        raise SpqError(f"recipe {name!r} is not valid YAML: {reason}") from None
+    return Recipe.from_dict(fields, name)
+
+
+def _stage(entry: Any) -> Stage:
+    if isinstance(entry, str):
+        entry = {entry: None}
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise ValueError(f"a stage is one key with its parameters, got {entry!r}")
+    key, parameters = next(iter(entry.items()))
+    kind = stage_class(str(key))
+    if parameters is not None and not isinstance(parameters, dict):
+        raise SpqError(f"stage {key!r}: parameters must be a mapping, got {parameters!r}")
+    try:
+        return kind.model_validate(parameters or {})
+    except ValidationError as error:
+        raise SpqError(f"stage {key!r}: {_sentence(kind, error)}") from None
+
+
+def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
+    """The first complaint, with the nearest known key for an unknown one."""
+    first = error.errors()[0]
+    *parents, last = [str(part) for part in first["loc"]] or [""]
+    if first["type"] != "extra_forbidden":
+        where = ".".join([*parents, last])
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+        return f"{where}: {message}{given}" if where else message
+    for parent in parents:
+        annotation = kind.model_fields[parent].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            kind = annotation
+    nearest = difflib.get_close_matches(last, kind.model_fields, n=1, cutoff=0.0)
+    return f"unknown key {last!r}; did you mean {nearest[0]!r}?"

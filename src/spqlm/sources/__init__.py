@@ -1,0 +1,1 @@
+"""Where models come from: a hub id, a directory, a GGUF file, an adapter, or `demo`."""

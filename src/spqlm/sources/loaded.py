@@ -1,0 +1,49 @@
+"""A loaded model, and what it was before anything was done to it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spqlm.model.memory import parameter_count, resident_bytes
+from spqlm.plan import Kind, Source
+
+
+@dataclass
+class Loaded:
+    """A model ready to use.
+
+    Attributes:
+        model: in eval mode.
+        read_tokenizer: reads the one beside it.
+        source: where it came from.
+        directory: of the files, where the source is a local directory.
+    """
+
+    model: PreTrainedModel
+    read_tokenizer: Callable[[], PreTrainedTokenizerBase | None]
+    source: Source
+    directory: Path | None = None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """None where the source has none.
+
+        Read when first asked for: the vocabulary of a small model takes as much memory as half of
+        its weights.
+        """
+        return self.read_tokenizer()
+
+
+def describe_source(name: str, kind: Kind, model: PreTrainedModel, note: str = "") -> Source:
+    """The baseline figures of a model as it is now."""
+    return Source(
+        name=name,
+        kind=kind,
+        dtype=str(model.dtype).removeprefix("torch."),
+        parameters=parameter_count(model),
+        bytes=resident_bytes(model),
+        note=note,
+    )

@@ -1,0 +1,73 @@
+"""What a stage is: a documented config with a pure plan and an apply that changes the model."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spqlm.calibration.statistics import Observation, Statistics
+from spqlm.model.view import ModelView
+from spqlm.plan import Plan
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What `apply` may read besides the plan.
+
+    Attributes:
+        statistics: the same as `plan` saw, with the windows of calibration text if there are any.
+        ids: calibration text as tokens, int64 [tokens]; None for stages that do not train.
+        seed: for whatever a stage draws.
+        dense: the model as it was before the first stage; None for stages that do not compare.
+    """
+
+    statistics: Statistics = field(default_factory=Statistics)
+    ids: Tensor | None = None
+    seed: int = 0
+    dense: PreTrainedModel | None = None
+
+
+NO_INPUTS = Inputs()
+
+
+class Stage(BaseModel, ABC):
+    """A stage's config is the stage itself: `Svd(variance=0.96).plan(view, statistics)`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: ClassVar[str]
+    trains: ClassVar[bool] = False
+
+    @property
+    def compares(self) -> bool:
+        """Whether `apply` needs the dense model beside the compressed one."""
+        return False
+
+    def needs(self, view: ModelView) -> set[Observation]:
+        """Activation statistics that `plan` reads; none unless overridden."""
+        return set()
+
+    def sensitive(self, view: ModelView) -> set[str]:
+        """Weights whose gradient-weighted moments `plan` reads; none unless overridden."""
+        return set()
+
+    def walks(self) -> bool:
+        """Whether `apply` runs calibration windows through the model; not unless overridden."""
+        return False
+
+    @abstractmethod
+    def plan(self, view: ModelView, statistics: Statistics) -> Plan:
+        """Decide, without changing anything."""
+
+    @abstractmethod
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
+        """Change the model as planned.
+
+        Args:
+            view: the model that `plan` saw, unchanged since.
+            plan: what to do.
+            inputs: statistics, and calibration text for stages that train.
+        """

@@ -1,0 +1,168 @@
+"""Tune scales and norms end to end: towards the dense model, or towards the text itself."""
+
+import logging
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spqlm.calibration.statistics import Statistics, draw_windows
+from spqlm.errors import SpqError
+from spqlm.model.activation_checkpointing import bounded_activations
+from spqlm.model.view import ModelView
+from spqlm.numerics.objectives import divergence, next_token
+from spqlm.plan import Plan
+from spqlm.progress import track
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+from spqlm.training.master_weights import Masters, Wanted, trainable
+from spqlm.training.reconstruction import trainable_codes
+
+logger = logging.getLogger(__name__)
+
+# Of the calibration text, kept for choosing among what training passed through.
+HELD_OUT_SHARE = 0.1
+WHAT = {
+    "scales": "scales",
+    "all": "scales, norm weights and biases",
+    "codes": "scales, norm weights and biases, and 4-bit codes,",
+}
+
+
+class Distill(Stage):
+    """Train what is not a code, and 4-bit codes too if asked; which of them are stored stays.
+
+    With `next_token` and `scales` this is stage 2 of GQSA (E2E-OQP, arXiv 2412.17560). Sizes do not
+    change. What is kept is the best state on held-out text, at worst the one before.
+    """
+
+    key: ClassVar[str] = "distill"
+    trains: ClassVar[bool] = True
+
+    objective: Literal["dense_model", "next_token"] = Field(
+        "dense_model",
+        description="`dense_model`: KL divergence to its predictions; `next_token`: the usual loss",
+    )
+    parameters: Wanted = Field(
+        "all",
+        description="`scales` of codes and their zeros; `all`: norms and biases too; `codes`: and "
+        "4-bit codes, by their weights in float32 (20 bytes each while training)",
+    )
+    learning_rate: float = Field(
+        1e-3, gt=0, description="Adam's peak rate, as a share of each tensor's mean magnitude"
+    )
+    steps: int = Field(100, ge=1, description="optimiser steps")
+    batch_size: int = Field(2, ge=1, description="windows per step")
+    context: int = Field(512, ge=2, description="tokens per window")
+    held_out: int = Field(8, ge=1, description="windows that decide which state is kept")
+    check_every: int = Field(20, ge=1, description="steps between two looks at those")
+    code_rate: float = Field(
+        1e-2, gt=0, description="the peak rate of weights behind codes, as `learning_rate`"
+    )
+    worthwhile: float = Field(
+        0.005, ge=0, description="held-out KL, in nats, below which nothing is trained"
+    )
+
+    @property
+    def compares(self) -> bool:
+        """Whether predictions of the dense model are needed."""
+        return self.objective == "dense_model"
+
+    def plan(self, view: ModelView, statistics: Statistics) -> Plan:
+        """Sizes do not change; the summary says what will be trained."""
+        count = sum(p.numel() for p in trainable(view, self.parameters).values())
+        tokens = self.steps * self.batch_size * self.context
+        what = WHAT[self.parameters]
+        how = "distillation" if self.compares else "the language-model loss"
+        summary = f"{count} {what} by {how}, {tokens} tokens"
+        return Plan(stage=self.key, summary=summary)
+
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
+        """Train, and keep the best state.
+
+        Raises:
+            SpqError: no text, too little of it, no dense model, or the loss stops being finite; the
+                best state until then is in the model.
+        """
+        dense = inputs.dense if self.compares else None
+        if inputs.ids is None or (self.compares and dense is None):
+            raise SpqError("distillation needs calibration text and the dense model")
+        training, held_out = self._windows(view, inputs)
+        bounded = bounded_activations(view, self.context)
+        wanted, rates = self.parameters, (self.learning_rate, self.code_rate)
+        layers = view.leaves(("attention", "mlp")) if wanted == "codes" else ()
+        with bounded, trainable_codes(view, layers), Masters(view, wanted, *rates) as trained:
+            best = before = _mean_loss(view.model, dense, held_out)
+            if self.compares and before < self.worthwhile:
+                logger.info("distill: held-out KL is %.5f already; nothing was trained", before)
+                return
+            kept = trained.state()
+            try:
+                for step, batch in enumerate(track(training.split(self.batch_size), "distill")):
+                    self._step(view.model, dense, batch, trained, step)
+                    if (step + 1) % self.check_every == 0 or step + 1 == self.steps:
+                        found = _mean_loss(view.model, dense, held_out)
+                        logger.info("distill: step %d, held-out loss %.5f", step + 1, found)
+                        if found < best:
+                            best, kept = found, trained.state()
+            finally:
+                trained.restore(kept)
+        logger.info("distill: held-out loss %.5f before, %.5f after", before, best)
+
+    def _windows(self, view: ModelView, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Windows to train on and, from another part of the text, to check on."""
+        assert inputs.ids is not None
+        held = max(int(len(inputs.ids) * HELD_OUT_SHARE), self.context + 1)
+        count = self.steps * self.batch_size
+        parts = ((inputs.ids[:-held], count), (inputs.ids[-held:], self.held_out))
+        training, checked = (
+            draw_windows(view.model, ids, self.context, number, inputs.seed).to(view.model.device)
+            for ids, number in parts
+        )
+        return training, checked
+
+    def _step(
+        self,
+        model: PreTrainedModel,
+        dense: PreTrainedModel | None,
+        batch: Tensor,
+        trained: Masters,
+        step: int,
+    ) -> None:
+        # Window by window: logits are the largest tensors there are.
+        for window in batch:
+            loss, logits, gradient = _loss(model, dense, window)
+            if not torch.isfinite(loss):
+                raise SpqError(
+                    f"distillation's loss became {loss.item()} at step {step}; a learning rate "
+                    f"below {self.learning_rate} would be more stable"
+                )
+            logits.backward(gradient / len(batch))
+        trained.step(1 - step / self.steps)
+
+
+def _loss(
+    model: PreTrainedModel, dense: PreTrainedModel | None, window: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats per token: of the KL divergence from the dense model's predictions, or of the text.
+
+    Returns:
+        float32 [], the logits and its gradient by them, both [tokens, vocabulary].
+    """
+    logits = model(input_ids=window[None], use_cache=False).logits[0]
+    if dense is None:
+        loss, gradient = next_token(logits, window)
+        return loss / (len(window) - 1), logits, gradient / (len(window) - 1)
+    with torch.no_grad():
+        wanted = dense(input_ids=window[None], use_cache=False).logits[0]
+    loss, gradient = divergence(logits, wanted)
+    return loss / len(window), logits, gradient / len(window)
+
+
+@torch.no_grad()
+def _mean_loss(model: PreTrainedModel, dense: PreTrainedModel | None, windows: Tensor) -> float:
+    return sum(float(_loss(model, dense, window)[0]) for window in windows) / len(windows)
+
+
+STAGE = Distill

@@ -1,0 +1,89 @@
+"""SVD of every layer at one share of its size, plain or whitened (SVD-LLM), to compare with."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from spqlm.calibration.statistics import Statistics
+from spqlm.layerwise.walk import replace_layer_by_layer
+from spqlm.model.view import ModelView, Named
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import module_bytes
+from spqlm.numerics.low_rank import truncate, weighted_basis, weighted_truncate
+from spqlm.plan import Change, Plan
+from spqlm.progress import track
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+
+
+class Factorize(Stage):
+    """Replace every linear layer by two thin ones that hold the same share of its weights.
+
+    Where they are whitened, by what enters each decoder layer behind those factorised before it.
+    """
+
+    key: ClassVar[str] = "factorize"
+
+    keep: float = Field(0.5, gt=0, lt=1, description="share of the parameters that stays")
+    whiten: bool = Field(
+        True,
+        description="truncate in the metric of the inputs, E[x xᵀ] (SVD-LLM, arXiv 2403.07378); "
+        "false is the plain SVD",
+    )
+    modules: tuple[Literal["attention", "mlp"], ...] = Field(
+        ("attention", "mlp"), min_length=1, description="which linear layers"
+    )
+
+    def walks(self) -> bool:
+        """Layer by layer, if they are whitened."""
+        return self.whiten
+
+    def _dense(self, view: ModelView) -> list[Named]:
+        return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]
+
+    def plan(self, view: ModelView, statistics: Statistics) -> Plan:
+        """The rank follows from the share; it is rounded down, to no less than 1."""
+        changes = [self._change(named) for named in self._dense(view)]
+        changes = [change for change in changes if change.bytes_after < change.bytes_before]
+        kind = "whitened" if self.whiten else "plain"
+        summary = f"{len(changes)} layers factorised at {self.keep:.1%} of their size, {kind}"
+        return Plan(stage=self.key, changes=changes, summary=summary)
+
+    def _change(self, named: Named) -> Change:
+        weight = named.module.weight
+        both = sum(weight.shape)
+        rank = max(int(self.keep * weight.numel() / both), 1)
+        before = module_bytes(named.module)
+        after = before - (weight.numel() - rank * both) * weight.element_size()
+        return Change(
+            module=named.name, bytes_before=before, bytes_after=after, details={"rank": rank}
+        )
+
+    @torch.no_grad()
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
+        """Factorise one layer at a time."""
+        ranks = {change.module: change.details["rank"] for change in plan.changes}
+
+        def whitened(named: Named, metric: Tensor) -> LowRankLinear:
+            weight, outputs = named.module.weight, torch.ones(named.module.out_features)
+            outputs = outputs.to(weight.device)
+            _, basis = weighted_basis(weight, metric, outputs)
+            return _pair(named, weighted_truncate(weight, basis, outputs, ranks[named.name]))
+
+        if self.whiten:
+            windows = inputs.statistics.windows
+            replace_layer_by_layer(view, windows, ranks, whitened, self.key)
+            return
+        for named in track(self._dense(view), self.key):
+            if named.name in ranks:
+                factors = truncate(named.module.weight, ranks[named.name])
+                view.replace(named.name, _pair(named, factors))
+
+
+def _pair(named: Named, factors: tuple[Tensor, Tensor]) -> LowRankLinear:
+    left, right = (factor.to(named.module.weight.dtype) for factor in factors)
+    return LowRankLinear.from_factors(left, right, named.module.bias)
+
+
+STAGE = Factorize

@@ -1,0 +1,90 @@
+"""Unstructured and 2:4 sparsity by SparseGPT or Wanda, to compare with."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from spqlm.calibration.statistics import Statistics
+from spqlm.errors import SpqError
+from spqlm.layerwise.walk import replace_layer_by_layer
+from spqlm.model.view import ModelView, Named
+from spqlm.modules.ops import linear_from, module_bytes
+from spqlm.numerics import sparse
+from spqlm.plan import Change, Plan
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+
+GROUPS = {"unstructured": None, "2:4": (2, 4)}
+
+
+class Mask(Stage):
+    """Zero single weights. The file does not shrink: weights are stored with their zeros.
+
+    What a packed form would take is in the plan as `packed_bytes`: the values that are not zero,
+    with a bit for every place, or two for every value of 2:4. Each decoder layer is pruned by what
+    enters it behind those pruned before it.
+    """
+
+    key: ClassVar[str] = "mask"
+
+    method: Literal["sparsegpt", "wanda"] = Field(
+        "sparsegpt", description="`sparsegpt` refits the weights that stay, `wanda` does not"
+    )
+    sparsity: float = Field(0.5, ge=0, lt=1, description="share of each weight that becomes zero")
+    pattern: Literal["unstructured", "2:4"] = Field(
+        "unstructured", description="`2:4` zeroes two of every four, whatever the sparsity"
+    )
+    modules: tuple[Literal["attention", "mlp"], ...] = Field(
+        ("attention", "mlp"), min_length=1, description="which linear layers"
+    )
+    damping: float = Field(
+        0.01, ge=0, description="of `sparsegpt`, as a share of the median second moment"
+    )
+
+    def walks(self) -> bool:
+        """Layer by layer."""
+        return True
+
+    def _dense(self, view: ModelView) -> list[Named]:
+        return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]
+
+    def plan(self, view: ModelView, statistics: Statistics) -> Plan:
+        """Count what stays; no byte is saved."""
+        changes = [self._change(named) for named in self._dense(view)]
+        packed = sum(change.details["packed_bytes"] for change in changes)
+        summary = (
+            f"{len(changes)} weights {self.pattern} sparse by {self.method},"
+            f" {packed / 1e6:.1f} MB if packed"
+        )
+        return Plan(stage=self.key, changes=changes, summary=summary)
+
+    def _change(self, named: Named) -> Change:
+        weight = named.module.weight
+        if self.pattern == "2:4" and weight.shape[1] % 4:
+            raise SpqError(
+                f"2:4 needs a width that 4 divides; {named.name!r} has {weight.shape[1]}"
+            )
+        share = 0.5 if self.pattern == "2:4" else self.sparsity
+        kept = weight.numel() - int(weight.numel() * share)
+        size = sparse.packed_bytes(kept, weight.numel(), weight.element_size(), self.pattern)
+        held = module_bytes(named.module)
+        details = {"nonzeros": kept, "packed_bytes": size}
+        return Change(module=named.name, bytes_before=held, bytes_after=held, details=details)
+
+    @torch.no_grad()
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
+        """Prune one decoder layer at a time."""
+        names = {change.module for change in plan.changes}
+        replace_layer_by_layer(view, inputs.statistics.windows, names, self._pruned, self.key)
+
+    def _pruned(self, named: Named, metric: Tensor) -> nn.Linear:
+        weight, group = named.module.weight, GROUPS[self.pattern]
+        if self.method == "wanda":
+            pruned = sparse.wanda(weight, metric, self.sparsity, group)
+        else:
+            pruned = sparse.sparsegpt(weight, metric, self.sparsity, group, self.damping)
+        return linear_from(pruned.to(weight.dtype), named.module.bias)
+
+
+STAGE = Mask

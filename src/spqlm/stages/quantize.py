@@ -1,0 +1,126 @@
+"""Int8 quantisation of weights (SPQ, third stage)."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from spqlm.calibration.statistics import Statistics
+from spqlm.model.tying import retie
+from spqlm.model.view import ModelView, Named, Role
+from spqlm.modules.ops import module_bytes
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_linear import Granularity, QuantizedLinear
+from spqlm.plan import Change, Plan
+from spqlm.progress import track
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+
+Mode = Literal["per_tensor", "per_channel", "by_name", "by_percentile", "by_size"]
+
+
+class Quantize(Stage):
+    """Symmetric absmax int8. A tied embedding is quantised once and shared."""
+
+    key: ClassVar[str] = "quantize"
+
+    mode: Mode = Field(
+        "per_channel",
+        description="one scale per tensor, one per output channel, or a mixture: `by_name` (MLP "
+        "per channel, attention and lm_head per tensor), `by_percentile` (layers with at least as "
+        "many outputs as the given percentile of all linears per channel), `by_size` (the same "
+        "with mean + 0.5 standard deviations)",
+    )
+    percentile: float = Field(50.0, ge=0, le=100, description="threshold of `by_percentile`")
+    modules: tuple[Role, ...] = Field(
+        ("attention", "mlp", "embedding", "lm_head"),
+        min_length=1,
+        description="which weights; a tied embedding goes with lm_head and the other way round",
+    )
+
+    def plan(self, view: ModelView, statistics: Statistics) -> Plan:
+        """Choose a granularity for every weight that is not yet in integers."""
+        linears = [named for named in self._linears(view) if isinstance(named.module, nn.Linear)]
+        threshold = self._threshold([named.module.out_features for named in linears])
+        changes = [_change(named, self._granularity(named, threshold)) for named in linears]
+        if isinstance(view.embedding.module, nn.Embedding) and self._wants_embedding(view):
+            alone: Granularity = "per_tensor" if self.mode == "per_tensor" else "per_channel"
+            shared = self._granularity(view.lm_head, threshold) if view.tied else alone
+            changes.append(_change(view.embedding, shared))
+        per_channel = sum(c.details["granularity"] == "per_channel" for c in changes)
+        summary = f"{len(changes)} weights to int8, {per_channel} of them per channel"
+        if view.tied:
+            changes = _count_once(view, changes)
+        return Plan(stage=self.key, changes=changes, summary=summary)
+
+    def _linears(self, view: ModelView) -> list[Named]:
+        roles = set(self.modules) - {"embedding"}
+        if view.tied and "embedding" in self.modules:
+            roles.add("lm_head")
+        return list(view.leaves(roles))
+
+    def _wants_embedding(self, view: ModelView) -> bool:
+        return "embedding" in self.modules or (view.tied and "lm_head" in self.modules)
+
+    def _threshold(self, sizes: list[int]) -> float:
+        if not sizes:
+            return 0.0
+        outputs = torch.tensor(sizes, dtype=torch.float64)
+        if self.mode == "by_size":
+            return float(outputs.mean() + 0.5 * outputs.std(correction=0))
+        return float(torch.quantile(outputs, self.percentile / 100))
+
+    def _granularity(self, named: Named, threshold: float) -> Granularity:
+        if self.mode == "per_tensor" or self.mode == "per_channel":
+            return self.mode
+        if self.mode == "by_name":
+            return "per_channel" if named.role == "mlp" else "per_tensor"
+        return "per_channel" if named.module.out_features >= threshold else "per_tensor"
+
+    @torch.no_grad()
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
+        """Replace float weights by codes, one layer at a time."""
+        shared = view.embedding.name if view.tied else None
+        for change in track(plan.changes, "quantize"):
+            module = view.module(change.module)
+            granularity = change.details["granularity"]
+            if isinstance(module, nn.Embedding):
+                view.replace(change.module, QuantizedEmbedding.from_embedding(module, granularity))
+            elif not (shared and change.module == view.lm_head.name):
+                view.replace(
+                    change.module,
+                    QuantizedLinear.from_weight(module.weight.detach(), module.bias, granularity),
+                )
+        if shared and isinstance(view.embedding.module, QuantizedEmbedding):
+            table, head = view.embedding.module, view.lm_head
+            layer = QuantizedLinear.from_tensors(table.codes, table.scale, head.module.bias)
+            layer.codes, layer.scale = table.codes, table.scale
+            view.replace(head.name, layer)
+        retie(view.model)
+
+
+def _change(named: Named, granularity: Granularity) -> Change:
+    weight = named.module.weight
+    bias = getattr(named.module, "bias", None)
+    scales = weight.shape[0] if granularity == "per_channel" else 1
+    floats = scales + (0 if bias is None else bias.numel())
+    return Change(
+        module=named.name,
+        bytes_before=module_bytes(named.module),
+        bytes_after=weight.numel() + floats * weight.element_size(),
+        details={"granularity": granularity, "bits": 8},
+    )
+
+
+def _count_once(view: ModelView, changes: list[Change]) -> list[Change]:
+    """The tied head costs nothing of its own."""
+    head = view.lm_head.name
+    return [
+        change.model_copy(update={"bytes_before": 0, "bytes_after": 0})
+        if change.module == head
+        else change
+        for change in changes
+    ]
+
+
+STAGE = Quantize

@@ -1,0 +1,120 @@
+"""Short LoRA fine-tune that ends up merged (SPQ, last stage)."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import get_scheduler
+
+from spqlm.calibration.statistics import Statistics, draw_windows
+from spqlm.errors import SpqError
+from spqlm.model.activation_checkpointing import bounded_activations
+from spqlm.model.view import ModelView
+from spqlm.modules.lora import LoraLinear
+from spqlm.plan import Plan
+from spqlm.progress import track
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+
+logger = logging.getLogger(__name__)
+
+
+class Recover(Stage):
+    """Train low-rank adapters on calibration text, then merge them into the weights."""
+
+    key: ClassVar[str] = "recover"
+    trains: ClassVar[bool] = True
+
+    rank: int = Field(8, ge=1, description="LoRA rank r")
+    alpha: float = Field(32.0, gt=0, description="LoRA α; updates are scaled by α / r")
+    learning_rate: float = Field(5e-5, gt=0, description="AdamW's peak learning rate")
+    schedule: Literal["linear", "constant", "cosine"] = Field(
+        "linear", description="how the learning rate falls over the steps"
+    )
+    steps: int = Field(200, ge=1, description="optimiser steps")
+    batch_size: int = Field(1, ge=1, description="sequences per step")
+    context: int = Field(128, ge=2, description="tokens per sequence")
+
+    def plan(self, view: ModelView, statistics: Statistics) -> Plan:
+        """Sizes do not change; the summary says what will be trained."""
+        layers = sum(1 for _ in view.leaves(("attention", "mlp")))
+        tokens = self.steps * self.batch_size * self.context
+        summary = f"LoRA rank {self.rank} on {layers} layers, {self.steps} steps, {tokens} tokens"
+        return Plan(stage=self.key, summary=summary)
+
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
+        """Train the adapters and merge them; no adapter is left in the model.
+
+        Raises:
+            SpqError: no text, too little of it, or the loss stops being finite.
+        """
+        if inputs.ids is None:
+            raise SpqError("recovery trains on text, but no calibration text was given")
+        count = self.steps * self.batch_size
+        sequences = draw_windows(view.model, inputs.ids, self.context, count, inputs.seed)
+        bounded = bounded_activations(view, self.batch_size * self.context)
+        with bounded, _trainable(view, self.rank, self.alpha, inputs.seed) as adapters:
+            first, last = self._train(view, adapters, sequences)
+        logger.info("recovery: loss %.3f over the first tenth, %.3f over the last", first, last)
+
+    def _train(
+        self, view: ModelView, adapters: dict[str, LoraLinear], sequences: Tensor
+    ) -> tuple[float, float]:
+        parameters = [p for adapter in adapters.values() for p in (adapter.down, adapter.up)]
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
+        schedule = get_scheduler(self.schedule, optimizer, 0, self.steps)
+        losses = []
+        batches = sequences.to(view.model.device).split(self.batch_size)
+        for step, batch in enumerate(track(batches, "recover")):
+            loss = self._loss(view, batch, step)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        with torch.no_grad():
+            self._loss(view, batches[-1], self.steps)  # the last step's result is checked too
+        tenth = max(1, len(losses) // 10)
+        return sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+
+    def _loss(self, view: ModelView, batch: Tensor, step: int) -> Tensor:
+        loss: Tensor = view.model(input_ids=batch, labels=batch, use_cache=False).loss
+        if not torch.isfinite(loss):
+            raise SpqError(
+                f"recovery's loss became {loss.item()} at step {step}; "
+                f"a learning rate below {self.learning_rate} would be more stable"
+            )
+        return loss
+
+
+@contextmanager
+def _trainable(
+    view: ModelView, rank: int, alpha: float, seed: int
+) -> Iterator[dict[str, LoraLinear]]:
+    """Wrap the decoder's linear layers in adapters; merge them on success, drop them on failure."""
+    generator = torch.Generator().manual_seed(seed)
+    frozen = {name: p.requires_grad for name, p in view.model.named_parameters()}
+    training = view.model.training
+    view.model.requires_grad_(False).eval()
+    adapters = {}
+    for named in list(view.leaves(("attention", "mlp"))):
+        adapters[named.name] = LoraLinear(named.module, rank, alpha, generator)
+        view.replace(named.name, adapters[named.name])
+    try:
+        yield adapters
+        rounding = torch.Generator(view.model.device).manual_seed(seed)
+        for adapter in adapters.values():
+            adapter.base = adapter.merged(rounding)
+    finally:
+        for name, adapter in adapters.items():
+            view.replace(name, adapter.base)
+        for name, parameter in view.model.named_parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(frozen.get(name, False))
+        view.model.train(training)
+
+
+STAGE = Recover

@@ -1,0 +1,236 @@
+"""Group sparsity with integers for what is left (GQSA, arXiv 2412.17560)."""
+
+import logging
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from spqlm.cache import work_key
+from spqlm.calibration.statistics import Statistics
+from spqlm.errors import SpqError
+from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.layerwise.metrics import HELD_OUT, Weighting, layer_metrics
+from spqlm.layerwise.walk import Walk
+from spqlm.model.view import LayerView, ModelView, Named
+from spqlm.modules.group_sparse_linear import GroupSparseLinear
+from spqlm.modules.ops import module_bytes
+from spqlm.numerics import group_pruning, group_sparse
+from spqlm.numerics.metric import Metric
+from spqlm.plan import Change, Plan
+from spqlm.progress import track
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+from spqlm.training.reconstruction import Reconstruction, reconstruct, target_of
+
+logger = logging.getLogger(__name__)
+
+
+class Sparsify(Stage):
+    """Drop whole groups of weights, round the others, and train each layer to make up for it.
+
+    Layer by layer: least salient groups go, kept weights are rounded and corrected column by column
+    (one shot), then codes and scales are trained to give what the dense layer gave, on what the
+    compressed layers before it produce (BQPO, stage 1). Scales of the whole model are stage 2
+    (E2E-OQP): the stage `distill`. A run that is stopped goes on after its last finished layer.
+    """
+
+    key: ClassVar[str] = "sparsify"
+
+    sparsity: float = Field(0.5, ge=0, le=0.95, description="share of the groups that go")
+    group_size: Literal[8, 16, 32, 64] = Field(16, description="consecutive inputs in a group")
+    bits: Literal[4, 8] = Field(4, description="of the codes of the groups that stay")
+    zero_point: bool = Field(False, description="whether a group has an offset beside its scale")
+    saliency: group_pruning.Saliency = Field(
+        "first_order",
+        description="`hessian` as published, `joint` the exact cost of one group once the rest of "
+        "the row has made up for it, `first_order` the cost when nothing does",
+    )
+    pattern: group_pruning.Pattern = Field(
+        "free", description="`row_balanced` drops as many groups from every row"
+    )
+    rounds: int = Field(
+        group_pruning.ROUNDS,
+        ge=1,
+        description="of dropping groups and refitting what stays, in turn",
+    )
+    allocation: Literal["uniform", "loss"] = Field(
+        "uniform", description="the same sparsity everywhere, or more where it costs less"
+    )
+    modules: tuple[Literal["attention", "mlp"], ...] = Field(
+        ("attention", "mlp"), min_length=1, description="which linear layers"
+    )
+    token_power: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="tokens count by this power of their squared gradient; 0 is plain E[x xᵀ]",
+    )
+    reconstruction: Reconstruction = Field(
+        Reconstruction(),  # type: ignore[call-arg]
+        description="how each layer is trained; `steps: 0` leaves the one-shot result",
+    )
+
+    def sensitive(self, view: ModelView) -> set[str]:
+        """Every weight that is pruned, and what gives the gradient at the layer's output."""
+        names = {named.name for named in self._dense(view)}
+        return names | {layer.mlp_output.name for layer in view.layers} if names else names
+
+    def _dense(self, view: ModelView) -> list[Named]:
+        return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]
+
+    def plan(self, view: ModelView, statistics: Statistics) -> Plan:
+        """Decide how many groups each weight keeps.
+
+        Raises:
+            SpqError: a width that the group size does not divide, or a row that would be emptied.
+        """
+        for named in self._dense(view):
+            self._check(named)
+        if self.allocation == "loss":
+            shares = self._allocated(view, statistics)
+        else:
+            shares = {named.name: self.sparsity for named in self._dense(view)}
+        changes = [self._change(named, shares[named.name]) for named in self._dense(view)]
+        entries = sum(named.module.weight.numel() for named in self._dense(view))
+        stored = sum(change.bytes_after for change in changes)
+        summary = f"{len(changes)} weights to int{self.bits} in groups of {self.group_size}"
+        if changes:
+            summary += f", {self.sparsity:.0%} of the groups dropped, "
+            summary += f"{8 * stored / entries:.2f} bits per weight"
+        return Plan(stage=self.key, changes=changes, summary=summary)
+
+    def _check(self, named: Named) -> None:
+        width = named.module.in_features
+        if width % self.group_size:
+            raise SpqError(
+                f"groups of {self.group_size} do not divide the width {width} of {named.name!r}"
+            )
+        groups = width // self.group_size
+        if groups * (1 - self.sparsity) < 1:
+            raise SpqError(
+                f"sparsity {self.sparsity} would empty rows of {named.name!r}, which have {groups} "
+                f"groups of {self.group_size}; at most {1 - 1 / groups:.2f} leaves one"
+            )
+
+    def _change(self, named: Named, sparsity: float) -> Change:
+        rows, columns = named.module.weight.shape
+        groups = columns // self.group_size
+        if self.pattern == "row_balanced":
+            kept = rows * (groups - int(groups * sparsity))
+        else:
+            kept = rows * groups - min(int(rows * groups * sparsity), rows * (groups - 1))
+        element = named.module.weight.element_size()
+        size = group_sparse.stored_bytes(
+            rows, columns, kept, self.group_size, self.bits, element, self.zero_point
+        )
+        extra = 0 if named.module.bias is None else rows * element
+        return Change(
+            module=named.name,
+            bytes_before=module_bytes(named.module),
+            bytes_after=size + extra,
+            details={
+                "bits": self.bits,
+                "group_size": self.group_size,
+                "sparsity": sparsity,
+                "kept": kept,
+            },
+        )
+
+    @torch.no_grad()
+    def _allocated(self, view: ModelView, statistics: Statistics) -> dict[str, float]:
+        """Shares such that, over all weights, the cheapest groups go."""
+        walk, found = Walk(view, statistics.windows), {}
+        for layer in track(view.layers, "saliency"):
+            [metrics] = self._metrics(walk, layer, statistics, advance=True)
+            for named in self._of(layer):
+                saliency = self._saliency(named.module.weight.detach(), metrics[named.name])
+                # No row may lose its last group.
+                found[named.name] = saliency.scatter(1, saliency.argmax(1, True), torch.inf)
+        together = torch.cat([saliency.flatten() for saliency in found.values()])
+        limit = together.kthvalue(max(int(len(together) * self.sparsity), 1)).values
+        return {name: float((values <= limit).double().mean()) for name, values in found.items()}
+
+    def _metrics(
+        self, walk: Walk, layer: LayerView, statistics: Statistics, *, advance: bool
+    ) -> list[dict[str, Metric]]:
+        everything = Weighting(range(len(statistics.windows)), self.token_power)
+        return layer_metrics(walk, layer, statistics.sensitivities, [everything], advance=advance)
+
+    def _of(self, layer: LayerView) -> list[Named]:
+        return [
+            named
+            for named in layer.linears
+            if named.role in self.modules and isinstance(named.module, nn.Linear)
+        ]
+
+    def _saliency(self, weight: Tensor, metric: Metric) -> Tensor:
+        return group_pruning.group_saliency(
+            weight, metric.hessian, metric.output, self.group_size, self.saliency, metric.damping
+        )
+
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
+        """Prune, round and train one layer after the other.
+
+        Raises:
+            SpqError: too little text to train on, or training that stops being finite.
+        """
+        if not plan.changes:
+            return
+        statistics, chosen = inputs.statistics, {c.module: c.details for c in plan.changes}
+        held_out = int(len(statistics.windows) * HELD_OUT)
+        if self.reconstruction.steps and not held_out:
+            raise SpqError(
+                f"{len(statistics.windows)} calibration windows are too few to train layers on and "
+                "check them; give at least 4, or `steps: 0`"
+            )
+        finished = FinishedLayers(
+            view, work_key(view, statistics.windows, self.model_dump_json(), str(inputs.seed))
+        )
+        dense, walk = Walk(view, statistics.windows), Walk(view, statistics.windows)
+        for layer in track(view.layers, "sparsify"):
+            dense.advance(layer)
+            names = [named.name for named in layer.linears if named.name in chosen]
+            if not finished.restore(layer):
+                [metrics] = self._metrics(walk, layer, statistics, advance=False)
+                for name in names:
+                    view.replace(name, self._pruned(view.module(name), chosen[name], metrics[name]))
+                found = statistics.sensitivities[layer.mlp_output.name]
+                target = target_of(dense.states, found, self.token_power, held_out)
+                before, after = reconstruct(
+                    view, walk, layer, target, self.reconstruction, inputs.seed
+                )
+                logger.info("%s: held-out loss %.5f, then %.5f nats", layer.name, before, after)
+                finished.keep(layer, names)
+            walk.advance(layer)
+        finished.forget()
+
+    @torch.no_grad()
+    def _pruned(self, module: Any, chosen: dict[str, Any], metric: Metric) -> GroupSparseLinear:
+        weight = module.weight.detach().float()
+        keep, refitted = group_pruning.prune_groups(
+            weight,
+            metric.hessian,
+            metric.output,
+            self.group_size,
+            chosen["sparsity"],
+            kind=self.saliency,
+            pattern=self.pattern,
+            rounds=self.rounds,
+            damping=metric.damping,
+        )
+        codes, scale, zero = group_pruning.round_kept(
+            refitted,
+            metric.hessian,
+            keep,
+            self.bits,
+            zero_point=self.zero_point,
+            damping=metric.damping,
+        )
+        dtype = module.weight.dtype
+        zero = None if zero is None else zero.to(dtype)
+        packed = group_sparse.pack(codes, scale.to(dtype), zero, keep, self.bits)
+        return GroupSparseLinear.from_weight(packed, module.bias)
+
+
+STAGE = Sparsify

@@ -1,0 +1,82 @@
+"""SVD of linear layers at retained variance (SPQ, first stage)."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from spqlm.calibration.statistics import Statistics
+from spqlm.model.view import ModelView
+from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import dense_weight, module_bytes
+from spqlm.numerics import low_rank
+from spqlm.plan import Change, Plan
+from spqlm.progress import track
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+
+
+class Svd(Stage):
+    """Replace W by the product of two thin matrices where that saves bytes."""
+
+    key: ClassVar[str] = "svd"
+
+    variance: float = Field(
+        0.96, gt=0, le=1, description="τ: share of the squared singular values to retain"
+    )
+    modules: tuple[Literal["attention", "mlp"], ...] = Field(
+        ("attention",), min_length=1, description="which linear layers to factorise"
+    )
+    multiple_of: int = Field(
+        32, ge=1, description="ranks are rounded up to a multiple of this where that still saves"
+    )
+    singular_values_in: low_rank.SingularValuesIn = Field(
+        "right",
+        description="the factor that carries the singular values: `left` as published, `right` "
+        "so that int8 scales per row absorb them",
+    )
+
+    def plan(self, view: ModelView, statistics: Statistics) -> Plan:
+        """Pick ranks from each layer's whole spectrum (values only, no vectors)."""
+        linears = view.linears(self.modules)
+        changes = []
+        for named in track(linears, "svd: spectra"):
+            module = named.module
+            if isinstance(module, LowRankLinear):
+                continue
+            weight = dense_weight(module)
+            out_features, in_features = weight.shape
+            needed = low_rank.rank_for_variance(low_rank.variances(weight), self.variance)
+            rank = low_rank.snap_rank(needed, in_features, out_features, self.multiple_of)
+            if rank is None:
+                continue
+            removed = in_features * out_features - rank * (in_features + out_features)
+            before = module_bytes(module)
+            kept = weight.numel() - removed
+            bias = 0 if module.bias is None else module.bias.numel()
+            after = (kept + bias) * weight.element_size()
+            if after < before:
+                changes.append(
+                    Change(
+                        module=named.name,
+                        bytes_before=before,
+                        bytes_after=after,
+                        details={"rank": rank, "rank_for_variance": needed},
+                    )
+                )
+        summary = f"{len(changes)} of {len(linears)} layers factorised at variance {self.variance}"
+        return Plan(stage=self.key, changes=changes, summary=summary)
+
+    @torch.no_grad()
+    def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
+        """Compute the leading vectors of the layers that were chosen and swap those in."""
+        for change in track(plan.changes, "svd: factors"):
+            module = view.module(change.module)
+            weight = dense_weight(module)
+            left, right = low_rank.truncate(weight, change.details["rank"], self.singular_values_in)
+            factors = LowRankLinear.from_factors(
+                left.to(weight.dtype), right.to(weight.dtype), module.bias
+            )
+            view.replace(change.module, factors)
+
+
+STAGE = Svd

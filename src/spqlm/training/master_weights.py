@@ -1,0 +1,115 @@
+"""What is trained end to end, kept in float32 beside a model that holds it rounded."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from spqlm.model.view import ModelView
+from spqlm.modules.latent_linear import LatentLinear
+from spqlm.numerics.integer import LARGEST_SCALE, round_scale
+
+Wanted = Literal["all", "scales", "codes"]
+
+
+class Masters:
+    """Float32 masters with Adam; the model holds them rounded.
+
+    Inside, parameters that are wanted take gradients, no others do, and the model is in eval mode.
+    """
+
+    def __init__(self, view: ModelView, wanted: Wanted, rate: float, code_rate: float) -> None:
+        """Prepare.
+
+        Args:
+            view: the model.
+            wanted: what to train, see `trainable`.
+            rate: Adam's peak rate, as a share of each tensor's mean magnitude.
+            code_rate: the same for weights behind codes.
+        """
+        self._view = view
+        self._rates = (rate, code_rate)
+        self._parameters = trainable(view, wanted)
+
+    def __enter__(self) -> "Masters":
+        model = self._view.model
+        self._mode = model.training
+        self._flags = [(p, p.requires_grad) for p in model.parameters()]
+        model.requires_grad_(False).eval()
+        self._masters = {}
+        groups = []
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(True)
+            # What lies behind codes is its own master, and nothing else is as large.
+            behind = _behind_codes(self._view, name)
+            master = parameter.detach() if behind else parameter.detach().float().clone()
+            self._masters[name] = master
+            peak = self._rates[behind] * float(master.abs().mean())
+            groups.append({"params": [master], "lr": peak, "peak": peak})
+        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, flag in self._flags:
+            parameter.grad = None
+            parameter.requires_grad_(flag)
+        self._view.model.train(self._mode)
+
+    @torch.no_grad()
+    def step(self, share: float) -> None:
+        """One step at a share of the peak rate; then the model gets the masters, rounded."""
+        for name, parameter in self._parameters.items():
+            gradient = parameter.grad
+            self._masters[name].grad = None if gradient is None else gradient.float()
+            parameter.grad = None
+        for group in self._optimizer.param_groups:
+            group["lr"] = share * group["peak"]
+        self._optimizer.step()
+        for name, parameter in self._parameters.items():
+            master = self._masters[name]
+            if _behind_codes(self._view, name):
+                continue
+            # Beyond the range that scales have, the loss says that the rate is too high.
+            held = master.clamp(-LARGEST_SCALE, LARGEST_SCALE)
+            parameter.copy_(round_scale(held) if _of_codes(name) else held)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the model holds now, to be restored."""
+        return {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to a state; masters stay as they are."""
+        for name, value in state.items():
+            self._parameters[name].copy_(value)
+
+
+def _behind_codes(view: ModelView, name: str) -> bool:
+    owner, _, own = name.rpartition(".")
+    return own == "weight" and isinstance(view.module(owner), LatentLinear)
+
+
+def _of_codes(name: str) -> bool:
+    return name.endswith((".scale", ".zero"))
+
+
+def trainable(view: ModelView, wanted: Wanted) -> dict[str, nn.Parameter]:
+    """What of the model is trained, by name; nothing of the embedding's or the output projection's.
+
+    Args:
+        view: the model.
+        wanted: `scales` of codes and their zeros; anything else norms and biases, too. Weights
+            behind codes are there where layers have them (`reconstruction.trainable_codes`).
+
+    Returns:
+        parameters by their name in the model, in whatever shape and dtype it holds them.
+    """
+    vocabulary = (f"{view.embedding.name}.", f"{view.lm_head.name}.")
+    found = {}
+    for name, parameter in view.model.named_parameters():
+        if name.startswith(vocabulary):
+            continue
+        others = wanted != "scales" and parameter.is_floating_point() and parameter.ndim == 1
+        if _of_codes(name) or others or _behind_codes(view, name):
+            found[name] = parameter
+    return found

@@ -1,0 +1,225 @@
+"""Block reconstruction: train a decoder layer's codes to give what the dense layer gave.
+
+Stage 1 of GQSA (BQPO, arXiv 2412.17560) and learned rounding (AdaRound, arXiv 2004.10568;
+AutoRound, arXiv 2309.05516) are the same work: the layer reads what the compressed layers before it
+produce, and should produce what the dense model has there. It needs the memory of one layer with
+its Adam state, and of its activations.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from spqlm.calibration.sensitivity import Sensitivity
+from spqlm.errors import SpqError
+from spqlm.layerwise.walk import Walk
+from spqlm.model.view import LayerView, ModelView, Named
+from spqlm.modules.latent_linear import LatentLinear, latent, settle
+
+logger = logging.getLogger(__name__)
+
+
+class Reconstruction(BaseModel):
+    """How layers are reconstructed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(100, ge=0, description="optimiser steps for each layer; 0 trains nothing")
+    batch_size: int = Field(2, ge=1, description="windows per step")
+    learning_rate: float = Field(
+        0.05, gt=0, description="Adam's peak rate for weights, as a share of the mean scale"
+    )
+    scale_rate: float = Field(
+        0.003, gt=0, description="the same for scales and zeros, as a share of their own mean"
+    )
+    check_every: int = Field(25, ge=1, description="steps between looks at held-out windows")
+    patience: int = Field(2, ge=1, description="looks without gain after which a layer is done")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer should produce, and how much each difference costs.
+
+    The loss ½ E_t[w_t Σ_i o_i Δ_ti²] is in nats per token where w_t is ‖g_t‖² over its mean and o_i
+    is E[g_i²], g being the gradient of the loss at the layer's output.
+
+    Attributes:
+        states: of the dense model, [windows, context, hidden].
+        tokens: w, float32 [windows, context].
+        channels: o, float32 [hidden].
+        held_out: how many of the windows, the last ones, are not trained on.
+    """
+
+    states: Tensor
+    tokens: Tensor
+    channels: Tensor
+    held_out: int
+
+    def loss(self, output: Tensor, windows: Tensor) -> Tensor:
+        """Nats per token of what the layer made of some windows, [count, context, hidden]."""
+        difference = output.float() - self.states[windows].float()
+        costs = (difference.square() * self.channels).sum(2)
+        return 0.5 * (costs * self.tokens[windows]).mean()
+
+
+def target_of(states: Tensor, found: Sensitivity, power: float, held_out: int) -> Target:
+    """The target that gradients at the layer's output make.
+
+    Args:
+        states: of the dense model, [windows, context, hidden].
+        found: of the layer's last linear layer, whose output is added to the hidden states.
+        power: tokens count by this power of their squared gradient.
+        held_out: windows that are not trained on.
+    """
+    tokens = found.norms.pow(power)
+    return Target(states, tokens / tokens.mean(), found.output, held_out)
+
+
+def reconstruct(
+    view: ModelView,
+    walk: Walk,
+    layer: LayerView,
+    target: Target,
+    settings: Reconstruction,
+    seed: int,
+) -> tuple[float, float]:
+    """Train the codes, scales and zeros of one layer; keep the best state on held-out windows.
+
+    Args:
+        view: the model; only this layer changes.
+        walk: at this layer, with what the compressed layers before it produce.
+        layer: compressed, by whatever came first.
+        target: what it should produce.
+        settings: how to train.
+        seed: of the order of windows.
+
+    Returns:
+        nats per token on held-out windows, before and after.
+
+    Raises:
+        SpqError: the loss stops being finite; the layer is as its best state was.
+    """
+    training = len(target.states) - target.held_out
+    if not settings.steps or training < 1 or target.held_out < 1:
+        return 0.0, 0.0
+    with trainable_codes(view, layer.leaves) as latents:
+        if not latents:
+            return 0.0, 0.0
+        run = _Run(view, walk, layer, target, latents, settings)
+        try:
+            before = run.held_out_loss()
+            after = run.train(before, training, seed)
+        finally:
+            run.restore()
+    return before, after
+
+
+@contextmanager
+def trainable_codes(view: ModelView, leaves: Iterable[Named]) -> Iterator[list[LatentLinear]]:
+    """Inside, layers whose codes can be trained have weights behind them, and are what it yields.
+
+    After, they have the codes that these weights came to; those from before if nothing changed.
+    """
+    found = ((leaf.name, latent(leaf.module)) for leaf in leaves)
+    latents = {name: made for name, made in found if made is not None}
+    for name, made in latents.items():
+        view.replace(name, made)
+    try:
+        yield list(latents.values())
+    finally:
+        for name, made in latents.items():
+            view.replace(name, settle(made, view.model.dtype))
+
+
+class _Run:
+    """Training of one layer."""
+
+    def __init__(
+        self,
+        view: ModelView,
+        walk: Walk,
+        layer: LayerView,
+        target: Target,
+        latents: list[LatentLinear],
+        settings: Reconstruction,
+    ) -> None:
+        self._walk, self._layer, self._target = walk, layer, target
+        self._settings = settings
+        self._latents = nn.ModuleList(latents)
+        self._best = self._state()
+        self._others = [
+            (p, p.requires_grad)
+            for p in view.module(layer.name).parameters()
+            if not any(p is own for own in self._latents.parameters())
+        ]
+
+    def train(self, before: float, training: int, seed: int) -> float:
+        settings, best, waited = self._settings, before, 0
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.Adam(self._groups(), betas=(0.9, 0.95))
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        for parameter, _ in self._others:
+            parameter.requires_grad_(False)
+        for step in range(settings.steps):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * (1 - step / settings.steps)
+            windows = torch.randperm(training, generator=generator)[: settings.batch_size]
+            with torch.enable_grad():
+                loss = self._loss(windows)
+                self._check(loss, step)
+                optimizer.zero_grad()
+                loss.backward()
+            optimizer.step()
+            if (step + 1) % settings.check_every == 0 or step + 1 == settings.steps:
+                found = self.held_out_loss()
+                waited += 1
+                if found < best:
+                    best, waited = found, 0
+                    self._best = self._state()
+                if waited == settings.patience:
+                    break
+        return best
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self._latents.state_dict().items()}
+
+    def restore(self) -> None:
+        """Go back to the best state."""
+        for parameter, flag in self._others:
+            parameter.requires_grad_(flag)
+        self._latents.load_state_dict(self._best)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        count = len(self._target.states)
+        windows = torch.arange(count - self._target.held_out, count)
+        parts = [self._loss(part) * len(part) for part in windows.split(self._settings.batch_size)]
+        return float(torch.stack(parts).sum()) / len(windows)
+
+    def _loss(self, windows: Tensor) -> Tensor:
+        return self._target.loss(self._walk.run(self._layer, self._walk.states[windows]), windows)
+
+    def _check(self, loss: Tensor, step: int) -> None:
+        if not bool(torch.isfinite(loss)):
+            raise SpqError(
+                f"training {self._layer.name} stopped at step {step + 1}: its loss became "
+                f"{loss.item()}; the layer is as it was at its best, and a learning rate below "
+                f"{self._settings.learning_rate} would be more stable"
+            )
+
+    def _groups(self) -> list[dict[str, object]]:
+        groups: list[dict[str, object]] = []
+        for made in self._latents:
+            assert isinstance(made, LatentLinear)
+            kept = made.scale if made.keep is None else made.scale[made.keep]
+            size = float(kept.detach().abs().mean())
+            grids = [made.scale] if made.zero is None else [made.scale, made.zero]
+            rates = (self._settings.learning_rate, self._settings.scale_rate)
+            groups.append({"params": [made.weight], "lr": rates[0] * size})
+            groups.append({"params": grids, "lr": rates[1] * size})
+        return groups

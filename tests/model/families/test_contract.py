@@ -1,0 +1,113 @@
+"""What holds for every family in the folder; a new file is tested without being listed."""
+
+import pytest
+import torch
+from tests.helpers import greedy, logits, tiny_config, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+import spqlm
+from spqlm.model.families import supported
+from spqlm.model.memory import resident_bytes, weight_file_bytes
+from spqlm.model.view import ModelView
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.recipe import Recipe
+
+SVD = {"svd": {"variance": 0.6, "multiple_of": 8, "modules": ["attention", "mlp"]}}
+PRUNE = {
+    "prune": {
+        "minimum": 0.25,
+        "maximum": 0.5,
+        "multiple_of": 8,
+        "modules": ["mlp", "attention"],
+    }
+}
+QUANTIZE = {"quantize": {"mode": "by_percentile"}}
+RECOVER = {"recover": {"steps": 3, "context": 16, "learning_rate": 1e-3}}
+RECIPES = {
+    "svd": [SVD],
+    "prune": [PRUNE],
+    "quantize": [QUANTIZE],
+    "recover": [RECOVER],
+    "published": [SVD, PRUNE, QUANTIZE, RECOVER],
+    "reversed": [RECOVER, QUANTIZE, PRUNE, SVD],
+}
+
+
+def recipe(name, text_file):
+    calibration = {"source": str(text_file), "windows": 2, "context": 32}
+    return Recipe.from_dict({"calibration": calibration, "stages": RECIPES[name]})
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("stages", RECIPES)
+@pytest.mark.parametrize("model_type", supported())
+def test_reloads_to_the_same_model(model_type, stages, tied, tmp_path, text_file):
+    model = tiny_model(model_type, tie_word_embeddings=tied)
+    before = resident_bytes(model)
+    result = spqlm.compress(
+        model, tmp_path / "out", recipe=recipe(stages, text_file), tokenizer=tiny_tokenizer()
+    )
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(reloaded), logits(model))
+    assert greedy(reloaded) == greedy(model)
+    planned = before - sum(record.plan.bytes_saved for record in result.manifest.stages)
+    assert resident_bytes(reloaded) == resident_bytes(model) == planned
+    assert result.manifest.sizes.disk == weight_file_bytes(tmp_path / "out")
+    assert 0 <= result.manifest.sizes.disk - planned < 16_384  # headers
+    assert ModelView(reloaded).tied == tied
+
+
+@pytest.mark.parametrize("model_type", supported())
+def test_every_stage_changes_the_model_where_it_should(model_type, tmp_path, text_file):
+    model = tiny_model(model_type)
+    result = spqlm.compress(
+        model, None, recipe=recipe("published", text_file), tokenizer=tiny_tokenizer()
+    )
+    svd, prune, quantize, _ = (record.plan for record in result.manifest.stages)
+    view = ModelView(result.model)
+    assert svd.changes and prune.changes and quantize.changes
+    assert all(layer.key_value_groups < 4 for layer in view.layers)
+    assert all(layer.intermediate_size < 128 for layer in view.layers)
+    assert all(isinstance(leaf.module, QuantizedLinear) for leaf in view.leaves())
+    assert isinstance(view.embedding.module, QuantizedEmbedding)
+
+
+@pytest.mark.parametrize("model_type", supported())
+def test_pruning_drops_exactly_the_units_it_says(model_type, text_file):
+    """A model whose pruned units were already dead computes what it did before."""
+    model = tiny_model(model_type)
+    with torch.no_grad():
+        for layer in ModelView(model).layers:
+            for named in layer.mlp_inputs:
+                named.module.weight[1::2] *= 1e-3
+                if named.module.bias is not None:
+                    named.module.bias[1::2] = 0
+            layer.mlp_output.module.weight[:, 1::2] = 0
+    expected = logits(model)
+    half = {"prune": {"minimum": 0.5, "maximum": 0.5, "multiple_of": 1}}
+    stages = {"calibration": {"source": str(text_file), "windows": 2, "context": 32}}
+    result = spqlm.compress(
+        model,
+        None,
+        recipe=Recipe.from_dict(stages | {"stages": [half]}),
+        tokenizer=tiny_tokenizer(),
+    )
+    removed = [change.details["removed"] for change in result.manifest.stages[0].plan.changes]
+    assert all(units == list(range(1, 128, 2)) for units in removed)
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", supported())
+def test_config_keeps_the_native_type_and_width(model_type, tmp_path, text_file):
+    spqlm.compress(
+        tiny_model(model_type),
+        tmp_path / "out",
+        recipe=recipe("published", text_file),
+        tokenizer=tiny_tokenizer(),
+    )
+    native = tiny_config(model_type)
+    saved = type(native).from_pretrained(tmp_path / "out")
+    assert saved.model_type == model_type
+    assert saved.hidden_size == native.hidden_size
+    assert saved.architectures == [type(tiny_model(model_type)).__name__]

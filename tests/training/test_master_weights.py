@@ -1,0 +1,59 @@
+import copy
+
+import pytest
+import torch
+from tests.helpers import tiny_model
+
+from spqlm.model.view import ModelView
+from spqlm.numerics.integer import round_scale
+from spqlm.stages.budget import Budget
+from spqlm.training.master_weights import Masters, trainable
+from spqlm.training.reconstruction import trainable_codes
+
+
+@pytest.fixture(params=["llama", "qwen3", "opt", "gemma3_text"])
+def view(request) -> ModelView:
+    found = ModelView(tiny_model(request.param))
+    stage = Budget(bits=(4,), embedding_bits=(8,), group_sizes=(32,))
+    stage.apply(found, stage.plan(found, None))
+    return found
+
+
+def test_what_is_trained(view):
+    scales, everything = trainable(view, "scales"), trainable(view, "all")
+    assert {name.rpartition(".")[2] for name in scales} == {"scale"}
+    others = [p for name, p in everything.items() if name not in scales]
+    assert others and all(p.ndim == 1 for p in others)
+    norm = [name for name in everything if "layers" not in name and "norm" in name]
+    assert norm, "the one behind the last layer"
+    vocabulary = view.embedding.module
+    assert not any(p is own for p in everything.values() for own in vocabulary.parameters())
+    with trainable_codes(view, view.leaves()):
+        codes = trainable(view, "codes")
+    weights = [name for name in codes if name not in everything]
+    assert len(weights) == len(view.linears(("attention", "mlp")))
+
+
+def test_steps_go_down_the_gradient_and_can_be_taken_back(view):
+    before = copy.deepcopy(view.model.state_dict())
+    flags = {name: p.requires_grad for name, p in view.model.named_parameters()}
+    with Masters(view, "all", 1e-2, 1e-2) as masters:
+        start = masters.state()
+        signs = {}
+        for name, parameter in trainable(view, "all").items():
+            assert parameter.requires_grad
+            parameter.grad = torch.randn_like(parameter)
+            signs[name] = parameter.grad.sign()
+        masters.step(1.0)
+        for name, parameter in trainable(view, "all").items():
+            assert parameter.grad is None
+            # Adam's first step is of its rate's size, whatever the gradient's.
+            moved = parameter.detach() - start[name]
+            assert bool((moved * signs[name] <= 0).all())
+            if name.endswith(".scale"):
+                assert bool(moved.any())
+                assert torch.equal(round_scale(parameter.detach()), parameter)
+        masters.restore(start)
+    assert {name: p.requires_grad for name, p in view.model.named_parameters()} == flags
+    assert all(p.grad is None for p in view.model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())
