@@ -79,7 +79,7 @@ def test_operations_say_what_they_return(mixed, on_kernels):
     [layer] = mixed.model.layers
     dense, dropped = layer.mlp.gate_proj, layer.mlp.up_proj
     codes, scale = dense.codes, dense.scale
-    operations = torch.ops.spq
+    operations = torch.ops.spqlm
     checks = ("test_schema", "test_faketensor")
     check = lambda operation, *given: torch.library.opcheck(  # noqa: E731
         operation, given, test_utils=checks

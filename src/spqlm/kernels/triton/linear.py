@@ -166,7 +166,7 @@ def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
 # What torch.compile sees: operations that it calls as they are, and that CUDA graphs record.
 
 
-@torch.library.custom_op("spq::read_codes", mutates_args=())
+@torch.library.custom_op("spqlm::read_codes", mutates_args=())
 def _read_codes(
     x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
@@ -182,7 +182,7 @@ def _(
     return x.new_empty(*x.shape[:-1], len(weight), dtype=dtype)
 
 
-@torch.library.custom_op("spq::dequantized", mutates_args=())
+@torch.library.custom_op("spqlm::dequantized", mutates_args=())
 def _dequantized(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     matrix = matrix_of(weight, scale, None)
     assert matrix is not None

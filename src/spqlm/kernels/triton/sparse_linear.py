@@ -139,7 +139,7 @@ def dequantized(weight: GroupSparse, dtype: torch.dtype) -> Tensor:
 # What torch.compile sees: operations that it calls as they are, and that CUDA graphs record.
 
 
-@torch.library.custom_op("spq::read_groups", mutates_args=())
+@torch.library.custom_op("spqlm::read_groups", mutates_args=())
 def _read_groups(
     x: Tensor,
     codes: Tensor,
@@ -161,7 +161,7 @@ def _(
     return x.new_empty(*x.shape[:-1], len(mask))
 
 
-@torch.library.custom_op("spq::dequantized_groups", mutates_args=())
+@torch.library.custom_op("spqlm::dequantized_groups", mutates_args=())
 def _dequantized_groups(
     codes: Tensor,
     scale: Tensor,
