@@ -2,7 +2,11 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from spqlm.formats import AnyFormat, Format
 
 Kind = Literal["demo", "gguf", "directory", "hub", "object"]
 
@@ -29,6 +33,51 @@ class Source(BaseModel):
     note: str = ""
 
 
+class Cut(BaseModel):
+    """What one weight loses when units leave: MLP neurons, or key/value groups of attention.
+
+    Attributes:
+        side: whether outputs go or inputs.
+        unit: what goes.
+        units: how many there are before.
+        channels_per_unit: consecutive rows or columns of each.
+        kept: how many stay.
+        removed: which go.
+        refitted: whether the inputs that stay make up for those that went.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    side: Literal["input", "output"]
+    unit: Literal["mlp", "attention"]
+    units: int
+    channels_per_unit: int
+    kept: int
+    removed: list[int]
+    refitted: bool = False
+
+    @property
+    def index(self) -> Tensor:
+        """Rows or columns that stay, int64, ascending."""
+        keep = torch.ones(self.units, dtype=torch.bool)
+        keep[self.removed] = False
+        return keep.repeat_interleave(self.channels_per_unit).nonzero()[:, 0]
+
+
+class Zeroed(BaseModel):
+    """Of a weight of which single entries are zero and stored all the same.
+
+    Attributes:
+        entries: of the weight.
+        nonzeros: that are not zero.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    entries: int
+    nonzeros: int
+
+
 class Change(BaseModel):
     """What a plan does to one module.
 
@@ -36,7 +85,10 @@ class Change(BaseModel):
         module: full name.
         bytes_before: of its parameters, as the model holds them now.
         bytes_after: as the model will hold them.
-        details: rank, kept and removed units, granularity: whatever `apply` needs.
+        format: what its weight becomes; None leaves it as it is stored.
+        cut: what of it goes; None for nothing.
+        predicted_loss: nats per token, where the choice was priced.
+        zeroed: how many of its entries become zero; None where none do.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -44,7 +96,27 @@ class Change(BaseModel):
     module: str
     bytes_before: int
     bytes_after: int
-    details: dict[str, Any] = Field(default_factory=dict)
+    format: AnyFormat | None = None
+    cut: Cut | None = None
+    predicted_loss: float | None = None
+    zeroed: Zeroed | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, fields: Any) -> Any:
+        """Read what earlier versions wrote: of their `details`, what is still asked for."""
+        if isinstance(fields, dict) and isinstance(fields.get("details"), dict):
+            details = fields["details"]
+            known = {k: details[k] for k in ("cut", "predicted_loss") if k in details}
+            return {k: v for k, v in fields.items() if k != "details"} | known
+        return fields
+
+    @property
+    def stored_as(self) -> Format:
+        """The format, of a change that has one."""
+        assert self.format is not None
+        found: Format = self.format
+        return found
 
 
 class Plan(BaseModel):
@@ -60,3 +132,9 @@ class Plan(BaseModel):
     def bytes_saved(self) -> int:
         """Bytes that the model loses."""
         return sum(change.bytes_before - change.bytes_after for change in self.changes)
+
+    @property
+    def predicted_loss(self) -> float | None:
+        """Nats per token of all changes; None where none was priced."""
+        losses = [c.predicted_loss for c in self.changes if c.predicted_loss is not None]
+        return sum(losses) if losses else None

@@ -8,7 +8,9 @@ from itertools import accumulate
 
 from torch import Tensor
 
-from spqlm.allocation.storage import Option
+from spqlm.formats import Format
+from spqlm.formats.group_sparse import GroupSparse
+from spqlm.formats.low_rank import LowRank
 from spqlm.numerics.group_pruning import group_saliency
 from spqlm.numerics.low_rank import weighted_basis
 from spqlm.numerics.metric import Metric
@@ -18,15 +20,15 @@ MADE_UP = 0.5
 
 
 def low_rank_losses(
-    options: list[Option], weight: Tensor, price: Metric, rounding: Mapping[Option, float]
-) -> list[tuple[Option, float]]:
+    options: list[Format], weight: Tensor, price: Metric, rounding: Mapping[Format, float]
+) -> list[tuple[Format, float]]:
     """Ranks: what truncation alone loses, and rounding as it is for the weight itself.
 
     Args:
-        options: with a rank.
+        options: of low rank.
         weight: float32 [rows, columns].
         price: metric of the loss.
-        rounding: nats per token of the same options without a rank.
+        rounding: nats per token of the factors' formats for the weight itself.
     """
     if not options:
         return []
@@ -34,37 +36,36 @@ def low_rank_losses(
     tails = list(accumulate(reversed(losses.tolist()), initial=0.0))
     # Two factors round no better than the weight itself in as many bits.
     return [
-        (
-            option,
-            tails[len(weight) - option.rank] + rounding[option.model_copy(update={"rank": None})],
-        )
+        (option, tails[len(weight) - option.rank] + rounding.get(option.factor, 0.0))
         for option in options
-        if option.rank is not None and option.rank < len(weight)
+        if isinstance(option, LowRank) and option.factor and option.rank < len(weight)
     ]
 
 
 def sparse_losses(
-    options: list[Option], weight: Tensor, price: Metric, rounding: Mapping[Option, float]
-) -> list[tuple[Option, float]]:
+    options: list[Format], weight: Tensor, price: Metric, rounding: Mapping[Format, float]
+) -> list[tuple[Format, float]]:
     """Sparsities: a share of what the least salient groups weigh, and rounding of those left.
 
     Args:
-        options: with a sparsity, of one group size.
+        options: of dropped groups, all of one group size.
         weight: float32 [rows, columns].
         price: metric of the loss.
-        rounding: nats per token of the options that store the whole weight.
+        rounding: nats per token of the formats that store the whole weight.
     """
-    if not options or options[0].group_size is None:
+    sparse = [option for option in options if isinstance(option, GroupSparse)]
+    if not sparse:
         return []
     saliency = group_saliency(
-        weight, price.hessian, price.output, options[0].group_size, "first_order"
+        weight, price.hessian, price.output, sparse[0].group_size, "first_order"
     )
     tails = saliency.flatten().sort().values.cumsum(0)
-    rounded = min(loss for option, loss in rounding.items() if option.bits == options[0].bits)
-    found = []
-    for option in options:
-        assert option.sparsity is not None
-        count = int(len(tails) * option.sparsity)
+    alike = [loss for option, loss in rounding.items() if option.code_bits == sparse[0].code_bits]
+    # To the hopeful side, where nothing was rounded to as many bits.
+    rounded = min(alike, default=0.0)
+    found: list[tuple[Format, float]] = []
+    for option in sparse:
+        count = len(tails) - option.kept
         dropped = float(tails[count - 1]) if count else 0.0
-        found.append((option, MADE_UP * dropped + (1 - option.sparsity) * rounded))
+        found.append((option, MADE_UP * dropped + option.kept / len(tails) * rounded))
     return found

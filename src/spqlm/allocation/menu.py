@@ -1,82 +1,95 @@
-"""Which ways there are to store a weight."""
+"""Which ways there are to store a weight: a list of formats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from spqlm.allocation.storage import Option, Rounding
 from spqlm.errors import SpqError
+from spqlm.formats import Format
+from spqlm.formats.base import Rounding
+from spqlm.formats.group_sparse import of_share
+from spqlm.formats.low_rank import LowRank
 from spqlm.model.view import Named, Role
+from spqlm.modules.ops import float_dtype
+
+# Ranks are rounded down to a multiple of this where no format asks for another.
+RANK_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
 class Menu:
-    """Which options a weight has.
+    """Which formats a weight may take.
 
     Attributes:
-        bits: by role.
-        group_sizes: of 4-bit codes.
+        formats: of the weight itself, by role.
         ranks: by role, as shares of the rank at which two factors are as large as the weight.
-        rounding: by bits.
-        sparsities: by role, shares of the groups that 4-bit weights may do without.
-        sparse_group_size: of those groups.
+        sparsities: by role, shares of its groups that a weight may do without.
+        sparse_group_size: inputs in such a group.
+        sparse_bits: of the codes of the groups that stay.
+        rounding: of formats whose rounding costs something.
+        fine_rounding: of the others.
     """
 
-    bits: Mapping[Role, tuple[int, ...]]
-    group_sizes: tuple[int, ...]
-    ranks: Mapping[Role, tuple[float, ...]]
-    rounding: Mapping[int, Rounding]
+    formats: Mapping[Role, tuple[Format, ...]]
+    ranks: Mapping[Role, tuple[float, ...]] = field(default_factory=dict)
     sparsities: Mapping[Role, tuple[float, ...]] = field(default_factory=dict)
     sparse_group_size: int = 16
+    sparse_bits: int = 4
+    rounding: Rounding = "gptq"
+    fine_rounding: Rounding = "nearest"
 
-    def options(self, named: Named, columns: int) -> list[Option]:
-        """Ways to store the weight itself; none where no group size divides its width."""
-        return [option for option in self._allowed(named) if option.fits(columns)]
+    def options(self, named: Named, rows: int, columns: int) -> list[Format]:
+        """Ways to store the weight itself at a shape; none where no group size divides it."""
+        return [form for form in self.formats[named.role] if form.misfit(rows, columns) is None]
 
     def check(self, named: Named) -> None:
         """Refuse a weight that there is no way to store.
 
         Raises:
-            SpqError: no group size divides its width.
+            SpqError: no format fits its shape.
         """
-        columns = named.module.weight.shape[1]
-        if not self.options(named, columns):
+        rows, columns = named.module.weight.shape
+        if not self.options(named, rows, columns):
+            reasons = {form.name: form.misfit(rows, columns) for form in self.formats[named.role]}
+            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
             raise SpqError(
-                f"group sizes {list(self.group_sizes)} do not divide the width {columns} of "
-                f"{named.name!r}; allow 8 bits or another group size"
+                f"no format of the menu fits {named.name!r} ({why}); allow int8 or another group "
+                "size"
             )
 
-    def low_rank(self, named: Named, rows: int, columns: int) -> list[Option]:
-        """Ways to store two factors of a weight [rows, columns], where those are smaller."""
-        multiple = min(self.group_sizes, default=32)
+    def low_rank(self, named: Named, rows: int, columns: int) -> list[Format]:
+        """Ways to store two factors of a weight, where those are smaller."""
+        formats = self.formats[named.role]
+        multiples = [form.multiple for form in formats if form.multiple > 1]
+        multiple = min(multiples, default=RANK_MULTIPLE)
         even = rows * columns / (rows + columns)
         shares = self.ranks.get(named.role, ())
         wanted = {int(share * even) // multiple * multiple for share in shares}
         ranked = [
-            option.model_copy(update={"rank": rank})
+            LowRank(rank=rank, factor=form)
             for rank in sorted(wanted - {0}, reverse=True)
-            for option in self._allowed(named)
+            for form in formats
         ]
-        return [option for option in ranked if option.fits(columns)]
+        return [form for form in ranked if form.misfit(rows, columns) is None]
 
-    def sparse(self, named: Named, columns: int) -> list[Option]:
+    def sparse(self, named: Named, rows: int, columns: int) -> list[Format]:
         """Ways to store only some groups of a weight, where that leaves each row some."""
         size = self.sparse_group_size
-        if 4 not in self.bits[named.role] or columns % size:
+        if columns % size:
             return []
         return [
-            Option(bits=4, group_size=size, sparsity=share)
+            of_share(rows, columns, size, self.sparse_bits, share)
             for share in self.sparsities.get(named.role, ())
             if columns // size * (1 - share) >= 1
         ]
 
-    def _allowed(self, named: Named) -> list[Option]:
-        bits = self.bits[named.role]
-        grouped = [Option(bits=4, group_size=size) for size in self.group_sizes if 4 in bits]
-        return grouped + [Option(bits=wide) for wide in (8, 16) if wide in bits]
+    def rounding_of(self, form: Format) -> Rounding:
+        """How weights become codes of a format."""
+        inner = form.factor or form if isinstance(form, LowRank) else form
+        return self.fine_rounding if inner.fine else self.rounding
 
 
-def stored_bytes(named: Named, option: Option, rows: int, columns: int) -> int:
+def stored_bytes(named: Named, form: Format, rows: int, columns: int) -> int:
     """Of a weight [rows, columns] and its bias."""
-    weight, bias = named.module.weight, getattr(named.module, "bias", None)
+    bias = getattr(named.module, "bias", None)
     extra = 0 if bias is None else rows * bias.element_size()
-    return option.stored_bytes(rows, columns, weight.element_size()) + extra
+    return form.stored_bytes(rows, columns, float_dtype(named.module).itemsize) + extra

@@ -12,23 +12,23 @@ from torch import Tensor
 from spqlm.allocation.menu import stored_bytes
 from spqlm.allocation.search import Search, priced_weights
 from spqlm.allocation.shapes import Shape
-from spqlm.allocation.storage import Option
 from spqlm.allocation.units import Part, Unit
 from spqlm.cache import cache_directory, drop_old_files, work_key, write_tensors
+from spqlm.formats import AnyFormat
 from spqlm.model.view import Named
 
 logger = logging.getLogger(__name__)
 
 # Raised whenever what is computed changes, so that older files are not read.
-COMPUTATION = 1
+COMPUTATION = 2
 
 
 class _StoredPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    options: list[Option]
-    estimates: list[tuple[Option, int, float]]
+    options: list[AnyFormat]
+    estimates: list[tuple[AnyFormat, int, float]]
 
 
 class _StoredUnit(BaseModel):
@@ -101,6 +101,7 @@ def _read(file: Path, search: Search) -> list[Unit]:
 
 def _part(stored: _StoredPart, named: Named, rows: dict[str, Tensor]) -> Part:
     part = Part(named, None, estimates=stored.estimates)
+    part.whole = len(stored.options)
     for index, option in enumerate(stored.options):
         losses = rows[f"{named.name}/{index}"]
         if losses.shape != named.module.weight.shape[:1] or losses.dtype != torch.float32:

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from spqlm.allocation.estimates import low_rank_losses, sparse_losses
 from spqlm.allocation.menu import Menu, stored_bytes
-from spqlm.allocation.shapes import Cut, Shape
-from spqlm.allocation.storage import Option, factorise, store
+from spqlm.allocation.shapes import Shape, cut_metric, cut_weight
 from spqlm.allocation.units import Part, PricedShape, Unit
+from spqlm.formats import Format
+from spqlm.formats.low_rank import LowRank
 from spqlm.model.view import Named
 from spqlm.numerics.low_rank import weighted_basis
 from spqlm.numerics.metric import Metric
+from spqlm.plan import Cut
 
 
 class Pricer:
@@ -54,24 +56,25 @@ class Pricer:
         cut, weight, fit, price = self._shaped(named, shape)
         part = Part(named, cut)
         rows, columns = weight.shape
-        for option in self._menu.options(named, columns):
+        for option in self._menu.options(named, rows, columns):
             self._add(part, weight, option, fit, price, None)
+        part.whole = len(part.options)
         rounding = dict(zip(part.options, part.losses, strict=True))
         found = [
             *low_rank_losses(self._menu.low_rank(named, rows, columns), weight, price, rounding),
-            *sparse_losses(self._menu.sparse(named, columns), weight, price, rounding),
+            *sparse_losses(self._menu.sparse(named, rows, columns), weight, price, rounding),
         ]
         part.estimates = [
             (option, stored_bytes(named, option, rows, columns), loss) for option, loss in found
         ]
         return part
 
-    def _add_promising(self, part: Part, shape: Shape, options: list[Option]) -> None:
+    def _add_promising(self, part: Part, shape: Shape, options: list[Format]) -> None:
         if not options:
             return
         _, weight, fit, price = self._shaped(part.named, shape)
         basis = None
-        if any(option.rank is not None for option in options):
+        if any(isinstance(option, LowRank) for option in options):
             _, basis = weighted_basis(weight, *fit.terms[0])
         for option in options:
             self._add(part, weight, option, fit, price, basis)
@@ -83,22 +86,22 @@ class Pricer:
         fit, price = self.fit[named.name], self.price[named.name]
         if cut is None:
             return None, weight, fit, price
-        return cut, cut.weight(weight, fit), cut.metric(fit), cut.metric(price)
+        return cut, cut_weight(cut, weight, fit), cut_metric(cut, fit), cut_metric(cut, price)
 
     @torch.no_grad()
     def _add(
         self,
         part: Part,
         weight: Tensor,
-        option: Option,
+        option: Format,
         fit: Metric,
         price: Metric,
         basis: Tensor | None,
     ) -> None:
-        rounding = self._menu.rounding[option.bits]
-        if option.rank is not None and basis is not None:
-            stored = factorise(weight, basis, option, fit, rounding).restored
+        rounding = self._menu.rounding_of(option)
+        if isinstance(option, LowRank):
+            stored = option.fit(weight, fit, rounding, basis).restore()
         else:
-            stored = store(weight, option, fit, rounding).restored
+            stored = option.fit(weight, fit, rounding).restore()
         size = stored_bytes(part.named, option, *weight.shape)
         part.add(option, size, price.row_losses(stored - weight))

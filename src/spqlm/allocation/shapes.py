@@ -1,9 +1,7 @@
 """Shapes that a layer may take: MLPs with fewer neurons, attention with fewer key/value groups."""
 
 from collections.abc import Mapping
-from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -11,51 +9,7 @@ from spqlm.model.view import LayerView, Unit
 from spqlm.numerics.elimination import elimination_order, refit
 from spqlm.numerics.importance import kept_count
 from spqlm.numerics.metric import Metric
-
-
-class Cut(BaseModel):
-    """What one weight loses.
-
-    Attributes:
-        side: whether outputs go or inputs.
-        unit: what goes.
-        units: how many there are before.
-        channels_per_unit: consecutive rows or columns of each.
-        kept: how many stay.
-        removed: which go.
-        refitted: whether the inputs that stay make up for those that went.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    side: Literal["input", "output"]
-    unit: Unit
-    units: int
-    channels_per_unit: int
-    kept: int
-    removed: list[int]
-    refitted: bool = False
-
-    @property
-    def index(self) -> Tensor:
-        """Rows or columns that stay, int64, ascending."""
-        keep = torch.ones(self.units, dtype=torch.bool)
-        keep[self.removed] = False
-        return keep.repeat_interleave(self.channels_per_unit).nonzero()[:, 0]
-
-    def weight(self, weight: Tensor, metric: Metric) -> Tensor:
-        """The weight after the cut, [rows, columns]; `metric` is the whole one's."""
-        index = self.index.to(weight.device)
-        if self.side == "output":
-            return weight[index]
-        if self.refitted:
-            return refit(weight, metric.hessian, index, metric.damping)
-        return weight[:, index]
-
-    def metric(self, metric: Metric) -> Metric:
-        """The metric of what is left."""
-        index = self.index.to(metric.hessian.device)
-        return metric.rows(index) if self.side == "output" else metric.columns(index)
+from spqlm.plan import Cut
 
 
 class Shape(BaseModel):
@@ -70,6 +24,22 @@ class Shape(BaseModel):
 
     cuts: dict[str, Cut] = {}
     loss: float = 0.0
+
+
+def cut_weight(cut: Cut, weight: Tensor, metric: Metric) -> Tensor:
+    """A weight after a cut, [rows, columns]; `metric` is the whole one's."""
+    index = cut.index.to(weight.device)
+    if cut.side == "output":
+        return weight[index]
+    if cut.refitted:
+        return refit(weight, metric.hessian, index, metric.damping)
+    return weight[:, index]
+
+
+def cut_metric(cut: Cut, metric: Metric) -> Metric:
+    """The metric of what a cut leaves."""
+    index = cut.index.to(metric.hessian.device)
+    return metric.rows(index) if cut.side == "output" else metric.columns(index)
 
 
 def shapes(
@@ -133,5 +103,5 @@ def shapes(
 def _loss(weight: Tensor, cut: Cut, fit: Metric, price: Metric) -> float:
     error = -weight
     index = cut.index.to(weight.device)
-    error[:, index] += cut.weight(weight, fit)
+    error[:, index] += cut_weight(cut, weight, fit)
     return price.loss(error)

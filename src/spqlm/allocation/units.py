@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from spqlm.allocation.menu import stored_bytes
-from spqlm.allocation.shapes import Cut, Shape
-from spqlm.allocation.storage import Option
+from spqlm.allocation.shapes import Shape
+from spqlm.formats import Format
 from spqlm.model.view import Named
 from spqlm.numerics.knapsack import Alternative
+from spqlm.plan import Cut
 
 # Shapes of a unit, and ranks of a weight, that are rounded before the worth is looked at anew.
 AT_ONCE = 2
@@ -27,17 +28,19 @@ class Part:
         losses: their nats per token.
         rows: the same by row, float32 [rows] each.
         estimates: options that were not rounded yet: (option, bytes, estimated loss).
+        whole: how many of the options, the first ones, store the weight itself, all of it.
     """
 
     named: Named
     cut: Cut | None
-    options: list[Option] = field(default_factory=list)
+    options: list[Format] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
-    estimates: list[tuple[Option, int, float]] = field(default_factory=list)
+    estimates: list[tuple[Format, int, float]] = field(default_factory=list)
+    whole: int = 0
 
-    def add(self, option: Option, size: int, rows: Tensor) -> None:
+    def add(self, option: Format, size: int, rows: Tensor) -> None:
         """Take up a priced option."""
         self.options.append(option)
         self.sizes.append(size)
@@ -50,8 +53,8 @@ class Part:
             _paid(loss, size, worth) for size, loss in zip(self.sizes, self.losses, strict=True)
         )
 
-    def promising(self, worth: float) -> list[Option]:
-        """Options that could pay, as far as can be told before they are rounded."""
+    def promising(self, worth: float) -> list[Format]:
+        """Formats that could pay, as far as can be told before they are rounded."""
         value = self.value(worth)
         paid = [(_paid(loss, size, worth), option) for option, size, loss in self.estimates]
         return [o for v, o in sorted(paid, key=lambda pair: pair[0])[:AT_ONCE] if v < value]
@@ -65,8 +68,8 @@ class Part:
         shape = cut_shape(self.named, cut)
         index = cut.index.to(self.rows[0].device)
         left = Part(self.named, cut)
-        for option, rows in zip(self.options, self.rows, strict=True):
-            if option.plain and option.fits(shape[1]):
+        for option, rows in zip(self.options[: self.whole], self.rows, strict=False):
+            if option.misfit(*shape) is None:
                 kept = rows[index] if cut.side == "output" else rows * (cut.kept / cut.units)
                 left.add(option, stored_bytes(self.named, option, *shape), kept)
         return left

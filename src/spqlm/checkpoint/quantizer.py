@@ -4,20 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from spqlm.checkpoint.headers import TensorHeader, check_tensors, read_header
-from spqlm.checkpoint.spec import FORMAT_VERSION, SPECS, ModuleSpec
+from spqlm.checkpoint.spec import FORMAT_VERSION, ModuleSpec, WeightSpec, parse_spec
 from spqlm.checkpoint.structure import describe, rebuild
 from spqlm.errors import CheckpointError
-from spqlm.modules.coded import Coded
+from spqlm.modules.linear import Compressed
 
 METHOD = "spq"
-_DENSE = {"linear", "attention"}
 
 
 @register_quantization_config(METHOD)
@@ -48,14 +46,9 @@ class SpqConfig(QuantizationConfigMixin):
             )
         if unknown:
             raise CheckpointError(f"quantization_config has an unknown key {sorted(unknown)[0]!r}")
-        try:
-            self.specs = SPECS.validate_python(modules)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "modules"
-            raise CheckpointError(
-                f"quantization_config, module {where!r}: {first['msg'].lower()}"
-            ) from None
+        if not isinstance(modules, dict) or not all(isinstance(name, str) for name in modules):
+            raise CheckpointError("quantization_config, 'modules' is not a mapping of module names")
+        self.specs = {name: parse_spec(name, entry) for name, entry in modules.items()}
         self.format_version = format_version
         self.quant_method = quant_method  # type: ignore[assignment]
 
@@ -64,7 +57,7 @@ class SpqConfig(QuantizationConfigMixin):
         return {
             "quant_method": METHOD,
             "format_version": self.format_version,
-            "modules": {name: spec.model_dump() for name, spec in self.specs.items()},
+            "modules": {name: spec.dump() for name, spec in self.specs.items()},
         }
 
     @property
@@ -77,7 +70,9 @@ class SpqConfig(QuantizationConfigMixin):
         names = [
             name
             for name, spec in self.specs.items()
-            if spec.format not in _DENSE and name.rpartition(".")[0] not in self.specs
+            if isinstance(spec, WeightSpec)
+            and not spec.dense
+            and name.rpartition(".")[0] not in self.specs
         ]
         # The last by name: not lm_head where there is another, since loaders skip a tied one.
         return f"{max(names)}.weight" if names else None
@@ -117,9 +112,12 @@ class SpqQuantizer(HfQuantizer):
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
         for name, module in model.named_modules():
-            if isinstance(module, Coded) and not module.scale.is_meta:
+            if not isinstance(module, Compressed):
+                continue
+            weight = module.stored_weight
+            if not any(tensor.is_meta for tensor in weight.tensors().values()):
                 try:
-                    module.check()
+                    weight.check()
                 except ValueError as error:
                     raise CheckpointError(f"module {name!r} {error}") from None
         return model
@@ -160,7 +158,7 @@ def attach(model: PreTrainedModel) -> None:
     if not specs:
         model.__dict__.pop("hf_quantizer", None)
         return
-    config = SpqConfig({name: spec.model_dump() for name, spec in specs.items()}, FORMAT_VERSION)
+    config = SpqConfig({name: spec.dump() for name, spec in specs.items()}, FORMAT_VERSION)
     model.config.quantization_config = config
     attributes: Any = model
     attributes.hf_quantizer = SpqQuantizer(config, pre_quantized=True)

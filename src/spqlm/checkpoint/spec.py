@@ -1,271 +1,215 @@
 """What a checkpoint states about each module that differs from the dense model.
 
-Everything needed to rebuild a module is written down; nothing is derived when loading.
+Everything needed to rebuild a module is written down; nothing is derived when loading. An entry is
+the description of a format, which `spqlm.formats` has, and the place that its weight fills.
 """
 
-from functools import singledispatch
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from torch import nn
 
-from spqlm.modules.group_sparse_linear import GroupSparseLinear
-from spqlm.modules.int4_embedding import Int4Embedding
-from spqlm.modules.int4_linear import Int4Linear
+from spqlm.errors import CheckpointError
+from spqlm.formats import Format, format_class
+from spqlm.modules.embedding import CompressedEmbedding
+from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import Granularity, QuantizedLinear
+from spqlm.modules.ops import linear_of, stored_weight
 
 FORMAT_VERSION = 1
 
-GroupSize = Annotated[int, Field(ge=2, multiple_of=2)]
+# A dense weight is stated only where its shape is another than the config's: by its kind of layer.
+DENSE = "linear"
+EMBEDDING = "_embedding"
+HEADS = "attention"
 
 
-class _Spec(BaseModel):
+class _Place(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class LinearShape(_Spec):
-    """What the specs of all linear layers state."""
+class LinearPlace(_Place):
+    """A linear layer."""
+
+    suffix: ClassVar[str] = ""
 
     in_features: PositiveInt
     out_features: PositiveInt
     bias: bool
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the weight."""
+        return self.out_features, self.in_features
 
-class LinearSpec(LinearShape):
-    """A dense linear layer of another shape than the config's (pruned)."""
-
-    format: Literal["linear"] = "linear"
-
-    def build(self, dtype: torch.dtype) -> nn.Module:
-        """Allocate the module without values."""
-        return nn.Linear(self.in_features, self.out_features, bias=self.bias, dtype=dtype)
-
-
-class QuantizedLinearSpec(LinearShape):
-    """`codes` int8 [out, in] and `scale` [out] or [1]."""
-
-    format: Literal["int8"] = "int8"
-    granularity: Granularity
-
-    def build(self, dtype: torch.dtype) -> nn.Module:
-        """Allocate the module without values."""
-        return QuantizedLinear(
-            self.in_features,
-            self.out_features,
-            bias=self.bias,
-            granularity=self.granularity,
-            dtype=dtype,
+    def fits(self, module: nn.Module) -> bool:
+        """Whether it can be a smaller form of the module that is there."""
+        return (
+            isinstance(module, nn.Linear)
+            and self.in_features <= module.in_features
+            and self.out_features <= module.out_features
+            and self.bias == (module.bias is not None)
         )
 
-
-class Int4LinearSpec(LinearShape):
-    """`codes` uint8 [out, in / 2], two to a byte, and `scale` [out, in / group_size]."""
-
-    format: Literal["int4"] = "int4"
-    group_size: GroupSize
-
-    def build(self, dtype: torch.dtype) -> nn.Module:
+    def build(self, form: Format, dtype: torch.dtype) -> nn.Module:
         """Allocate the module without values."""
-        return Int4Linear(
-            self.in_features,
-            self.out_features,
-            bias=self.bias,
-            group_size=self.group_size,
-            dtype=dtype,
-        )
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.in_features % self.group_size:
-            raise ValueError(f"group_size must divide in_features {self.in_features}")
-        return self
+        bias = torch.empty(self.out_features, dtype=dtype) if self.bias else None
+        return linear_of(form.empty(*self.shape, dtype), bias)
 
 
-class GroupSparseSpec(LinearShape):
-    """`codes` [kept, ...], `scale` and `zero` [kept], `mask` and `offsets`: see docs/format.md."""
+class EmbeddingPlace(_Place):
+    """A token embedding."""
 
-    format: Literal["group_sparse"] = "group_sparse"
-    group_size: GroupSize
-    bits: Literal[4, 8]
-    kept: PositiveInt
-    zero: bool
+    suffix: ClassVar[str] = EMBEDDING
 
-    def build(self, dtype: torch.dtype) -> nn.Module:
-        """Allocate the module without values."""
-        return GroupSparseLinear(
-            self.in_features,
-            self.out_features,
-            bias=self.bias,
-            group_size=self.group_size,
-            bits=self.bits,
-            kept=self.kept,
-            zero=self.zero,
-            dtype=dtype,
-        )
+    num_embeddings: PositiveInt
+    embedding_dim: PositiveInt
+    embed_scale: float = Field(gt=0, allow_inf_nan=False)
+    padding_idx: int | None
 
     @property
-    def sparsity(self) -> float:
-        """Share of the groups that are not stored."""
-        return 1 - self.kept * self.group_size / (self.out_features * self.in_features)
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the table."""
+        return self.num_embeddings, self.embedding_dim
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.in_features % self.group_size:
-            raise ValueError(f"group_size must divide in_features {self.in_features}")
-        if self.kept > self.out_features * self.in_features // self.group_size:
-            raise ValueError(f"it keeps {self.kept} groups, more than the weight has")
-        return self
+    def fits(self, module: nn.Module) -> bool:
+        """Whether it can be another form of the module that is there."""
+        return isinstance(module, nn.Embedding) and self.shape == tuple(module.weight.shape)
 
-
-class LowRankSpec(LinearShape):
-    """`right` [rank, in] and `left` [out, rank]; quantised factors have entries of their own."""
-
-    format: Literal["low_rank"] = "low_rank"
-    rank: PositiveInt
-
-    def build(self, dtype: torch.dtype) -> nn.Module:
+    def build(self, form: Format, dtype: torch.dtype) -> nn.Module:
         """Allocate the module without values."""
-        return LowRankLinear.empty(
-            self.in_features, self.out_features, self.rank, bias=self.bias, dtype=dtype
+        return CompressedEmbedding(
+            form.empty(*self.shape, dtype), self.embed_scale, self.padding_idx
         )
 
 
-class QuantizedEmbeddingSpec(_Spec):
-    """`codes` int8 [num_embeddings, embedding_dim] and `scale` [num_embeddings] or [1]."""
+@dataclass(frozen=True)
+class WeightSpec:
+    """The weight of a module.
 
-    format: Literal["int8_embedding"] = "int8_embedding"
-    num_embeddings: PositiveInt
-    embedding_dim: PositiveInt
-    granularity: Granularity
-    embed_scale: float = Field(gt=0, allow_inf_nan=False)
-    padding_idx: int | None
+    Attributes:
+        form: how it is stored.
+        place: what it fills.
+    """
 
-    def build(self, dtype: torch.dtype) -> nn.Module:
-        """Allocate the module without values."""
-        return QuantizedEmbedding(
-            self.num_embeddings,
-            self.embedding_dim,
-            granularity=self.granularity,
-            embed_scale=self.embed_scale,
-            padding_idx=self.padding_idx,
-            dtype=dtype,
-        )
+    form: Format
+    place: LinearPlace | EmbeddingPlace
 
+    @property
+    def dense(self) -> bool:
+        """Whether it is a dense weight of another shape than the config's."""
+        return self.form.name == "dense"
 
-class Int4EmbeddingSpec(_Spec):
-    """`codes` uint8 [num_embeddings, embedding_dim / 2] and `scale` [.., embedding_dim / group]."""
+    @property
+    def low_rank(self) -> bool:
+        """Whether its two factors are modules of their own."""
+        return self.form.name == "low_rank"
 
-    format: Literal["int4_embedding"] = "int4_embedding"
-    num_embeddings: PositiveInt
-    embedding_dim: PositiveInt
-    group_size: GroupSize
-    embed_scale: float = Field(gt=0, allow_inf_nan=False)
-    padding_idx: int | None
+    def fits(self, module: nn.Module) -> bool:
+        """Whether the module that is there may become this."""
+        return self.place.fits(module) and self.form.misfit(*self.place.shape) is None
 
     def build(self, dtype: torch.dtype) -> nn.Module:
         """Allocate the module without values."""
-        return Int4Embedding(
-            self.num_embeddings,
-            self.embedding_dim,
-            group_size=self.group_size,
-            embed_scale=self.embed_scale,
-            padding_idx=self.padding_idx,
-            dtype=dtype,
-        )
+        return self.place.build(self.form, dtype)
 
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.embedding_dim % self.group_size:
-            raise ValueError(f"group_size must divide embedding_dim {self.embedding_dim}")
-        return self
+    def dump(self) -> dict[str, Any]:
+        """The entry in `config.json`."""
+        name = DENSE if self.dense else self.form.name + self.place.suffix
+        # What a low-rank weight's factors are stands in entries of their own.
+        fields = self.form.model_dump(exclude={"factor"})
+        return {**self.place.model_dump(), "format": name, **fields}
 
 
-class AttentionSpec(_Spec):
-    """The head count of an attention block that keeps it in an attribute (OPT)."""
+class HeadCount(_Place):
+    """The heads of an attention block that keeps their number in an attribute (OPT)."""
 
-    format: Literal["attention"] = "attention"
     num_heads: PositiveInt
 
+    def fits(self, module: nn.Module) -> bool:
+        """Whether the block may have so many."""
+        heads = getattr(module, "num_heads", None)
+        return isinstance(heads, int) and self.num_heads <= heads
 
-ModuleSpec = Annotated[
-    LinearSpec
-    | QuantizedLinearSpec
-    | Int4LinearSpec
-    | GroupSparseSpec
-    | LowRankSpec
-    | QuantizedEmbeddingSpec
-    | Int4EmbeddingSpec
-    | AttentionSpec,
-    Field(discriminator="format"),
-]
-SPECS: TypeAdapter[dict[str, ModuleSpec]] = TypeAdapter(dict[str, ModuleSpec])
+    def dump(self) -> dict[str, Any]:
+        """The entry in `config.json`."""
+        return {"format": HEADS, **self.model_dump()}
+
+    @classmethod
+    def of(cls, module: nn.Module | None) -> Self | None:
+        """What a block says; None where it keeps no count."""
+        heads = getattr(module, "num_heads", None)
+        return None if heads is None else cls(num_heads=heads)
 
 
-@singledispatch
-def spec_of(module: nn.Module) -> ModuleSpec | None:
+ModuleSpec = WeightSpec | HeadCount
+
+
+def parse_spec(name: str, entry: Any) -> ModuleSpec:
+    """What an entry of `config.json` says.
+
+    Args:
+        name: of the module, for messages.
+        entry: from JSON.
+
+    Raises:
+        CheckpointError: an unknown format (names the nearest), a field that is missing, unknown or
+            out of range, or a shape that the format does not fit.
+    """
+    try:
+        return _parsed(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([name, *map(str, first["loc"])])
+        reason = first["msg"].lower()
+    except ValueError as error:
+        where, reason = name, str(error)
+    raise CheckpointError(f"quantization_config, module {where!r}: {reason}")
+
+
+def _parsed(entry: Any) -> ModuleSpec:
+    if not isinstance(entry, dict) or not isinstance(entry.get("format"), str):
+        raise ValueError("an entry is a mapping with the key 'format'")
+    stated = str(entry["format"])
+    fields = {key: value for key, value in entry.items() if key != "format"}
+    if stated == HEADS:
+        return HeadCount.model_validate(fields)
+    kind: type[LinearPlace | EmbeddingPlace] = LinearPlace
+    if stated.endswith(EMBEDDING):
+        kind, stated = EmbeddingPlace, stated.removesuffix(EMBEDDING)
+    found = format_class("dense" if stated == DENSE else stated)
+    where = {key: fields.pop(key) for key in kind.model_fields if key in fields}
+    missing = [key for key in found.model_fields if key not in fields and key != "factor"]
+    if missing:
+        raise ValueError(f"the format {stated!r} lacks the field {missing[0]!r}")
+    if "factor" in fields:
+        raise ValueError("factors of a low-rank weight have entries of their own")
+    spec = WeightSpec(found.model_validate(fields), kind.model_validate(where))
+    misfit = spec.form.misfit(*spec.place.shape)
+    if misfit is not None:
+        raise ValueError(misfit)
+    return spec
+
+
+def spec_of(module: nn.Module) -> WeightSpec | None:
     """The spec that rebuilds `module`, or None for a module that has none."""
-    return None
-
-
-@spec_of.register
-def _(module: nn.Linear) -> ModuleSpec:
-    return LinearSpec(**_shape(module))
-
-
-@spec_of.register
-def _(module: QuantizedLinear) -> ModuleSpec:
-    return QuantizedLinearSpec(granularity=module.granularity, **_shape(module))
-
-
-@spec_of.register
-def _(module: Int4Linear) -> ModuleSpec:
-    return Int4LinearSpec(group_size=module.group_size, **_shape(module))
-
-
-@spec_of.register
-def _(module: GroupSparseLinear) -> ModuleSpec:
-    return GroupSparseSpec(
-        group_size=module.group_size,
-        bits=module.bits,
-        kept=module.kept,
-        zero=module.zero is not None,
-        **_shape(module),
+    if isinstance(module, CompressedEmbedding):
+        return WeightSpec(
+            module.format,
+            EmbeddingPlace(
+                num_embeddings=module.num_embeddings,
+                embedding_dim=module.embedding_dim,
+                embed_scale=module.embed_scale,
+                padding_idx=module.padding_idx,
+            ),
+        )
+    if not isinstance(module, nn.Linear | CompressedLinear | LowRankLinear):
+        return None
+    place = LinearPlace(
+        in_features=module.in_features,
+        out_features=module.out_features,
+        bias=module.bias is not None,
     )
-
-
-@spec_of.register
-def _(module: Int4Embedding) -> ModuleSpec:
-    return Int4EmbeddingSpec(
-        num_embeddings=module.num_embeddings,
-        embedding_dim=module.embedding_dim,
-        group_size=module.group_size,
-        embed_scale=module.embed_scale,
-        padding_idx=module.padding_idx,
-    )
-
-
-@spec_of.register
-def _(module: LowRankLinear) -> ModuleSpec:
-    return LowRankSpec(rank=module.rank, **_shape(module))
-
-
-@spec_of.register
-def _(module: QuantizedEmbedding) -> ModuleSpec:
-    return QuantizedEmbeddingSpec(
-        num_embeddings=module.num_embeddings,
-        embedding_dim=module.embedding_dim,
-        granularity=module.granularity,
-        embed_scale=module.embed_scale,
-        padding_idx=module.padding_idx,
-    )
-
-
-def _shape(module: nn.Module) -> dict[str, Any]:
-    return {
-        "in_features": module.in_features,
-        "out_features": module.out_features,
-        "bias": module.bias is not None,
-    }
+    return WeightSpec(stored_weight(module).format, place)

@@ -1,21 +1,12 @@
 """Between a model's structure and its specs, both ways."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from spqlm.checkpoint.spec import (
-    AttentionSpec,
-    Int4EmbeddingSpec,
-    LinearShape,
-    LinearSpec,
-    LowRankSpec,
-    ModuleSpec,
-    QuantizedEmbeddingSpec,
-    spec_of,
-)
+from spqlm.checkpoint.spec import HeadCount, LinearPlace, ModuleSpec, WeightSpec, spec_of
 from spqlm.errors import CheckpointError
 from spqlm.model.tying import retie
 
@@ -32,19 +23,22 @@ def describe(model: PreTrainedModel) -> dict[str, ModuleSpec]:
     specs: dict[str, ModuleSpec] = {}
     for name, module in model.named_modules():
         spec = spec_of(module)
-        inside_low_rank = name.rpartition(".")[0] in specs and isinstance(
-            specs[name.rpartition(".")[0]], LowRankSpec
-        )
-        if isinstance(spec, LinearSpec) and (
-            inside_low_rank or spec == spec_of(ordinary.get(name, module))
-        ):
+        heads = HeadCount.of(module)
+        if heads is not None and heads != HeadCount.of(ordinary.get(name)):
+            specs[name] = heads
+        if spec is None:
             continue
-        if spec is not None:
-            specs[name] = spec
-        heads = getattr(module, "num_heads", None)
-        if heads is not None and heads != getattr(ordinary.get(name), "num_heads", None):
-            specs[name] = AttentionSpec(num_heads=heads)
+        usual = spec_of(ordinary[name]) if name in ordinary else None
+        if spec.dense and (_low_rank_parent(name, specs) or spec == usual):
+            continue
+        specs[name] = spec
     return specs
+
+
+def _low_rank_parent(name: str, specs: Mapping[str, ModuleSpec]) -> bool:
+    """Whether a module is a factor of a low-rank layer."""
+    parent = specs.get(name.rpartition(".")[0])
+    return isinstance(parent, WeightSpec) and parent.low_rank
 
 
 def rebuild(model: PreTrainedModel, specs: dict[str, ModuleSpec], dtype: torch.dtype) -> None:
@@ -61,42 +55,20 @@ def rebuild(model: PreTrainedModel, specs: dict[str, ModuleSpec], dtype: torch.d
     for name in sorted(specs):  # a low-rank layer before its factors
         spec = specs[name]
         try:
-            module = model.get_submodule(name)
+            module: Any = model.get_submodule(name)
         except AttributeError:
             raise CheckpointError(
                 f"quantization_config names the module {name!r}, which this model does not have"
             ) from None
-        _check(name, spec, module)
-        inside_low_rank = isinstance(specs.get(name.rpartition(".")[0]), LowRankSpec)
-        if inside_low_rank and isinstance(spec, LinearShape):
-            sizes: Any = (module.in_features, module.out_features)
-            if (spec.in_features, spec.out_features) != sizes:
+        if not spec.fits(module):
+            raise CheckpointError(
+                f"module {name!r} cannot be what quantization_config states: {spec.dump()}"
+            )
+        if isinstance(spec, HeadCount):
+            module.num_heads = spec.num_heads
+            continue
+        if _low_rank_parent(name, specs) and isinstance(spec.place, LinearPlace):
+            if spec.place.shape != (module.out_features, module.in_features):
                 raise CheckpointError(f"factor {name!r} does not fit its low-rank layer")
-        if isinstance(spec, AttentionSpec):
-            setattr(module, "num_heads", spec.num_heads)  # noqa: B010  (modules type no ints)
-        else:
-            model.set_submodule(name, spec.build(dtype))
+        model.set_submodule(name, spec.build(dtype))
     retie(model)
-
-
-def _check(name: str, spec: ModuleSpec, module: nn.Module) -> None:
-    """Refuse what cannot be a smaller form of the module that is there."""
-    if isinstance(spec, AttentionSpec):
-        heads = getattr(module, "num_heads", None)
-        fits = isinstance(heads, int) and spec.num_heads <= heads
-    elif isinstance(spec, QuantizedEmbeddingSpec | Int4EmbeddingSpec):
-        shape = (spec.num_embeddings, spec.embedding_dim)
-        fits = isinstance(module, nn.Embedding) and shape == tuple(module.weight.shape)
-    else:
-        fits = (
-            isinstance(module, nn.Linear)
-            and spec.in_features <= module.in_features
-            and spec.out_features <= module.out_features
-            and spec.bias == (module.bias is not None)
-        )
-        if isinstance(spec, LowRankSpec):
-            fits = fits and spec.rank <= min(spec.in_features, spec.out_features)
-    if not fits:
-        raise CheckpointError(
-            f"module {name!r} cannot be what quantization_config states: {spec.model_dump()}"
-        )

@@ -186,7 +186,7 @@ class _Runner:
             cell.seconds, cell.machine = made.seconds, made.machine
             cell.status = "done"
             cell.disk = manifest.sizes.disk
-            size = cell.disk if cell.counted == "file" else _packed(manifest, self.held)
+            size = cell.disk if cell.counted == "file" else _packed(manifest, self.held.width)
             if cell.tasks and size != cell.bytes:
                 # Another processor may choose otherwise; figures of two models are not mixed.
                 logger.info("it came out at %d bytes, so all tasks are run again", size)
@@ -246,17 +246,21 @@ class _Runner:
         ]
 
 
-def _packed(manifest: Manifest, held: Inventory) -> int:
-    """Bytes of the weight file, were its sparse weights packed."""
-    sparse = [
-        change
-        for record in manifest.stages
-        if record.plan.stage == "mask"
-        for change in record.plan.changes
-    ]
-    nonzeros = sum(change.details["nonzeros"] for change in sparse)
-    packed = sum(change.details["packed_bytes"] for change in sparse)
-    if all(record.plan.stage != "quantize" for record in manifest.stages):
-        return manifest.sizes.disk - held.linear * held.width + packed
-    # In int8 a value takes one byte, and so does a zero in the file.
-    return manifest.sizes.disk - held.linear + packed - nonzeros * (held.width - 1)
+def _packed(manifest: Manifest, width: int) -> int:
+    """Bytes of the weight file, were its sparse weights packed: values, a bit for every place.
+
+    Args:
+        manifest: of the checkpoint.
+        width: bytes of a dense weight.
+    """
+    changes = [change for record in manifest.stages for change in record.plan.changes]
+    stored = {change.module: change.format for change in changes if change.format is not None}
+    saved = 0
+    for change in changes:
+        if change.zeroed is not None:
+            form, zeroed = stored.get(change.module), change.zeroed
+            value_bytes = (
+                width if form is None or form.code_bits is None else int(form.code_bits) // 8
+            )
+            saved += (zeroed.entries - zeroed.nonzeros) * value_bytes - -(-zeroed.entries // 8)
+    return manifest.sizes.disk - saved

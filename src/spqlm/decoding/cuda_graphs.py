@@ -4,7 +4,7 @@ import logging
 
 from transformers import PreTrainedModel
 
-from spqlm.kernels.dispatch import kernels_in_triton
+from spqlm.kernels.product import kernels_in_triton
 
 logger = logging.getLogger(__name__)
 

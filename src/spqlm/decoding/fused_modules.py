@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spqlm.decoding.mixins import Worn, wear
-from spqlm.kernels.dispatch import needs_gradient
+from spqlm.kernels.product import needs_gradient
 from spqlm.modules.ops import watched
 from spqlm.native import elementwise
 

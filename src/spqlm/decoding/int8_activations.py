@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from spqlm.errors import SpqError
-from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.modules.linear import CompressedLinear
 
 
 def round_activations(model: PreTrainedModel) -> PreTrainedModel:
@@ -32,5 +32,6 @@ def rounds_activations(model: PreTrainedModel) -> bool:
     return any(layer.int8_inputs for layer in _int8_layers(model))
 
 
-def _int8_layers(model: PreTrainedModel) -> list[QuantizedLinear]:
-    return [m for m in model.get_decoder().modules() if isinstance(m, QuantizedLinear)]
+def _int8_layers(model: PreTrainedModel) -> list[CompressedLinear]:
+    layers = [m for m in model.get_decoder().modules() if isinstance(m, CompressedLinear)]
+    return [layer for layer in layers if layer.format.int8_products]

@@ -9,11 +9,10 @@ from transformers import PreTrainedModel
 from spqlm import native
 from spqlm.model.families import supported
 from spqlm.model.view import LayerView, ModelView
-from spqlm.modules.coded import CodedEmbedding
-from spqlm.modules.group_sparse_linear import GroupSparseLinear
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.ops import stored, watched
-from spqlm.native import decoder, sparse
+from spqlm.modules.ops import embed_scale, plain, stored_weight, watched
+from spqlm.native import decoder
+from spqlm.native.weights import matrix_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Those of Llama's layout. Others decode in transformers."""
@@ -21,7 +20,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 CHANGING_ROTARY = ("dynamic", "longrope")
 """Kinds of rotary embedding whose angles depend on the length of the text."""
 
-_FOREIGN = "a weight is not on the CPU, not contiguous, or of an unknown type"
+_FOREIGN = "a weight is not on the CPU, not contiguous, or in a format without native kernels"
 
 
 class Unsuitable(Exception):
@@ -39,42 +38,30 @@ class _Builder:
         self.held.append(copy)
         return copy
 
-    def matrix(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> native.Matrix:
-        if not native.usable(weight, scale, bias):
+    def matrix(self, module: nn.Module) -> native.Matrix:
+        """The weight of a linear layer or an embedding, and its bias."""
+        _check_plain(module)
+        if not plain(module):
+            raise Unsuitable(f"{type(module).__name__} is not a layer that the kernels know")
+        weight, bias = stored_weight(module), getattr(module, "bias", None)
+        found = matrix_of(weight, bias)
+        if found is None:
             raise Unsuitable(_FOREIGN)
         # Another view of the same memory, which stays even if the parameter is given other data.
-        self.held += [part.detach() for part in (weight, scale, bias) if part is not None]
-        return native.matrix_of(weight, scale, bias)
-
-    def factor(self, module: nn.Module) -> native.Matrix:
-        _check_plain(module)
-        if isinstance(module, GroupSparseLinear):
-            return self.sparse(module)
-        parts = stored(module)
-        if parts is None:
-            raise Unsuitable(f"{type(module).__name__} is not a layer that the kernels know")
-        return self.matrix(*parts)
-
-    def sparse(self, module: GroupSparseLinear) -> native.Matrix:
-        weight, bias = module.stored_weight, module.bias
-        if not sparse.usable(weight, bias):
-            raise Unsuitable(_FOREIGN)
-        self.held += [p.detach() for p in (*weight, bias) if isinstance(p, Tensor)]
-        return sparse.matrix_of(weight, bias)
+        held = [*weight.tensors().values(), bias]
+        self.held += [part.detach() for part in held if part is not None]
+        return found
 
     def linear(self, module: nn.Module) -> decoder.Linear:
         if isinstance(module, LowRankLinear):
             _check_plain(module)
-            return decoder.Linear(self.factor(module.left), self.factor(module.right))
-        return decoder.Linear(self.factor(module))
+            return decoder.Linear(self.matrix(module.left), self.matrix(module.right))
+        return decoder.Linear(self.matrix(module))
 
     def embedding(self, module: nn.Module) -> native.Matrix:
-        _check_plain(module)
-        if isinstance(module, CodedEmbedding) and module.embed_scale == 1.0:
-            return self.matrix(module.codes, module.scale, None)
-        if type(module) is nn.Embedding:
-            return self.matrix(module.weight, None, None)
-        raise Unsuitable(f"{type(module).__name__} is not an embedding that the kernels know")
+        if embed_scale(module) != 1.0:
+            raise Unsuitable("the rows of the embedding are scaled")
+        return self.matrix(module)
 
     def layer(self, view: LayerView, module: Any, config: Any) -> decoder.Layer:
         attention = module.self_attn

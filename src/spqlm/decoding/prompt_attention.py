@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from spqlm.decoding.padding import left_padding
-from spqlm.kernels.dispatch import needs_gradient
+from spqlm.kernels.product import needs_gradient
 from spqlm.native import attention
 
 NAME = "spq"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spqlm.kernels.dispatch import FEW_ROWS, needs_gradient
+from spqlm.kernels.product import FEW_ROWS, needs_gradient
 
 # Rows that are multiplied at a time: the sums take four bytes each.
 BLOCK_ROWS = 512

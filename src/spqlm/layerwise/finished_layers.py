@@ -9,7 +9,7 @@ from torch import nn
 
 from spqlm.cache import cache_directory, write_tensors
 from spqlm.checkpoint.headers import check_tensors, read_header
-from spqlm.checkpoint.spec import SPECS, spec_of
+from spqlm.checkpoint.spec import WeightSpec, parse_spec, spec_of
 from spqlm.errors import CheckpointError
 from spqlm.model.view import LayerView, ModelView
 
@@ -34,10 +34,15 @@ class FinishedLayers:
             return False
         try:
             with safe_open(file, "pt") as opened:
-                specs = SPECS.validate_json((opened.metadata() or {})["specs"])
+                stated = json.loads((opened.metadata() or {})["specs"])
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}
             dtype = self._view.model.dtype
-            built = {_plain(n): s.build(dtype) for n, s in specs.items() if s.format != "attention"}
+            specs = {name: parse_spec(name, entry) for name, entry in stated.items()}
+            built = {
+                _plain(name): spec.build(dtype)
+                for name, spec in specs.items()
+                if isinstance(spec, WeightSpec)
+            }
             modules = nn.ModuleDict(built)
             check_tensors(modules.state_dict(), read_header(file), set())
             modules.load_state_dict(tensors)
@@ -54,7 +59,7 @@ class FinishedLayers:
         """Write the modules called `names`; all are of the layer and have specs."""
         modules = nn.ModuleDict({_plain(name): self._view.module(name) for name in names})
         specs = {name: spec_of(self._view.module(name)) for name in names}
-        dumped = {name: spec.model_dump() for name, spec in specs.items() if spec is not None}
+        dumped = {name: spec.dump() for name, spec in specs.items() if spec is not None}
         file = self._directory / f"{layer.name}.safetensors"
         try:
             write_tensors(file, modules.state_dict(), {"specs": json.dumps(dumped)})

@@ -8,13 +8,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spqlm.model.families import Family, family_for
-from spqlm.modules.coded import Coded
+from spqlm.modules.linear import Compressed
 from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import Side, stored_weight
 
 Role = Literal["attention", "mlp", "embedding", "lm_head"]
 # What can be pruned: MLP neurons, and attention heads by whole key/value groups.
 Unit = Literal["mlp", "attention"]
-Side = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
@@ -180,10 +180,9 @@ class ModelView:
     @property
     def tied(self) -> bool:
         """Whether embedding and output projection are one tensor."""
-        embedding, head = self.embedding.module, self.lm_head.module
-        attribute = "codes" if isinstance(embedding, Coded) else "weight"
-        shared = getattr(embedding, attribute)
-        return getattr(head, attribute, None) is shared
+        table = stored_weight(self.embedding.module).tensors()
+        head = self.lm_head.module
+        return all(getattr(head, name, None) is tensor for name, tensor in table.items())
 
     def linears(self, roles: Iterable[Role] = ("attention", "mlp", "lm_head")) -> list[Named]:
         """Linear layers of the given roles; a low-rank layer counts as one."""
@@ -207,4 +206,4 @@ class ModelView:
     @property
     def quantized(self) -> bool:
         """Whether any weight is already in integers."""
-        return any(isinstance(module, Coded) for module in self.model.modules())
+        return any(isinstance(module, Compressed) for module in self.model.modules())

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spqlm.modules.ops import linear_from
-from spqlm.modules.quantized_linear import QuantizedLinear
-from spqlm.numerics import integer
+from spqlm.modules.ops import linear_of, stored_weight
 
 
 class LoraLinear(nn.Module):
@@ -54,13 +52,10 @@ class LoraLinear(nn.Module):
 
         Args:
             generator: source of that rounding, on the layer's device.
+
+        Raises:
+            SpqError: the format of the base's weight cannot take up an update.
         """
-        base = self.base
-        if isinstance(base, QuantizedLinear):
-            weight = integer.dequantize(base.codes, base.scale.detach().float()) + self.delta
-            codes = integer.quantize_stochastic(weight, base.scale.detach(), generator)
-            return QuantizedLinear.from_tensors(codes, base.scale.detach(), base.bias)
-        if not isinstance(base, nn.Linear):
-            raise TypeError(f"{type(base).__name__} cannot hold a LoRA update")
-        merged = base.weight.detach().float() + self.delta
-        return linear_from(merged.to(base.weight.dtype), base.bias)
+        weight = stored_weight(self.base).detach().absorb(self.delta, generator)
+        bias: Tensor | None = self.base.bias  # type: ignore[assignment]
+        return linear_of(weight, bias)

@@ -2,26 +2,21 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from spqlm.kernels.dispatch import native_low_rank
-from spqlm.modules.ops import (
-    dense_weight,
-    linear_from,
-    select_inputs,
-    select_outputs,
-    stored,
-    watched,
-)
+from spqlm.formats import StoredWeight
+from spqlm.formats.dense import Dense, DenseWeight
+from spqlm.formats.low_rank import LowRank
+from spqlm.kernels.product import low_rank
+from spqlm.modules.linear import CompressedLinear
 
 
 class LowRankLinear(nn.Module):
     """y = left(right(x)): W ≈ L R with L [out, rank] and R [rank, in].
 
     Attributes:
-        right: linear layer in_features -> rank, without bias; dense or quantised.
-        left: linear layer rank -> out_features, which holds the bias; dense or quantised.
+        right: linear layer in_features -> rank, without bias; dense or compressed.
+        left: linear layer rank -> out_features, which holds the bias; dense or compressed.
     """
 
     right: Any
@@ -33,18 +28,10 @@ class LowRankLinear(nn.Module):
         self.right = right
         self.left = left
 
-    @classmethod
-    def from_factors(cls, left: Tensor, right: Tensor, bias: Tensor | None) -> "LowRankLinear":
-        """From left [out, rank], right [rank, in] and bias [out] or None."""
-        return cls(linear_from(right, None), linear_from(left, bias))
-
-    @classmethod
-    def empty(
-        cls, in_features: int, out_features: int, rank: int, *, bias: bool, dtype: torch.dtype
-    ) -> "LowRankLinear":
-        """Allocate without values."""
-        right = nn.Linear(in_features, rank, bias=False, dtype=dtype)
-        return cls(right, nn.Linear(rank, out_features, bias=bias, dtype=dtype))
+    @property
+    def format(self) -> LowRank:
+        """With the rank; what the factors are is for them to say."""
+        return LowRank(rank=self.rank, factor=None)
 
     @property
     def in_features(self) -> int:
@@ -69,29 +56,22 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X [..., in_features] -> [..., out_features]."""
-        right, left = stored(self.right), stored(self.left)
-        if right and left and not watched(self.right) and not watched(self.left):
-            product = native_low_rank(x, right, left)
+        right, left = _factor(self.right), _factor(self.left)
+        if right is not None and left is not None:
+            product = low_rank(x, right, left, self.left.bias)
             if product is not None:
                 return product
         output: Tensor = self.left(self.right(x))
         return output
 
-    def dequantize(self) -> Tensor:
-        """The weight left @ right, [out_features, in_features]."""
-        return dense_weight(self.left) @ dense_weight(self.right)
+
+def _factor(module: nn.Module) -> StoredWeight | None:
+    """What a factor multiplies by; None where it does more, or somebody watches it."""
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+        return None
+    if isinstance(module, CompressedLinear):
+        return module.stored_weight
+    return DenseWeight(_DENSE, module.weight) if type(module) is nn.Linear else None
 
 
-@dense_weight.register
-def _(module: LowRankLinear) -> Tensor:
-    return module.dequantize()
-
-
-@select_outputs.register
-def _(module: LowRankLinear, index: Tensor) -> nn.Module:
-    return LowRankLinear(module.right, select_outputs(module.left, index))
-
-
-@select_inputs.register
-def _(module: LowRankLinear, index: Tensor) -> nn.Module:
-    return LowRankLinear(select_inputs(module.right, index), module.left)
+_DENSE = Dense()

@@ -1,44 +1,99 @@
-"""What every linear layer can do, dense or compressed.
+"""What every linear layer and embedding can do, dense or compressed."""
 
-Each function dispatches on the layer's class; a new kind of layer registers its own.
-"""
-
-import copy
-from functools import singledispatch
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from spqlm.formats import StoredWeight
+from spqlm.formats.dense import Dense, DenseWeight
+from spqlm.formats.low_rank import LowRankWeight
+from spqlm.modules.embedding import CompressedEmbedding
+from spqlm.modules.linear import Compressed, CompressedLinear
+from spqlm.modules.low_rank_linear import LowRankLinear
 
-@singledispatch
-def dense_weight(module: nn.Module) -> Tensor:
-    """The weight that the layer applies, as one matrix.
+Side = Literal["input", "output"]
 
-    Returns:
-        [out_features, in_features] in the layer's float dtype.
+
+def stored_weight(module: nn.Module) -> StoredWeight:
+    """The weight of a linear layer or an embedding, as it is held.
 
     Raises:
-        TypeError: not a linear layer.
+        TypeError: it is neither.
     """
-    raise TypeError(f"{type(module).__name__} is not a linear layer")
+    if isinstance(module, LowRankLinear):
+        return LowRankWeight(module.format, stored_weight(module.left), stored_weight(module.right))
+    if isinstance(module, Compressed):
+        return module.stored_weight
+    if isinstance(module, nn.Linear | nn.Embedding):
+        return DenseWeight(Dense(), module.weight)
+    raise TypeError(f"{type(module).__name__} is not a linear layer or an embedding")
 
 
-@singledispatch
-def select_outputs(module: nn.Module, index: Tensor) -> nn.Module:
-    """A layer with only the output features in `index` (int64 [kept], ascending)."""
-    raise TypeError(f"{type(module).__name__} is not a linear layer")
+def dense_weight(module: nn.Module) -> Tensor:
+    """The weight that the layer applies, as one matrix: [out, in] in the layer's float dtype."""
+    return stored_weight(module).detach().restore()
 
 
-@singledispatch
-def select_inputs(module: nn.Module, index: Tensor) -> nn.Module:
-    """A layer that reads only the input features in `index` (int64 [kept], ascending)."""
-    raise TypeError(f"{type(module).__name__} is not a linear layer")
+def linear_of(weight: StoredWeight, bias: Tensor | None) -> nn.Module:
+    """The linear layer that holds exactly these tensors.
+
+    Args:
+        weight: [out, in], floats in the model's dtype.
+        bias: [out] or None.
+    """
+    if isinstance(weight, LowRankWeight):
+        return LowRankLinear(linear_of(weight.right, None), linear_of(weight.left, bias))
+    if isinstance(weight, DenseWeight):
+        return linear_from(weight.weight, bias)
+    return CompressedLinear(weight, bias)
 
 
-@singledispatch
-def stored(module: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
-    """The weight or codes, the scale and the bias that the layer computes with; None if unknown."""
-    return None
+def embedding_of(weight: StoredWeight, like: nn.Module) -> nn.Module:
+    """An embedding that holds exactly these tensors; the rest is as in the table `like`."""
+    if isinstance(weight, DenseWeight):
+        return like
+    padding: int | None = getattr(like, "padding_idx", None)
+    return CompressedEmbedding(weight, embed_scale(like), padding)
+
+
+def embed_scale(module: nn.Module) -> float:
+    """The factor on an embedding's rows; 1 for most models."""
+    found = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", 1.0))
+    return float(found)
+
+
+def with_weight(module: nn.Module, weight: StoredWeight) -> nn.Module:
+    """A layer like `module` with another weight, its floats cast to the layer's own dtype."""
+    weight = weight.cast(float_dtype(module))
+    if isinstance(module, nn.Embedding | CompressedEmbedding):
+        return embedding_of(weight, module)
+    return linear_of(weight, getattr(module, "bias", None))
+
+
+def float_dtype(module: nn.Module) -> torch.dtype:
+    """Of a layer's weights or scales."""
+    return next(t.dtype for t in stored_weight(module).tensors().values() if t.is_floating_point())
+
+
+def select(module: nn.Module, side: Side, index: Tensor) -> nn.Module:
+    """A layer with only the features in `index` (int64 [kept], ascending) at one side.
+
+    Raises:
+        SpqError: the format of the weight cannot be cut there.
+    """
+    weight, bias = stored_weight(module).detach(), getattr(module, "bias", None)
+    if side == "input":
+        return linear_of(weight.take_columns(index), bias)
+    return linear_of(weight.take_rows(index), None if bias is None else bias.detach()[index])
+
+
+def plain(module: nn.Module) -> bool:
+    """Whether the layer computes what its stored weight says, and nothing else."""
+    return isinstance(module, Compressed | LowRankLinear) or type(module) in (
+        nn.Linear,
+        nn.Embedding,
+    )
 
 
 def watched(module: nn.Module) -> bool:
@@ -51,18 +106,6 @@ def module_bytes(module: nn.Module) -> int:
     """Bytes of the module's parameters and buffers, each once."""
     held = [*module.parameters(), *module.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-
-def on_meta(module: nn.Module) -> nn.Module:
-    """A twin of the module with shapes and dtypes but no data, to try a change of shape on."""
-    held = [*module.parameters(), *module.buffers()]
-    twins = {id(tensor): tensor.detach().to("meta") for tensor in held}
-    parameters = {id(p) for p in module.parameters()}
-    memo = {
-        key: nn.Parameter(twin, requires_grad=False) if key in parameters else twin
-        for key, twin in twins.items()
-    }
-    return copy.deepcopy(module, memo)
 
 
 def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -78,24 +121,3 @@ def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear
-
-
-@dense_weight.register
-def _(module: nn.Linear) -> Tensor:
-    return module.weight.detach()
-
-
-@stored.register
-def _(module: nn.Linear) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
-    return (module.weight, None, module.bias) if type(module) is nn.Linear else None
-
-
-@select_outputs.register
-def _(module: nn.Linear, index: Tensor) -> nn.Module:
-    bias = None if module.bias is None else module.bias.detach()[index]
-    return linear_from(module.weight.detach()[index], bias)
-
-
-@select_inputs.register
-def _(module: nn.Linear, index: Tensor) -> nn.Module:
-    return linear_from(module.weight.detach()[:, index], module.bias)

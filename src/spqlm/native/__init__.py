@@ -23,16 +23,11 @@ INSTRUCTION_SETS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "portable")
 CHOICE = "SPQ_KERNELS"
 """Environment variable: one of INSTRUCTION_SETS, or `reference` for no native kernels."""
 
-_INT8, _INT4 = 3, 4
-FORMATS = {
-    torch.float32: 0,
-    torch.bfloat16: 1,
-    torch.float16: 2,
-    torch.int8: _INT8,
-    torch.uint8: _INT4,
-}
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_ELEMENTS = (*FORMATS, torch.int32)
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Float types, by their numbers in matrix.h."""
+
+FLOATS = tuple(DTYPES)
+_ELEMENTS = (*FLOATS, torch.int8, torch.uint8, torch.int32)
 
 
 class Matrix(ctypes.Structure):
@@ -157,54 +152,6 @@ def addressable(*tensors: Tensor | None) -> bool:
     )
 
 
-def usable(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether these may become a `matrix_of`: addressable, and of shapes that belong together."""
-    return addressable(weight, scale, bias) and consistent(weight, scale, bias)
-
-
-def consistent(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether shapes and dtypes are those of one stored weight, on whatever device."""
-    if weight.ndim != 2:
-        return False
-    rows, columns = weight.shape
-    if bias is not None and (bias.shape != (rows,) or bias.dtype not in FLOATS):
-        return False
-    if scale is None:
-        return weight.dtype in FLOATS
-    if scale.dtype not in FLOATS:
-        return False
-    if weight.dtype == torch.uint8:
-        groups = scale.shape[1] if scale.ndim == 2 and len(scale) == rows else 0
-        return groups > 0 and 2 * columns % groups == 0
-    return weight.dtype == torch.int8 and scale.shape in ((rows,), (1,))
-
-
-def matrix_of(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Matrix:
-    """How the kernels see a weight; the tensors must be `usable` and outlive the result.
-
-    Args:
-        weight: [out, in] in a float type or int8, or packed 4-bit codes, uint8 [out, in / 2].
-        scale: [out] or [1] with int8, [out, groups] with 4-bit codes.
-        bias: [out] or None.
-    """
-    rows, columns = weight.shape
-    groups = 0
-    if scale is not None:
-        groups = scale.shape[1] if scale.ndim == 2 else int(len(scale) == rows)
-    packed = weight.dtype == torch.uint8
-    return Matrix(
-        weight.data_ptr(),
-        None if scale is None else scale.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        rows,
-        2 * columns if packed else columns,
-        groups,
-        FORMATS[weight.dtype],
-        0 if scale is None else FORMATS[scale.dtype],
-        0 if bias is None else FORMATS[bias.dtype],
-    )
-
-
 def linear(found: ctypes.CDLL, x: Tensor, matrix: Matrix, inner: Matrix | None = None) -> Tensor:
     """Inputs times a matrix, or times two in turn, summed in float32.
 
@@ -223,7 +170,7 @@ def linear(found: ctypes.CDLL, x: Tensor, matrix: Matrix, inner: Matrix | None =
         matrix,
         inner,
         x.data_ptr(),
-        FORMATS[x.dtype],
+        DTYPES[x.dtype],
         count,
         y.data_ptr(),
         torch.get_num_threads(),
@@ -251,7 +198,7 @@ def linear_many(found: ctypes.CDLL, x: Tensor, matrix: Matrix) -> Tensor | None:
 def dequantize(found: ctypes.CDLL, matrix: Matrix, first: int, last: int, out: Tensor) -> None:
     """Write the rows first <= row < last of a matrix into `out`, [at least last - first, in]."""
     found.spq_dequantize(
-        matrix, first, last, out.data_ptr(), FORMATS[out.dtype], torch.get_num_threads()
+        matrix, first, last, out.data_ptr(), DTYPES[out.dtype], torch.get_num_threads()
     )
 
 

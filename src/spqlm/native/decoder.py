@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from spqlm.native import FORMATS, Matrix, addressable
+from spqlm.native import DTYPES, Matrix, addressable
 
 WIDEST_HEAD = 512
 """Columns of an attention head that the native step has room for; see decode.cpp."""
@@ -187,7 +187,7 @@ def program(
         None,
         epsilon,
         attention_scale,
-        FORMATS[dtype],
+        DTYPES[dtype],
         0,
     )
     return Program(library, decoder, dtype, [*held, norm])

@@ -25,7 +25,7 @@ def normalize(x: Tensor, weight: Tensor, epsilon: float) -> Tensor | None:
     wide, y = weight.float(), torch.empty_like(x)
     library.spq_normalize(
         x.data_ptr(),
-        native.FORMATS[x.dtype],
+        native.DTYPES[x.dtype],
         x.numel() // x.shape[-1],
         x.shape[-1],
         wide.data_ptr(),
@@ -55,7 +55,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor | None:
     library.spq_gated(
         gate.data_ptr(),
         up.data_ptr(),
-        native.FORMATS[gate.dtype],
+        native.DTYPES[gate.dtype],
         gate.numel(),
         y.data_ptr(),
         torch.get_num_threads(),

@@ -128,19 +128,20 @@ def sweep(
         columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
 
 
-def round_int4(
-    weight: Tensor, hessian: Tensor, group_size: int, damping: float = DAMPING
+def round_groups(
+    weight: Tensor, hessian: Tensor, group_size: int, bits: int, damping: float = DAMPING
 ) -> tuple[Tensor, Tensor]:
-    """4-bit codes and scales; a group's scale is searched when its turn comes.
+    """Codes and scales of groups; a group's scale is searched when its turn comes.
 
     Args:
         weight: [rows, columns]; `group_size` divides columns.
         hessian: metric of errors [columns, columns].
         group_size: columns that share a scale.
+        bits: of a code, 2 to 7.
         damping: see `damped`.
 
     Returns:
-        int8 codes [rows, columns] in [-8, 7] and float32 scales [rows, groups].
+        int8 codes [rows, columns] in `code_range(bits)` and float32 scales [rows, groups].
     """
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scales = []
@@ -148,11 +149,11 @@ def round_int4(
     def round_group(
         group: slice, values: Tensor, importance: Tensor
     ) -> Callable[[int, Tensor], Tensor]:
-        scale = search_group_scale(values, importance, group_size)
+        scale = search_group_scale(values, importance, group_size, bits)
         scales.append(scale)
 
         def replace(place: int, value: Tensor) -> Tensor:
-            rounded = quantize_groups(value[:, None], scale)
+            rounded = quantize_groups(value[:, None], scale, bits)
             codes[:, group.start + place] = rounded[:, 0]
             return rounded[:, 0] * scale[:, 0]
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from spqlm.numerics.gptq import DAMPING, damped, inverse, sweep
 from spqlm.numerics.integer import (
     absmax_scale,
-    largest_code,
-    quantize_groups,
+    code_range,
     round_scale,
     search_group_scale,
 )
@@ -227,24 +226,20 @@ def group_grid(
     Returns:
         float32 [rows, 1] each, exact in float16 and bfloat16.
     """
+    least, most = code_range(bits)
     if zero_point:
         low, high = values.aminmax(dim=1, keepdim=True)
-        steps = 2**bits - 1 if bits == 4 else 2 * largest_code(bits)
-        scale = round_scale(((high - low) / steps).clamp_min(2.0**-20))
-        return scale, round_scale(low - scale * (-8 if bits == 4 else -largest_code(bits)))
-    if bits == 4:
-        scale = search_group_scale(values, importance, values.shape[1])
-    else:
+        scale = round_scale(((high - low) / (most - least)).clamp_min(2.0**-20))
+        return scale, round_scale(low - scale * least)
+    if least == -most:
         scale = absmax_scale(values, per_channel=True, bits=bits)[:, None]
+    else:
+        scale = search_group_scale(values, importance, values.shape[1], bits)
     return scale, torch.zeros_like(scale)
 
 
 def nearest(values: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     """Nearest codes, int8 [rows, columns]; scale and zero are [rows, groups]."""
-    if bits == 4:
-        shifted = values.unflatten(1, (scale.shape[1], -1)) - zero[..., None]
-        return quantize_groups(shifted.flatten(1), scale)
-    largest = largest_code(bits)
     shifted = values.float().unflatten(1, (scale.shape[1], -1)) - zero[..., None]
-    codes = (shifted / scale[..., None]).round_().clamp_(-largest, largest)
+    codes = (shifted / scale[..., None]).round_().clamp_(*code_range(bits))
     return codes.flatten(1).to(torch.int8)

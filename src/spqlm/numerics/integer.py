@@ -1,8 +1,8 @@
 """Symmetric linear quantisation to signed integers.
 
 w ≈ scale · code without a zero point. Eight bits: codes in [-127, 127], a scale per row or tensor.
-Four bits: codes in [-8, 7], one scale per group of consecutive inputs, of either sign, so that the
-sixteenth level serves whichever end of the group is longer; two codes to a byte. Scales are rounded
+Fewer: codes in [-2^(bits-1), 2^(bits-1) - 1], one scale per group of consecutive inputs, of either
+sign, so that the odd level serves whichever end of the group is longer. Scales are rounded
 up to eight significant bits inside the range of float16, so that one scale means exactly the same
 number in float16, bfloat16 and float32: a model can be cast, saved and exported without moving
 its weights.
@@ -14,13 +14,24 @@ from torch import Tensor
 SMALLEST_SCALE = 2.0**-24
 LARGEST_SCALE = 65280.0
 SIGNIFICANT_BITS = 8
-# Shares of the largest magnitude that a 4-bit scale is tried at.
+# Shares of the largest magnitude that a group's scale is tried at.
 SHRINKS = tuple(1.0 - 0.025 * step for step in range(17))
 
 
 def largest_code(bits: int) -> int:
     """Q = 2^(bits-1) - 1."""
     return 2 ** (bits - 1) - 1
+
+
+def code_range(bits: int) -> tuple[int, int]:
+    """The least and the largest code: symmetric for eight bits, all of two's complement below."""
+    largest = largest_code(bits)
+    return (-largest if bits == 8 else -largest - 1), largest
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What to sum numbers of a float dtype in: float32 at least."""
+    return torch.promote_types(torch.float32, dtype)
 
 
 def round_scale_up(scale: Tensor) -> Tensor:
@@ -126,18 +137,29 @@ def quantize_stochastic(
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """Codes times scale, in the scale's dtype.
+    """Codes times scale, row by row, in the scale's dtype.
 
     Args:
-        codes: int8 [rows, columns], or packed 4-bit codes, uint8 [rows, columns / 2].
-        scale: [rows] or [1]; with packed codes [rows, groups].
+        codes: int8 [rows, columns].
+        scale: [rows] or [1].
 
     Returns:
-        [rows, columns], dtype of `scale`.
+        [rows, columns].
     """
-    if codes.dtype != torch.uint8:
-        return codes.to(scale.dtype) * scale[:, None]
-    grouped = unpack_int4(codes).to(scale.dtype).unflatten(1, (scale.shape[1], -1))
+    return codes.to(scale.dtype) * scale[:, None]
+
+
+def dequantize_groups(codes: Tensor, scale: Tensor) -> Tensor:
+    """Codes times scale, group by group, in the scale's dtype.
+
+    Args:
+        codes: int8 [rows, columns].
+        scale: [rows, groups]; groups divides columns.
+
+    Returns:
+        [rows, columns].
+    """
+    grouped = codes.to(scale.dtype).unflatten(1, (scale.shape[1], -1))
     return (grouped * scale[..., None]).flatten(1)
 
 
@@ -171,31 +193,51 @@ def unpack_int4(packed: Tensor) -> Tensor:
     return torch.stack((packed & 15, packed >> 4), dim=2).flatten(1).to(torch.int8) - 8
 
 
-def quantize_groups(weight: Tensor, scale: Tensor) -> Tensor:
-    """Nearest 4-bit codes, unpacked.
+def quantize_groups(weight: Tensor, scale: Tensor, bits: int = 4) -> Tensor:
+    """Nearest codes, unpacked.
 
     Args:
         weight: [rows, columns].
         scale: [rows, groups], not zero, of either sign; groups divides columns.
+        bits: 2 to 8.
 
     Returns:
-        int8 [rows, columns] in [-8, 7].
+        int8 [rows, columns] in `code_range(bits)`.
     """
-    grouped = weight.to(torch.float32).unflatten(1, (scale.shape[1], -1))
-    codes = (grouped / scale.to(torch.float32)[..., None]).round_().clamp_(-8, 7)
+    codes = _scaled_groups(weight, scale).round_().clamp_(*code_range(bits))
     return codes.flatten(1).to(torch.int8)
 
 
-def search_group_scale(weight: Tensor, importance: Tensor | None, group_size: int) -> Tensor:
-    """4-bit scales of the least weighted squared error over a grid.
+def quantize_groups_stochastic(
+    weight: Tensor, scale: Tensor, generator: torch.Generator, bits: int = 4
+) -> Tensor:
+    """As `quantize_groups`, but rounded at random as in `quantize_stochastic`."""
+    scaled = _scaled_groups(weight, scale)
+    noise = torch.rand(scaled.shape, generator=generator, device=scaled.device)
+    below = scaled.floor()
+    codes = (below + (noise < scaled - below)).clamp_(*code_range(bits))
+    return codes.flatten(1).to(torch.int8)
 
-    The largest magnitude of a group maps to ±8 (its sign decides the scale's), then the scale is
-    shrunk step by step: clipping a few weights makes the grid finer for the rest.
+
+def _scaled_groups(weight: Tensor, scale: Tensor) -> Tensor:
+    grouped = weight.to(torch.float32).unflatten(1, (scale.shape[1], -1))
+    return grouped / scale.to(torch.float32)[..., None]
+
+
+def search_group_scale(
+    weight: Tensor, importance: Tensor | None, group_size: int, bits: int = 4
+) -> Tensor:
+    """Scales of the least weighted squared error over a grid.
+
+    The largest magnitude of a group maps to the least code, -2^(bits-1) (its sign decides the
+    scale's), then the scale is shrunk step by step: clipping a few weights makes the grid finer for
+    the rest.
 
     Args:
         weight: [rows, columns]; `group_size` divides columns.
         importance: how much an error in each column matters, [columns], >= 0; None for alike.
         group_size: consecutive columns that share a scale.
+        bits: 2 to 7.
 
     Returns:
         float32 [rows, columns / group_size], each exact in float16 and bfloat16 too.
@@ -213,9 +255,10 @@ def search_group_scale(weight: Tensor, importance: Tensor | None, group_size: in
     sign = torch.where(largest > 0, -1.0, 1.0)
     best = torch.full_like(largest, torch.inf)
     chosen = torch.full_like(largest, SMALLEST_SCALE)
+    least, most = code_range(bits)
     for shrink in SHRINKS:
-        scale = sign * round_scale_up(largest.abs() * (shrink / 8))
-        codes = (groups / scale[..., None]).round_().clamp_(-8, 7)
+        scale = sign * round_scale_up(largest.abs() * (shrink / -least))
+        codes = (groups / scale[..., None]).round_().clamp_(least, most)
         error = (codes.mul_(scale[..., None]).sub_(groups).square_() * cost).sum(2)
         better = error < best
         best = torch.where(better, error, best)

@@ -8,15 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from spqlm.checkpoint.headers import TensorHeader, read_header
 from spqlm.checkpoint.manifest import read_manifest
 from spqlm.checkpoint.quantizer import METHOD, SpqConfig
-from spqlm.checkpoint.spec import (
-    GroupSparseSpec,
-    Int4EmbeddingSpec,
-    Int4LinearSpec,
-    LinearShape,
-    ModuleSpec,
-    QuantizedEmbeddingSpec,
-    QuantizedLinearSpec,
-)
+from spqlm.checkpoint.spec import WeightSpec
 from spqlm.errors import CheckpointError, SpqError
 
 
@@ -88,38 +80,18 @@ def _layer(module: str, tensors: dict[str, TensorHeader], config: SpqConfig | No
     main = max(tensors.values(), key=lambda header: header.bytes)
     spec = specs.get(module)
     parent = specs.get(module.rpartition(".")[0])
+    described, shape, bits = "dense", main.shape, None
+    if isinstance(spec, WeightSpec):
+        shape = spec.place.shape
+        described, bits = spec.form.describe(*shape), spec.form.code_bits
     return Layer(
         module=module,
-        format=_format(spec),
-        shape=_shape(spec) or main.shape,
-        rank=getattr(parent, "rank", None),
-        bits=_bits(spec) or 8 * main.dtype.itemsize,
+        format=described,
+        shape=shape,
+        rank=getattr(parent.form, "rank", None) if isinstance(parent, WeightSpec) else None,
+        bits=8 * main.dtype.itemsize if bits is None else bits,
         bytes=sum(header.bytes for header in tensors.values()),
     )
-
-
-def _format(spec: ModuleSpec | None) -> str:
-    if isinstance(spec, QuantizedLinearSpec | QuantizedEmbeddingSpec):
-        return f"int8 {spec.granularity}"
-    if isinstance(spec, Int4LinearSpec | Int4EmbeddingSpec):
-        return f"int4 group {spec.group_size}"
-    if isinstance(spec, GroupSparseSpec):
-        return f"int{spec.bits} group {spec.group_size}, {spec.sparsity:.0%} dropped"
-    return "dense"
-
-
-def _bits(spec: ModuleSpec | None) -> int | None:
-    if isinstance(spec, GroupSparseSpec):
-        return spec.bits
-    return 4 if isinstance(spec, Int4LinearSpec | Int4EmbeddingSpec) else None
-
-
-def _shape(spec: ModuleSpec | None) -> tuple[int, int] | None:
-    if isinstance(spec, LinearShape):
-        return spec.out_features, spec.in_features
-    if isinstance(spec, QuantizedEmbeddingSpec | Int4EmbeddingSpec):
-        return spec.num_embeddings, spec.embedding_dim
-    return None
 
 
 def _predicted(directory: Path) -> dict[str, float]:
@@ -127,11 +99,7 @@ def _predicted(directory: Path) -> dict[str, float]:
     manifest = read_manifest(directory)
     records = manifest.stages if manifest else []
     changes = [change for record in records for change in record.plan.changes]
-    return {
-        change.module: change.details["predicted_loss"]
-        for change in changes
-        if "predicted_loss" in change.details
-    }
+    return {c.module: c.predicted_loss for c in changes if c.predicted_loss is not None}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

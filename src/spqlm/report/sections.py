@@ -187,12 +187,8 @@ def quality(manifest: Manifest, results: Sequence[Evaluation]) -> Section:
     ]
     protocols = {t.task: t.perplexity.protocol for r in results for t in r.tasks if t.perplexity}
     section.texts += [f"{name}: {text}" for name, text in protocols.items()]
-    predicted = [
-        change.details["predicted_loss"]
-        for record in manifest.stages
-        for change in record.plan.changes
-        if "predicted_loss" in change.details
-    ]
+    priced = (record.plan.predicted_loss for record in manifest.stages)
+    predicted = [loss for loss in priced if loss is not None]
     if predicted:
         section.texts.append(
             f"Predicted loss of all changes: {sum(predicted):.4f} nats per token."

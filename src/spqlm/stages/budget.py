@@ -1,19 +1,26 @@
 """A byte budget, spent on width, rank, sparsity and bits together, chosen by predicted loss."""
 
 from collections import Counter
+from collections.abc import Iterable
+from math import inf
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spqlm.allocation.apply import apply_changes
 from spqlm.allocation.menu import Menu, stored_bytes
 from spqlm.allocation.price_cache import cached_units
 from spqlm.allocation.search import Search, alternatives, dense_weights, priced_weights
-from spqlm.allocation.storage import Rounding
 from spqlm.allocation.units import Unit
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
+from spqlm.formats import AnyFormat, Format
+from spqlm.formats.base import Rounding
+from spqlm.formats.group_sparse import GroupSparse
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import LowRank
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.knapsack import Choice, choose, smallest
@@ -23,7 +30,6 @@ from spqlm.training.reconstruction import Reconstruction
 
 # A tensor's entry in the header of a weight file, generously.
 HEADER_BYTES = 200
-Bits = Literal[4, 8, 16]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -39,16 +45,16 @@ class Budget(Stage):
     target_bytes: int | None = Field(
         None, gt=0, description="of all weights on disk; null takes the most bits of each weight"
     )
-    bits: tuple[Bits, ...] = Field(
-        (4, 8),
+    formats: tuple[AnyFormat, ...] = Field(
+        (Int4(group_size=64), Int8()),
         min_length=1,
-        description="for attention and MLP weights; 16 is the model's own dtype",
+        description="ways to store attention and MLP weights: `int8`, `int4: {group_size: 64}`, "
+        "`dense`, ...",
     )
-    embedding_bits: tuple[Bits, ...] = Field(
-        (4, 8), min_length=1, description="for the embedding and lm_head"
-    )
-    group_sizes: tuple[Literal[32, 64, 128], ...] = Field(
-        (64,), min_length=1, description="inputs that share a 4-bit scale; the budget picks one"
+    embedding_formats: tuple[AnyFormat, ...] = Field(
+        (Int4(group_size=64), Int8()),
+        min_length=1,
+        description="the same for the embedding and lm_head",
     )
     widths: tuple[Share, ...] = Field(
         (), description="shares of its neurons that an MLP may be cut to"
@@ -62,11 +68,11 @@ class Budget(Stage):
         "nothing",
     )
     sparsities: tuple[Share, ...] = Field(
-        (), description="shares of their groups that 4-bit attention and MLP weights may drop"
+        (), description="shares of their groups that attention and MLP weights in 4 bits may drop"
     )
     sparse_group_size: Literal[8, 16, 32, 64] = Field(16, description="inputs in such a group")
     multiple_of: int = Field(64, ge=1, description="MLP widths are rounded to a multiple of this")
-    rounding: Rounding = Field("gptq", description="of 4-bit weights")
+    rounding: Rounding = Field("gptq", description="of weights in fewer than 8 bits")
     rounding_int8: Rounding = Field(
         "nearest", description="of 8-bit weights, where `gptq` gains next to nothing"
     )
@@ -85,13 +91,28 @@ class Budget(Stage):
     )
     reconstruction: Reconstruction = Field(
         Reconstruction(steps=0),  # type: ignore[call-arg]
-        description="training of each layer's 4-bit codes after rounding (learned rounding)",
+        description="training of each layer's codes after rounding (learned rounding)",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, fields: Any) -> Any:
+        """Recipes of earlier versions state bits and group sizes, whose products are formats."""
+        earlier = {"bits": "formats", "embedding_bits": "embedding_formats"}
+        if not isinstance(fields, dict) or not {*earlier, "group_sizes"} & set(fields):
+            return fields
+        sizes = fields.get("group_sizes", (64,))
+        spelled = {
+            new: _spelled_out(old, fields.get(old, (4, 8)), sizes) for old, new in earlier.items()
+        }
+        dropped = {*earlier, "group_sizes"}
+        return spelled | {key: value for key, value in fields.items() if key not in dropped}
+
     def sensitive(self, view: ModelView) -> set[str]:
-        """All weights that are still dense; none where they just get their widest integers."""
-        widest = {max(self.bits), max(self.embedding_bits)}
-        if self.target_bytes is None and min(widest) > 4 and self.rounding_int8 == "nearest":
+        """All weights that are still dense; none where they just get what loses next to nothing."""
+        widest = (_widest_of(self.formats), _widest_of(self.embedding_formats))
+        nearest = self.rounding_int8 == "nearest" and all(form.fine for form in widest)
+        if self.target_bytes is None and nearest:
             return set()
         return {named.name for named in dense_weights(view)}
 
@@ -135,31 +156,30 @@ class Budget(Stage):
         changes = []
         for named in priced_weights(view):
             rows, columns = named.module.weight.shape
-            option = max(menu.options(named, columns), key=lambda option: option.bits)
-            size = stored_bytes(named, option, rows, columns)
+            option = _widest_of(menu.options(named, rows, columns))
             changes.append(
                 Change(
                     module=named.name,
                     bytes_before=module_bytes(named.module),
-                    bytes_after=size,
-                    details=option.model_dump(),
+                    bytes_after=stored_bytes(named, option, rows, columns),
+                    format=option,
                 )
             )
         return changes
 
     def _menu(self) -> Menu:
         return Menu(
-            bits={
-                "attention": self.bits,
-                "mlp": self.bits,
-                "embedding": self.embedding_bits,
-                "lm_head": self.embedding_bits,
+            formats={
+                "attention": self.formats,
+                "mlp": self.formats,
+                "embedding": self.embedding_formats,
+                "lm_head": self.embedding_formats,
             },
-            group_sizes=self.group_sizes,
             ranks={"attention": self.ranks},
-            rounding={4: self.rounding, 8: self.rounding_int8, 16: "nearest"},
             sparsities={"attention": self.sparsities, "mlp": self.sparsities},
             sparse_group_size=self.sparse_group_size,
+            rounding=self.rounding,
+            fine_rounding=self.rounding_int8,
         )
 
     def _available(self, view: ModelView, units: list[Unit]) -> int:
@@ -180,13 +200,11 @@ class Budget(Stage):
         """Shape and store as planned, layer by layer."""
         if not plan.changes:
             return
-        chosen = {change.module: change.details for change in plan.changes}
-        rounding = self._menu().rounding
         apply_changes(
             view,
-            chosen,
+            {change.module: change for change in plan.changes},
             inputs.statistics,
-            rounding,
+            self._menu(),
             self.token_power,
             self.reconstruction,
             inputs.seed,
@@ -215,7 +233,7 @@ def _fixed(view: ModelView, units: list[Unit]) -> int:
 def _largest(units: list[Unit]) -> int:
     """Bytes with every weight in its shape, at its rank and in the most bits."""
     parts = [part for unit in units for part in unit.priced[0].parts]
-    return sum(max(s for o, s in zip(p.options, p.sizes, strict=True) if o.plain) for p in parts)
+    return sum(max(part.sizes[: part.whole]) for part in parts)
 
 
 def _changes(unit: Unit, choice: Choice) -> list[Change]:
@@ -224,38 +242,55 @@ def _changes(unit: Unit, choice: Choice) -> list[Change]:
     changes = []
     for part, pick in zip(shaped.parts, choice.options, strict=True):
         loss = part.losses[pick]
-        details: dict[str, Any] = part.options[pick].model_dump()
-        if part.cut is not None:
-            details["cut"] = part.cut.model_dump()
-            loss += shaped.shape.loss if part.cut.side == "input" else 0.0
+        if part.cut is not None and part.cut.side == "input":
+            loss += shaped.shape.loss
         changes.append(
             Change(
                 module=part.named.name,
                 bytes_before=module_bytes(part.named.module),
                 bytes_after=part.sizes[pick],
-                details={**details, "predicted_loss": loss},
+                format=part.options[pick],
+                cut=part.cut,
+                predicted_loss=loss,
             )
         )
     return changes
 
 
+def _spelled_out(key: str, bits: Any, sizes: Any) -> list[Any]:
+    """Formats of some numbers of bits, in any of some group sizes."""
+    named: dict[Any, list[Any]] = {
+        4: [{"int4": {"group_size": size}} for size in sizes],
+        8: ["int8"],
+        16: ["dense"],
+    }
+    unknown = [count for count in bits if count not in named]
+    if unknown:
+        raise ValueError(f"{key} are of 4, 8 or 16, not {unknown[0]!r}; name `formats` instead")
+    return [form for count, forms in named.items() if count in bits for form in forms]
+
+
+def _widest_of(formats: Iterable[Format]) -> Format:
+    """The one of the most bits; floats have more than any integers."""
+    return max(formats, key=lambda form: inf if form.code_bits is None else form.code_bits)
+
+
 def _summary(changes: list[Change]) -> str:
     """How many weights became what, and the prices' sum where there are prices."""
-    details = [change.details for change in changes]
-    counts = Counter(detail["bits"] for detail in details)
-    named = {4: "to int4", 8: "to int8", 16: "left as they are"}
-    words = [f"{counts[bits]} weights {what}" for bits, what in named.items() if counts[bits]]
-    ranks = sum(detail["rank"] is not None for detail in details)
-    sparse = sum(detail["sparsity"] is not None for detail in details)
-    cuts = sum("cut" in detail for detail in details)
+    formats = [change.stored_as for change in changes]
+    counts = Counter(form.codes for form in formats)
+    kept = counts.pop("dense", 0)
+    words = [f"{count} weights to {codes}" for codes, count in sorted(counts.items())]
+    words += [f"{kept} weights left as they are"] if kept else []
+    ranks = sum(isinstance(form, LowRank) for form in formats)
+    sparse = sum(isinstance(form, GroupSparse) for form in formats)
+    cuts = sum(change.cut is not None for change in changes)
     words += [f"{ranks} factorised"] if ranks else []
     words += [f"{sparse} group-sparse"] if sparse else []
     words += [f"{cuts} cut"] if cuts else []
-    summary = ", ".join(words)
-    if "predicted_loss" not in details[0]:
-        return summary
-    loss = sum(detail["predicted_loss"] for detail in details)
-    return f"{summary}; predicted loss {loss:.4f} nats"
+    losses = [change.predicted_loss for change in changes if change.predicted_loss is not None]
+    predicted = f"; predicted loss {sum(losses):.4f} nats" if losses else ""
+    return ", ".join(words) + predicted
 
 
 STAGE = Budget

@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from spqlm.calibration.statistics import Statistics
+from spqlm.formats.low_rank import LowRank, of_factors
 from spqlm.layerwise.walk import replace_layer_by_layer
 from spqlm.model.view import ModelView, Named
-from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.ops import module_bytes
+from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.numerics.low_rank import truncate, weighted_basis, weighted_truncate
 from spqlm.plan import Change, Plan
 from spqlm.progress import track
@@ -57,15 +57,18 @@ class Factorize(Stage):
         before = module_bytes(named.module)
         after = before - (weight.numel() - rank * both) * weight.element_size()
         return Change(
-            module=named.name, bytes_before=before, bytes_after=after, details={"rank": rank}
+            module=named.name,
+            bytes_before=before,
+            bytes_after=after,
+            format=LowRank(rank=rank, factor=None),
         )
 
     @torch.no_grad()
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Factorise one layer at a time."""
-        ranks = {change.module: change.details["rank"] for change in plan.changes}
+        ranks = {change.module: _rank(change) for change in plan.changes}
 
-        def whitened(named: Named, metric: Tensor) -> LowRankLinear:
+        def whitened(named: Named, metric: Tensor) -> nn.Module:
             weight, outputs = named.module.weight, torch.ones(named.module.out_features)
             outputs = outputs.to(weight.device)
             _, basis = weighted_basis(weight, metric, outputs)
@@ -81,9 +84,13 @@ class Factorize(Stage):
                 view.replace(named.name, _pair(named, factors))
 
 
-def _pair(named: Named, factors: tuple[Tensor, Tensor]) -> LowRankLinear:
-    left, right = (factor.to(named.module.weight.dtype) for factor in factors)
-    return LowRankLinear.from_factors(left, right, named.module.bias)
+def _rank(change: Change) -> int:
+    assert isinstance(change.format, LowRank)
+    return change.format.rank
+
+
+def _pair(named: Named, factors: tuple[Tensor, Tensor]) -> nn.Module:
+    return with_weight(named.module, of_factors(*factors))
 
 
 STAGE = Factorize

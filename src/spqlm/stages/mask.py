@@ -12,7 +12,7 @@ from spqlm.layerwise.walk import replace_layer_by_layer
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import linear_from, module_bytes
 from spqlm.numerics import sparse
-from spqlm.plan import Change, Plan
+from spqlm.plan import Change, Plan, Zeroed
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 
 GROUPS = {"unstructured": None, "2:4": (2, 4)}
@@ -21,7 +21,7 @@ GROUPS = {"unstructured": None, "2:4": (2, 4)}
 class Mask(Stage):
     """Zero single weights. The file does not shrink: weights are stored with their zeros.
 
-    What a packed form would take is in the plan as `packed_bytes`: the values that are not zero,
+    The plan says how many values are not zero, and its summary what a packed form would take: these
     with a bit for every place, or two for every value of 2:4. Each decoder layer is pruned by what
     enters it behind those pruned before it.
     """
@@ -52,7 +52,7 @@ class Mask(Stage):
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Count what stays; no byte is saved."""
         changes = [self._change(named) for named in self._dense(view)]
-        packed = sum(change.details["packed_bytes"] for change in changes)
+        packed = sum(self._packed(view.module(c.module).weight, c) for c in changes)
         summary = (
             f"{len(changes)} weights {self.pattern} sparse by {self.method},"
             f" {packed / 1e6:.1f} MB if packed"
@@ -67,10 +67,14 @@ class Mask(Stage):
             )
         share = 0.5 if self.pattern == "2:4" else self.sparsity
         kept = weight.numel() - int(weight.numel() * share)
-        size = sparse.packed_bytes(kept, weight.numel(), weight.element_size(), self.pattern)
+        zeroed = Zeroed(entries=weight.numel(), nonzeros=kept)
         held = module_bytes(named.module)
-        details = {"nonzeros": kept, "packed_bytes": size}
-        return Change(module=named.name, bytes_before=held, bytes_after=held, details=details)
+        return Change(module=named.name, bytes_before=held, bytes_after=held, zeroed=zeroed)
+
+    def _packed(self, weight: Tensor, change: Change) -> int:
+        assert change.zeroed is not None
+        kept, entries = change.zeroed.nonzeros, change.zeroed.entries
+        return sparse.packed_bytes(kept, entries, weight.element_size(), self.pattern)
 
     @torch.no_grad()
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:

@@ -1,6 +1,6 @@
 """Pruning of MLP neurons and attention heads by activation (SPQ, second stage)."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from spqlm.calibration.statistics import Moments, Observation, Statistics
 from spqlm.model.view import LayerView, ModelView, Unit
-from spqlm.modules.ops import module_bytes, on_meta, select_inputs, select_outputs
+from spqlm.modules.ops import module_bytes, select
 from spqlm.numerics import importance
-from spqlm.plan import Change, Plan
+from spqlm.plan import Change, Cut, Plan
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 
 
@@ -76,11 +76,10 @@ class Prune(Stage):
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Drop rows and columns together, so that widths keep matching."""
         for change in plan.changes:
-            module = view.module(change.module)
-            select = select_outputs if change.details["side"] == "output" else select_inputs
-            device = next(module.parameters()).device
-            index = _channels_kept(change.details).to(device)
-            view.replace(change.module, select(module, index))
+            module, cut = view.module(change.module), change.cut
+            assert cut is not None
+            index = cut.index.to(next(module.parameters()).device)
+            view.replace(change.module, select(module, cut.side, index))
         for layer in view.layers:
             layer.settle_heads()
 
@@ -98,31 +97,24 @@ def _changes(layer: LayerView, unit: Unit, scores: Tensor, kept: int) -> list[Ch
     changes = []
     for named, side in layer.sides(unit):
         width = named.module.out_features if side == "output" else named.module.in_features
-        details = {
-            "side": side,
-            "unit": unit,
-            "units": len(scores),
-            "channels_per_unit": int(width) // len(scores),
-            "kept": kept,
-            "removed": removed,
-        }
-        select = select_outputs if side == "output" else select_inputs
-        after = module_bytes(select(on_meta(named.module), _channels_kept(details).to("meta")))
+        cut = Cut(
+            side=side,
+            unit=unit,
+            units=len(scores),
+            channels_per_unit=int(width) // len(scores),
+            kept=kept,
+            removed=removed,
+        )
+        device = next(named.module.parameters()).device
         changes.append(
             Change(
                 module=named.name,
                 bytes_before=module_bytes(named.module),
-                bytes_after=after,
-                details=details,
+                bytes_after=module_bytes(select(named.module, side, cut.index.to(device))),
+                cut=cut,
             )
         )
     return changes
-
-
-def _channels_kept(details: dict[str, Any]) -> Tensor:
-    keep = torch.ones(details["units"], dtype=torch.bool)
-    keep[details["removed"]] = False
-    return keep.repeat_interleave(details["channels_per_unit"]).nonzero()[:, 0]
 
 
 STAGE = Prune

@@ -7,11 +7,10 @@ from pydantic import Field
 from torch import nn
 
 from spqlm.calibration.statistics import Statistics
-from spqlm.model.tying import retie
+from spqlm.formats.int8 import Granularity, Int8
+from spqlm.model.tying import retie, tie_head
 from spqlm.model.view import ModelView, Named, Role
-from spqlm.modules.ops import module_bytes
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import Granularity, QuantizedLinear
+from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.plan import Change, Plan
 from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
@@ -47,7 +46,7 @@ class Quantize(Stage):
             alone: Granularity = "per_tensor" if self.mode == "per_tensor" else "per_channel"
             shared = self._granularity(view.lm_head, threshold) if view.tied else alone
             changes.append(_change(view.embedding, shared))
-        per_channel = sum(c.details["granularity"] == "per_channel" for c in changes)
+        per_channel = sum(change.format == Int8() for change in changes)
         summary = f"{len(changes)} weights to int8, {per_channel} of them per channel"
         if view.tied:
             changes = _count_once(view, changes)
@@ -80,35 +79,30 @@ class Quantize(Stage):
     @torch.no_grad()
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Replace float weights by codes, one layer at a time."""
-        shared = view.embedding.name if view.tied else None
+        tied = view.tied
         for change in track(plan.changes, "quantize"):
+            if tied and change.module == view.lm_head.name:
+                continue
             module = view.module(change.module)
-            granularity = change.details["granularity"]
-            if isinstance(module, nn.Embedding):
-                view.replace(change.module, QuantizedEmbedding.from_embedding(module, granularity))
-            elif not (shared and change.module == view.lm_head.name):
-                view.replace(
-                    change.module,
-                    QuantizedLinear.from_weight(module.weight.detach(), module.bias, granularity),
-                )
-        if shared and isinstance(view.embedding.module, QuantizedEmbedding):
-            table, head = view.embedding.module, view.lm_head
-            layer = QuantizedLinear.from_tensors(table.codes, table.scale, head.module.bias)
-            layer.codes, layer.scale = table.codes, table.scale
-            view.replace(head.name, layer)
+            form = change.stored_as
+            assert isinstance(form, Int8)
+            view.replace(change.module, with_weight(module, form.nearest(module.weight.detach())))
+        if tied:
+            tie_head(view)
         retie(view.model)
 
 
 def _change(named: Named, granularity: Granularity) -> Change:
-    weight = named.module.weight
+    weight, form = named.module.weight, Int8(granularity=granularity)
+    rows, columns = weight.shape
     bias = getattr(named.module, "bias", None)
-    scales = weight.shape[0] if granularity == "per_channel" else 1
-    floats = scales + (0 if bias is None else bias.numel())
+    extra = 0 if bias is None else bias.numel() * bias.element_size()
     return Change(
         module=named.name,
         bytes_before=module_bytes(named.module),
-        bytes_after=weight.numel() + floats * weight.element_size(),
-        details={"granularity": granularity, "bits": 8},
+        bytes_after=form.stored_bytes(weight.shape[0], weight.shape[1], weight.element_size())
+        + extra,
+        format=form,
     )
 
 

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from spqlm.cache import work_key
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
+from spqlm.formats import Format
+from spqlm.formats.group_sparse import GroupSparse, pack
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.metrics import HELD_OUT, Weighting, layer_metrics
 from spqlm.layerwise.walk import Walk
 from spqlm.model.view import LayerView, ModelView, Named
-from spqlm.modules.group_sparse_linear import GroupSparseLinear
-from spqlm.modules.ops import module_bytes
-from spqlm.numerics import group_pruning, group_sparse
+from spqlm.modules.ops import module_bytes, with_weight
+from spqlm.numerics import group_pruning
 from spqlm.numerics.metric import Metric
 from spqlm.plan import Change, Plan
 from spqlm.progress import track
@@ -120,21 +121,16 @@ class Sparsify(Stage):
             kept = rows * (groups - int(groups * sparsity))
         else:
             kept = rows * groups - min(int(rows * groups * sparsity), rows * (groups - 1))
-        element = named.module.weight.element_size()
-        size = group_sparse.stored_bytes(
-            rows, columns, kept, self.group_size, self.bits, element, self.zero_point
+        form = GroupSparse(
+            group_size=self.group_size, bits=self.bits, kept=kept, zero=self.zero_point
         )
+        element = named.module.weight.element_size()
         extra = 0 if named.module.bias is None else rows * element
         return Change(
             module=named.name,
             bytes_before=module_bytes(named.module),
-            bytes_after=size + extra,
-            details={
-                "bits": self.bits,
-                "group_size": self.group_size,
-                "sparsity": sparsity,
-                "kept": kept,
-            },
+            bytes_after=form.stored_bytes(rows, columns, element) + extra,
+            format=form,
         )
 
     @torch.no_grad()
@@ -177,7 +173,7 @@ class Sparsify(Stage):
         """
         if not plan.changes:
             return
-        statistics, chosen = inputs.statistics, {c.module: c.details for c in plan.changes}
+        statistics, chosen = inputs.statistics, {c.module: c.stored_as for c in plan.changes}
         held_out = int(len(statistics.windows) * HELD_OUT)
         if self.reconstruction.steps and not held_out:
             raise SpqError(
@@ -206,14 +202,15 @@ class Sparsify(Stage):
         finished.forget()
 
     @torch.no_grad()
-    def _pruned(self, module: Any, chosen: dict[str, Any], metric: Metric) -> GroupSparseLinear:
+    def _pruned(self, module: Any, form: Format, metric: Metric) -> nn.Module:
+        assert isinstance(form, GroupSparse)
         weight = module.weight.detach().float()
         keep, refitted = group_pruning.prune_groups(
             weight,
             metric.hessian,
             metric.output,
             self.group_size,
-            chosen["sparsity"],
+            form.dropped_share(*weight.shape),
             kind=self.saliency,
             pattern=self.pattern,
             rounds=self.rounds,
@@ -227,10 +224,7 @@ class Sparsify(Stage):
             zero_point=self.zero_point,
             damping=metric.damping,
         )
-        dtype = module.weight.dtype
-        zero = None if zero is None else zero.to(dtype)
-        packed = group_sparse.pack(codes, scale.to(dtype), zero, keep, self.bits)
-        return GroupSparseLinear.from_weight(packed, module.bias)
+        return with_weight(module, pack(codes, scale, zero, keep, self.bits))
 
 
 STAGE = Sparsify

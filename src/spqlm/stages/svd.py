@@ -6,9 +6,10 @@ import torch
 from pydantic import Field
 
 from spqlm.calibration.statistics import Statistics
+from spqlm.formats.low_rank import LowRank, of_factors
 from spqlm.model.view import ModelView
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.ops import dense_weight, module_bytes
+from spqlm.modules.ops import dense_weight, module_bytes, with_weight
 from spqlm.numerics import low_rank
 from spqlm.plan import Change, Plan
 from spqlm.progress import track
@@ -60,7 +61,7 @@ class Svd(Stage):
                         module=named.name,
                         bytes_before=before,
                         bytes_after=after,
-                        details={"rank": rank, "rank_for_variance": needed},
+                        format=LowRank(rank=rank, factor=None),
                     )
                 )
         summary = f"{len(changes)} of {len(linears)} layers factorised at variance {self.variance}"
@@ -70,13 +71,10 @@ class Svd(Stage):
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Compute the leading vectors of the layers that were chosen and swap those in."""
         for change in track(plan.changes, "svd: factors"):
-            module = view.module(change.module)
-            weight = dense_weight(module)
-            left, right = low_rank.truncate(weight, change.details["rank"], self.singular_values_in)
-            factors = LowRankLinear.from_factors(
-                left.to(weight.dtype), right.to(weight.dtype), module.bias
-            )
-            view.replace(change.module, factors)
+            assert isinstance(change.format, LowRank)
+            module, rank = view.module(change.module), change.format.rank
+            factors = low_rank.truncate(dense_weight(module), rank, self.singular_values_in)
+            view.replace(change.module, with_weight(module, of_factors(*factors)))
 
 
 STAGE = Svd

@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from spqlm.formats.base import Latent
 from spqlm.model.view import ModelView
-from spqlm.modules.latent_linear import LatentLinear
+from spqlm.modules.linear import Compressed
 from spqlm.numerics.integer import LARGEST_SCALE, round_scale
 
 Wanted = Literal["all", "scales", "codes"]
@@ -71,7 +72,7 @@ class Masters:
                 continue
             # Beyond the range that scales have, the loss says that the rate is too high.
             held = master.clamp(-LARGEST_SCALE, LARGEST_SCALE)
-            parameter.copy_(round_scale(held) if _of_codes(name) else held)
+            parameter.copy_(round_scale(held) if _of_codes(self._view, name) else held)
 
     def state(self) -> dict[str, Tensor]:
         """What the model holds now, to be restored."""
@@ -86,11 +87,16 @@ class Masters:
 
 def _behind_codes(view: ModelView, name: str) -> bool:
     owner, _, own = name.rpartition(".")
-    return own == "weight" and isinstance(view.module(owner), LatentLinear)
+    return own == "weight" and isinstance(view.module(owner), Latent)
 
 
-def _of_codes(name: str) -> bool:
-    return name.endswith((".scale", ".zero"))
+def _of_codes(view: ModelView, name: str) -> bool:
+    """Whether it is a scale or a zero of codes, which has eight significant bits."""
+    owner, _, own = name.rpartition(".")
+    module = view.module(owner)
+    if isinstance(module, Latent):
+        return own != "weight"
+    return isinstance(module, Compressed) and own in module.stored_weight.trained
 
 
 def trainable(view: ModelView, wanted: Wanted) -> dict[str, nn.Parameter]:
@@ -110,6 +116,6 @@ def trainable(view: ModelView, wanted: Wanted) -> dict[str, nn.Parameter]:
         if name.startswith(vocabulary):
             continue
         others = wanted != "scales" and parameter.is_floating_point() and parameter.ndim == 1
-        if _of_codes(name) or others or _behind_codes(view, name):
+        if _of_codes(view, name) or others or _behind_codes(view, name):
             found[name] = parameter
     return found

@@ -19,7 +19,7 @@ from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.errors import SpqError
 from spqlm.layerwise.walk import Walk
 from spqlm.model.view import LayerView, ModelView, Named
-from spqlm.modules.latent_linear import LatentLinear, latent, settle
+from spqlm.modules.latent_linear import LatentLinear, latent_linear, settle
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def trainable_codes(view: ModelView, leaves: Iterable[Named]) -> Iterator[list[L
 
     After, they have the codes that these weights came to; those from before if nothing changed.
     """
-    found = ((leaf.name, latent(leaf.module)) for leaf in leaves)
+    found = ((leaf.name, latent_linear(leaf.module)) for leaf in leaves)
     latents = {name: made for name, made in found if made is not None}
     for name, made in latents.items():
         view.replace(name, made)
@@ -216,10 +216,8 @@ class _Run:
         groups: list[dict[str, object]] = []
         for made in self._latents:
             assert isinstance(made, LatentLinear)
-            kept = made.scale if made.keep is None else made.scale[made.keep]
-            size = float(kept.detach().abs().mean())
-            grids = [made.scale] if made.zero is None else [made.scale, made.zero]
+            latent, size = made.latent, made.latent.step()
             rates = (self._settings.learning_rate, self._settings.scale_rate)
-            groups.append({"params": [made.weight], "lr": rates[0] * size})
-            groups.append({"params": grids, "lr": rates[1] * size})
+            groups.append({"params": [latent.weight], "lr": rates[0] * size})
+            groups.append({"params": latent.grids(), "lr": rates[1] * size})
         return groups

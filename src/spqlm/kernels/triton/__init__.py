@@ -1,9 +1,27 @@
-"""Compressed layers on a GPU, in Triton: what the dispatcher calls for CUDA tensors.
+"""Compressed layers on a GPU, in Triton: what `kernels.product` calls for CUDA tensors.
 
 Importing this package imports Triton, so it is imported only where such a tensor arrives.
 """
 
-from spqlm.kernels.triton.linear import low_rank, product
-from spqlm.kernels.triton.sparse_linear import sparse_product
+from torch import Tensor
 
-__all__ = ["low_rank", "product", "sparse_product"]
+from spqlm.formats import StoredWeight
+from spqlm.kernels.triton import linear, sparse_linear
+from spqlm.kernels.triton.linear import low_rank
+
+__all__ = ["low_rank", "product"]
+
+
+def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | None:
+    """Inputs times a stored weight, transposed, plus bias; None where there is no kernel for it.
+
+    Args:
+        x: [..., in], in any layout.
+        weight: [out, in].
+        bias: [out] or None.
+
+    Returns:
+        [..., out] in the dtype of x, not differentiable.
+    """
+    found = linear.product(x, weight, bias)
+    return sparse_linear.sparse_product(x, weight, bias) if found is None else found

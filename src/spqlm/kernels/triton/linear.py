@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spqlm.formats import StoredWeight
 from spqlm.kernels.triton.dequantize import dequantize
 from spqlm.kernels.triton.few_rows import add_up, few_rows
 from spqlm.kernels.triton.matrix import DTYPES, Matrix, cdiv, in_pairs, launchable, matrix_of
@@ -17,48 +18,51 @@ Measured at 64 rows on an H100 (docs/kernels.md): to read int8 codes takes half 
 the time that writing the weight out does, to read 4-bit codes three quarters to five quarters.
 """
 
-Stored = tuple[Tensor, Tensor | None, Tensor | None]
-"""The weight or its codes, the scale, and the bias."""
 
-
-def product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
+def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | None:
     """Inputs times the weight, transposed, plus bias; None where there is no kernel for it.
 
     Args:
         x: [..., in], in any layout.
-        codes: int8 [out, in], or packed 4-bit codes, uint8 [out, in / 2].
-        scale: [out] or [1], or with packed codes [out, groups].
+        weight: [out, in], of which every element is stored.
         bias: [out] or None.
 
     Returns:
         [..., out] in the dtype of x, not differentiable.
     """
-    matrix = matrix_of(codes, scale, bias)
+    matrix = matrix_of(weight, bias)
     if matrix is None or not _multiplies(x, matrix):
         return None
+    if matrix.scale is None and matrix.weight.dtype != x.dtype:
+        return None
     x = x.contiguous()
-    if not launchable(x, codes, scale, bias):
+    if not launchable(x, matrix.weight, matrix.scale, bias):
         return None
     if x.numel() <= FEW_ROWS * matrix.columns:
         return read_codes(x, matrix, x.dtype)
-    weight = dequantized(matrix, x.dtype)
-    return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    if matrix.scale is None:
+        return None
+    dense = dequantized(matrix, x.dtype)
+    return functional.linear(x, dense, None if bias is None else bias.to(x.dtype))
 
 
-def low_rank(x: Tensor, right: Stored, left: Stored) -> Tensor | None:
+def low_rank(
+    x: Tensor, right: StoredWeight, left: StoredWeight, bias: Tensor | None
+) -> Tensor | None:
     """Few rows times both factors of a low-rank weight; None where there is no kernel for it.
 
     The vector between the factors stays in float32.
 
     Args:
         x: [..., in], in any layout.
-        right: [rank, in], and scale and bias where it has them.
-        left: [out, rank], the same.
+        right: [rank, in].
+        left: [out, rank].
+        bias: [out] or None.
 
     Returns:
         [..., out] in the dtype of x, not differentiable.
     """
-    inner, outer = matrix_of(*right), matrix_of(*left)
+    inner, outer = matrix_of(right, None), matrix_of(left, bias)
     if inner is None or outer is None or inner.rows != outer.columns:
         return None
     if not _multiplies(x, inner) or x.numel() > FEW_ROWS * inner.columns:
@@ -66,7 +70,8 @@ def low_rank(x: Tensor, right: Stored, left: Stored) -> Tensor | None:
     if any(m.scale is None and m.weight.dtype != x.dtype for m in (inner, outer)):
         return None
     x = x.contiguous()
-    if not launchable(x, *right, *left):
+    parts = (inner.weight, inner.scale, outer.weight, outer.scale, bias)
+    if not launchable(x, *parts):
         return None
     return read_codes(read_codes(x, inner, torch.float32), outer, x.dtype)
 
@@ -79,7 +84,7 @@ def _multiplies(x: Tensor, matrix: Matrix) -> bool:
 def read_codes(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """Inputs [..., in], at most FEW_ROWS, times a weight as it is stored, [..., out] in `dtype`."""
     if torch.compiler.is_compiling():
-        return _read_codes(x, matrix.weight, matrix.scale, matrix.bias, dtype)
+        return _read_codes(x, *matrix, dtype)
     y = x.new_empty(*x.shape[:-1], matrix.rows, dtype=dtype)
     with torch.cuda.device_of(x):
         _launch(x, matrix, y)
@@ -146,7 +151,7 @@ def _few_rows(x: Tensor, count: int, matrix: Matrix, y: Tensor) -> None:
 def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """The weight [out, in] of codes and scales."""
     if torch.compiler.is_compiling():
-        return _dequantized(matrix.weight, matrix.scale, dtype)
+        return _dequantized(*matrix, dtype)
     weight = matrix.weight.new_empty(matrix.rows, matrix.columns, dtype=dtype)
     block = 1024
     with torch.cuda.device_of(weight):
@@ -168,28 +173,54 @@ def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
 
 @torch.library.custom_op("spqlm::read_codes", mutates_args=())
 def _read_codes(
-    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    packed: bool,
+    group: int | None,
+    scale_row: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    matrix = matrix_of(weight, scale, bias)
-    assert matrix is not None
+    matrix = Matrix(weight, scale, bias, packed, group, scale_row)
     return read_codes(x.contiguous(), matrix, dtype)
 
 
 @_read_codes.register_fake
 def _(
-    x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    packed: bool,
+    group: int | None,
+    scale_row: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(weight), dtype=dtype)
 
 
 @torch.library.custom_op("spqlm::dequantized", mutates_args=())
-def _dequantized(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    matrix = matrix_of(weight, scale, None)
-    assert matrix is not None
-    return dequantized(matrix, dtype)
+def _dequantized(
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    packed: bool,
+    group: int | None,
+    scale_row: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return dequantized(Matrix(weight, scale, bias, packed, group, scale_row), dtype)
 
 
 @_dequantized.register_fake
-def _(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    codes_a_byte = 2 if weight.dtype == torch.uint8 else 1
-    return weight.new_empty(len(weight), codes_a_byte * weight.shape[1], dtype=dtype)
+def _(
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    packed: bool,
+    group: int | None,
+    scale_row: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return weight.new_empty(len(weight), (2 if packed else 1) * weight.shape[1], dtype=dtype)

@@ -6,7 +6,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from spqlm import native
+from spqlm.formats import StoredWeight
+from spqlm.native.weights import consistent
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """What Triton calls the dtypes of inputs."""
@@ -83,22 +84,20 @@ def launchable(*tensors: Tensor | None) -> bool:
     )
 
 
-def matrix_of(weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Matrix | None:
+def matrix_of(weight: StoredWeight, bias: Tensor | None) -> Matrix | None:
     """How the kernels see a weight, or None if there is none for it.
 
     Args:
-        weight: [out, in] in a float type or int8, or packed 4-bit codes, uint8 [out, in / 2].
-        scale: [out] or [1] with int8, [out, groups] with 4-bit codes.
+        weight: [out, in], of which every element is stored.
         bias: [out] or None.
     """
-    if not native.consistent(weight, scale, bias) or not weight.numel():
+    layout = weight.layout()
+    if layout is None or layout.mask is not None or not consistent(layout, bias):
         return None
-    if weight.dtype == torch.uint8:
-        assert scale is not None
-        groups = scale.shape[1]
-        group, rest = divmod(weight.shape[1], groups)
-        if rest or group not in PACKED_GROUPS:
-            return None
-        return Matrix(weight, scale, bias, True, group, groups)
-    per_row = scale is not None and len(scale) > 1
-    return Matrix(weight, scale, bias, False, None, int(per_row))
+    if not layout.codes.numel():
+        return None
+    packed = layout.kind == "int4"
+    group = layout.codes.shape[1] // layout.groups if packed else None
+    if packed and (group not in PACKED_GROUPS or layout.codes.shape[1] % layout.groups):
+        return None
+    return Matrix(layout.codes, layout.scale, bias, packed, group, layout.groups)

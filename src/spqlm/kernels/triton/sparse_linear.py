@@ -1,17 +1,19 @@
 """Products with a weight of which whole groups of inputs are dropped."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from spqlm.formats import StoredWeight
 from spqlm.kernels.triton.dequantize import dequantize_groups
 from spqlm.kernels.triton.group_sparse import kept_groups_times_inputs
 from spqlm.kernels.triton.matrix import DTYPES, in_pairs, in_words, launchable
 from spqlm.native import FLOATS
-from spqlm.numerics.group_sparse import GroupSparse, mask_bytes, unpack_mask
+from spqlm.native.weights import consistent
+from spqlm.numerics.group_sparse import unpack_mask
 
 FEW_ROWS = 6
 """Up to here the codes are read as they are stored; beyond, the weight is written out."""
@@ -25,87 +27,112 @@ MOST_GROUPS = 2**15
 _numbers = WeakTensorKeyDictionary()
 
 
-def group_numbers(weight: GroupSparse) -> Tensor:
+def group_numbers(mask: Tensor, groups: int) -> Tensor:
     """The number in its row of each kept group, int16 [kept].
 
     Made when a mask is seen for the first time, and kept as long as the mask is: 2 bytes for a
     group, on the GPU only.
+
+    Args:
+        mask: uint8 [rows, ⌈groups / 8⌉].
+        groups: in a row.
     """
-    mask = weight.mask
     version = None if mask.is_inference() else mask._version
     known = _numbers.get(mask)
     if known is None or known[0] != version:
-        numbers = unpack_mask(mask.detach(), weight.groups).nonzero()[:, 1].to(torch.int16)
+        numbers = unpack_mask(mask.detach(), groups).nonzero()[:, 1].to(torch.int16)
         _numbers[mask] = known = version, numbers
     return known[1]
 
 
-def sparse_product(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor | None:
+class Stored(NamedTuple):
+    """A weight of which only some groups are stored, and its bias.
+
+    Attributes:
+        codes: [kept, width], int8 or two 4-bit codes to a byte.
+        scale: [kept].
+        zero: [kept] or None.
+        mask: uint8 [rows, ⌈groups / 8⌉].
+        offsets: int32 [rows + 1].
+        bias: [rows] or None.
+        packed: whether a stored element is two codes.
+        columns: inputs.
+        groups: in a row.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    mask: Tensor
+    offsets: Tensor
+    bias: Tensor | None
+    packed: bool
+    columns: int
+    groups: int
+
+
+def stored_of(weight: StoredWeight, bias: Tensor | None) -> Stored | None:
+    """How the kernels see a weight, or None if there is none for it."""
+    layout = weight.layout()
+    if layout is None or not consistent(layout, bias):
+        return None
+    kind, codes, scale, columns, groups, _, zero, mask, offsets = layout
+    if scale is None or mask is None or offsets is None:
+        return None
+    if codes.shape[1] not in WIDTHS or not codes.numel() or groups >= MOST_GROUPS:
+        return None
+    packed = kind == "sparse_int4"
+    return Stored(codes, scale, zero, mask, offsets, bias, packed, columns, groups)
+
+
+def sparse_product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | None:
     """Inputs times the weight, transposed, plus bias; None where there is no kernel for it.
 
     Args:
         x: [..., columns], in any layout.
-        weight: [rows, columns] in stored form; whether its offsets count the bits of each row's
-            mask is not looked at.
+        weight: [rows, columns] of which some groups are stored; whether its offsets count the bits
+            of each row's mask is not looked at.
         bias: [rows] or None.
 
     Returns:
         [..., rows] in the dtype of x, not differentiable.
     """
-    if x.dtype not in FLOATS or not x.numel() or not _multiplies(x, weight):
+    stored = stored_of(weight, bias)
+    if stored is None or x.dtype not in FLOATS or not x.numel():
         return None
-    if bias is not None and (bias.shape != weight.mask.shape[:1] or bias.dtype not in FLOATS):
+    if x.ndim == 0 or x.shape[-1] != stored.columns:
         return None
     x = x.contiguous()
-    *tensors, _ = weight
-    if not launchable(x, *tensors, bias):
+    if not launchable(x, *stored[:5], bias):
         return None
     # For a prompt too: graphs of the tokens after it cannot make the numbers.
-    if not torch.compiler.is_compiling() and len(group_numbers(weight)) != len(weight.codes):
-        return None
-    if x.numel() <= FEW_ROWS * weight.columns:
-        return read_codes(x, weight, bias)
-    dense = dequantized(weight, x.dtype)
+    if not torch.compiler.is_compiling():
+        if len(group_numbers(stored.mask, stored.groups)) != len(stored.codes):
+            return None
+    if x.numel() <= FEW_ROWS * stored.columns:
+        return read_codes(x, stored)
+    dense = dequantized(stored, x.dtype)
     return functional.linear(x, dense, None if bias is None else bias.to(x.dtype))
 
 
-def _multiplies(x: Tensor, weight: GroupSparse) -> bool:
-    """Whether shapes and dtypes are those of one weight that the kernels take, and of its input."""
-    codes, scale, zero, mask, offsets, columns = weight
-    return (
-        x.ndim > 0
-        and x.shape[-1] == columns
-        and codes.dtype in (torch.int8, torch.uint8)
-        and codes.shape[1] in WIDTHS
-        and codes.numel() > 0
-        and weight.groups < MOST_GROUPS
-        and columns == weight.groups * weight.group_size
-        and all(
-            t is None or (t.shape == codes.shape[:1] and t.dtype in FLOATS) for t in (scale, zero)
-        )
-        and mask.dtype == torch.uint8
-        and mask.shape == (len(offsets) - 1, mask_bytes(weight.groups))
-        and offsets.dtype == torch.int32
-    )
-
-
-def read_codes(x: Tensor, weight: GroupSparse, bias: Tensor | None) -> Tensor:
+def read_codes(x: Tensor, stored: Stored) -> Tensor:
     """Inputs [..., columns], at most FEW_ROWS, times a weight as it is stored, plus bias."""
     if torch.compiler.is_compiling():
-        return _read_groups(x, *weight, bias)
-    y = x.new_empty(*x.shape[:-1], len(weight.mask))
+        return _read_groups(x, *stored)
+    y = x.new_empty(*x.shape[:-1], len(stored.mask))
     with torch.cuda.device_of(x):
-        _launch(x, weight, bias, y)
+        _launch(x, stored, y)
     return y
 
 
-def _launch(x: Tensor, weight: GroupSparse, bias: Tensor | None, y: Tensor) -> None:
-    words, rows, count = in_words(weight.codes), weight.mask.shape[0], x.numel() // weight.columns
+def _launch(x: Tensor, stored: Stored, y: Tensor) -> None:
+    words, rows, count = in_words(stored.codes), len(stored.mask), x.numel() // stored.columns
+    numbers = group_numbers(stored.mask, stored.groups)
     kept_groups_times_inputs[(rows * count,)](
         in_pairs(x),
-        *(words, weight.scale, weight.zero, group_numbers(weight), weight.offsets, bias, y),
-        *(count, rows, len(words), weight.columns // 2),
-        PACKED=weight.bits == 4,
+        *(words, stored.scale, stored.zero, numbers, stored.offsets, stored.bias, y),
+        *(count, rows, len(words), stored.columns // 2),
+        PACKED=stored.packed,
         DTYPE=DTYPES[x.dtype],
         WORDS=words.shape[1],
         GROUPS=32,
@@ -113,23 +140,19 @@ def _launch(x: Tensor, weight: GroupSparse, bias: Tensor | None, y: Tensor) -> N
     )
 
 
-def dequantized(weight: GroupSparse, dtype: torch.dtype) -> Tensor:
+def dequantized(stored: Stored, dtype: torch.dtype) -> Tensor:
     """The weight [rows, columns], with zeros where groups are dropped."""
     if torch.compiler.is_compiling():
-        return _dequantized_groups(*weight, dtype)
-    width, (rows, mask_width) = weight.codes.shape[1], weight.mask.shape
-    dense = weight.codes.new_empty(rows, weight.columns, dtype=dtype)
+        return _dequantized_groups(*stored, dtype)
+    width, (rows, mask_width) = stored.codes.shape[1], stored.mask.shape
+    dense = stored.codes.new_empty(rows, stored.columns, dtype=dtype)
     with torch.cuda.device_of(dense):
         dequantize_groups[(rows,)](
-            weight.codes,
-            weight.scale,
-            weight.zero,
-            weight.mask,
-            weight.offsets,
+            *stored[:5],
             dense,
-            weight.columns,
+            stored.columns,
             mask_width,
-            PACKED=weight.bits == 4,
+            PACKED=stored.packed,
             WIDTH=width,
             GROUPS=2048 // width,
         )
@@ -147,11 +170,13 @@ def _read_groups(
     zero: Tensor | None,
     mask: Tensor,
     offsets: Tensor,
-    columns: int,
     bias: Tensor | None,
+    packed: bool,
+    columns: int,
+    groups: int,
 ) -> Tensor:
-    weight = GroupSparse(codes, scale, zero, mask, offsets, columns)
-    return read_codes(x.contiguous(), weight, bias)
+    stored = Stored(codes, scale, zero, mask, offsets, bias, packed, columns, groups)
+    return read_codes(x.contiguous(), stored)
 
 
 @_read_groups.register_fake
@@ -168,10 +193,14 @@ def _dequantized_groups(
     zero: Tensor | None,
     mask: Tensor,
     offsets: Tensor,
+    bias: Tensor | None,
+    packed: bool,
     columns: int,
+    groups: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    return dequantized(GroupSparse(codes, scale, zero, mask, offsets, columns), dtype)
+    stored = Stored(codes, scale, zero, mask, offsets, bias, packed, columns, groups)
+    return dequantized(stored, dtype)
 
 
 @_dequantized_groups.register_fake
@@ -181,7 +210,10 @@ def _(
     zero: Tensor | None,
     mask: Tensor,
     offsets: Tensor,
+    bias: Tensor | None,
+    packed: bool,
     columns: int,
+    groups: int,
     dtype: torch.dtype,
 ) -> Tensor:
     return codes.new_empty(len(mask), columns, dtype=dtype)

@@ -1,0 +1,69 @@
+"""A weight as it is stored: one file a format; the file's name is the format's.
+
+A format is a description (`Format`), at once an entry of a byte budget's menu and what
+`config.json` states of a module, and a stored weight (`StoredWeight`): its tensors and what can be
+done with them. Everything else asks these two. Kernels, training of codes and so on are abilities
+that a stored weight may have; the PyTorch reference `restore` is all that it must.
+"""
+
+import difflib
+import pkgutil
+from importlib import import_module
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, PlainValidator
+
+from spqlm.formats.base import Format, Layout, StoredWeight
+
+__all__ = ["AnyFormat", "Format", "Layout", "StoredWeight", "available", "format_class", "parse"]
+
+
+def available() -> list[str]:
+    """Names of the formats, sorted."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in names if name != "base" and not name.startswith("_"))
+
+
+def format_class(name: str) -> type[Format]:
+    """The format of a name.
+
+    Raises:
+        ValueError: no such format; names the nearest one.
+    """
+    if name not in available():
+        nearest = difflib.get_close_matches(name, available(), n=1, cutoff=0.0)
+        raise ValueError(
+            f"unknown format {name!r}, the nearest is {nearest[0]!r}; "
+            "a newer version of spqlm may know it"
+        )
+    found: type[Format] = import_module(f"{__name__}.{name}").FORMAT
+    return found
+
+
+def parse(value: Any) -> Format:
+    """A format from itself, its name, `{name: fields}`, or what `dump` gives.
+
+    Raises:
+        ValueError: no such format, or wrong fields.
+    """
+    if isinstance(value, Format):
+        return value
+    if isinstance(value, str):
+        return format_class(value)()
+    if not isinstance(value, dict):
+        raise ValueError(f"a format is a name or a mapping, not {value!r}")
+    if "format" in value:
+        fields = {key: item for key, item in value.items() if key != "format"}
+        return format_class(str(value["format"])).model_validate(fields)
+    if len(value) != 1:
+        raise ValueError(f"a format is one name with its parameters, not {value!r}")
+    name, fields = next(iter(value.items()))
+    return format_class(str(name)).model_validate(fields or {})
+
+
+def dump(value: Format) -> dict[str, Any]:
+    """JSON-able: the name as `format`, and the fields."""
+    return {"format": value.name, **value.model_dump(mode="json")}
+
+
+AnyFormat = Annotated[Format, PlainValidator(parse), PlainSerializer(dump)]

@@ -1,0 +1,234 @@
+"""Products with a stored weight, whatever its format: which arithmetic serves the call at hand.
+
+Where there are kernels that know the weight's layout (native ones on a CPU, in Triton on a GPU):
+few rows of input go to a kernel that reads the codes as they are stored, which costs their bytes;
+for many rows the weight is turned into the dtype of the activations (or float32, where the
+processor multiplies that faster), on a CPU a block at a time, in a cache for a native product or
+for PyTorch's, which costs arithmetic. Everything else (a format without kernels, another device,
+tracing, float64) goes to the format's PyTorch reference. docs/kernels.md has the measurements.
+"""
+
+import logging
+import threading
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spqlm import native
+from spqlm.formats import StoredWeight
+from spqlm.kernels.widening import arithmetic
+from spqlm.native.weights import matrix_of
+
+logger = logging.getLogger(__name__)
+
+FEW_ROWS = 16
+"""Up to here the kernels for few rows are the faster ones."""
+
+FEW_ROWS_SPARSE = 32
+"""The same for weights of which only some groups are stored: they leave work out, too."""
+
+MANY_ROWS = 1024
+"""Up to here a native product in bfloat16, which never writes the weight to memory, is faster."""
+
+BLOCK_BYTES = 16 * 2**20
+"""A block of dequantised weight: it may stay in the last cache, and PyTorch prepares the input anew
+for every block."""
+
+
+class _Workspace(threading.local):
+    """Where a block is dequantised, kept from call to call: fresh memory is slower."""
+
+    held: Tensor | None = None
+
+    def block(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """[rows, columns] in the dtype of `like`, with whatever was there before."""
+        needed = rows * columns * like.element_size()
+        if self.held is None or self.held.numel() < needed:
+            self.held = like.new_empty(needed, dtype=torch.uint8)
+        return self.held[:needed].view(like.dtype).view(rows, columns)
+
+
+_workspace = _Workspace()
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd must see what happens to these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def linear(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+    """Linear layer over a stored weight; no float copy of it is kept.
+
+    Args:
+        x: [..., in], floating point.
+        weight: [out, in].
+        bias: [out] or None.
+
+    Returns:
+        [..., out] in the dtype of x. Differentiable in x, bias and what of the weight is `trained`.
+    """
+    trained = [getattr(weight, name) for name in weight.trained]
+    if needs_gradient(x, bias, *trained):
+        product: Tensor = _Linear.apply(x, weight.detach(), *trained)
+        return product if bias is None else product + bias.to(x.dtype)
+    return _product(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """Keeps the codes for the backward pass; plain autograd would keep the weight in float."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: StoredWeight, *trained: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[2:]) else None)
+        return _product(x, weight, None)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (x,) = gradients, ctx.saved_tensors
+        weight: StoredWeight = ctx.weight
+        grad_x: Tensor | None = None
+        grads: tuple[Tensor | None, ...] = (None,) * len(weight.trained)
+        if ctx.needs_input_grad[0]:
+            grad_x = gradient @ restored(weight, gradient.dtype)
+        if x is not None:
+            rows = gradient.reshape(-1, gradient.shape[-1])
+            grads = weight.gradients(rows.T @ x.reshape(-1, x.shape[-1]))
+        return grad_x, None, *grads
+
+
+def _product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+    found = fast_product(x, weight, bias)
+    return weight.product(x, bias) if found is None else found
+
+
+def restored(weight: StoredWeight, dtype: torch.dtype) -> Tensor:
+    """The weight in a float dtype, [out, in], not differentiable; by native kernels if they can."""
+    library = native.library()
+    if library is not None and dtype in native.FLOATS:
+        matrix = matrix_of(weight, None)
+        if matrix is not None:
+            found = torch.empty(matrix.rows, matrix.columns, dtype=dtype)
+            native.dequantize(library, matrix, 0, matrix.rows, found)
+            return found
+    return weight.detach().restore(dtype)
+
+
+_on_gpu: dict[str, ModuleType | None] = {}
+
+
+@torch.compiler.disable
+def _look_for_triton() -> None:
+    if find_spec("triton") is None:
+        logger.warning(
+            "triton is not installed, so compressed layers run in PyTorch on the GPU, slower; "
+            "install it in the version that this torch wants"
+        )
+        _on_gpu["kernels"] = None
+        return
+    from spqlm.kernels import triton
+
+    _on_gpu["kernels"] = triton
+
+
+def kernels_in_triton() -> ModuleType | None:
+    """`spqlm.kernels.triton`, or None where Triton is not installed, which is logged once.
+
+    Looking for it breaks a graph that is being traced; a call before that has it found.
+    """
+    if "kernels" not in _on_gpu:
+        _look_for_triton()
+    return _on_gpu["kernels"]
+
+
+def gpu_kernels(x: Tensor) -> ModuleType | None:
+    """`kernels_in_triton` if x is on a GPU; imported by the first x that is."""
+    return kernels_in_triton() if x.is_cuda else None
+
+
+def fast_product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | None:
+    """Inputs times the weight, transposed, plus bias; None where no kernel can.
+
+    Args:
+        x: [..., in], in any layout.
+        weight: [out, in].
+        bias: [out] or None.
+
+    Returns:
+        [..., out] in the dtype of x, not differentiable.
+    """
+    if (kernels := gpu_kernels(x)) is not None:
+        return kernels.product(x, weight, bias)
+    library = native.library()
+    if library is None or x.dtype not in native.FLOATS or not x.numel():
+        return None
+    x, matrix = x.contiguous(), matrix_of(weight, bias)
+    if matrix is None or not native.addressable(x):
+        return None
+    if matrix.rows == 0 or x.shape[-1] != matrix.columns:
+        return None
+    few = FEW_ROWS if matrix.mask is None else FEW_ROWS_SPARSE
+    if x.numel() <= few * matrix.columns:
+        return native.linear(library, x, matrix)
+    if x.dtype == torch.bfloat16 and x.numel() <= MANY_ROWS * matrix.columns:
+        y = native.linear_many(library, x, matrix)
+        if y is not None:
+            return y
+    return _by_blocks(x, matrix, bias)
+
+
+def _by_blocks(x: Tensor, matrix: native.Matrix, bias: Tensor | None) -> Tensor:
+    """Many rows, by PyTorch's product with as much of the weight at a time as a cache holds."""
+    library = native.library()
+    assert library is not None
+    wide = x.to(arithmetic(x.dtype))
+    height = max(1, BLOCK_BYTES // (wide.element_size() * matrix.columns))
+    weight = _workspace.block(min(height, matrix.rows), matrix.columns, wide)
+    if height >= matrix.rows:
+        native.dequantize(library, matrix, 0, matrix.rows, weight)
+        y = functional.linear(wide, weight, None if bias is None else bias.to(wide.dtype))
+        return y.to(x.dtype)
+    y = wide.new_empty(*x.shape[:-1], matrix.rows)
+    for first in range(0, matrix.rows, height):
+        last = min(first + height, matrix.rows)
+        native.dequantize(library, matrix, first, last, weight)
+        block = y.view(-1, matrix.rows)[:, first:last]
+        torch.mm(wide.view(-1, matrix.columns), weight[: last - first].T, out=block)
+    return (y if bias is None else y.add_(bias.to(wide.dtype))).to(x.dtype)
+
+
+def low_rank(
+    x: Tensor, right: StoredWeight, left: StoredWeight, bias: Tensor | None
+) -> Tensor | None:
+    """Few rows times both factors of a low-rank weight, in one call; None where that cannot be.
+
+    The vector between the factors stays in float32.
+
+    Args:
+        x: [..., in], in any layout.
+        right: [rank, in].
+        left: [out, rank].
+        bias: [out] or None.
+
+    Returns:
+        [..., out] in the dtype of x, not differentiable.
+    """
+    if needs_gradient(x, bias, *right.tensors().values(), *left.tensors().values()):
+        return None
+    if (kernels := gpu_kernels(x)) is not None:
+        return kernels.low_rank(x, right, left, bias)
+    if x.dtype not in native.FLOATS or not x.numel() or x.numel() > FEW_ROWS * x.shape[-1]:
+        return None
+    library = native.library()
+    if library is None:
+        return None
+    x, inner, outer = x.contiguous(), matrix_of(right, None), matrix_of(left, bias)
+    if inner is None or outer is None or not native.addressable(x):
+        return None
+    if x.shape[-1] != inner.columns or inner.rows != outer.columns:
+        return None
+    return native.linear(library, x, outer, inner)
