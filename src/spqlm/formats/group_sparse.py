@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from spqlm.formats._grouped import whole_groups
@@ -154,7 +154,7 @@ class GroupSparse(Format):
 
     group_size: int = Field(16, ge=2, multiple_of=2)
     bits: Literal[4, 8] = 4
-    kept: PositiveInt
+    kept: int = Field(ge=0)
     zero: bool = False
 
     @property
@@ -173,7 +173,9 @@ class GroupSparse(Format):
         return self.group_size
 
     def misfit(self, rows: int, columns: int) -> str | None:
-        """No weight has more groups than its own."""
+        """No weight has more groups than its own, and one without any needs no format."""
+        if not self.kept:
+            return "it keeps no group"
         if columns % self.group_size == 0 and self.kept > rows * columns // self.group_size:
             return f"it keeps {self.kept} groups, more than the weight has"
         return super().misfit(rows, columns)

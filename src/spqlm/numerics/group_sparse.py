@@ -40,6 +40,8 @@ def spread(values: Tensor, keep: Tensor) -> Tensor:
     Returns:
         [rows, groups · group_size].
     """
+    if not len(values):
+        return values.new_zeros(keep.shape[0], keep.shape[1] * values.shape[1])
     # A place for every group, without asking where they are: this has no sync and works on `meta`.
     places = (keep.flatten().cumsum(0) - 1).clamp_min(0).reshape(keep.shape)
     return values[places].masked_fill(~keep[..., None], 0).flatten(1)
