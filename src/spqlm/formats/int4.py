@@ -16,7 +16,8 @@ class Int4Weight(GroupedWeight):
 
     def layout(self) -> Layout:
         """Rows of nibbles."""
-        return Layout("int4", self.codes, self.scale, self.shape[1], self.scale.shape[1])
+        groups = self.scale.shape[1]
+        return Layout("int4", self.codes, self.scale, groups * self.format.group_size, groups)
 
 
 class Int4(Grouped):

@@ -71,10 +71,11 @@ def linear(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     Returns:
         [..., out] in the dtype of x. Differentiable in x, bias and what of the weight is `trained`.
     """
-    trained = [getattr(weight, name) for name in weight.trained]
-    if needs_gradient(x, bias, *trained):
-        product: Tensor = _Linear.apply(x, weight.detach(), *trained)
-        return product if bias is None else product + bias.to(x.dtype)
+    if torch.is_grad_enabled():
+        trained = [getattr(weight, name) for name in weight.trained]
+        if needs_gradient(x, bias, *trained):
+            product: Tensor = _Linear.apply(x, weight.detach(), *trained)
+            return product if bias is None else product + bias.to(x.dtype)
     return _product(x, weight, bias)
 
 

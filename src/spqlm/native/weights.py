@@ -38,25 +38,22 @@ def consistent(layout: Layout, bias: Tensor | None) -> bool:
     That a mask and its offsets count the same groups is checked where a weight is made or loaded
     (`StoredWeight.check`), and not again here.
     """
-    codes, scale = layout.codes, layout.scale
+    kind, codes, scale, columns, groups, *_ = layout
     if codes.ndim != 2:
         return False
-    rows = len(codes) if layout.offsets is None else len(layout.offsets) - 1
+    stored, width = codes.shape
+    rows = stored if layout.offsets is None else len(layout.offsets) - 1
     if bias is not None and (bias.shape != (rows,) or bias.dtype not in FLOATS):
         return False
-    if layout.kind == "dense":
-        return scale is None and codes.dtype in FLOATS and codes.shape[1] == layout.columns
-    if layout.kind not in KINDS or scale is None or scale.dtype not in FLOATS:
+    if kind == "dense":
+        return scale is None and codes.dtype in FLOATS and width == columns
+    if scale is None or scale.dtype not in FLOATS or codes.dtype != _CODES.get(kind):
         return False
-    if codes.dtype != _CODES[layout.kind]:
-        return False
-    if layout.kind == "int8":
-        return codes.shape[1] == layout.columns and scale.shape == ((rows if layout.groups else 1),)
-    if layout.kind == "int4":
-        whole = layout.groups > 0 and layout.columns % layout.groups == 0
-        return (
-            whole and 2 * codes.shape[1] == layout.columns and scale.shape == (rows, layout.groups)
-        )
+    if kind == "int8":
+        return width == columns and scale.shape == ((rows if groups else 1),)
+    if kind == "int4":
+        whole = groups > 0 and columns % groups == 0
+        return whole and 2 * width == columns and scale.shape == (rows, groups)
     return _stored_groups(layout, rows)
 
 

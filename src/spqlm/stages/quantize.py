@@ -100,8 +100,7 @@ def _change(named: Named, granularity: Granularity) -> Change:
     return Change(
         module=named.name,
         bytes_before=module_bytes(named.module),
-        bytes_after=form.stored_bytes(weight.shape[0], weight.shape[1], weight.element_size())
-        + extra,
+        bytes_after=form.stored_bytes(rows, columns, weight.element_size()) + extra,
         format=form,
     )
 
