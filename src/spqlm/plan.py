@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["demo", "gguf", "directory", "hub", "object"]
+SourceKind = Literal["demo", "gguf", "directory", "hub", "object"]
 
 
 class Source(BaseModel):
@@ -22,7 +22,7 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    kind: Kind
+    kind: SourceKind
     dtype: str
     parameters: int
     bytes: int

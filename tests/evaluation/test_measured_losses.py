@@ -69,7 +69,8 @@ def test_what_was_cut_together_is_swapped_together(model_type):
     statistics = calibrated(dense)
     share = {"minimum": 0.25, "maximum": 0.25, "multiple_of": 32}
     stage = Prune(modules=("mlp",), **share)
-    plan = stage.plan(view, collect(view.model, statistics.windows, stage.needs(view)))
+    found = collect(view.model, statistics.windows, stage.needs(view).observations)
+    plan = stage.plan(view, found)
     stage.apply(view, plan)
     found = measured_losses(ModelView(dense), view, windows())
     layer = view.layers[0]

@@ -19,6 +19,7 @@ from tests.stages.budgets import (
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
 from spqlm.model.memory import resident_bytes, weight_file_bytes
@@ -228,7 +229,7 @@ def test_a_second_time_finds_nothing_left():
     model = tiny_model()
     stage = budget()
     run(stage, model)
-    assert stage.sensitive(ModelView(model)) == set()
+    assert stage.needs(ModelView(model)) == Needs()
     assert stage.plan(ModelView(model), Statistics()).changes == []
 
 

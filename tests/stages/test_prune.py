@@ -36,7 +36,7 @@ def model():
 
 def plan(stage, model, windows=WINDOWS):
     view = ModelView(model)
-    return stage.plan(view, collect(model, windows, stage.needs(view)))
+    return stage.plan(view, collect(model, windows, stage.needs(view).observations))
 
 
 def run(stage, model):

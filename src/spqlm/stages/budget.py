@@ -1,7 +1,7 @@
 """A byte budget, spent on width, rank, sparsity and bits together, chosen by predicted loss."""
 
 from collections import Counter
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from spqlm.allocation.price_cache import cached_units
 from spqlm.allocation.search import Search, alternatives, dense_weights, priced_weights
 from spqlm.allocation.storage import Rounding
 from spqlm.allocation.units import Unit
+from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
 from spqlm.model.view import ModelView
@@ -88,12 +89,21 @@ class Budget(Stage):
         description="training of each layer's 4-bit codes after rounding (learned rounding)",
     )
 
-    def sensitive(self, view: ModelView) -> set[str]:
-        """All weights that are still dense; none where they just get their widest integers."""
+    @property
+    def byte_limit(self) -> int | None:
+        """The target."""
+        return self.target_bytes
+
+    def within(self, target_bytes: int) -> Self:
+        """The same options for another target."""
+        return self.model_copy(update={"target_bytes": target_bytes})
+
+    def needs(self, view: ModelView) -> Needs:
+        """Sensitivities of what is still dense; none where it just gets its widest integers."""
         widest = {max(self.bits), max(self.embedding_bits)}
         if self.target_bytes is None and min(widest) > 4 and self.rounding_int8 == "nearest":
-            return set()
-        return {named.name for named in dense_weights(view)}
+            return Needs()
+        return Needs(sensitivities=frozenset(named.name for named in dense_weights(view)))
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Price the options of every weight, then spend the budget."""
