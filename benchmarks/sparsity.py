@@ -35,7 +35,7 @@ from spqlm.model.view import ModelView
 from spqlm.modules.ops import linear_from
 from spqlm.numerics import gptq, integer, sparse
 from spqlm.sources.load import load_model
-from spqlm.sources.loaded import Loaded
+from spqlm.sources.loaded import LoadedModel
 from spqlm.stages.base import Inputs
 from spqlm.stages.distill import Distill
 from spqlm.stages.sparsify import Sparsify
@@ -115,7 +115,7 @@ def run_peer(view: ModelView, statistics: Statistics, method: Callable[..., Tens
         walk.advance(layer)
 
 
-def score(loaded: Loaded, tokens: dict[str, Tensor]) -> dict[str, float]:
+def score(loaded: LoadedModel, tokens: dict[str, Tensor]) -> dict[str, float]:
     """In float32, on a copy: what follows goes on in bfloat16."""
     model = copy.deepcopy(loaded.model).float()
     return {t: perplexity(model, ids, CONTEXT, limit=WINDOWS).nll for t, ids in tokens.items()}
@@ -199,7 +199,7 @@ def measure(name: str, calibration: str, base: dict[str, float]) -> Iterator[dic
         started = time.perf_counter()
 
 
-def evaluation(loaded: Loaded) -> dict[str, Tensor]:
+def evaluation(loaded: LoadedModel) -> dict[str, Tensor]:
     return {
         task: encode(loaded.tokenizer, load_text(task, "evaluation").text, CONTEXT)
         for task in ("wikitext2", "c4")

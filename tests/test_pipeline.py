@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from spqlm.modules.quantized_linear import QuantizedLinear
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -18,9 +19,9 @@ from spqlm.checkpoint.manifest import FILE, read_manifest
 from spqlm.data import fingerprint
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.evaluation import evaluate
+from spqlm.export import native
 from spqlm.model.families import supported
 from spqlm.model.memory import resident_bytes, weight_file_bytes
-from spqlm.modules.quantized_linear import QuantizedLinear
 from spqlm.recipe import Recipe
 from tests.helpers import TEXT, VOCABULARY, logits, tiny_model, tiny_tokenizer
 
@@ -347,7 +348,7 @@ def test_a_run_that_stops_while_saving_leaves_what_was_there(
     def stop(*_arguments, **_options):
         raise error
 
-    monkeypatch.setattr(spqlm.pipeline, "model_card", stop)  # written after the weights
+    monkeypatch.setattr(native, "model_card", stop)  # written after the weights
     with pytest.raises(raised):
         spqlm.compress(source, occupied, recipe="int8", overwrite=True)
     assert contents(tmp_path) == before

@@ -1,8 +1,9 @@
 import pytest
 import yaml
 
+from spqlm.calibration.gather import CalibrationConfig
 from spqlm.errors import SpqError
-from spqlm.recipe import SHIPPED, CalibrationConfig, Recipe, load_recipe, shipped
+from spqlm.recipe import SHIPPED, Recipe, load_recipe, shipped
 from spqlm.stages.prune import Prune
 from spqlm.stages.quantize import Quantize
 from spqlm.stages.recover import Recover
@@ -166,6 +167,22 @@ def test_without_training_leaves_out_only_what_trains():
     kept = recipe.without_training()
     assert [stage.key for stage in kept.stages] == ["svd", "prune", "quantize"]
     assert len(recipe.stages) == 5
+
+
+def test_the_byte_limit_is_that_of_the_strictest_stage():
+    assert load_recipe("paper").byte_limit is None
+    assert load_recipe("default").byte_limit is None
+    budgets = [{"budget": {"target_bytes": size}} for size in (2000, 1000)]
+    recipe = Recipe.from_dict({"stages": ["svd", *budgets]})
+    assert recipe.byte_limit == 1000
+    within = recipe.within(500)
+    assert within.byte_limit == 500
+    assert [stage.key for stage in within.stages] == ["svd", "budget", "budget"]
+
+
+def test_a_limit_that_no_stage_takes_is_refused():
+    with pytest.raises(SpqError, match="the stage `budget`, such as `default`; this one has none"):
+        load_recipe("paper").within(1000)
 
 
 def test_calibrated_on_replaces_only_the_source():

@@ -2,45 +2,26 @@
 
 import copy
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spqlm.calibration.generated_text import generated_ids
-from spqlm.calibration.sensitivity_cache import cached_sensitivities
-from spqlm.calibration.statistics import Statistics, collect, draw_windows
-from spqlm.checkpoint.atomic import atomic_directory, check_output
-from spqlm.checkpoint.card import model_card
-from spqlm.checkpoint.manifest import (
-    FILE,
-    CalibrationRecord,
-    Manifest,
-    Sizes,
-    StageRecord,
-    read_manifest,
-    versions,
-)
-from spqlm.checkpoint.quantizer import attach
-from spqlm.checkpoint.verify import check_logits, fixed_logits
-from spqlm.data import GENERATED, Text, encode, fingerprint, load_text
+from spqlm.calibration.gather import Calibration
+from spqlm.checkpoint.manifest import Manifest, Sizes, StageRecord, versions
 from spqlm.errors import SpqError
+from spqlm.export import NATIVE, Output, target_class
 from spqlm.kernels.widening import widened_products
-from spqlm.model.limits import check_context
-from spqlm.model.memory import PeakMemory, resident_bytes, weight_file_bytes
+from spqlm.model.memory import PeakMemory, resident_bytes
 from spqlm.model.view import ModelView
-from spqlm.plan import Source
-from spqlm.recipe import CalibrationConfig, Recipe, load_recipe
-from spqlm.sources.load import load_model, load_tokenizer
-from spqlm.sources.loaded import Loaded, describe_source
+from spqlm.recipe import Recipe, load_recipe
+from spqlm.sources.load import load_model
+from spqlm.sources.loaded import LoadedModel
 from spqlm.stages.base import Inputs, Stage
 from spqlm.units import parse_ratio, parse_size
 
 logger = logging.getLogger(__name__)
-
-SHARD_SIZE = "4GB"
 
 
 @dataclass
@@ -60,63 +41,6 @@ class CompressionResult:
     directory: Path | None
 
 
-@dataclass
-class _Calibration:
-    """Calibration text, read when the first stage asks for it."""
-
-    recipe: Recipe
-    view: ModelView
-    tokenizer: PreTrainedTokenizerBase | None
-    seed: int
-    _ids: torch.Tensor | None = None
-    records: list[CalibrationRecord] = field(default_factory=list)
-
-    @property
-    def ids(self) -> torch.Tensor:
-        if self._ids is None:
-            config = self.recipe.calibration
-            if self.tokenizer is None:
-                raise SpqError("this recipe reads calibration text, but the model has no tokenizer")
-            text, self._ids = self._read(config, self.tokenizer)
-            self.records.append(
-                CalibrationRecord(
-                    source=config.source,
-                    origin=text.origin,
-                    tokens=len(self._ids),
-                    windows=config.windows,
-                    context=config.context,
-                    fingerprints=fingerprint(text.text),
-                )
-            )
-        return self._ids
-
-    def _read(
-        self, config: CalibrationConfig, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[Text, torch.Tensor]:
-        if config.source == GENERATED:
-            # As the model is when a stage first asks, which is dense where the first one does.
-            check_context(self.view.model, config.context)
-            size = config.windows, config.context
-            ids = generated_ids(self.view, tokenizer, *size, self.seed)
-            origin = f"sampled from the model, seed {self.seed}"
-            return Text(config.source, origin, (str(tokenizer.decode(ids)),)), ids
-        text = load_text(config.source, "calibration")
-        return text, encode(tokenizer, text.text, minimum=config.context)
-
-    def statistics(self, stage: Stage) -> Statistics:
-        view = self.view
-        wanted, sensitive = stage.needs(view), stage.sensitive(view)
-        if not wanted and not sensitive and not stage.walks():
-            return Statistics()
-        config = self.recipe.calibration
-        windows = draw_windows(view.model, self.ids, config.context, config.windows, self.seed)
-        statistics = collect(view.model, windows, wanted)
-        statistics.windows = windows
-        if sensitive:
-            statistics.sensitivities = cached_sensitivities(view, windows, sensitive)
-        return statistics
-
-
 def compress(
     model: str | Path | PreTrainedModel,
     out: str | Path | None = None,
@@ -132,7 +56,7 @@ def compress(
     tokenizer: PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-    max_shard_size: str = SHARD_SIZE,
+    max_shard_size: str = Output.max_shard_size,
 ) -> CompressionResult:
     """Compress a causal language model and write a checkpoint that loads in transformers.
 
@@ -159,39 +83,33 @@ def compress(
 
     Raises:
         SpqError: bad input; nothing was written and `out` is as it was.
-        CheckpointError: the written checkpoint did not reload to the same logits; it was removed.
+        CheckpointError: the written checkpoint is larger than the target, or did not reload to the
+            same logits; it was removed.
     """
     steps, ratio = _targeted(recipe, target_size, target_ratio)
     if calibration is not None:
         steps = steps.calibrated_on(calibration)
     if not recover or dry_run:
         steps = steps.without_training()
-    target = None if out is None or dry_run else Path(out)
-    if target is not None:
-        check_output(target, overwrite=overwrite)
-    loaded = _load(model, tokenizer, dtype, device)
-    _check_finite(loaded.model)
+    target = target_class(NATIVE)()
+    directory = None if out is None or dry_run else Path(out)
+    if directory is not None:
+        target.check_output(directory, overwrite=overwrite)
+    loaded = load_model(model, dtype=dtype, device_map=device)
+    loaded.check_finite()
+    if tokenizer is not None:
+        loaded.tokenizer = tokenizer
     if ratio is not None:
         steps = steps.within(int(ratio * loaded.source.bytes))
     view = ModelView(loaded.model)
-    text = _Calibration(steps, view, loaded.tokenizer, seed)
-    # A second model in memory, for recipes that look back at it.
-    dense = copy.deepcopy(loaded.model) if any(s.compares for s in steps.stages) else None
-    records = [_run_stage(stage, view, text, dense) for stage in steps.stages]
-    attach(loaded.model)
-    manifest = Manifest(
-        recipe=steps.to_dict(),
-        seed=seed,
-        source=loaded.source,
-        calibration=text.records[0] if text.records else None,
-        seen_before=_seen_before(loaded),
-        stages=records,
-        sizes=_sizes(loaded.source, loaded.model, disk=0),
-        versions=versions(),
-    )
-    if target is not None:
-        manifest = _save(loaded, manifest, target, overwrite, max_shard_size)
-    return CompressionResult(loaded.model, loaded.tokenizer, manifest, target)
+    text = Calibration(steps.calibration, view, loaded.tokenizer, seed)
+    records = _run_stages(steps.stages, view, text, seed)
+    target.prepare(view)
+    manifest = _manifest(steps, seed, loaded, text, records)
+    if directory is not None:
+        output = Output(directory, overwrite, max_shard_size, steps.byte_limit)
+        manifest = target.save(loaded.model, loaded.tokenizer, manifest, output)
+    return CompressionResult(loaded.model, loaded.tokenizer, manifest, directory)
 
 
 def _targeted(
@@ -213,45 +131,25 @@ def _targeted(
     return load_recipe(recipe), None
 
 
-def _load(
-    model: str | Path | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    dtype: str | torch.dtype,
-    device: str | None,
-) -> Loaded:
-    if isinstance(model, PreTrainedModel):
-        name = model.config.name_or_path or type(model).__name__
-        if dtype != "auto" or device is not None:
-            raise SpqError("dtype and device apply to models that are loaded; move the object")
-        source = describe_source(name, "object", model)
-        loaded = Loaded(model.eval(), lambda: load_tokenizer(name), source)
-    else:
-        loaded = load_model(model, dtype=dtype, device_map=device)
-    if tokenizer is not None:
-        loaded.tokenizer = tokenizer
-    return loaded
-
-
-def _seen_before(loaded: Loaded) -> list[str]:
-    """Fingerprints of the text that a source of ours was itself calibrated on."""
-    earlier = read_manifest(loaded.directory) if loaded.directory else None
-    return earlier.fingerprints if earlier else []
-
-
-def _check_finite(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
-            raise SpqError(f"weight {name!r} holds NaN or Inf; the source checkpoint is damaged")
+def _run_stages(
+    stages: tuple[Stage, ...], view: ModelView, text: Calibration, seed: int
+) -> list[StageRecord]:
+    # A second model in memory, for stages that look back at it. What else a stage needs it is asked
+    # on its turn, since names of modules change with the stages before it.
+    compared = any(stage.needs(view).dense for stage in stages)
+    dense = copy.deepcopy(view.model) if compared else None
+    return [_run_stage(stage, view, text, seed, dense) for stage in stages]
 
 
 def _run_stage(
-    stage: Stage, view: ModelView, text: _Calibration, dense: PreTrainedModel | None
+    stage: Stage, view: ModelView, text: Calibration, seed: int, dense: PreTrainedModel | None
 ) -> StageRecord:
     with PeakMemory() as memory, widened_products(view.model.dtype):
-        statistics = text.statistics(stage)
+        needs = stage.needs(view)
+        statistics = text.statistics(needs)
         plan = stage.plan(view, statistics)
-        ids = text.ids if stage.trains else None
-        stage.apply(view, plan, Inputs(statistics, ids, text.seed, dense))
+        ids = text.ids if needs.text else None
+        stage.apply(view, plan, Inputs(statistics, ids, seed, dense if needs.dense else None))
     logger.info("%s: %s (%.1f s)", stage.key, plan.summary, memory.seconds)
     return StageRecord(
         config={stage.key: stage.model_dump(mode="json")},
@@ -261,31 +159,23 @@ def _run_stage(
     )
 
 
-def _sizes(source: Source, model: PreTrainedModel, disk: int) -> Sizes:
-    return Sizes(
-        source=source.bytes,
-        disk=disk,
-        resident=resident_bytes(model),
-        fp32=source.parameters * 4,
-    )
-
-
-def _save(
-    loaded: Loaded, manifest: Manifest, out: Path, overwrite: bool, max_shard_size: str
+def _manifest(
+    recipe: Recipe, seed: int, loaded: LoadedModel, text: Calibration, records: list[StageRecord]
 ) -> Manifest:
-    """Write into a directory beside `out`, check that it reloads, and only then publish it."""
-    needed = int(manifest.sizes.resident * 1.05)
-    expected = fixed_logits(loaded.model)
-    with atomic_directory(out, overwrite=overwrite, needed_bytes=needed) as partial:
-        loaded.model.save_pretrained(partial, max_shard_size=max_shard_size)
-        if loaded.tokenizer is not None:
-            loaded.tokenizer.save_pretrained(partial)
-        sizes = manifest.sizes.model_copy(update={"disk": weight_file_bytes(partial)})
-        manifest = manifest.model_copy(update={"sizes": sizes})
-        (partial / FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-        (partial / "README.md").write_text(model_card(manifest, out.name), encoding="utf-8")
-        options: dict[str, Any] = {"dtype": loaded.model.dtype, "device_map": None}
-        if loaded.model.device.type != "cpu":
-            options["device_map"] = str(loaded.model.device)
-        check_logits(expected, fixed_logits(load_model(partial, **options).model))
-    return manifest
+    """How the result came to be; the bytes on disk are added when it is saved."""
+    source, earlier = loaded.source, loaded.manifest
+    return Manifest(
+        recipe=recipe.to_dict(),
+        seed=seed,
+        source=source,
+        calibration=text.record,
+        seen_before=earlier.fingerprints if earlier else [],
+        stages=records,
+        sizes=Sizes(
+            source=source.bytes,
+            disk=0,
+            resident=resident_bytes(loaded.model),
+            fp32=source.parameters * 4,
+        ),
+        versions=versions(),
+    )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spqlm.formats import AnyFormat, Format
 
-Kind = Literal["demo", "gguf", "directory", "hub", "object"]
+SourceKind = Literal["demo", "gguf", "directory", "hub", "object"]
 
 
 class Source(BaseModel):
@@ -26,7 +26,7 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    kind: Kind
+    kind: SourceKind
     dtype: str
     parameters: int
     bytes: int

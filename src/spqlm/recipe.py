@@ -5,25 +5,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from spqlm.calibration.gather import CalibrationConfig
 from spqlm.errors import SpqError
-from spqlm.stages import Stage, stage_class
+from spqlm.stages import Stage, available, stage_class
 
 SHIPPED = Path(__file__).parent / "recipes"
-
-
-class CalibrationConfig(BaseModel):
-    """The text that stages measure activations on and train on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: str = Field(
-        "builtin",
-        description="text file, name in $SPQ_DATA_DIR, `builtin`, or `model` for what it writes",
-    )
-    windows: int = Field(32, ge=1, description="windows to measure activations on")
-    context: int = Field(512, ge=2, description="tokens in each")
 
 
 class Recipe(BaseModel):
@@ -73,24 +61,26 @@ class Recipe(BaseModel):
         stages = tuple(stage for stage in self.stages if not stage.trains)
         return self.model_copy(update={"stages": stages})
 
+    @property
+    def byte_limit(self) -> int | None:
+        """Most bytes of all weights on disk, by the strictest stage; None without such a limit."""
+        return min((s.byte_limit for s in self.stages if s.byte_limit is not None), default=None)
+
     def within(self, target_bytes: int) -> Self:
-        """The recipe with another byte budget.
+        """The recipe with another byte limit.
 
         Raises:
             SpqError: no stage of it takes one.
         """
-        if not any(stage.key == "budget" for stage in self.stages):
+        limited = [stage.within(target_bytes) for stage in self.stages]
+        if all(stage is None for stage in limited):
+            able = [key for key in available() if stage_class(key)().within(target_bytes)]
             raise SpqError(
-                "a target size needs a recipe with the stage `budget`, such as `default`; "
-                "this one has none"
+                f"a target size needs a recipe with the stage `{'` or `'.join(able)}`, "
+                "such as `default`; this one has none"
             )
-        stages = tuple(
-            stage.model_copy(update={"target_bytes": target_bytes})
-            if stage.key == "budget"
-            else stage
-            for stage in self.stages
-        )
-        return self.model_copy(update={"stages": stages})
+        pairs = zip(limited, self.stages, strict=True)
+        return self.model_copy(update={"stages": tuple(new or stage for new, stage in pairs)})
 
     def calibrated_on(self, source: str) -> Self:
         """The recipe with another calibration text."""

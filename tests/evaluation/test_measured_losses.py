@@ -2,12 +2,12 @@ import copy
 
 import pytest
 import torch
+from spqlm.modules.quantized_linear import QuantizedLinear
 from tests.helpers import calibrated, tiny_model
 
 from spqlm.calibration.statistics import collect
 from spqlm.evaluation.measured_losses import measured_losses
 from spqlm.model.view import ModelView
-from spqlm.modules.quantized_linear import QuantizedLinear
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget
 from spqlm.stages.prune import Prune
@@ -69,7 +69,8 @@ def test_what_was_cut_together_is_swapped_together(model_type):
     statistics = calibrated(dense)
     share = {"minimum": 0.25, "maximum": 0.25, "multiple_of": 32}
     stage = Prune(modules=("mlp",), **share)
-    plan = stage.plan(view, collect(view.model, statistics.windows, stage.needs(view)))
+    found = collect(view.model, statistics.windows, stage.needs(view).observations)
+    plan = stage.plan(view, found)
     stage.apply(view, plan)
     found = measured_losses(ModelView(dense), view, windows())
     layer = view.layers[0]

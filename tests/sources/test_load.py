@@ -1,8 +1,11 @@
 import pytest
+import torch
 from tests.helpers import tiny_model, tiny_tokenizer
 
 import spqlm
-from spqlm.sources import load as source
+from spqlm.checkpoint.manifest import read_manifest
+from spqlm.errors import SpqError
+from spqlm.sources import load
 from spqlm.sources.load import load_model
 
 
@@ -10,13 +13,13 @@ from spqlm.sources.load import load_model
 def read(monkeypatch):
     """Tokenizers that were read."""
     names = []
-    original = source.load_tokenizer
+    original = load.load_tokenizer
 
     def load_tokenizer(name):
         names.append(name)
         return original(name)
 
-    monkeypatch.setattr(source, "load_tokenizer", load_tokenizer)
+    monkeypatch.setattr(load, "load_tokenizer", load_tokenizer)
     return names
 
 
@@ -34,3 +37,23 @@ def test_a_tokenizer_is_read_once_and_only_when_it_is_asked_for(tmp_path, read):
 def test_a_directory_without_a_tokenizer_has_none(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     assert load_model(tmp_path).tokenizer is None
+
+
+def test_an_object_stays_the_same_object():
+    model = tiny_model().train()
+    loaded = load_model(model)
+    assert loaded.model is model and not model.training
+    assert (loaded.source.kind, loaded.source.name) == ("object", "LlamaForCausalLM")
+    assert loaded.directory is None and loaded.manifest is None
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"device_map": "cpu"}])
+def test_an_object_is_not_moved(options):
+    with pytest.raises(SpqError, match="move the object"):
+        load_model(tiny_model(), **options)
+
+
+def test_a_checkpoint_of_ours_knows_how_it_was_made(source, tmp_path):
+    assert load_model(source).manifest is None
+    spqlm.compress(source, tmp_path / "out", recipe="int8")
+    assert load_model(tmp_path / "out").manifest == read_manifest(tmp_path / "out") is not None

@@ -3,6 +3,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from spqlm.modules.coded import Coded
+from spqlm.modules.int4_embedding import Int4Embedding
+from spqlm.modules.int4_linear import Int4Linear
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_linear import QuantizedLinear
 from tests.helpers import calibrated, greedy, logits, tiny_model
 from tests.stages.budgets import (
     FAMILIES,
@@ -19,17 +24,13 @@ from tests.stages.budgets import (
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
 from spqlm.model.memory import resident_bytes, weight_file_bytes
 from spqlm.model.view import ModelView
-from spqlm.modules.coded import Coded
-from spqlm.modules.int4_embedding import Int4Embedding
-from spqlm.modules.int4_linear import Int4Linear
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import module_bytes
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import QuantizedLinear
 from spqlm.numerics.knapsack import RELATIVE_GAP
 from spqlm.plan import Plan
 from spqlm.stages.base import Inputs
@@ -228,7 +229,7 @@ def test_a_second_time_finds_nothing_left():
     model = tiny_model()
     stage = budget()
     run(stage, model)
-    assert stage.sensitive(ModelView(model)) == set()
+    assert stage.needs(ModelView(model)) == Needs()
     assert stage.plan(ModelView(model), Statistics()).changes == []
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from tests.helpers import tiny_model
 
+from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.model.view import ModelView
 from spqlm.modules.low_rank_linear import LowRankLinear
@@ -59,8 +60,10 @@ def test_whitening_is_by_what_enters_a_layer_behind_factorised_ones(model):
     assert torch.allclose(found.left.weight @ found.right.weight, left @ right, atol=1e-4)
 
 
-def test_plain_reads_no_text():
-    assert Factorize().walks() and not Factorize(whiten=False).walks()
+def test_plain_reads_no_text(model):
+    view = ModelView(model)
+    assert Factorize().needs(view) == Needs(windows=True)
+    assert Factorize(whiten=False).needs(view) == Needs()
 
 
 def test_the_smallest_share_leaves_rank_one(model):

@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
+from spqlm.modules.quantized_linear import QuantizedLinear
 from tests.helpers import logits, tiny_model
 
 from spqlm.calibration.statistics import collect
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
-from spqlm.modules.quantized_linear import QuantizedLinear
 from spqlm.plan import Plan
 from spqlm.stages.prune import Prune
 from spqlm.stages.quantize import Quantize
@@ -36,7 +36,7 @@ def model():
 
 def plan(stage, model, windows=WINDOWS):
     view = ModelView(model)
-    return stage.plan(view, collect(model, windows, stage.needs(view)))
+    return stage.plan(view, collect(model, windows, stage.needs(view).observations))
 
 
 def run(stage, model):

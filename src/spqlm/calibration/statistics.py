@@ -1,6 +1,6 @@
 """Activation statistics, collected by hooks: only what the stages ask for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -81,7 +81,7 @@ class Statistics:
 
 @contextmanager
 def _hooked(
-    model: PreTrainedModel, observations: set[Observation], statistics: Statistics
+    model: PreTrainedModel, observations: Set[Observation], statistics: Statistics
 ) -> Iterator[None]:
     def observe(observation: Observation, activations: Tensor) -> None:
         zeros = torch.zeros(activations.shape[-1], dtype=torch.float64)
@@ -136,7 +136,7 @@ def draw_windows(
 
 
 @torch.inference_mode()
-def collect(model: PreTrainedModel, windows: Tensor, observations: set[Observation]) -> Statistics:
+def collect(model: PreTrainedModel, windows: Tensor, observations: Set[Observation]) -> Statistics:
     """Run the model over calibration windows and gather the statistics asked for.
 
     Args:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from spqlm.cache import cache_directory
-from spqlm.checkpoint.manifest import read_manifest
 from spqlm.cli.options import (
     Context,
     Device,
@@ -27,7 +26,7 @@ from spqlm.evaluation import Evaluation, Reference, TaskResult, check_tasks, eva
 from spqlm.evaluation.protocols import DEFAULT, protocol
 from spqlm.evaluation.tasks import FEW_SHOT_SEED
 from spqlm.sources.load import load_model
-from spqlm.sources.loaded import Loaded
+from spqlm.sources.loaded import LoadedModel
 
 
 def command(
@@ -92,7 +91,7 @@ def command(
     if against is not None:
         # In the same arithmetic, so that a model agrees with itself.
         dense = Reference(against, optimize(_load(against, dtype, device).model))
-    manifest = read_manifest(loaded.directory) if loaded.directory else None
+    manifest = loaded.manifest
     journal = open_journal(loaded.model, cache_directory()) if cache else None
     results = [
         evaluate(
@@ -121,7 +120,7 @@ def command(
     _show(f"{model}, int8 activations" if int8_activations else model, results)
 
 
-def _load(model: str, dtype: str, device: str | None) -> Loaded:
+def _load(model: str, dtype: str, device: str | None) -> LoadedModel:
     return load_model(model, dtype=dtype, device_map=device)
 
 

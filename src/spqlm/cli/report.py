@@ -20,7 +20,7 @@ from spqlm.report import sections
 from spqlm.report.layers import Layer, layers
 from spqlm.report.page import Answer, Sample, html, markdown
 from spqlm.sources.load import load_model
-from spqlm.sources.loaded import Loaded
+from spqlm.sources.loaded import LoadedModel
 
 Found = TypeVar("Found")
 PROMPTS = ("The sea was", "The capital of France is", "To make bread, you need")
@@ -152,7 +152,7 @@ def _samples(models: list[str], prompts: list[str], tokens: int) -> list[Sample]
     ]
 
 
-def _answers(loaded: Loaded, prompts: list[str], tokens: int) -> list[str]:
+def _answers(loaded: LoadedModel, prompts: list[str], tokens: int) -> list[str]:
     tokenizer, model = loaded.tokenizer, loaded.model
     if tokenizer is None:
         raise SpqError(f"model {loaded.source.name!r} has no tokenizer; pass --tokens 0")

@@ -5,7 +5,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from spqlm.recipe import CalibrationConfig, load_recipe, shipped
+from spqlm.calibration.gather import CalibrationConfig
+from spqlm.recipe import load_recipe, shipped
 from spqlm.stages import available, stage_class
 
 

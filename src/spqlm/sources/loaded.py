@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.checkpoint.manifest import Manifest, read_manifest
+from spqlm.errors import SpqError
 from spqlm.model.memory import parameter_count, resident_bytes
-from spqlm.plan import Kind, Source
+from spqlm.plan import Source, SourceKind
 
 
 @dataclass
-class Loaded:
+class LoadedModel:
     """A model ready to use.
 
     Attributes:
@@ -36,8 +39,29 @@ class Loaded:
         """
         return self.read_tokenizer()
 
+    @property
+    def manifest(self) -> Manifest | None:
+        """How it was compressed, if it is a checkpoint of ours in a local directory.
 
-def describe_source(name: str, kind: Kind, model: PreTrainedModel, note: str = "") -> Source:
+        Raises:
+            CheckpointError: the manifest is damaged.
+        """
+        return read_manifest(self.directory) if self.directory else None
+
+    def check_finite(self) -> None:
+        """Refuse weights that nothing can be measured on.
+
+        Raises:
+            SpqError: one holds NaN or Inf; names it.
+        """
+        for name, weight in self.model.named_parameters():
+            if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+                raise SpqError(
+                    f"weight {name!r} holds NaN or Inf; the source checkpoint is damaged"
+                )
+
+
+def describe_source(name: str, kind: SourceKind, model: PreTrainedModel, note: str = "") -> Source:
     """The baseline figures of a model as it is now."""
     return Source(
         name=name,

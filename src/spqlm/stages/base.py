@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spqlm.calibration.statistics import Observation, Statistics
+from spqlm.calibration.needs import Needs
+from spqlm.calibration.statistics import Statistics
 from spqlm.model.view import ModelView
 from spqlm.plan import Plan
 
@@ -41,22 +42,18 @@ class Stage(BaseModel, ABC):
     key: ClassVar[str]
     trains: ClassVar[bool] = False
 
+    def needs(self, view: ModelView) -> Needs:
+        """What `plan` and `apply` want of calibration; the text alone where the stage trains."""
+        return Needs(text=self.trains)
+
     @property
-    def compares(self) -> bool:
-        """Whether `apply` needs the dense model beside the compressed one."""
-        return False
+    def byte_limit(self) -> int | None:
+        """Most bytes of all weights on disk; None where the stage was given no such limit."""
+        return None
 
-    def needs(self, view: ModelView) -> set[Observation]:
-        """Activation statistics that `plan` reads; none unless overridden."""
-        return set()
-
-    def sensitive(self, view: ModelView) -> set[str]:
-        """Weights whose gradient-weighted moments `plan` reads; none unless overridden."""
-        return set()
-
-    def walks(self) -> bool:
-        """Whether `apply` runs calibration windows through the model; not unless overridden."""
-        return False
+    def within(self, target_bytes: int) -> Self | None:
+        """The stage with this `byte_limit`; None for a stage that takes none."""
+        return None
 
     @abstractmethod
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:

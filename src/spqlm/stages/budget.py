@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from math import inf
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -13,6 +13,7 @@ from spqlm.allocation.menu import Menu, stored_bytes
 from spqlm.allocation.price_cache import cached_units
 from spqlm.allocation.search import Search, alternatives, dense_weights, priced_weights
 from spqlm.allocation.units import Unit
+from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
 from spqlm.formats import AnyFormat, Format
@@ -108,13 +109,22 @@ class Budget(Stage):
         dropped = {*earlier, "group_sizes"}
         return spelled | {key: value for key, value in fields.items() if key not in dropped}
 
-    def sensitive(self, view: ModelView) -> set[str]:
-        """All weights that are still dense; none where they just get what loses next to nothing."""
+    @property
+    def byte_limit(self) -> int | None:
+        """The target."""
+        return self.target_bytes
+
+    def within(self, target_bytes: int) -> Self:
+        """The same options for another target."""
+        return self.model_copy(update={"target_bytes": target_bytes})
+
+    def needs(self, view: ModelView) -> Needs:
+        """Sensitivities of what is still dense; none where it gets what loses next to nothing."""
         widest = (_widest_of(self.formats), _widest_of(self.embedding_formats))
         nearest = self.rounding_int8 == "nearest" and all(form.fine for form in widest)
         if self.target_bytes is None and nearest:
-            return set()
-        return {named.name for named in dense_weights(view)}
+            return Needs()
+        return Needs(sensitivities=frozenset(named.name for named in dense_weights(view)))
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Price the options of every weight, then spend the budget."""

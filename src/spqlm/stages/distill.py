@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics, draw_windows
 from spqlm.errors import SpqError
 from spqlm.model.activation_checkpointing import bounded_activations
@@ -66,8 +67,12 @@ class Distill(Stage):
 
     @property
     def compares(self) -> bool:
-        """Whether predictions of the dense model are needed."""
+        """Whether the objective is the predictions of the dense model."""
         return self.objective == "dense_model"
+
+    def needs(self, view: ModelView) -> Needs:
+        """Text, and the dense model where its predictions are the objective."""
+        return Needs(text=True, dense=self.compares)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Sizes do not change; the summary says what will be trained."""

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.formats.low_rank import LowRank, of_factors
 from spqlm.layerwise.walk import replace_layer_by_layer
@@ -35,9 +36,9 @@ class Factorize(Stage):
         ("attention", "mlp"), min_length=1, description="which linear layers"
     )
 
-    def walks(self) -> bool:
-        """Layer by layer, if they are whitened."""
-        return self.whiten
+    def needs(self, view: ModelView) -> Needs:
+        """Windows that run through layer by layer, for whitening."""
+        return Needs(windows=self.whiten)
 
     def _dense(self, view: ModelView) -> list[Named]:
         return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
 from spqlm.layerwise.walk import replace_layer_by_layer
@@ -42,9 +43,9 @@ class Mask(Stage):
         0.01, ge=0, description="of `sparsegpt`, as a share of the median second moment"
     )
 
-    def walks(self) -> bool:
-        """Layer by layer."""
-        return True
+    def needs(self, view: ModelView) -> Needs:
+        """Windows that run through layer by layer."""
+        return Needs(windows=True)
 
     def _dense(self, view: ModelView) -> list[Named]:
         return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Moments, Observation, Statistics
 from spqlm.model.view import LayerView, ModelView, Unit
 from spqlm.modules.ops import module_bytes, select
@@ -39,9 +40,10 @@ class Prune(Stage):
             raise ValueError(f"minimum {self.minimum} must not exceed maximum {self.maximum}")
         return self
 
-    def needs(self, view: ModelView) -> set[Observation]:
+    def needs(self, view: ModelView) -> Needs:
         """What leaves the scored MLP projection and what enters the attention output."""
-        return {_observation(layer, unit) for layer in view.layers for unit in self.modules}
+        wanted = (_observation(layer, unit) for layer in view.layers for unit in self.modules)
+        return Needs(observations=frozenset(wanted))
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Score every unit, spread the ratio over layers, choose what stays."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from spqlm.cache import work_key
+from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
 from spqlm.formats import Format
@@ -72,10 +73,11 @@ class Sparsify(Stage):
         description="how each layer is trained; `steps: 0` leaves the one-shot result",
     )
 
-    def sensitive(self, view: ModelView) -> set[str]:
-        """Every weight that is pruned, and what gives the gradient at the layer's output."""
+    def needs(self, view: ModelView) -> Needs:
+        """Sensitivities of what is pruned, and of what gives the gradient at a layer's output."""
         names = {named.name for named in self._dense(view)}
-        return names | {layer.mlp_output.name for layer in view.layers} if names else names
+        outputs = {layer.mlp_output.name for layer in view.layers} if names else set()
+        return Needs(sensitivities=frozenset(names | outputs))
 
     def _dense(self, view: ModelView) -> list[Named]:
         return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]

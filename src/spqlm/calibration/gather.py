@@ -1,0 +1,107 @@
+"""Calibration text and what is measured on it, gathered when the first stage needs it."""
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedTokenizerBase
+
+from spqlm.calibration.generated_text import generated_ids
+from spqlm.calibration.needs import Needs
+from spqlm.calibration.sensitivity_cache import cached_sensitivities
+from spqlm.calibration.statistics import Statistics, collect, draw_windows
+from spqlm.checkpoint.manifest import CalibrationRecord
+from spqlm.data import GENERATED, Text, encode, fingerprint, load_text
+from spqlm.errors import SpqError
+from spqlm.model.limits import check_context
+from spqlm.model.view import ModelView
+
+
+class CalibrationConfig(BaseModel):
+    """The text that stages measure activations on and train on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        "builtin",
+        description="text file, name in $SPQ_DATA_DIR, `builtin`, or `model` for what it writes",
+    )
+    windows: int = Field(32, ge=1, description="windows to measure activations on")
+    context: int = Field(512, ge=2, description="tokens in each")
+
+
+class Calibration:
+    """Text and statistics for one run of a recipe; the text is read once.
+
+    Attributes:
+        record: of the text, for the manifest; None as long as nothing was read.
+    """
+
+    record: CalibrationRecord | None = None
+
+    def __init__(
+        self,
+        config: CalibrationConfig,
+        view: ModelView,
+        tokenizer: PreTrainedTokenizerBase | None,
+        seed: int,
+    ) -> None:
+        """Nothing is read before it is asked for.
+
+        Args:
+            config: which text, and how much of it.
+            view: the model, which stages may change between two calls.
+            tokenizer: its tokenizer; None is an error only once text is read.
+            seed: of the draws.
+        """
+        self._config, self._view, self._tokenizer = config, view, tokenizer
+        self._seed = seed
+        self._ids: torch.Tensor | None = None
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """The text as tokens, int64 [tokens].
+
+        Raises:
+            SpqError: the model has no tokenizer, or the text cannot be used.
+        """
+        if self._ids is None:
+            if self._tokenizer is None:
+                raise SpqError("this recipe reads calibration text, but the model has no tokenizer")
+            text, self._ids = self._read(self._tokenizer)
+            self.record = CalibrationRecord(
+                source=self._config.source,
+                origin=text.origin,
+                tokens=len(self._ids),
+                windows=self._config.windows,
+                context=self._config.context,
+                fingerprints=fingerprint(text.text),
+            )
+        return self._ids
+
+    def _read(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Text, torch.Tensor]:
+        config = self._config
+        if config.source == GENERATED:
+            # As the model is when a stage first asks, which is dense where the first one does.
+            check_context(self._view.model, config.context)
+            size = config.windows, config.context
+            ids = generated_ids(self._view, tokenizer, *size, self._seed)
+            origin = f"sampled from the model, seed {self._seed}"
+            return Text(config.source, origin, (str(tokenizer.decode(ids)),)), ids
+        text = load_text(config.source, "calibration")
+        return text, encode(tokenizer, text.text, minimum=config.context)
+
+    def statistics(self, needs: Needs) -> Statistics:
+        """What a stage needs, on the model as it is now; empty where it needs no windows.
+
+        Raises:
+            SpqError: as for `ids`, or the windows do not suit the model.
+        """
+        if not needs.any_windows:
+            return Statistics()
+        model, config = self._view.model, self._config
+        windows = draw_windows(model, self.ids, config.context, config.windows, self._seed)
+        statistics = collect(model, windows, needs.observations)
+        statistics.windows = windows
+        if needs.sensitivities:
+            found = cached_sensitivities(self._view, windows, needs.sensitivities)
+            statistics.sensitivities = found
+        return statistics
