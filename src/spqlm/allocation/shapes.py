@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from spqlm.model.view import LayerView, Unit
+from spqlm.model.view import LayerView, Prunable
 from spqlm.numerics.elimination import elimination_order, refit
 from spqlm.numerics.importance import kept_count
 from spqlm.numerics.metric import Metric
@@ -29,7 +29,7 @@ class Cut(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     side: Literal["input", "output"]
-    unit: Unit
+    unit: Prunable
     units: int
     channels_per_unit: int
     kept: int
@@ -74,7 +74,7 @@ class Shape(BaseModel):
 
 def shapes(
     layer: LayerView,
-    unit: Unit,
+    unit: Prunable,
     shares: tuple[float, ...],
     multiple_of: int,
     fit: Mapping[str, Metric],
