@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spqlm.decoding.int8_activations import round_activations
-from spqlm.decoding.optimize import optimize as decode_natively
+from spqlm.decoding.optimize import optimize as _optimize
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.pipeline import CompressionResult, compress
 from spqlm.recipe import Recipe, load_recipe
@@ -56,4 +56,4 @@ def load(
     loaded = load_model(model, **options).model
     if int8_activations:
         round_activations(loaded)
-    return decode_natively(loaded) if optimize else loaded
+    return _optimize(loaded) if optimize else loaded

@@ -8,7 +8,7 @@ import spqlm
 from spqlm.cache import cache_directory
 from spqlm.calibration import generated_text
 from spqlm.calibration.generated_text import generated_ids
-from spqlm.decoding.optimize import NativeDecoding, optimize
+from spqlm.decoding.optimize import Optimized, optimize
 from spqlm.errors import SpqError
 from spqlm.model.view import ModelView
 
@@ -38,7 +38,7 @@ def test_a_model_writes_and_is_left_as_it_was(model_type):
 def test_a_model_that_decoded_natively_before_still_does():
     model = optimize(tiny_model())
     types = [type(module) for module in model.modules()]
-    assert isinstance(model, NativeDecoding)
+    assert isinstance(model, Optimized)
     written(model)
     assert [type(module) for module in model.modules()] == types
 

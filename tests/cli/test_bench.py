@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from spqlm.cli import bench
 from spqlm.errors import SpqError
-from spqlm.evaluation.speed import Comparison, Measure, ModelSpeed, Plan, Rate, Spread
+from spqlm.evaluation.speed import BenchmarkConfig, Comparison, Measure, ModelSpeed, Rate, Spread
 
 app = typer.Typer()
 app.command()(bench.command)
@@ -65,9 +65,9 @@ FOUND = Comparison(
 
 
 @pytest.fixture
-def plans(monkeypatch):
+def configs(monkeypatch):
     asked = []
-    monkeypatch.setattr(bench, "compare", lambda plan, tell: asked.append(plan) or FOUND)
+    monkeypatch.setattr(bench, "compare", lambda config, tell: asked.append(config) or FOUND)
     return asked
 
 
@@ -75,7 +75,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(part) for part in arguments])
 
 
-def test_the_table_has_every_figure(plans):
+def test_the_table_has_every_figure(configs):
     out = run("a", "b").stdout
     assert "dense bfloat16" in out and "int8 optimised bfloat16" in out
     rows = {line.strip().split("  ")[0]: line for line in out.splitlines()}
@@ -88,14 +88,14 @@ def test_the_table_has_every_figure(plans):
     assert "38.0 GB/s" in out and "870 GFLOP/s in bfloat16" in out
 
 
-def test_options_become_the_plan(plans):
+def test_options_become_the_plan(configs):
     run(
         *("a", "b", "--batch", "2, 8", "--prefill", 64, "--prompt-tokens", 9),
         *("--decode-tokens", 7, "--rounds", 4, "--threads", 3, "--dtype", "float32"),
         *("--optimize", "--int8-activations", "--one-at-a-time", "--seconds", 2.5),
     )
-    (plan,) = plans
-    assert plan == Plan(
+    (config,) = configs
+    assert config == BenchmarkConfig(
         ("a", "b"),
         optimize=True,
         int8_activations=True,
@@ -111,20 +111,20 @@ def test_options_become_the_plan(plans):
     )
 
 
-def test_the_defaults_are_those_of_the_plan(plans):
+def test_the_defaults_are_those_of_the_plan(configs):
     run("a")
-    assert plans == [Plan(("a",))]
+    assert configs == [BenchmarkConfig(("a",))]
 
 
-def test_quick_is_less_of_everything(plans):
+def test_quick_is_less_of_everything(configs):
     run("a", "--quick")
-    (plan,) = plans
-    full = Plan(("a",))
-    assert plan.batches < full.batches and plan.prefills < full.prefills
-    assert plan.decode_tokens < full.decode_tokens and plan.rounds < full.rounds
+    (config,) = configs
+    full = BenchmarkConfig(("a",))
+    assert config.batches < full.batches and config.prefills < full.prefills
+    assert config.decode_tokens < full.decode_tokens and config.rounds < full.rounds
 
 
-def test_json_has_every_sample_and_replaces_what_was_there(plans, tmp_path):
+def test_json_has_every_sample_and_replaces_what_was_there(configs, tmp_path):
     file = tmp_path / "bench.json"
     file.write_text("old")
     assert run("a", "--json", file).exit_code == 0
@@ -133,7 +133,7 @@ def test_json_has_every_sample_and_replaces_what_was_there(plans, tmp_path):
 
 
 def test_a_failed_comparison_leaves_the_file_alone(monkeypatch, tmp_path):
-    def fail(plan, tell):
+    def fail(config, tell):
         raise SpqError("no such model")
 
     monkeypatch.setattr(bench, "compare", fail)
@@ -157,20 +157,20 @@ def test_a_failed_comparison_leaves_the_file_alone(monkeypatch, tmp_path):
         (("a", "--json", "/nowhere/at/all.json"), "--json .* does not exist"),
     ],
 )
-def test_bad_input_is_one_sentence_and_nothing_is_measured(plans, arguments, message):
+def test_bad_input_is_one_sentence_and_nothing_is_measured(configs, arguments, message):
     result = run(*arguments)
     assert result.exit_code != 0 and isinstance(result.exception, SpqError)
     assert re.search(message, str(result.exception)) and "\n" not in str(result.exception)
-    assert plans == []
+    assert configs == []
 
 
 def test_how_long_it_takes_is_said_on_stderr(monkeypatch):
-    monkeypatch.setattr(bench, "compare", lambda plan, tell: tell("a while") or FOUND)
+    monkeypatch.setattr(bench, "compare", lambda config, tell: tell("a while") or FOUND)
     result = run("a")
     assert result.stderr == "spq bench: a while\n" and "a while" not in result.stdout
 
 
-def test_no_model_is_a_usage_error(plans):
+def test_no_model_is_a_usage_error(configs):
     result = run()
     assert result.exit_code == 2 and "Missing argument" in result.output
-    assert plans == []
+    assert configs == []

@@ -270,13 +270,13 @@ def test_an_optimised_model_is_saved_as_what_it_was(tmp_path):
     model = compressed("int8", True)
     model.save_pretrained(tmp_path)
     optimised = spqlm.load(tmp_path, optimize=True)
-    assert isinstance(optimised, decoding.NativeDecoding)
+    assert isinstance(optimised, decoding.Optimized)
     assert optimize(optimised) is optimised
     optimised.save_pretrained(tmp_path / "again")
     reloaded = spqlm.load(tmp_path / "again")
     assert type(reloaded) is type(model)
     assert reloaded.config.architectures == ["LlamaForCausalLM"]
-    assert not isinstance(reloaded, decoding.NativeDecoding)
+    assert not isinstance(reloaded, decoding.Optimized)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.instruction_sets import chosen
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from spqlm.decoding import prompt_attention
-from spqlm.decoding.optimize import decoding_natively, optimize
+from spqlm.decoding.optimize import optimize, optimized
 from spqlm.decoding.padding import left_padding
 from spqlm.decoding.program import FAMILIES
 from spqlm.native import attention
@@ -166,7 +166,7 @@ def test_a_batch_generates_what_each_sequence_does_alone():
 @needs_kernel
 def test_afterwards_the_model_attends_as_it_did():
     model = wide_model()
-    with decoding_natively(model):
+    with optimized(model):
         assert model.config._attn_implementation == prompt_attention.NAME
     assert model.config._attn_implementation == prompt_attention.REPLACED
 

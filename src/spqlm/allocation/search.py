@@ -14,12 +14,11 @@ from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
 from spqlm.layerwise.metrics import Weighting, layer_metrics, outer_metric, split
 from spqlm.layerwise.walk import Walk
-from spqlm.model.view import LayerView, ModelView, Named
-from spqlm.model.view import Unit as UnitName
+from spqlm.model.view import LayerView, ModelView, Named, Prunable
 from spqlm.numerics.knapsack import Alternative, smallest, worth_of_a_byte
 from spqlm.progress import track
 
-Shares = Mapping[UnitName, tuple[float, ...]]
+Shares = Mapping[Prunable, tuple[float, ...]]
 
 
 @dataclass
@@ -128,7 +127,7 @@ class Search:
             metrics = layer_metrics(walk, layer, wanted, self._weightings, advance=True)
             price(layer, Pricer(self.menu, *metrics))
 
-    def _unit(self, layer: LayerView, kind: UnitName, pricer: Pricer) -> Unit:
+    def _unit(self, layer: LayerView, kind: Prunable, pricer: Pricer) -> Unit:
         members = [named for named in layer.leaves if named.role == kind]
         members = [named for named in members if named.name in self._sensitivities]
         whole = [pricer.part(named, Shape()) for named in members]

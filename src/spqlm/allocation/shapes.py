@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from spqlm.model.view import LayerView, Unit
+from spqlm.model.view import LayerView, Prunable
 from spqlm.numerics.elimination import elimination_order, refit
 from spqlm.numerics.importance import kept_count
 from spqlm.numerics.metric import Metric
@@ -44,7 +44,7 @@ def cut_metric(cut: Cut, metric: Metric) -> Metric:
 
 def shapes(
     layer: LayerView,
-    unit: Unit,
+    unit: Prunable,
     shares: tuple[float, ...],
     multiple_of: int,
     fit: Mapping[str, Metric],

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.cache import cache_directory, drop_old_files, work_key, write_tensors
-from spqlm.decoding.optimize import decoding_natively
+from spqlm.decoding.optimize import optimized
 from spqlm.model.view import ModelView
 from spqlm.native.decoder import MOST_SEQUENCES
 from spqlm.progress import track
@@ -84,7 +84,7 @@ def _write(model: PreTrainedModel, starts: Tensor, context: int, draws: torch.Ge
     logger.info("the model writes %d sequences of %d tokens", len(starts), context)
     mode = model.training
     try:
-        with decoding_natively(model.eval()):
+        with optimized(model.eval()):
             parts = track(starts.split(MOST_SEQUENCES), "calibration text")
             return torch.cat([_continue(model, part, context, draws) for part in parts])
     finally:

@@ -12,7 +12,7 @@ from spqlm.checkpoint.atomic import write_text
 from spqlm.cli.options import MODEL_HELP, Device, Dtype, Int8Activations
 from spqlm.cli.tables import show, table
 from spqlm.errors import SpqError
-from spqlm.evaluation.speed import Comparison, Plan, compare
+from spqlm.evaluation.speed import BenchmarkConfig, Comparison, compare
 from spqlm.report.speed import RATES, notes, rows
 
 QUICK: dict[str, Any] = {
@@ -71,7 +71,7 @@ def command(
         "decode_tokens": decode_tokens,
         "rounds": rounds,
     }
-    plan = Plan(
+    config = BenchmarkConfig(
         models=tuple(models),
         optimize=optimize,
         int8_activations=int8_activations,
@@ -83,7 +83,7 @@ def command(
         seconds=seconds,
         **(QUICK if quick else sizes),
     )
-    found = compare(plan, lambda text: typer.echo(f"spq bench: {text}", err=True))
+    found = compare(config, lambda text: typer.echo(f"spq bench: {text}", err=True))
     if json_file is not None:
         _write(json_file, found)
     show(_table(found), *map(escape, notes(found)))

@@ -49,7 +49,7 @@ def command(
         )
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
-    room = _room(loaded.model, inputs["input_ids"], max_new_tokens)
+    most = _most_new_tokens(loaded.model, inputs["input_ids"], max_new_tokens)
     if not chat:
         typer.echo(prompt, nl=False)
     set_seed(seed)
@@ -59,14 +59,14 @@ def command(
         writer.generate(
             input_ids=inputs["input_ids"].to(writer.device),
             attention_mask=inputs["attention_mask"].to(writer.device),
-            max_new_tokens=max_new_tokens or min(DEFAULT_NEW_TOKENS, room),
+            max_new_tokens=max_new_tokens or min(DEFAULT_NEW_TOKENS, most),
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             **({"do_sample": False} | sampling),
         )
 
 
-def _room(model: PreTrainedModel, input_ids: torch.Tensor, wanted: int | None) -> int:
+def _most_new_tokens(model: PreTrainedModel, input_ids: torch.Tensor, wanted: int | None) -> int:
     """Tokens that fit behind the prompt."""
     prompt, context = input_ids.shape[-1], model.config.max_position_embeddings
     if not prompt:

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spqlm.decoding.mixins import Worn, wear
+from spqlm.decoding.mixins import Mixin, add_mixin
 from spqlm.kernels.product import needs_gradient
 from spqlm.modules.ops import watched
 from spqlm.native import elementwise
 
 
-class FusedNorm(Worn, nn.Module):
+class FusedNorm(Mixin, nn.Module):
     """RMSNorm of Llama's kind, summed in float32 and rounded once."""
 
     weight: Tensor
@@ -30,7 +30,7 @@ class FusedNorm(Worn, nn.Module):
         return super().forward(hidden_states)
 
 
-class FusedGate(Worn, nn.Module):
+class FusedGate(Mixin, nn.Module):
     """MLP of Llama's kind, whose gate is rounded once."""
 
     gate_proj: nn.Module
@@ -50,10 +50,10 @@ def fuse(model: PreTrainedModel) -> None:
     """Let the norms and MLPs of a model that decodes natively run so; it stays the same object."""
     inner: Any = model.get_submodule("model")
     for layer in inner.layers:
-        wear(layer.input_layernorm, FusedNorm)
-        wear(layer.post_attention_layernorm, FusedNorm)
-        wear(layer.mlp, FusedGate)
+        add_mixin(layer.input_layernorm, FusedNorm)
+        add_mixin(layer.post_attention_layernorm, FusedNorm)
+        add_mixin(layer.mlp, FusedGate)
         for name in ("q_norm", "k_norm"):
             if getattr(layer.self_attn, name, None) is not None:
-                wear(getattr(layer.self_attn, name), FusedNorm)
-    wear(inner.norm, FusedNorm)
+                add_mixin(getattr(layer.self_attn, name), FusedNorm)
+    add_mixin(inner.norm, FusedNorm)

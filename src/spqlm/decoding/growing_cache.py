@@ -8,14 +8,14 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 STEP = 256
-"""Room grows to a multiple of this many positions."""
+"""Capacity grows to a multiple of this many positions."""
 
 
 class Growing:
-    """States [batch, heads, length, width] at the start of a buffer with room for more."""
+    """States [batch, heads, length, width] at the start of a buffer that may hold more."""
 
     def __init__(self, states: Tensor) -> None:
-        """Hold `states`; there is no more room than they take."""
+        """Hold `states`, in a buffer of just their length."""
         self.buffer = states
         self.length = states.shape[-2]
 
@@ -33,7 +33,7 @@ class Growing:
             self.__init__(states)  # type: ignore[misc]
 
     def reserve(self, length: int) -> None:
-        """Make room for `length` positions, and at once for half as many again."""
+        """Grow the buffer to `length` positions, and at once to half as many again."""
         batch, heads, capacity, width = self.buffer.shape
         # What was made in inference mode may not be written to outside of it.
         locked = self.buffer.is_inference() and not torch.is_inference_mode_enabled()

@@ -15,7 +15,7 @@ from spqlm.decoding import prompt_attention
 from spqlm.decoding.cuda_graphs import decode_by_graphs
 from spqlm.decoding.fused_modules import fuse
 from spqlm.decoding.growing_cache import GrowingLayer
-from spqlm.decoding.mixins import Worn, take_off, wear
+from spqlm.decoding.mixins import Mixin, add_mixin, remove_mixin
 from spqlm.decoding.program import Unsuitable, build
 from spqlm.decoding.session import Session, one_more
 from spqlm.errors import SpqError
@@ -25,7 +25,7 @@ from spqlm.native.decoder import MOST_SEQUENCES
 logger = logging.getLogger(__name__)
 
 
-class NativeDecoding(Worn, PreTrainedModel):
+class Optimized(Mixin, PreTrainedModel):
     """What `optimize` adds to a model's class."""
 
     def forward(
@@ -76,7 +76,7 @@ class NativeDecoding(Worn, PreTrainedModel):
             else:
                 session.reset()
         elif not plain and input_ids is not None and len(input_ids) <= MOST_SEQUENCES:
-            past_key_values = _with_room(self, past_key_values, use_cache)
+            past_key_values = _with_growing_layers(self, past_key_values, use_cache)
         many = input_ids is not None and input_ids.numel() >= FEW
         with widened_products(self.dtype) if many else nullcontext():
             return super().forward(
@@ -111,7 +111,9 @@ def _growing(past: Cache | None) -> list[GrowingLayer]:
     return [layer for layer in layers if isinstance(layer, GrowingLayer)]
 
 
-def _with_room(model: PreTrainedModel, past: Cache | None, use_cache: bool | None) -> Cache | None:
+def _with_growing_layers(
+    model: PreTrainedModel, past: Cache | None, use_cache: bool | None
+) -> Cache | None:
     """Give an empty cache layers that grow in place: the caller's own object, where there is one.
 
     `generate` goes on with the cache that `forward` returns, or with the one it passed: either way
@@ -130,9 +132,9 @@ def _with_room(model: PreTrainedModel, past: Cache | None, use_cache: bool | Non
 
 
 @contextmanager
-def decoding_natively(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, a model on a CPU decodes as `optimize` lets it; after, it is as it was."""
-    if model.device.type != "cpu" or isinstance(model, NativeDecoding):
+def optimized(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model on a CPU is optimised; after, it is as it was."""
+    if model.device.type != "cpu" or isinstance(model, Optimized):
         yield
         return
     try:
@@ -140,7 +142,7 @@ def decoding_natively(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         for module in model.modules():
-            take_off(module)
+            remove_mixin(module)
         prompt_attention.leave(model)
 
 
@@ -154,7 +156,7 @@ def optimize(model: PreTrainedModel) -> PreTrainedModel:
     gradients nothing is changed. A model that can never be decoded natively is left as it is, and
     the log says why.
     """
-    if isinstance(model, NativeDecoding):
+    if isinstance(model, Optimized):
         return model
     if model.device.type == "cuda":
         return decode_by_graphs(model)
@@ -163,7 +165,7 @@ def optimize(model: PreTrainedModel) -> PreTrainedModel:
     except Unsuitable as reason:
         logger.warning("decoding stays in plain transformers: %s", reason)
     else:
-        wear(model, NativeDecoding)
+        add_mixin(model, Optimized)
         fuse(model)
         prompt_attention.use(model)
     return model

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCrite
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from spqlm.decoding.greedy_batch import greedy_batch
-from spqlm.decoding.optimize import NativeDecoding, decoding_natively
+from spqlm.decoding.optimize import Optimized, optimized
 from spqlm.errors import SpqError
 from spqlm.evaluation.continuations import Continuation, likelihoods
 from spqlm.evaluation.journal import Journal, digest
@@ -68,7 +68,7 @@ def language_model(
             missing = {k: r for k, r in zip(keys, requests, strict=True) if found[k] is None}
             lengths = {key: len(self.tok_encode(r.args[0])) for key, r in missing.items()}
             order = sorted(missing, key=lambda key: -lengths[key])
-            with decoding_natively(model):
+            with optimized(model):
                 for start in track(range(0, len(order), PROMPTS), "answering"):
                     batch = order[start : start + PROMPTS]
                     self._check_length(lengths[batch[0]] + self.max_gen_toks)
@@ -83,7 +83,7 @@ def language_model(
         def _model_generate(
             self, context: Tensor, max_length: int, stop: list[str], **options: Any
         ) -> Tensor:
-            if not isinstance(model, NativeDecoding) or options.get("do_sample"):
+            if not isinstance(model, Optimized) or options.get("do_sample"):
                 return super()._model_generate(context, max_length, stop, **options)
             return self.model.generate(
                 context,

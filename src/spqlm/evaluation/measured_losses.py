@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spqlm.model.view import ModelView, Unit
+from spqlm.model.view import ModelView, Prunable
 from spqlm.progress import track
 
-UNITS: tuple[Unit, ...] = ("attention", "mlp")
+PRUNABLE: tuple[Prunable, ...] = ("attention", "mlp")
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def _log_probabilities(view: ModelView, ids: Tensor) -> Tensor:
 def _groups(dense: ModelView, compressed: ModelView) -> Iterator[list[str]]:
     """Names that are swapped together; the last one stands for all."""
     for before, after in zip(dense.layers, compressed.layers, strict=True):
-        for unit in UNITS:
+        for unit in PRUNABLE:
             names = [named.name for named, _ in before.sides(unit)]
             if before.units(unit) == after.units(unit):
                 yield from ([name] for name in names)

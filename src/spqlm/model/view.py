@@ -13,8 +13,8 @@ from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import Side, stored_weight
 
 Role = Literal["attention", "mlp", "embedding", "lm_head"]
-# What can be pruned: MLP neurons, and attention heads by whole key/value groups.
-Unit = Literal["mlp", "attention"]
+# Whose units can be pruned: MLP neurons, and attention heads by whole key/value groups.
+Prunable = Literal["mlp", "attention"]
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,11 @@ class LayerView:
         """Query heads the layer has now."""
         return int(self.query.module.out_features) // self.head_dim
 
-    def units(self, unit: Unit) -> int:
+    def units(self, unit: Prunable) -> int:
         """Neurons or key/value groups that the layer has now."""
         return self.intermediate_size if unit == "mlp" else self.key_value_groups
 
-    def sides(self, unit: Unit) -> list[tuple[Named, Side]]:
+    def sides(self, unit: Prunable) -> list[tuple[Named, Side]]:
         """The projections that lose something with a unit, and on which side; the reader last."""
         if unit == "mlp":
             writers, reader = self.mlp_inputs, self.mlp_output

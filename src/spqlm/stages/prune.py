@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Moments, Observation, Statistics
-from spqlm.model.view import LayerView, ModelView, Unit
+from spqlm.model.view import LayerView, ModelView, Prunable
 from spqlm.modules.ops import module_bytes, select
 from spqlm.numerics import importance
 from spqlm.plan import Change, Cut, Plan
@@ -25,7 +25,7 @@ class Prune(Stage):
     score: Literal["l1", "l2"] = Field(
         "l1", description="mean magnitude (l1) or root mean square (l2) of a unit's activations"
     )
-    modules: tuple[Unit, ...] = Field(
+    modules: tuple[Prunable, ...] = Field(
         ("mlp",),
         min_length=1,
         description="`mlp` neurons, `attention` heads (whole key/value groups), or both",
@@ -68,7 +68,7 @@ class Prune(Stage):
         )
         return Plan(stage=self.key, changes=changes, summary=summary)
 
-    def _unit_scores(self, layer: LayerView, unit: Unit, moments: Moments) -> Tensor:
+    def _unit_scores(self, layer: LayerView, unit: Prunable, moments: Moments) -> Tensor:
         channels = moments.mean_absolute if self.score == "l1" else moments.mean_square
         if unit == "attention":
             channels = channels.reshape(layer.key_value_groups, -1).mean(1)
@@ -86,13 +86,13 @@ class Prune(Stage):
             layer.settle_heads()
 
 
-def _observation(layer: LayerView, unit: Unit) -> Observation:
+def _observation(layer: LayerView, unit: Prunable) -> Observation:
     if unit == "mlp":
         return Observation(layer.mlp_scored.name, "output")
     return Observation(layer.attention_output.name, "input")
 
 
-def _changes(layer: LayerView, unit: Unit, scores: Tensor, kept: int) -> list[Change]:
+def _changes(layer: LayerView, unit: Prunable, scores: Tensor, kept: int) -> list[Change]:
     """The layer's modules that change together, with what each loses."""
     strongest = set(importance.strongest(scores, kept).tolist())
     removed = [index for index in range(len(scores)) if index not in strongest]

@@ -5,7 +5,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from spqlm.evaluation.speed import limits, samples, session
+from spqlm.evaluation.speed import limits, samples, worker
 
 
 class InThread:
@@ -32,7 +32,7 @@ class InThread:
 
 @pytest.fixture
 def in_threads(monkeypatch):
-    monkeypatch.setattr(session, "Process", InThread)
+    monkeypatch.setattr(worker, "Process", InThread)
     monkeypatch.setattr(
         samples, "read_bandwidth", partial(limits.read_bandwidth, buffer_bytes=4096)
     )

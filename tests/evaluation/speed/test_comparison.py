@@ -6,23 +6,23 @@ import pytest
 import torch
 
 from spqlm.errors import SpqError
-from spqlm.evaluation.speed import Comparison, Measure, Plan, compare, samples
+from spqlm.evaluation.speed import BenchmarkConfig, Comparison, Measure, compare, samples
 from spqlm.evaluation.speed.results import Spread
-from spqlm.evaluation.speed.session import Loaded, Request
+from spqlm.evaluation.speed.worker import LoadCost, Request
 
 pytestmark = pytest.mark.usefixtures("in_threads")
 SMALL = {"batches": (1, 2), "prefills": (8, 512), "prompt": 4, "decode_tokens": 3, "rounds": 3}
 
 
 class Fake:
-    """A session that answers from a table, and notes what it was asked."""
+    """A worker that answers from a table, and notes what it was asked."""
 
     asked: list[tuple[str, Measure]]
     rates: dict[str, float]
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.loaded = Loaded(2.0, 30, 20, 25, 0.1, "float32", False, 1000, 500)
+        self.loaded = LoadCost(2.0, 30, 20, 25, 0.1, "float32", False, 1000, 500)
 
     def __enter__(self):
         self.asked.append((self.request.name, None))
@@ -44,14 +44,14 @@ def fakes(monkeypatch):
 
     Fake.asked = []
     Fake.rates = {"a": 1.0, "b": 0.5, "c": 0.25}
-    monkeypatch.setattr(comparison, "Session", Fake)
+    monkeypatch.setattr(comparison, "Worker", Fake)
     monkeypatch.setattr(samples, "read_bandwidth", lambda device: 8000.0)
     monkeypatch.setattr(samples, "gemm_rate", lambda dtype, device: 16000.0)
     return Fake
 
 
 def test_tiny_models_are_compared(source):
-    found = compare(Plan((str(source), str(source)), **SMALL, loads=1))
+    found = compare(BenchmarkConfig((str(source), str(source)), **SMALL, loads=1))
     first, second = found.models
     assert [rate.measure.kind for rate in first.rates] == [
         *("prefill", "prefill", "decode", "decode", "generate")
@@ -65,7 +65,7 @@ def test_tiny_models_are_compared(source):
 
 
 def test_ratios_shares_and_rates_follow_from_the_seconds(fakes):
-    found = compare(Plan(("a", "b"), **SMALL))
+    found = compare(BenchmarkConfig(("a", "b"), **SMALL))
     prefill, _, decode, decode_two, _ = found.models[1].rates
     assert prefill.rate.median == 2.0 and prefill.ratio == 2.0
     assert prefill.share == 2 * 500 * 2.0 / 16000
@@ -75,8 +75,8 @@ def test_ratios_shares_and_rates_follow_from_the_seconds(fakes):
 
 
 def test_rounds_are_interleaved_and_start_with_another_model(fakes):
-    plan = Plan(("a", "b", "c"), batches=(2,), prefills=(8,), prompt=4, rounds=3)
-    compare(plan)
+    config = BenchmarkConfig(("a", "b", "c"), batches=(2,), prefills=(8,), prompt=4, rounds=3)
+    compare(config)
     timed = [(name, m.kind) for name, m in fakes.asked if m is not None]
     orders = ["abc", "bca", "cab"]
     assert timed == [(n, kind) for o in orders for kind in ("prefill", "decode") for n in o]
@@ -84,8 +84,10 @@ def test_rounds_are_interleaved_and_start_with_another_model(fakes):
 
 
 def test_one_at_a_time_loads_each_model_in_every_round(fakes):
-    plan = Plan(("a", "b"), batches=(2,), prefills=(8,), prompt=4, rounds=2, one_at_a_time=True)
-    found = compare(plan)
+    config = BenchmarkConfig(
+        ("a", "b"), batches=(2,), prefills=(8,), prompt=4, rounds=2, one_at_a_time=True
+    )
+    found = compare(config)
     assert [(n, m and m.kind) for n, m in fakes.asked] == [
         (n, kind) for n in "abba" for kind in (None, "prefill", "decode")
     ]
@@ -98,63 +100,65 @@ def test_a_measure_ends_for_all_models_once_all_are_settled(fakes, monkeypatch):
     decode = lambda self, m: next(noise) if self.request.name == "b" else steady(self, m)  # noqa: E731
     noisy = lambda self, m: decode(self, m) if m.kind == "decode" else steady(self, m)  # noqa: E731
     monkeypatch.setattr(fakes, "seconds", noisy)
-    plan = Plan(("a", "b"), batches=(2,), prefills=(8,), prompt=4, rounds=7)
-    prefill, decode = compare(plan).models[0].rates
+    config = BenchmarkConfig(("a", "b"), batches=(2,), prefills=(8,), prompt=4, rounds=7)
+    prefill, decode = compare(config).models[0].rates
     assert len(prefill.rate.samples) == 3  # the same every time
     assert len(decode.rate.samples) == 7
 
 
 def test_a_measure_that_takes_its_time_runs_twice(fakes):
-    plan = Plan(("a", "b"), batches=(2,), prefills=(8,), prompt=4, rounds=7, seconds=1e-9)
-    for model in compare(plan).models:
+    config = BenchmarkConfig(
+        ("a", "b"), batches=(2,), prefills=(8,), prompt=4, rounds=7, seconds=1e-9
+    )
+    for model in compare(config).models:
         assert [len(rate.rate.samples) for rate in model.rates] == [2, 2]
 
 
 def test_it_says_how_long_it_may_take(fakes):
     said = []
-    plan = Plan(("a", "b"), batches=(2,), prefills=(8,), prompt=4, rounds=7)
-    compare(plan, said.append)
+    config = BenchmarkConfig(("a", "b"), batches=(2,), prefills=(8,), prompt=4, rounds=7)
+    compare(config, said.append)
     first, second = said
     # Two models, each loaded twice in 10 s, and two measures of 6 s.
     assert first.startswith("2 models, 2 measures each: about 1.1 minutes")
     assert "at most 0.0 minutes to go" in second
     said.clear()
-    compare(Plan(("a",), rounds=1), said.append)
+    compare(BenchmarkConfig(("a",), rounds=1), said.append)
     assert len(said) == 1 and said[0].startswith("1 model, 7 measures each")
 
 
 @pytest.mark.parametrize("one_at_a_time", [False, True])
 def test_an_interrupt_keeps_the_rounds_that_were_over(fakes, monkeypatch, one_at_a_time):
-    plan = Plan(("a", "b"), **SMALL, one_at_a_time=one_at_a_time)
+    config = BenchmarkConfig(("a", "b"), **SMALL, one_at_a_time=one_at_a_time)
     answer, calls = Fake.seconds, []
-    first_round = 2 * len(compare(plan).models[0].rates)
+    first_round = 2 * len(compare(config).models[0].rates)
 
-    def seconds(session, measure):
+    def seconds(worker, measure):
         calls.append(measure)
         if len(calls) == stop:
             raise KeyboardInterrupt
-        return answer(session, measure)
+        return answer(worker, measure)
 
     monkeypatch.setattr(Fake, "seconds", seconds)
     told: list[str] = []
     stop = first_round + 4
-    found = compare(plan, told.append)
+    found = compare(config, told.append)
     counts = {len(r.rate.samples) for model in found.models for r in model.rates if r.rate}
     assert counts == {1}
     assert told[-1].startswith("interrupted;")
     stop, calls = 2, []
     with pytest.raises(KeyboardInterrupt):
-        compare(plan)
+        compare(config)
 
 
 def test_what_a_model_cannot_do_is_asked_once(fakes):
-    found = compare(Plan(("a", "b"), batches=(1,), prefills=(512,), rounds=4))
+    found = compare(BenchmarkConfig(("a", "b"), batches=(1,), prefills=(512,), rounds=4))
     assert [m.prompt for _, m in fakes.asked if m].count(512) == 2
     assert found.models[0].rates[0].reason == found.models[1].rates[0].reason == "too long"
 
 
 def test_optimised_models_stand_beside_plain_ones():
-    requests = Plan(("a", "b"), optimize=True).requests
+    requests = BenchmarkConfig(("a", "b"), optimize=True).requests
     assert [(r.name, r.optimize) for r in requests] == [
         *(("a", False), ("a", True), ("b", False), ("b", True))
     ]
@@ -164,15 +168,15 @@ def test_models_that_do_not_fit_together_are_refused(fakes, monkeypatch):
     memory = namedtuple("memory", "available")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(2 * 25 + 10 - 1))
     with pytest.raises(SpqError, match="one at a time"):
-        compare(Plan(("a", "b"), **SMALL))
+        compare(BenchmarkConfig(("a", "b"), **SMALL))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(2 * 25 + 10))
-    compare(Plan(("a", "b"), **SMALL))
+    compare(BenchmarkConfig(("a", "b"), **SMALL))
 
 
 def test_threads_are_put_back(fakes, monkeypatch):
     used = []
     monkeypatch.setattr(torch, "set_num_threads", used.append)
-    compare(Plan(("a",), **SMALL, threads=3))
+    compare(BenchmarkConfig(("a",), **SMALL, threads=3))
     assert used == [3, 1]
 
 
@@ -190,9 +194,9 @@ def test_threads_are_put_back(fakes, monkeypatch):
         ({"seconds": 0.0}, "seconds must be above 0"),
     ],
 )
-def test_a_plan_that_measures_nothing_is_refused(fields, message):
+def test_a_config_that_measures_nothing_is_refused(fields, message):
     with pytest.raises(SpqError, match=message):
-        Plan(**({"models": ("a",)} | fields))
+        BenchmarkConfig(**({"models": ("a",)} | fields))
 
 
 def test_a_spread_is_median_and_quartiles():
@@ -207,5 +211,5 @@ def test_a_spread_is_median_and_quartiles():
 def test_a_model_that_is_not_there_is_refused_before_anything_is_measured(tmp_path, fakes):
     told = []
     with pytest.raises(SpqError, match="missing' does not exist"):
-        compare(Plan(models=("a", str(tmp_path / "missing"))), told.append)
+        compare(BenchmarkConfig(models=("a", str(tmp_path / "missing"))), told.append)
     assert told == [] and fakes.asked == []

@@ -9,11 +9,11 @@ import torch
 
 from spqlm.errors import SpqError
 from spqlm.evaluation.speed import schedule
-from spqlm.evaluation.speed.plan import Plan
+from spqlm.evaluation.speed.config import BenchmarkConfig
 from spqlm.evaluation.speed.results import Comparison
 from spqlm.evaluation.speed.samples import Samples, report
-from spqlm.evaluation.speed.session import Session
 from spqlm.evaluation.speed.timing import Measure
+from spqlm.evaluation.speed.worker import Worker
 from spqlm.progress import track
 from spqlm.sources.load import source_kind
 
@@ -24,8 +24,8 @@ def _silent(_: str) -> None:
     """Tell nobody."""
 
 
-def compare(plan: Plan, tell: Tell = _silent) -> Comparison:
-    """Measure every model of a plan, in interleaved rounds.
+def compare(config: BenchmarkConfig, tell: Tell = _silent) -> Comparison:
+    """Measure every model, in interleaved rounds.
 
     Each model lives in a process of its own. In a round every measure is taken of one model after
     the other before the next measure's turn, and every round starts with another model. A measure
@@ -33,7 +33,7 @@ def compare(plan: Plan, tell: Tell = _silent) -> Comparison:
     interrupt after a whole round ends it early, with what the whole rounds found.
 
     Args:
-        plan: what to measure.
+        config: what to measure.
         tell: is told how long it may take, at the start and after the first round.
 
     Raises:
@@ -42,16 +42,16 @@ def compare(plan: Plan, tell: Tell = _silent) -> Comparison:
             loaded, its process dies, or the models do not fit in memory together. A measure that a
             model cannot do is a `reason` in its place.
     """
-    for model in plan.models:
+    for model in config.models:
         source_kind(model)
     samples = Samples()
-    tell(schedule.before(plan))
+    tell(schedule.before(config))
     threads = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
-    measure = _measure_one_at_a_time if plan.one_at_a_time else _measure_together
+    torch.set_num_threads(config.threads)
+    measure = _measure_one_at_a_time if config.one_at_a_time else _measure_together
     whole = None
     try:
-        for _round in measure(plan, samples, tell):
+        for _round in measure(config, samples, tell):
             whole = deepcopy(samples)
     except KeyboardInterrupt:
         if whole is None:
@@ -59,52 +59,54 @@ def compare(plan: Plan, tell: Tell = _silent) -> Comparison:
         tell("interrupted; these are the figures of the rounds that were over")
     finally:
         torch.set_num_threads(threads)
-    return report(plan, whole or samples)
+    return report(config, whole or samples)
 
 
-def _load_all(plan: Plan, samples: Samples) -> None:
-    turns = [(i, request) for _ in range(plan.loads) for i, request in enumerate(plan.requests)]
+def _load_all(config: BenchmarkConfig, samples: Samples) -> None:
+    turns = [(i, request) for _ in range(config.loads) for i, request in enumerate(config.requests)]
     for index, request in track(turns, "loading", len(turns)):
-        with Session(request) as session:
-            samples.loads[index].append(session.loaded)
+        with Worker(request) as worker:
+            samples.loads[index].append(worker.loaded)
 
 
-def _measure_together(plan: Plan, samples: Samples, tell: Tell) -> Iterator[None]:
-    _load_all(plan, samples)
+def _measure_together(config: BenchmarkConfig, samples: Samples, tell: Tell) -> Iterator[None]:
+    _load_all(config, samples)
     _check_memory(samples)
     with ExitStack() as stack:
-        sessions = []
-        for index, request in enumerate(plan.requests):
-            sessions.append(stack.enter_context(Session(request)))
-            samples.loads[index].append(sessions[index].loaded)
-        for order, measures in _rounds(plan, samples, tell):
+        workers = []
+        for index, request in enumerate(config.requests):
+            workers.append(stack.enter_context(Worker(request)))
+            samples.loads[index].append(workers[index].loaded)
+        for order, measures in _rounds(config, samples, tell):
             for measure in measures:
                 for index in order:
-                    samples.take(sessions[index], index, measure)
-            samples.take_limits(plan)
+                    samples.take(workers[index], index, measure)
+            samples.take_limits(config)
             yield
 
 
-def _measure_one_at_a_time(plan: Plan, samples: Samples, tell: Tell) -> Iterator[None]:
-    for order, measures in _rounds(plan, samples, tell):
+def _measure_one_at_a_time(config: BenchmarkConfig, samples: Samples, tell: Tell) -> Iterator[None]:
+    for order, measures in _rounds(config, samples, tell):
         for index in order:
-            with Session(plan.requests[index]) as session:
-                samples.loads[index].append(session.loaded)
+            with Worker(config.requests[index]) as worker:
+                samples.loads[index].append(worker.loaded)
                 for measure in measures:
-                    samples.take(session, index, measure)
-        samples.take_limits(plan)
+                    samples.take(worker, index, measure)
+        samples.take_limits(config)
         yield
 
 
-def _rounds(plan: Plan, samples: Samples, tell: Tell) -> Iterator[tuple[list[int], list[Measure]]]:
+def _rounds(
+    config: BenchmarkConfig, samples: Samples, tell: Tell
+) -> Iterator[tuple[list[int], list[Measure]]]:
     """The order of the models in each round, each starting with the next one, and what is left."""
-    count = len(plan.requests)
-    for first in track(range(plan.rounds), "measuring", plan.rounds):
-        measures = schedule.pending(plan, samples)
+    count = len(config.requests)
+    for first in track(range(config.rounds), "measuring", config.rounds):
+        measures = schedule.pending(config, samples)
         if not measures:
             return
         if first == 1:
-            tell(schedule.after_first(plan, samples))
+            tell(schedule.after_first(config, samples))
         yield [(first + place) % count for place in range(count)], measures
 
 

@@ -75,7 +75,7 @@ class ModelSpeed(_Record):
         used_bytes: memory added when it has written its first tokens.
         bytes_read: weights that one decode step reads, at any batch size.
         products: multiplications per token in the decoder's linear layers.
-        rates: one for each measure, in the order of the plan.
+        rates: one for each measure, in the order of `BenchmarkConfig.measures`.
     """
 
     name: str

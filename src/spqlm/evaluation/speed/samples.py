@@ -11,11 +11,11 @@ import torch
 
 from spqlm.errors import SpqError
 from spqlm.evaluation.machine import processor
+from spqlm.evaluation.speed.config import BenchmarkConfig
 from spqlm.evaluation.speed.limits import gemm_rate, read_bandwidth
-from spqlm.evaluation.speed.plan import Plan
 from spqlm.evaluation.speed.results import Comparison, ModelSpeed, Rate, Spread
-from spqlm.evaluation.speed.session import Loaded, Session
 from spqlm.evaluation.speed.timing import Measure
+from spqlm.evaluation.speed.worker import LoadCost, Worker
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Samples:
         gemms: operations per second of large products, by dtype.
     """
 
-    loads: defaultdict[int, list[Loaded]] = field(default_factory=lambda: defaultdict(list))
+    loads: defaultdict[int, list[LoadCost]] = field(default_factory=lambda: defaultdict(list))
     seconds: defaultdict[tuple[int, Measure], list[float]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -40,49 +40,50 @@ class Samples:
     bandwidths: list[float] = field(default_factory=list)
     gemms: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def take(self, session: Session, index: int, measure: Measure) -> None:
+    def take(self, worker: Worker, index: int, measure: Measure) -> None:
         """Time a measure once; what a model cannot do is asked once only."""
         if (index, measure) in self.reasons:
             return
         started = time.perf_counter()
         try:
-            self.seconds[index, measure].append(session.seconds(measure))
+            self.seconds[index, measure].append(worker.seconds(measure))
         except SpqError as error:
             self.reasons[index, measure] = str(error)
         self.spent[measure] += time.perf_counter() - started
 
-    def take_limits(self, plan: Plan) -> None:
+    def take_limits(self, config: BenchmarkConfig) -> None:
         """Measure the machine as it is now, beside the models."""
-        device = plan.device or "cpu"
+        device = config.device or "cpu"
         self.bandwidths.append(read_bandwidth(device))
         for dtype in {loads[0].dtype for loads in self.loads.values()}:
             self.gemms[dtype].append(gemm_rate(getattr(torch, dtype), device))
 
 
-def report(plan: Plan, samples: Samples) -> Comparison:
-    """Medians, quartiles, ratios and shares of a plan that was carried out."""
+def report(config: BenchmarkConfig, samples: Samples) -> Comparison:
+    """Medians, quartiles, ratios and shares of all that was measured."""
     bandwidth = max(samples.bandwidths)
     gemms = {dtype: max(rates) for dtype, rates in samples.gemms.items()}
     packages = ("torch", "transformers", "spqlm")
     return Comparison(
         cpu=processor(),
-        device=plan.device or "cpu",
-        threads=plan.threads,
+        device=config.device or "cpu",
+        threads=config.threads,
         versions={"python": platform.python_version()} | {name: version(name) for name in packages},
-        rounds=plan.rounds,
-        one_at_a_time=plan.one_at_a_time,
+        rounds=config.rounds,
+        one_at_a_time=config.one_at_a_time,
         read_bandwidth=bandwidth,
         gemm_rates=gemms,
         models=[
-            _model(plan, samples, index, bandwidth, gemms) for index in range(len(plan.requests))
+            _model(config, samples, index, bandwidth, gemms)
+            for index in range(len(config.requests))
         ],
     )
 
 
 def _model(
-    plan: Plan, samples: Samples, index: int, bandwidth: float, gemms: dict[str, float]
+    config: BenchmarkConfig, samples: Samples, index: int, bandwidth: float, gemms: dict[str, float]
 ) -> ModelSpeed:
-    loads, request = samples.loads[index], plan.requests[index]
+    loads, request = samples.loads[index], config.requests[index]
     load_seconds = Spread.of([load.seconds for load in loads])
     facts = loads[-1]
     return ModelSpeed(
@@ -100,7 +101,7 @@ def _model(
         products=facts.products,
         rates=[
             _rate(samples, index, measure, bandwidth, gemms[facts.dtype])
-            for measure in plan.measures
+            for measure in config.measures
         ],
     )
 

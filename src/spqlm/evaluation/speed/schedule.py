@@ -2,7 +2,7 @@
 
 from math import sqrt
 
-from spqlm.evaluation.speed.plan import Plan
+from spqlm.evaluation.speed.config import BenchmarkConfig
 from spqlm.evaluation.speed.results import Spread
 from spqlm.evaluation.speed.samples import Samples
 from spqlm.evaluation.speed.timing import Measure
@@ -16,21 +16,21 @@ SETTLED = 0.02
 LOAD_SECONDS = 10
 
 
-def pending(plan: Plan, samples: Samples) -> list[Measure]:
+def pending(config: BenchmarkConfig, samples: Samples) -> list[Measure]:
     """What is to be measured again: neither settled for all models nor out of time."""
-    return [measure for measure in plan.measures if not _done(plan, samples, measure)]
+    return [measure for measure in config.measures if not _done(config, samples, measure)]
 
 
-def _done(plan: Plan, samples: Samples, measure: Measure) -> bool:
-    models = range(len(plan.requests))
+def _done(config: BenchmarkConfig, samples: Samples, measure: Measure) -> bool:
+    models = range(len(config.requests))
     able = [i for i in models if (i, measure) not in samples.reasons]
-    taken = min((len(samples.seconds[i, measure]) for i in able), default=plan.rounds)
+    taken = min((len(samples.seconds[i, measure]) for i in able), default=config.rounds)
     if taken < FEWEST_ROUNDS:
-        return taken == plan.rounds
-    if taken >= plan.rounds:
+        return taken == config.rounds
+    if taken >= config.rounds:
         return True
     next_round = samples.spent[measure] / taken
-    if samples.spent[measure] + next_round > plan.seconds * len(plan.requests):
+    if samples.spent[measure] + next_round > config.seconds * len(config.requests):
         return True
     found = (Spread.of(samples.seconds[i, measure]) for i in able)
     return taken >= BELIEVED_ROUNDS and all(_is_settled(spread) for spread in found)
@@ -42,25 +42,25 @@ def _is_settled(spread: Spread) -> bool:
     return half <= SETTLED * spread.median
 
 
-def before(plan: Plan) -> str:
+def before(config: BenchmarkConfig) -> str:
     """What is ahead, before anything is known of the models."""
-    models, measures = len(plan.requests), len(plan.measures)
-    loads = plan.rounds if plan.one_at_a_time else plan.loads + 1
-    minutes = models * (loads * LOAD_SECONDS + measures * plan.seconds) / 60
+    models, measures = len(config.requests), len(config.measures)
+    loads = config.rounds if config.one_at_a_time else config.loads + 1
+    minutes = models * (loads * LOAD_SECONDS + measures * config.seconds) / 60
     return (
         f"{_counted(models, 'model')}, {_counted(measures, 'measure')} each: about {minutes:.1f} "
-        f"minutes, more where {FEWEST_ROUNDS} runs of a measure take over {plan.seconds:g} s"
+        f"minutes, more where {FEWEST_ROUNDS} runs of a measure take over {config.seconds:g} s"
     )
 
 
-def after_first(plan: Plan, samples: Samples) -> str:
+def after_first(config: BenchmarkConfig, samples: Samples) -> str:
     """What is still ahead, by the seconds that the first round took."""
-    budget = plan.seconds * len(plan.requests)
+    budget = config.seconds * len(config.requests)
     remaining = 0.0
-    for measure in pending(plan, samples):
+    for measure in pending(config, samples):
         # The first run is a warm-up.
         once = samples.spent[measure] / 2
-        more = min(plan.rounds - 1, max(FEWEST_ROUNDS - 1, int(budget / max(once, 1e-9)) - 2))
+        more = min(config.rounds - 1, max(FEWEST_ROUNDS - 1, int(budget / max(once, 1e-9)) - 2))
         remaining += more * once
     return f"one round is measured: at most {remaining / 60:.1f} minutes to go"
 

@@ -11,8 +11,6 @@ from transformers import PreTrainedModel
 
 from spqlm.model.limits import check_context
 
-Kind = Literal["prefill", "decode", "generate"]
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -26,7 +24,7 @@ class Measure:
         tokens: tokens of each sequence that are timed; for `prefill` those of the prompt.
     """
 
-    kind: Kind
+    kind: Literal["prefill", "decode", "generate"]
     batch: int
     prompt: int
     tokens: int

@@ -6,12 +6,12 @@ from itertools import product
 import torch
 
 from spqlm.errors import SpqError
-from spqlm.evaluation.speed.session import Request
 from spqlm.evaluation.speed.timing import Measure
+from spqlm.evaluation.speed.worker import Request
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkConfig:
     """What to measure.
 
     Attributes:
@@ -48,7 +48,7 @@ class Plan:
     one_at_a_time: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a plan that measures nothing.
+        """Refuse what measures nothing.
 
         Raises:
             SpqError: no model, a count below 1, or no time.

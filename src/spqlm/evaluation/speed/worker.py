@@ -19,7 +19,7 @@ from spqlm.decoding.int8_activations import (
     round_activations,
     rounds_activations,
 )
-from spqlm.decoding.optimize import optimize as decode_natively
+from spqlm.decoding.optimize import optimize
 from spqlm.errors import SpqError
 from spqlm.evaluation.speed import timing
 from spqlm.evaluation.speed.timing import Measure
@@ -56,7 +56,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadCost:
     """What loading cost, and what there is to compute.
 
     Memory is what the process holds beyond what it held with the libraries imported.
@@ -89,10 +89,10 @@ def open_model(request: Request) -> PreTrainedModel:
     model = load_model(request.name, dtype=request.dtype, device_map=request.device).model
     if request.int8_activations and can_round_activations(model):
         round_activations(model)
-    return decode_natively(model) if request.optimize else model
+    return optimize(model) if request.optimize else model
 
 
-def load(request: Request) -> tuple[PreTrainedModel, Loaded]:
+def load(request: Request) -> tuple[PreTrainedModel, LoadCost]:
     """Load a model and measure that.
 
     Raises:
@@ -106,7 +106,7 @@ def load(request: Request) -> tuple[PreTrainedModel, Loaded]:
     started = time.perf_counter()
     timing.seconds(model, FIRST)
     first = time.perf_counter() - started
-    return model, Loaded(
+    return model, LoadCost(
         seconds=memory.seconds,
         peak_bytes=memory.peak_bytes - memory.start_bytes - loading,
         resident_bytes=settled,
@@ -168,14 +168,14 @@ def _warm_up(measure: Measure) -> Measure:
     return replace(measure, tokens=min(measure.tokens, WARM_UP_TOKENS))
 
 
-class Session:
+class Worker:
     """Context manager around such a process.
 
     Attributes:
         loaded: what loading cost; set on entry.
     """
 
-    loaded: Loaded
+    loaded: LoadCost
 
     def __init__(self, request: Request) -> None:
         """Nothing is started before entry."""

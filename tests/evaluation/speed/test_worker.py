@@ -4,8 +4,8 @@ from tests.evaluation.speed.conftest import InThread
 
 import spqlm
 from spqlm.errors import SpqError
-from spqlm.evaluation.speed import Measure, session, timing
-from spqlm.evaluation.speed.session import Request, Session, load, open_model
+from spqlm.evaluation.speed import Measure, timing, worker
+from spqlm.evaluation.speed.worker import Request, Worker, load, open_model
 
 PREFILL = Measure("prefill", 1, 16, 16)
 
@@ -31,7 +31,7 @@ def test_a_model_is_loaded_in_the_dtype_asked_for(source):
 
 def test_a_model_is_optimised_where_that_was_asked_for(monkeypatch, source):
     optimised = []
-    monkeypatch.setattr(session, "decode_natively", lambda model: optimised.append(model) or model)
+    monkeypatch.setattr(worker, "optimize", lambda model: optimised.append(model) or model)
     plain = open_model(request(source, optimize=False))
     assert optimised == []
     assert open_model(request(source, optimize=True)) is optimised[0] is not plain
@@ -50,20 +50,20 @@ def test_activations_are_rounded_where_that_was_asked_for_and_can_be(source, tmp
 def test_a_measure_warms_up_once(in_threads, monkeypatch, source):
     calls = []
     monkeypatch.setattr(timing, "seconds", lambda model, measure: calls.append(measure) or 0.5)
-    with Session(request(source)) as running:
+    with Worker(request(source)) as running:
         assert [running.seconds(PREFILL) for _ in range(3)] == [0.5] * 3
     assert calls.count(PREFILL) == 4
 
 
-def test_what_a_model_cannot_do_leaves_the_session_alive(in_threads, source):
-    with Session(request(source)) as running:
+def test_what_a_model_cannot_do_leaves_the_worker_alive(in_threads, source):
+    with Worker(request(source)) as running:
         with pytest.raises(SpqError, match="128 positions"):
             running.seconds(Measure("prefill", 1, 512, 512))
         assert running.seconds(PREFILL) > 0
 
 
 def test_a_missing_model_is_named(in_threads, tmp_path):
-    with pytest.raises(SpqError, match="does not exist"), Session(request(tmp_path / "none")):
+    with pytest.raises(SpqError, match="does not exist"), Worker(request(tmp_path / "none")):
         pass
 
 
@@ -74,14 +74,14 @@ def test_a_process_that_dies_is_reported(monkeypatch, source):
         def __init__(self, target, args, daemon):
             super().__init__(lambda connection, _: connection.close(), args, daemon)
 
-    monkeypatch.setattr(session, "Process", Dying)
-    with pytest.raises(SpqError, match="ended with status -11"), Session(request(source)):
+    monkeypatch.setattr(worker, "Process", Dying)
+    with pytest.raises(SpqError, match="ended with status -11"), Worker(request(source)):
         pass
 
 
 @pytest.mark.slow
-def test_a_session_is_a_process_of_its_own(source):
-    with Session(request(source)) as running:
+def test_a_worker_is_a_process_of_its_own(source):
+    with Worker(request(source)) as running:
         assert running._process.pid is not None
         assert running.seconds(PREFILL) > 0
     assert running._process.exitcode == 0
