@@ -7,6 +7,7 @@ import shlex
 import pytest
 import typer
 from tests.cli.conftest import _as_before, run  # noqa: F401  (fixtures)
+from tests.cli.test_bench import FOUND
 from tests.docs.pages import PAGES, ROOT, blocks, name
 from tests.helpers import TEXT, tiny_model, tiny_tokenizer
 
@@ -39,6 +40,8 @@ def place(tmp_path, monkeypatch):
     records = (json.dumps(QUESTION | {"question": f"Which of {i}?"}) for i in range(24))
     (data / "arc_easy.jsonl").write_text("\n".join(records))
     monkeypatch.setenv("SPQ_DATA_DIR", str(data))
+    # Timing takes minutes, and has tests of its own.
+    monkeypatch.setattr("spqlm.cli.bench.compare", lambda plan, tell: FOUND)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
