@@ -51,6 +51,7 @@ results: $(STAMP) ## write docs/results.md and README's table from what was meas
 	$(BIN)/python -m benchmarks.tables
 
 docs: $(STAMP) ## write the reference from the code, then build the site into site/
+	@$(PIP) install --quiet -c $(VENV)/constraints.txt mkdocs-material
 	$(BIN)/python docs/reference.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 

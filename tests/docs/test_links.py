@@ -51,7 +51,7 @@ def test_every_page_is_in_the_navigation_once():
 
 @pytest.mark.slow
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
-    pytest.importorskip("mkdocs", reason="`pip install -e .[docs]` brings it")
+    pytest.importorskip("mkdocs", reason="`make docs` installs it")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
