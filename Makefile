@@ -18,7 +18,7 @@ CHECKS := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BI
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check format bench results clean
+.PHONY: help install demo test check format bench results docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,8 +50,13 @@ bench: $(STAMP) ## measure the recipes, then write docs/results.md
 results: $(STAMP) ## write docs/results.md and README's table from what was measured
 	$(BIN)/python -m benchmarks.tables
 
+docs: $(STAMP) ## write the reference from the code, then build the site into site/
+	@$(PIP) install --quiet -c $(VENV)/constraints.txt mkdocs-material
+	$(BIN)/python docs/reference.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean: ## remove caches and build output (the virtual environment and models stay)
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist site
 	find src tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # --- installing ----------------------------------------------------------------------------------

@@ -120,3 +120,16 @@ def test_the_headline_has_budgets_and_decoding_where_they_were_measured():
     assert "| dense | 2.0 | 20.00 | 30.00 | plain transformers 10; 30 (3.0×) |" in lines
     assert "| `--target-size 1.5MB` | 1.4 | 22.20 | 20.09 | 40 (4.0×) |" in lines
     assert len([line for line in lines if line.startswith("|")]) == 6
+
+
+def test_the_headline_has_at_most_eight_rows_and_drops_the_smallest_budgets():
+    scores = {task: {"perplexity": 20.0} for task in ("wikitext2", "c4")}
+    recipes = {name: {"disk": 2e6, "scores": scores} for name in ("dense", "int8", "paper")}
+    row = {"label": "default", "calibration": CALIBRATION, "recovered": False, "int4": 3}
+    row |= {"disk": 1.4e6, "delta": {"wikitext2": 0.1, "c4": 0.0}}
+    sizes = {"dense": {"wikitext2": 3.0, "c4": 3.0}}
+    sizes["rows"] = [row | {"target": target} for target in range(20, 10, -1)]
+    text = headline(recipes, sizes, None)
+    assert len([line for line in text.splitlines() if line.startswith("| ")]) == 1 + 8
+    assert "`--target-size 16MB`" in text and "`--target-size 15MB`" not in text
+    assert "| paper |" in text

@@ -3,12 +3,12 @@ from pathlib import Path
 from spqlm.report.recipe_reference import recipe_reference
 from spqlm.stages import available
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "recipes.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "recipes.md"
 
 
 def test_the_document_is_what_the_stages_say_now():
     assert DOCUMENT.read_text().strip() == recipe_reference().strip(), (
-        "run `spq recipes > docs/recipes.md`"
+        "run `make docs`"
     )
 
 

@@ -5,7 +5,7 @@ few rows of input go to a kernel that reads the codes as they are stored, which 
 for many rows the weight is turned into the dtype of the activations (or float32, where the
 processor multiplies that faster), on a CPU a block at a time, in a cache for a native product or
 for PyTorch's, which costs arithmetic. Everything else (a format without kernels, another device,
-tracing, float64) goes to the format's PyTorch reference. docs/kernels.md has the measurements.
+tracing, float64) goes to the format's PyTorch reference. docs/kernel-measurements.md says why.
 """
 
 import logging

@@ -63,7 +63,7 @@ def dequantize_groups(
     WIDTH: tl.constexpr,
     GROUPS: tl.constexpr,
 ) -> None:
-    """Program i writes row i of the dense weight; arguments as of `partial_sums`.
+    """Program i writes row i of the dense weight.
 
     Args:
         codes_ptr: [kept, WIDTH].

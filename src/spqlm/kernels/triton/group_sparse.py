@@ -3,7 +3,7 @@
 On a processor such work is cut into tasks of equal numbers of kept groups, for rows keep different
 numbers of them. A GPU hands the next program to whichever core is free, so a program is a row here,
 which needs no search for the row that a task begins in and no second launch that adds up what
-several tasks found. docs/kernels.md has both, measured.
+several tasks found. docs/kernel-measurements.md has both.
 
 A bit says whether a group is kept, and threads that each want another kept group would have to
 count bits; so the kernel reads the numbers of the kept groups, which are made once from the bits.

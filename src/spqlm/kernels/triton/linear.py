@@ -14,8 +14,9 @@ from spqlm.native import FLOATS
 FEW_ROWS = 64
 """Up to here the codes are read as they are stored; beyond, the weight is written out.
 
-Measured at 64 rows on an H100 (docs/kernels.md): to read int8 codes takes half to four fifths of
-the time that writing the weight out does, to read 4-bit codes three quarters to five quarters.
+Measured at 64 rows on an H100 (docs/kernel-measurements.md): to read int8 codes takes half to four
+fifths of the time that writing the weight out does, to read 4-bit codes three quarters to five
+quarters.
 """
 
 
