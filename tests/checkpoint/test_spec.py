@@ -3,12 +3,12 @@ import json
 import pytest
 import torch
 from pydantic import ValidationError
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_linear import QuantizedLinear
 from torch import Tensor, nn
 
 from spqlm.checkpoint.spec import SPECS, AttentionSpec, spec_of
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import QuantizedLinear
 
 
 def random(*shape: int) -> Tensor:

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from spqlm.modules.quantized_embedding import QuantizedEmbedding
+from spqlm.modules.quantized_linear import QuantizedLinear
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from spqlm.checkpoint.spec import (
@@ -15,8 +17,6 @@ from spqlm.errors import CheckpointError
 from spqlm.model.tying import retie
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import dense_weight, select_inputs, select_outputs
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import QuantizedLinear
 from spqlm.numerics import low_rank
 
 ATTENTION = "model.layers.0.self_attn"
