@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spqlm.checkpoint.quantizer import attach
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import of_factors
 from spqlm.model.tying import retie
-from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.ops import dense_weight, select_inputs, select_outputs
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.modules.linear import CompressedLinear
+from spqlm.modules.ops import dense_weight, linear_of, select, with_weight
 from spqlm.numerics import low_rank
 from tests.helpers import tiny_model
 
@@ -28,19 +28,25 @@ def change(model: PreTrainedModel, name: str, operation: Callable) -> None:
     model.set_submodule(name, operation(model.get_submodule(name)))
 
 
-def to_int8(module: torch.nn.Linear) -> QuantizedLinear:
-    return QuantizedLinear.from_weight(module.weight.detach(), module.bias, "per_channel")
+def to_int8(module: torch.nn.Module) -> torch.nn.Module:
+    """A linear layer or an embedding."""
+    return with_weight(module, Int8().nearest(module.weight.detach()))
 
 
-def factorised(module: torch.nn.Module) -> LowRankLinear:
-    return LowRankLinear.from_factors(*low_rank.truncate(dense_weight(module), 8), module.bias)
+def factorised(module: torch.nn.Module) -> torch.nn.Module:
+    return linear_of(of_factors(*low_rank.truncate(dense_weight(module), 8)), module.bias)
+
+
+def tie_head(model: PreTrainedModel) -> None:
+    """The head uses the parameters of the compressed embedding."""
+    model.lm_head = CompressedLinear(model.model.embed_tokens.stored_weight, None)
 
 
 def prune(model: PreTrainedModel) -> None:
     kept = torch.arange(0, 128, 2)
     for part in ("gate_proj", "up_proj"):
-        change(model, f"{LAST}.mlp.{part}", lambda module: select_outputs(module, kept))
-    change(model, f"{LAST}.mlp.down_proj", lambda module: select_inputs(module, kept))
+        change(model, f"{LAST}.mlp.{part}", lambda module: select(module, "output", kept))
+    change(model, f"{LAST}.mlp.down_proj", lambda module: select(module, "input", kept))
 
 
 def quantize_all(model: PreTrainedModel) -> None:
@@ -49,12 +55,9 @@ def quantize_all(model: PreTrainedModel) -> None:
         if isinstance(module, torch.nn.Linear):
             change(model, f"model.{name}", to_int8)
     tied = model.lm_head.weight is model.model.embed_tokens.weight
-    table = QuantizedEmbedding.from_embedding(model.model.embed_tokens, "per_channel")
-    model.model.embed_tokens = table
+    change(model, "model.embed_tokens", to_int8)
     if tied:
-        head = QuantizedLinear.from_tensors(table.codes, table.scale, None)
-        head.codes, head.scale = table.codes, table.scale
-        model.lm_head = head
+        tie_head(model)
     else:
         change(model, "lm_head", to_int8)
     retie(model)

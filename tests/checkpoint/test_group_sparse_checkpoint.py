@@ -8,26 +8,23 @@ from tests.helpers import logits, tiny_model
 
 from spqlm.checkpoint.quantizer import attach
 from spqlm.errors import CheckpointError
-from spqlm.modules.group_sparse_linear import GroupSparseLinear
-from spqlm.numerics import group_pruning, group_sparse
+from spqlm.formats import group_sparse
+from spqlm.modules.ops import with_weight
+from spqlm.numerics import group_pruning
 
 DOWN = "model.layers.1.mlp.down_proj"
 
 
 def to_group_sparse(
     module: torch.nn.Linear, *, zero: bool, group_size: int = 16
-) -> GroupSparseLinear:
+) -> torch.nn.Module:
     weight = module.weight.detach().float()
     columns = weight.shape[1]
     hessian, alike = torch.eye(columns), torch.ones(len(weight))
     saliency = group_pruning.group_saliency(weight, hessian, alike, group_size, "joint")
     keep = group_pruning.choose_groups(saliency, 0.5, "free")
     codes, scale, zeros = group_pruning.round_kept(weight, hessian, keep, 4, zero_point=zero)
-    dtype = module.weight.dtype
-    stored = group_sparse.pack(
-        codes, scale.to(dtype), None if zeros is None else zeros.to(dtype), keep, 4
-    )
-    return GroupSparseLinear.from_weight(stored, module.bias)
+    return with_weight(module, group_sparse.pack(codes, scale, zeros, keep, 4))
 
 
 @functools.cache

@@ -11,17 +11,21 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests import stored_weights
+from tests.compressed_models import assert_same_state, load, tie_head
 from tests.helpers import greedy, logits, tiny_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 import spqlm
 from spqlm.checkpoint.quantizer import attach
 from spqlm.errors import CheckpointError
+from spqlm.formats.int4 import Int4
+from spqlm.formats.low_rank import of_factors
 from spqlm.model.tying import retie
-from spqlm.modules.coded import Coded
-from spqlm.modules.int4_embedding import Int4Embedding
-from spqlm.modules.int4_linear import Int4Linear
+from spqlm.modules.embedding import CompressedEmbedding
+from spqlm.modules.linear import Compressed, CompressedLinear
 from spqlm.modules.low_rank_linear import LowRankLinear
+from spqlm.modules.ops import linear_of, with_weight
 from spqlm.numerics import integer, low_rank
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -32,28 +36,20 @@ Q, UP, TABLE = (
 )
 
 
-def to_int4(module: torch.nn.Linear, group_size: int) -> Int4Linear:
+def to_int4(module: torch.nn.Module, group_size: int) -> torch.nn.Module:
+    """A linear layer or an embedding."""
     weight = module.weight.detach().float()
     scale = integer.search_group_scale(weight, None, group_size)
-    codes = integer.quantize_groups(weight, scale)
-    return Int4Linear.from_codes(codes, scale.to(module.weight.dtype), module.bias)
+    return with_weight(module, stored_weights.int4(integer.quantize_groups(weight, scale), scale))
 
 
 def quantize_all(model: PreTrainedModel, group_size: int) -> None:
     """Every linear layer, the embedding and the head."""
     for name, module in list(model.model.named_modules()):
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
             model.model.set_submodule(name, to_int4(module, group_size))
-    embedding, tied = model.model.embed_tokens, model.config.tie_word_embeddings
-    weight = embedding.weight.detach().float()
-    scale = integer.search_group_scale(weight, None, group_size)
-    codes = integer.quantize_groups(weight, scale)
-    table = Int4Embedding.from_codes(embedding, codes, scale.to(embedding.weight.dtype))
-    model.model.embed_tokens = table
-    if tied:
-        head = Int4Linear.from_codes(table.codes.detach(), table.scale.detach(), None)
-        head.codes, head.scale = table.codes, table.scale
-        model.lm_head = head
+    if model.config.tie_word_embeddings:
+        tie_head(model)
     else:
         model.lm_head = to_int4(model.lm_head, group_size)
     retie(model)
@@ -62,7 +58,7 @@ def quantize_all(model: PreTrainedModel, group_size: int) -> None:
 def factorise(model: PreTrainedModel, name: str) -> None:
     module = model.get_submodule(name)
     factors = low_rank.truncate(module.weight.detach(), 32)
-    model.set_submodule(name, LowRankLinear.from_factors(*factors, module.bias))
+    model.set_submodule(name, linear_of(of_factors(*factors), module.bias))
 
 
 @functools.cache
@@ -75,7 +71,7 @@ def compressed(
     attach(model)
     # Not `model.to`, which would cast the rotary frequencies too.
     for module in model.modules():
-        if isinstance(module, Coded):
+        if isinstance(module, Compressed):
             module.scale.data = module.scale.data.to(dtype)
         elif isinstance(getattr(module, "weight", None), torch.nn.Parameter):
             module.weight.data = module.weight.data.to(dtype)
@@ -110,25 +106,14 @@ def saved(tmp_path, intact) -> Path:
     return Path(shutil.copytree(intact, tmp_path / "saved"))
 
 
-def load(directory: Path, **options) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(directory, **options).eval()
-
-
-def assert_same_state(one: PreTrainedModel, other: PreTrainedModel) -> None:
-    first, second = one.state_dict(), other.state_dict()
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert tensor.dtype == second[name].dtype, name
-        assert torch.equal(tensor, second[name]), name
-
-
 def test_a_reloaded_model_is_the_same_to_the_bit(tmp_path, tied, group_size):
     model = compressed(tied, group_size)
     model.save_pretrained(tmp_path)
     reloaded = load(tmp_path)
-    assert isinstance(reloaded.get_submodule(UP), Int4Linear)
-    assert reloaded.get_submodule(UP).group_size == group_size
-    assert isinstance(reloaded.model.embed_tokens, Int4Embedding)
+    assert isinstance(reloaded.get_submodule(UP), CompressedLinear)
+    assert reloaded.get_submodule(UP).format == Int4(group_size=group_size)
+    assert isinstance(reloaded.model.embed_tokens, CompressedEmbedding)
+    assert reloaded.model.embed_tokens.format == Int4(group_size=group_size)
     assert_same_state(reloaded, model)
     assert torch.equal(logits(reloaded), logits(model))
     assert greedy(reloaded) == greedy(model)
@@ -201,8 +186,7 @@ def test_low_rank_factors_are_reloaded_as_int4(intact):
     reloaded = load(intact)
     layer = reloaded.get_submodule(Q)
     assert isinstance(layer, LowRankLinear)
-    assert isinstance(layer.left, Int4Linear)
-    assert isinstance(layer.right, Int4Linear)
+    assert layer.left.format == layer.right.format == Int4(group_size=32)
     assert (layer.right.in_features, layer.right.out_features) == (64, 32)
     again = tiny_model(tie_word_embeddings=True)
     factorise(again, Q)

@@ -2,64 +2,106 @@ import json
 
 import pytest
 import torch
-from pydantic import ValidationError
+from tests import stored_weights
 from torch import Tensor, nn
 
-from spqlm.checkpoint.spec import SPECS, AttentionSpec, spec_of
-from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm import formats
+from spqlm.checkpoint.spec import HeadCount, parse_spec, spec_of
+from spqlm.errors import CheckpointError
+from spqlm.formats import group_sparse
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import of_factors
+from spqlm.modules.embedding import CompressedEmbedding
+from spqlm.modules.linear import CompressedLinear
+from spqlm.modules.ops import linear_of
 
 
 def random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def table(granularity: str, **options) -> QuantizedEmbedding:
-    return QuantizedEmbedding(11, 6, granularity=granularity, **options)
+def codes(rows: int, columns: int, largest: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    shape = (rows, columns)
+    return torch.randint(-largest, largest + 1, shape, generator=generator, dtype=torch.int8)
+
+
+def int8(granularity: str, bias: Tensor | None) -> nn.Module:
+    return CompressedLinear(Int8(granularity=granularity).nearest(random(7, 9)), bias)
+
+
+def int4(group_size: int, bias: Tensor | None = None) -> nn.Module:
+    scale = random(6, 128 // group_size)
+    return CompressedLinear(stored_weights.int4(codes(6, 128, 7), scale), bias)
+
+
+def sparse(bits: int, zero: bool, bias: Tensor | None = None) -> nn.Module:
+    scale, keep = random(6, 8), torch.arange(48).view(6, 8) % 3 > 0
+    zeros = scale / 2 if zero else None
+    return CompressedLinear(group_sparse.pack(codes(6, 128, 7), scale, zeros, keep, bits), bias)
+
+
+def factors(bias: Tensor | None) -> nn.Module:
+    return linear_of(of_factors(random(7, 3), random(3, 9)), bias)
+
+
+def table(granularity: str, **options) -> CompressedEmbedding:
+    return CompressedEmbedding(Int8(granularity=granularity).nearest(random(11, 6)), **options)
+
+
+def table4(group_size: int, **options) -> CompressedEmbedding:
+    weight = stored_weights.int4(codes(11, 64, 7), random(11, 64 // group_size))
+    return CompressedEmbedding(weight, **options)
 
 
 MODULES = {
     "linear": lambda: nn.Linear(9, 7),
     "linear_no_bias": lambda: nn.Linear(9, 7, bias=False),
-    "int8_channel": lambda: QuantizedLinear.from_weight(random(7, 9), random(7), "per_channel"),
-    "int8_tensor": lambda: QuantizedLinear.from_weight(random(7, 9), None, "per_tensor"),
-    "low_rank": lambda: LowRankLinear.from_factors(random(7, 3), random(3, 9), random(7)),
-    "low_rank_no_bias": lambda: LowRankLinear.from_factors(random(7, 3), random(3, 9), None),
+    "int8_channel": lambda: int8("per_channel", random(7)),
+    "int8_tensor": lambda: int8("per_tensor", None),
+    "int4_g32": lambda: int4(32, random(6)),
+    "int4_g64_no_bias": lambda: int4(64),
+    "int4_g128": lambda: int4(128, random(6)),
+    "sparse_4": lambda: sparse(4, zero=False, bias=random(6)),
+    "sparse_4_zeros": lambda: sparse(4, zero=True),
+    "sparse_8_zeros": lambda: sparse(8, zero=True),
+    "low_rank": lambda: factors(random(7)),
+    "low_rank_no_bias": lambda: factors(None),
     "embedding_channel": lambda: table("per_channel"),
     "embedding_tensor": lambda: table("per_tensor", embed_scale=640**0.5, padding_idx=3),
     "embedding_whole_factor": lambda: table("per_channel", embed_scale=2.0, padding_idx=0),
+    "embedding_g32": lambda: table4(32),
+    "embedding_g64": lambda: table4(64, embed_scale=640**0.5, padding_idx=3),
 }
 
 
 @pytest.mark.parametrize("kind", MODULES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_module_is_rebuilt_from_the_json_of_its_spec(kind, dtype):
     module = MODULES[kind]().to(dtype)
     spec = spec_of(module)
-    stored = json.loads(json.dumps({"x": spec.model_dump()}))
-    read = SPECS.validate_python(stored)["x"]
+    read = parse_spec("x", json.loads(json.dumps(spec.dump())))
     assert read == spec
     rebuilt = read.build(dtype)
     assert type(rebuilt) is type(module)
     assert spec_of(rebuilt) == spec
     expected = {name: (t.shape, t.dtype) for name, t in module.state_dict().items()}
     assert {name: (t.shape, t.dtype) for name, t in rebuilt.state_dict().items()} == expected
-    assert SPECS.validate_json(json.dumps(stored))["x"] == spec
 
 
 @torch.no_grad()
-def test_a_rebuilt_module_computes_the_same_once_it_has_the_values():
-    ids, x = torch.tensor([[1, 10]]), random(2, 9)
-    for make in MODULES.values():
-        module = make()
-        if isinstance(module, QuantizedEmbedding):
-            module.codes.data = torch.randint(-127, 128, (11, 6), dtype=torch.int8)
-            module.scale.data.fill_(0.25)
-        rebuilt = spec_of(module).build(torch.float32)
-        rebuilt.load_state_dict(module.state_dict())
-        inputs = ids if isinstance(module, QuantizedEmbedding) else x
-        assert torch.equal(rebuilt(inputs), module(inputs))
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_rebuilt_module_computes_the_same_once_it_has_the_values(kind, dtype):
+    module = MODULES[kind]().to(dtype)
+    rebuilt = spec_of(module).build(dtype)
+    rebuilt.load_state_dict(module.state_dict(), strict=True)
+    if isinstance(module, CompressedEmbedding):
+        inputs = torch.tensor([[1, 10]])
+    else:
+        inputs = random(2, module.in_features).to(dtype)
+    assert torch.equal(rebuilt(inputs), module(inputs))
 
 
 def test_ordinary_modules_have_no_spec():
@@ -68,8 +110,8 @@ def test_ordinary_modules_have_no_spec():
 
 
 def test_the_head_count_of_an_attention_block_is_stated():
-    stored = json.loads(json.dumps({"x": AttentionSpec(num_heads=3).model_dump()}))
-    assert SPECS.validate_python(stored)["x"] == AttentionSpec(num_heads=3)
+    stored = json.loads(json.dumps(HeadCount(num_heads=3).dump()))
+    assert parse_spec("x", stored) == HeadCount(num_heads=3)
 
 
 INT8 = {
@@ -80,6 +122,17 @@ INT8 = {
     "granularity": "per_channel",
 }
 LOW_RANK = {"format": "low_rank", "in_features": 9, "out_features": 7, "bias": False, "rank": 3}
+INT4 = {"format": "int4", "in_features": 128, "out_features": 6, "bias": False, "group_size": 32}
+SPARSE = {
+    "format": "group_sparse",
+    "in_features": 128,
+    "out_features": 6,
+    "bias": False,
+    "group_size": 16,
+    "bits": 4,
+    "kept": 30,
+    "zero": False,
+}
 EMBEDDING = {
     "format": "int8_embedding",
     "num_embeddings": 11,
@@ -90,14 +143,28 @@ EMBEDDING = {
 }
 
 
-@pytest.mark.parametrize("entry", [INT8, LOW_RANK, EMBEDDING], ids=lambda entry: entry["format"])
+EMBEDDING4 = {
+    "format": "int4_embedding",
+    "num_embeddings": 11,
+    "embedding_dim": 64,
+    "group_size": 32,
+    "embed_scale": 1.0,
+    "padding_idx": None,
+}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [INT8, INT4, SPARSE, LOW_RANK, EMBEDDING, EMBEDDING4],
+    ids=lambda entry: entry["format"],
+)
 def test_every_field_is_needed_and_no_other_is_accepted(entry):
-    SPECS.validate_python({"x": entry})
+    parse_spec("x", entry)
     for field in entry:
-        with pytest.raises(ValidationError):
-            SPECS.validate_python({"x": {key: entry[key] for key in entry if key != field}})
-    with pytest.raises(ValidationError, match="Extra inputs"):
-        SPECS.validate_python({"x": {**entry, "group_size": 32}})
+        with pytest.raises(CheckpointError, match=r"'x|x\."):
+            parse_spec("x", {key: entry[key] for key in entry if key != field})
+    with pytest.raises(CheckpointError, match="extra inputs"):
+        parse_spec("x", {**entry, "step": 32})
 
 
 @pytest.mark.parametrize(
@@ -122,6 +189,31 @@ def test_every_field_is_needed_and_no_other_is_accepted(entry):
         {**EMBEDDING, "embed_scale": float("nan")},
         {**EMBEDDING, "embed_scale": float("inf")},
         {**EMBEDDING, "padding_idx": "0"},
+        {**INT8, "group_size": 32},
+        {**INT4, "group_size": 48},
+        {**INT4, "group_size": 256},
+        {**INT4, "group_size": 1},
+        {**INT4, "group_size": 0},
+        {**INT4, "group_size": -32},
+        {**INT4, "group_size": "32"},
+        {**INT4, "group_size": 32.0},
+        {**INT4, "group_size": None},
+        {**INT4, "group_size": True},
+        {**INT4, "in_features": 100},
+        {**INT4, "in_features": 33, "group_size": 33},
+        {**INT4, "granularity": "per_channel"},
+        {**LOW_RANK, "group_size": 32},
+        {**LOW_RANK, "factor": None},
+        {**LOW_RANK, "factor": {"format": "int8", "granularity": "per_channel"}},
+        {**EMBEDDING, "group_size": 32},
+        {**EMBEDDING4, "group_size": 48},
+        {**EMBEDDING4, "group_size": 128},
+        {**EMBEDDING4, "group_size": 0},
+        {**EMBEDDING4, "group_size": "32"},
+        {**EMBEDDING4, "embedding_dim": 40},
+        {**EMBEDDING4, "embed_scale": 0.0},
+        {**EMBEDDING4, "embed_scale": float("nan")},
+        {**EMBEDDING4, "granularity": "per_channel"},
         {"format": "attention", "num_heads": 0},
         {},
         [],
@@ -131,5 +223,44 @@ def test_every_field_is_needed_and_no_other_is_accepted(entry):
     ids=str,
 )
 def test_an_entry_that_is_not_well_formed_is_refused(entry):
-    with pytest.raises(ValidationError):
-        SPECS.validate_python({"x": entry})
+    with pytest.raises(CheckpointError, match=r"'x|x\."):
+        parse_spec("x", entry)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({**INT4, "group_size": 48}, "48 must divide the width 128"),
+        ({**SPARSE, "group_size": 24}, "24 must divide the width 128"),
+        ({**SPARSE, "kept": 49}, "keeps 49 groups, more than the weight has"),
+        ({**SPARSE, "kept": 10**6}, "more than"),
+        ({**SPARSE, "kept": 0}, "keeps no group"),
+        ({**SPARSE, "bits": 3}, "4 or 8"),
+        ({**LOW_RANK, "rank": 8}, "rank 8 is more than a weight of 7 × 9 has"),
+        ({**LOW_RANK, "rank": 2**40}, "rank 1099511627776 is more than"),
+    ],
+    ids=str,
+)
+def test_a_shape_that_the_format_does_not_fit_is_refused_with_the_reason(entry, words):
+    with pytest.raises(CheckpointError, match=words):
+        parse_spec("x", entry)
+
+
+@pytest.mark.parametrize(
+    ("stated", "nearest"),
+    [("int5", "int"), ("int88", "int8"), ("grp_sparse", "group_sparse"), ("lowrank", "low_rank")],
+)
+@pytest.mark.parametrize("suffix", ["", "_embedding"])
+def test_an_unknown_format_is_refused_with_the_nearest_and_why_it_may_be_unknown(
+    stated, nearest, suffix
+):
+    message = rf"'model\.x': unknown format '{stated}', the nearest is '{nearest}.*newer version"
+    with pytest.raises(CheckpointError, match=message):
+        parse_spec("model.x", INT8 | {"format": stated + suffix})
+
+
+@pytest.mark.parametrize("form", [Int8(), Int8(granularity="per_tensor"), Int4(group_size=32)])
+def test_an_entry_is_the_description_of_the_format_and_its_place(form):
+    layer = CompressedLinear(form.empty(6, 64, torch.float32), None)
+    place = {"in_features": 64, "out_features": 6, "bias": False}
+    assert spec_of(layer).dump() == place | formats.dump(form)

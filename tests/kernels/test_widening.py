@@ -5,13 +5,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 from tests.helpers import tiny_model
+from tests.stored_weights import int4, int8
 from torch.nn import functional
 
-from spqlm.kernels import dispatch, widening
-from spqlm.kernels.int4_linear import int4_linear
-from spqlm.kernels.int8_linear import int8_linear
+from spqlm.kernels import product as products
+from spqlm.kernels import widening
+from spqlm.kernels.product import linear
 from spqlm.kernels.widening import arithmetic, widened_products
-from spqlm.numerics import integer
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
@@ -22,7 +22,7 @@ def widest(dtype: torch.dtype) -> torch.dtype:
 
 @pytest.fixture
 def old_processor(monkeypatch):
-    for module in (widening, dispatch):
+    for module in (widening, products):
         monkeypatch.setattr(module, "arithmetic", widest)
 
 
@@ -92,7 +92,7 @@ def test_a_backward_pass_holds_nothing_wider(old_processor):
 @pytest.mark.parametrize("rows", [17, 40])
 @pytest.mark.parametrize("bias", [True, False])
 def test_compressed_layers_multiply_many_rows_in_float32(old_processor, monkeypatch, rows, bias):
-    monkeypatch.setattr(dispatch, "BLOCK_BYTES", 4 * 64 * rows)
+    monkeypatch.setattr(products, "BLOCK_BYTES", 4 * 64 * rows)
     dtype = torch.float16
     x = random(rows, 64, dtype=dtype)
     added = random(40, dtype=dtype, seed=2) if bias else None
@@ -103,8 +103,8 @@ def test_compressed_layers_multiply_many_rows_in_float32(old_processor, monkeypa
     wanted = functional.linear(x.float(), weight, None if added is None else added.float())
     grouped = scale[:, None].expand(-1, 2).contiguous()
     for found in (
-        int8_linear(x, codes, scale, added),
-        int4_linear(x, integer.pack_int4(codes), grouped, added),
+        linear(x, int8(codes, scale), added),
+        linear(x, int4(codes, grouped), added),
     ):
         assert found.dtype == dtype
         torch.testing.assert_close(found, wanted.to(dtype), rtol=2e-3, atol=1e-4)

@@ -1,33 +1,34 @@
 import pytest
 import torch
-from torch import Tensor, nn
+from tests import stored_weights
+from tests.stored_weights import random
+from torch import nn
 
-from spqlm.modules.group_sparse_linear import GroupSparseLinear
-from spqlm.modules.int4_linear import Int4Linear
-from spqlm.modules.latent_linear import latent, settle
-from spqlm.modules.ops import dense_weight
-from spqlm.numerics import group_sparse, integer
+from spqlm.formats import group_sparse
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import of_factors
+from spqlm.modules.latent_linear import latent_linear, settle
+from spqlm.modules.linear import CompressedLinear
+from spqlm.modules.ops import dense_weight, linear_of
+from spqlm.numerics import integer
 
 OUT, IN, SIZE = 6, 64, 16
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def int4(dtype=torch.float32) -> Int4Linear:
+def int4(dtype=torch.float32) -> CompressedLinear:
     scale = integer.search_group_scale(random(OUT, IN), None, SIZE)
     codes = integer.quantize_groups(random(OUT, IN), scale)
-    return Int4Linear.from_codes(codes, scale.to(dtype), random(OUT, seed=2).to(dtype))
+    return CompressedLinear(
+        stored_weights.int4(codes, scale).cast(dtype), random(OUT, seed=2).to(dtype)
+    )
 
 
-def sparse(bits=4, *, zero=False, dtype=torch.float32) -> GroupSparseLinear:
-    codes = torch.randint(-8, 8, (OUT, IN), generator=torch.Generator().manual_seed(1))
+def sparse(bits=4, *, zero=False, dtype=torch.float32) -> CompressedLinear:
+    codes = stored_weights.random_codes(OUT, IN, 4, seed=1)
     keep = torch.rand(OUT, IN // SIZE, generator=torch.Generator().manual_seed(3)) < 0.6
-    scale = integer.round_scale(random(OUT, IN // SIZE, seed=4)).to(dtype)
-    zeros = integer.round_scale(random(OUT, IN // SIZE, seed=5)).to(dtype) if zero else None
-    packed = group_sparse.pack(codes.to(torch.int8), scale, zeros, keep, bits)
-    return GroupSparseLinear.from_weight(packed, None)
+    scale = integer.round_scale(random(OUT, IN // SIZE, seed=4))
+    zeros = integer.round_scale(random(OUT, IN // SIZE, seed=5)) if zero else None
+    return CompressedLinear(group_sparse.pack(codes, scale, zeros, keep, bits).cast(dtype), None)
 
 
 MAKERS = {
@@ -46,21 +47,23 @@ def maker(request):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_before_training_it_is_the_layer_and_settles_to_it(maker, dtype):
     layer = maker(dtype=dtype)
-    trained, x = latent(layer), random(5, IN, seed=6).to(dtype)
+    trained, x = latent_linear(layer), random(5, IN, seed=6).to(dtype)
     expected = x.double() @ dense_weight(layer).double().T
     expected = expected if layer.bias is None else expected + layer.bias.double()
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     assert torch.allclose(trained(x).double(), expected, rtol=tolerance, atol=10 * tolerance)
     settled = settle(trained, dtype)
     assert type(settled) is type(layer)
+    assert settled.format == layer.format
     for name, value in layer.state_dict().items():
         assert torch.equal(settled.state_dict()[name], value), name
 
 
 def test_gradients_reach_weights_and_grids_straight_through(maker):
     layer = maker()
-    trained, x = latent(layer), random(5, IN, seed=6)
-    trained(x).sum().backward()
+    module, x = latent_linear(layer), random(5, IN, seed=6)
+    module(x).sum().backward()
+    trained = module.latent
     kept = torch.ones(OUT, IN // SIZE) if trained.keep is None else trained.keep.float()
     expected = x.sum(0).expand(OUT, IN) * kept.repeat_interleave(SIZE, 1)
     assert torch.allclose(trained.weight.grad, expected, atol=1e-4)
@@ -72,14 +75,15 @@ def test_gradients_reach_weights_and_grids_straight_through(maker):
 
 
 def test_the_gradient_is_that_of_the_definition(maker):
-    trained = latent(maker()).double()
+    module = latent_linear(maker()).double()
+    trained, form = module.latent, maker().format
     with torch.no_grad():
         # Beyond the ends of the grid too.
         trained.weight += 4 * random(OUT, IN, seed=7) * trained.scale.repeat_interleave(SIZE, 1)
         trained.scale.copy_(integer.round_scale(trained.scale))
     given, into = [trained.weight, trained.scale], random(OUT, IN, seed=8).double()
     given += [] if trained.zero is None else [trained.zero]
-    low, high = (-8, 7) if trained.bits == 4 else (-127, 127)
+    low, high = (-8, 7) if form.bits == 4 else (-127, 127)
     zero = 0 if trained.zero is None else trained.zero[..., None]
     position = (trained.weight.unflatten(1, (-1, SIZE)) - zero) / trained.scale[..., None]
     inside = position.clamp(low, high)
@@ -87,22 +91,39 @@ def test_the_gradient_is_that_of_the_definition(maker):
     values = values if trained.keep is None else values * trained.keep[..., None]
     expected = torch.autograd.grad((values.flatten(1) * into).sum(), given)
     columns = torch.eye(IN, dtype=torch.float64)
-    trained.bias = None
-    found = torch.autograd.grad((trained(columns) * into.T).sum(), given)
+    module.bias = None
+    found = torch.autograd.grad((module(columns) * into.T).sum(), given)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_dropped_groups_stay_dropped_and_codes_follow_the_weights():
     layer = sparse()
-    trained = latent(layer)
+    trained = latent_linear(layer)
     with torch.no_grad():
-        trained.weight += 100 * trained.scale.repeat_interleave(SIZE, 1)
+        trained.latent.weight += 100 * trained.latent.scale.repeat_interleave(SIZE, 1)
     settled = settle(trained, torch.float32)
     assert torch.equal(settled.stored_weight.keep, layer.stored_weight.keep)
     assert torch.equal(settled.offsets, layer.offsets)
-    assert bool((group_sparse.stored_codes(settled.stored_weight) == 7).all())
+    assert bool((settled.stored_weight.unpacked == 7).all())
 
 
-def test_layers_without_trainable_codes_are_left_alone():
-    assert latent(nn.Linear(4, 4)) is None
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(4, 4),
+        CompressedLinear(Int8().nearest(torch.eye(4)), None),
+        linear_of(of_factors(torch.eye(4), torch.eye(4)), None),
+    ],
+    ids=["dense", "int8", "low_rank"],
+)
+def test_layers_without_trainable_codes_are_left_alone(layer):
+    assert latent_linear(layer) is None
+
+
+def test_grids_are_what_places_the_codes_values_and_a_step_is_one_of_them(maker):
+    layer = maker()
+    latent = latent_linear(layer).latent
+    names = {name for name, p in latent.named_parameters() if any(p is g for g in latent.grids())}
+    assert names == set(layer.state_dict()) & {"scale", "zero"}
+    assert latent.step() == pytest.approx(float(layer.scale.abs().mean()))

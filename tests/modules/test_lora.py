@@ -1,18 +1,20 @@
 import pytest
 import torch
+from tests import stored_weights
+from tests.stored_weights import random
 from torch import Tensor, nn
 
+from spqlm.errors import SpqError
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import of_factors
+from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.lora import LoraLinear
-from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.ops import linear_from
-from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.modules.ops import linear_from, linear_of
+from spqlm.numerics import integer
 
 OUT, IN = 6, 8
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -23,7 +25,7 @@ def base(kind: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     weight, bias = random(OUT, IN).to(dtype), random(OUT, seed=1).to(dtype)
     if kind == "dense":
         return linear_from(weight, bias)
-    return QuantizedLinear.from_weight(weight, bias, kind)
+    return CompressedLinear(Int8(granularity=kind).nearest(weight).cast(dtype), bias)
 
 
 def adapter(layer: nn.Module, size: float = 0.05) -> LoraLinear:
@@ -146,7 +148,7 @@ def test_merged_codes_keep_the_scales_and_the_range(granularity):
     layer = base(granularity)
     merged = adapter(layer, size=50.0).merged(generator())
     assert torch.equal(merged.scale, layer.scale)
-    assert merged.granularity == granularity
+    assert merged.format.granularity == granularity
     assert int(merged.codes.min()) >= -127
     assert int(merged.codes.max()) == 127
 
@@ -158,8 +160,20 @@ def test_merging_depends_on_the_generator_alone():
 
 
 def test_a_layer_that_cannot_hold_the_update_is_refused():
-    lora = LoraLinear(
-        LowRankLinear.from_factors(random(OUT, 2), random(2, IN), None), 3, 6.0, generator()
-    )
-    with pytest.raises(TypeError, match="LowRankLinear cannot hold a LoRA update"):
+    layer = linear_of(of_factors(random(OUT, 2), random(2, IN)), None)
+    lora = LoraLinear(layer, 3, 6.0, generator())
+    with pytest.raises(SpqError, match="in low_rank cannot take up a LoRA update"):
         lora.merged(generator())
+
+
+def test_a_layer_in_groups_keeps_its_scales_and_merges_on_average():
+    scale = integer.round_scale(random(OUT, IN // 4, seed=4))
+    codes = stored_weights.random_codes(OUT, IN, 4).clamp(-6, 6)
+    layer = CompressedLinear(stored_weights.int4(codes, scale), None)
+    lora = adapter(layer, size=0.02 * float(scale.abs().min()))
+    draws, source = 600, generator()
+    merged = [lora.merged(source) for _ in range(draws)]
+    assert all(torch.equal(m.scale, layer.scale) and m.format == layer.format for m in merged)
+    total = sum(Int4().unpack(m.codes).double() for m in merged)
+    wanted = codes.double() + lora.delta.double() / scale.double().repeat_interleave(4, 1)
+    assert float((total / draws - wanted).abs().max()) < 5 * 0.5 / draws**0.5

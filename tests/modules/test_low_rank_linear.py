@@ -1,47 +1,49 @@
 import pytest
 import torch
+from tests.stored_weights import random
 from torch import Tensor
 
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import LowRank, of_factors
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.ops import dense_weight
-from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.modules.ops import dense_weight, linear_of, with_weight
 from spqlm.numerics import low_rank
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def make(left: Tensor, right: Tensor, bias: Tensor | None) -> LowRankLinear:
+    return linear_of(of_factors(left, right), bias)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_forward_equals_the_product_of_the_factors(with_bias):
     left, right, bias = random(7, 3), random(3, 9, seed=1), random(7, seed=2)
-    layer = LowRankLinear.from_factors(left, right, bias if with_bias else None)
+    layer = make(left, right, bias if with_bias else None)
     x = random(2, 4, 9, seed=3)
     expected = x @ (left @ right).T + (bias if with_bias else 0)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(layer.dequantize(), left @ right)
+    assert torch.equal(dense_weight(layer), left @ right)
     assert (layer.in_features, layer.out_features, layer.rank) == (9, 7, 3)
 
 
 def test_the_bias_is_the_left_factors():
     bias = random(7)
-    layer = LowRankLinear.from_factors(random(7, 3), random(3, 9), bias)
+    layer = make(random(7, 3), random(3, 9), bias)
     assert torch.equal(layer.bias, bias)
     assert layer.bias is layer.left.bias
     assert layer.right.bias is None
-    assert LowRankLinear.from_factors(random(7, 3), random(3, 9), None).bias is None
+    assert make(random(7, 3), random(3, 9), None).bias is None
 
 
 def test_full_rank_factors_reproduce_the_layer():
     weight, x = random(6, 8), random(3, 8, seed=1)
     for place in ("left", "right", "both"):
-        layer = LowRankLinear.from_factors(*low_rank.truncate(weight, 6, place), None)
+        layer = make(*low_rank.truncate(weight, 6, place), None)
         torch.testing.assert_close(layer(x), x @ weight.T, rtol=1e-4, atol=1e-5)
 
 
 def test_factors_are_held_without_a_copy():
     left, right = random(7, 3), random(3, 9)
-    layer = LowRankLinear.from_factors(left, right, None)
+    layer = make(left, right, None)
     assert layer.left.weight.data_ptr() == left.data_ptr()
     assert layer.right.weight.data_ptr() == right.data_ptr()
     assert set(layer.state_dict()) == {"left.weight", "right.weight"}
@@ -49,24 +51,26 @@ def test_factors_are_held_without_a_copy():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_an_empty_layer_takes_the_state_of_a_full_one(bias):
-    full = LowRankLinear.from_factors(random(7, 3), random(3, 9), random(7) if bias else None)
-    empty = LowRankLinear.empty(9, 7, 3, bias=bias, dtype=torch.float32)
+    full = make(random(7, 3), random(3, 9), random(7) if bias else None)
+
+    def allocated(dtype: torch.dtype) -> LowRankLinear:
+        held = torch.empty(7, dtype=dtype) if bias else None
+        return linear_of(LowRank(rank=3, factor=None).empty(7, 9, dtype), held)
+
+    empty = allocated(torch.float32)
     empty.load_state_dict(full.state_dict(), strict=True)
     assert (empty.in_features, empty.out_features, empty.rank) == (9, 7, 3)
     with torch.no_grad():
         assert torch.equal(empty(random(2, 9)), full(random(2, 9)))
-    assert LowRankLinear.empty(9, 7, 3, bias=bias, dtype=torch.float16).left.weight.dtype == (
-        torch.float16
-    )
+    assert allocated(torch.float16).left.weight.dtype == torch.float16
 
 
 def test_quantised_factors_keep_the_sizes_the_bias_and_the_weight():
-    layer = LowRankLinear.from_factors(random(7, 3), random(3, 9, seed=1), random(7, seed=2))
-    dense = layer.dequantize()
-    layer.right = QuantizedLinear.from_weight(layer.right.weight.detach(), None, "per_channel")
-    layer.left = QuantizedLinear.from_weight(
-        layer.left.weight.detach(), layer.left.bias.detach(), "per_channel"
-    )
+    layer = make(random(7, 3), random(3, 9, seed=1), random(7, seed=2))
+    dense = dense_weight(layer)
+    for part in ("right", "left"):
+        factor = layer.get_submodule(part)
+        layer.set_submodule(part, with_weight(factor, Int8().nearest(factor.weight.detach())))
     assert (layer.in_features, layer.out_features, layer.rank) == (9, 7, 3)
     assert torch.equal(layer.bias, random(7, seed=2))
     assert torch.equal(dense_weight(layer), layer.left.dequantize() @ layer.right.dequantize())

@@ -1,37 +1,43 @@
 import pytest
 import torch
+from tests.stored_weights import random
 from torch import Tensor, nn
 
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import of_factors
+from spqlm.modules.embedding import CompressedEmbedding
+from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import (
     dense_weight,
     linear_from,
+    linear_of,
     module_bytes,
-    select_inputs,
-    select_outputs,
+    select,
+    stored_weight,
+    with_weight,
 )
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import QuantizedLinear
 
 OUT, IN, RANK = 7, 9, 4
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def int8(weight: Tensor, bias: Tensor | None, granularity: str) -> nn.Module:
+    weight = Int8(granularity=granularity).nearest(weight).cast(weight.dtype)
+    return CompressedLinear(weight, bias)
 
 
 def low_rank(bias: Tensor | None, granularity: str | None = None) -> LowRankLinear:
-    module = LowRankLinear.from_factors(random(OUT, RANK, seed=1), random(RANK, IN, seed=2), bias)
+    module = linear_of(of_factors(random(OUT, RANK, seed=1), random(RANK, IN, seed=2)), bias)
     if granularity is not None:
-        module.right = QuantizedLinear.from_weight(module.right.weight.detach(), None, granularity)
-        module.left = QuantizedLinear.from_weight(module.left.weight.detach(), bias, granularity)
+        module.right = int8(module.right.weight.detach(), None, granularity)
+        module.left = int8(module.left.weight.detach(), bias, granularity)
     return module
 
 
 KINDS = {
     "dense": lambda bias: linear_from(random(OUT, IN), bias),
-    "per_channel": lambda bias: QuantizedLinear.from_weight(random(OUT, IN), bias, "per_channel"),
-    "per_tensor": lambda bias: QuantizedLinear.from_weight(random(OUT, IN), bias, "per_tensor"),
+    "per_channel": lambda bias: int8(random(OUT, IN), bias, "per_channel"),
+    "per_tensor": lambda bias: int8(random(OUT, IN), bias, "per_tensor"),
     "low_rank": low_rank,
     "low_rank_per_channel": lambda bias: low_rank(bias, "per_channel"),
     "low_rank_per_tensor": lambda bias: low_rank(bias, "per_tensor"),
@@ -67,7 +73,7 @@ def test_dense_weight_is_what_the_layer_applies(layer, bias):
 @pytest.mark.parametrize("index", INDICES)
 def test_selecting_outputs_takes_rows_of_the_weight_and_the_bias(layer, bias, index):
     index = torch.tensor(index)
-    selected = select_outputs(layer, index)
+    selected = select(layer, "output", index)
     assert type(selected) is type(layer)
     assert (selected.in_features, selected.out_features) == (IN, len(index))
     torch.testing.assert_close(
@@ -84,7 +90,7 @@ def test_selecting_outputs_takes_rows_of_the_weight_and_the_bias(layer, bias, in
 @pytest.mark.parametrize("index", [[1, 3, 8], [4], list(range(9))])
 def test_selecting_inputs_takes_columns_of_the_weight_and_keeps_the_bias(layer, bias, index):
     index = torch.tensor(index)
-    selected = select_inputs(layer, index)
+    selected = select(layer, "input", index)
     assert type(selected) is type(layer)
     assert (selected.in_features, selected.out_features) == (len(index), OUT)
     torch.testing.assert_close(
@@ -101,25 +107,51 @@ def test_selecting_inputs_takes_columns_of_the_weight_and_keeps_the_bias(layer, 
 
 def test_selection_leaves_the_layer_itself_alone(layer):
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    select_outputs(layer, torch.tensor([0, 1]))
-    select_inputs(layer, torch.tensor([0, 1]))
+    select(layer, "output", torch.tensor([0, 1]))
+    select(layer, "input", torch.tensor([0, 1]))
     for name, tensor in layer.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
-@pytest.mark.parametrize("operation", [dense_weight, select_outputs, select_inputs])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        stored_weight,
+        dense_weight,
+        lambda module: select(module, "output", torch.tensor([0])),
+        lambda module: select(module, "input", torch.tensor([0])),
+    ],
+    ids=["stored_weight", "dense_weight", "outputs", "inputs"],
+)
+@pytest.mark.parametrize("module", [nn.LayerNorm(3), nn.ReLU()])
+def test_what_has_no_matrix_is_refused_by_name(operation, module):
+    with pytest.raises(TypeError, match=f"{type(module).__name__} is not a linear layer"):
+        operation(module)
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
 @pytest.mark.parametrize(
     "module",
     [
-        nn.LayerNorm(3),
         nn.Embedding(3, 2),
-        QuantizedEmbedding.from_embedding(nn.Embedding(3, 2), "per_tensor"),
+        CompressedEmbedding(Int8(granularity="per_tensor").nearest(torch.ones(3, 2))),
     ],
+    ids=["dense", "int8"],
 )
-def test_what_is_not_a_linear_layer_is_refused_by_name(operation, module):
-    arguments = [] if operation is dense_weight else [torch.tensor([0])]
+def test_an_embedding_has_no_features_to_select(side, module):
     with pytest.raises(TypeError, match=f"{type(module).__name__} is not a linear layer"):
-        operation(module, *arguments)
+        select(module, side, torch.tensor([0]))
+
+
+def test_a_weight_put_in_place_of_another_has_the_layers_own_dtype_and_bias():
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = linear_from(random(OUT, IN).to(dtype), random(OUT).to(dtype))
+        changed = with_weight(layer, Int8().nearest(random(OUT, IN)))
+        assert changed.scale.dtype == dtype
+        assert torch.equal(changed.bias, layer.bias)
+        table = with_weight(nn.Embedding(OUT, IN, dtype=dtype), Int8().nearest(random(OUT, IN)))
+        assert isinstance(table, CompressedEmbedding)
+        assert table.scale.dtype == dtype
 
 
 def test_linear_from_holds_the_very_tensors_and_trains_nothing():
@@ -136,11 +168,11 @@ def test_module_bytes_are_those_of_the_tensors_in_their_dtypes():
     bias = random(OUT).to(torch.bfloat16)
     weight = random(OUT, IN).to(torch.bfloat16)
     assert module_bytes(linear_from(weight, bias)) == 2 * (OUT * IN + OUT)
-    quantized = QuantizedLinear.from_weight(weight, bias, "per_channel")
+    quantized = int8(weight, bias, "per_channel")
     assert module_bytes(quantized) == OUT * IN + 2 * OUT + 2 * OUT
-    assert module_bytes(QuantizedLinear.from_weight(weight, None, "per_tensor")) == OUT * IN + 2
+    assert module_bytes(int8(weight, None, "per_tensor")) == OUT * IN + 2
     left, right = weight[:, :RANK].clone(), weight[:RANK].clone()
-    factors = LowRankLinear.from_factors(left, right, bias)
+    factors = linear_of(of_factors(left, right), bias)
     assert module_bytes(low_rank(None)) == 4 * RANK * (OUT + IN)
     assert module_bytes(factors) == 2 * (RANK * (OUT + IN) + OUT)
 

@@ -9,6 +9,8 @@ from spqlm.numerics import gptq, integer
 
 ROWS = 16
 
+round_int4 = functools.partial(gptq.round_groups, bits=4)
+
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -71,24 +73,25 @@ def pivots(hessian: Tensor, damping: float) -> Tensor:
     return torch.stack(found)
 
 
-def plain_int4(
-    weight: Tensor, hessian: Tensor, group_size: int, damping: float
+def plain_groups(
+    weight: Tensor, hessian: Tensor, group_size: int, bits: int, damping: float
 ) -> tuple[Tensor, Tensor]:
     weight = weight.double().clone()
     importance = pivots(hessian, damping)
     codes = torch.zeros(weight.shape, dtype=torch.int8)
     scales: list[Tensor] = []
+    least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
     def start(column: int) -> None:
         if column % group_size == 0:
             group = slice(column, column + group_size)
             scales.append(
-                integer.search_group_scale(weight[:, group], importance[group], group_size)
+                integer.search_group_scale(weight[:, group], importance[group], group_size, bits)
             )
 
     def rounded(column: int) -> Tensor:
         scale = scales[-1][:, 0].double()
-        codes[:, column] = (weight[:, column] / scale).round().clamp(-8, 7).to(torch.int8)
+        codes[:, column] = (weight[:, column] / scale).round().clamp(least, most).to(torch.int8)
         return codes[:, column] * scale
 
     eliminate(weight, hessian, damping, start, rounded)
@@ -128,7 +131,7 @@ def _no_endless_damping():
 @pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
 def test_without_correlations_it_is_rounding_to_nearest(group_size, factor):
     weight = random(ROWS, 192)
-    codes, scale = gptq.round_int4(weight, torch.eye(192) * factor, group_size)
+    codes, scale = round_int4(weight, torch.eye(192) * factor, group_size)
     assert torch.equal(codes, integer.quantize_groups(weight, scale))
     nearest = to_nearest(weight, group_size)
     assert cost(exact(codes, scale) - weight, torch.eye(192)) == pytest.approx(
@@ -140,10 +143,11 @@ def test_without_correlations_it_is_rounding_to_nearest(group_size, factor):
 
 
 @pytest.mark.parametrize(("columns", "group_size"), [(96, 32), (320, 32), (320, 64), (384, 192)])
-def test_blocks_change_nothing(columns, group_size):
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_blocks_change_nothing(columns, group_size, bits):
     weight, hessian = random(ROWS, columns), correlated(columns)
-    codes, scale = gptq.round_int4(weight, hessian, group_size)
-    expected_codes, expected_scale = plain_int4(weight, hessian, group_size, gptq.DAMPING)
+    codes, scale = gptq.round_groups(weight, hessian, group_size, bits)
+    expected_codes, expected_scale = plain_groups(weight, hessian, group_size, bits, gptq.DAMPING)
     assert codes.dtype == torch.int8
     assert scale.dtype == torch.float32
     assert scale.shape == (ROWS, columns // group_size)
@@ -168,7 +172,7 @@ def test_the_weighted_error_is_less_than_to_nearest(group_size):
     ratios = []
     for seed in range(5):
         weight, hessian = random(ROWS, 256, seed=seed), correlated(256, seed + 100)
-        codes, scale = gptq.round_int4(weight, hessian, group_size)
+        codes, scale = round_int4(weight, hessian, group_size)
         nearest = cost(to_nearest(weight, group_size) - weight, hessian)
         ratios.append(cost(exact(codes, scale) - weight, hessian) / nearest)
     assert max(ratios) < 0.9
@@ -189,7 +193,7 @@ def test_codes_stay_in_range_where_corrections_push_weights_out():
     scale = integer.absmax_scale(weight, per_channel=True) / 4  # far too small
     codes = gptq.round_int8(weight, hessian, scale)
     assert int(codes.abs().amax()) == 127
-    codes, _ = gptq.round_int4(weight, torch.ones(64, 64) * 1e3, 32)
+    codes, _ = round_int4(weight, torch.ones(64, 64) * 1e3, 32)
     assert int(codes.min()) >= -8
     assert int(codes.max()) <= 7
 
@@ -205,7 +209,7 @@ def test_scales_in_the_models_dtype_mean_what_they_mean_in_float32(dtype):
 def test_arguments_are_not_changed():
     weight, hessian = random(ROWS, 64), correlated(64).float()
     before = weight.clone(), hessian.clone()
-    gptq.round_int4(weight, hessian, 32)
+    round_int4(weight, hessian, 32)
     gptq.round_int8(weight, hessian, torch.tensor([0.05]))
     assert torch.equal(weight, before[0])
     assert torch.equal(hessian, before[1])
@@ -213,7 +217,7 @@ def test_arguments_are_not_changed():
 
 def test_the_same_input_gives_the_same_codes():
     weight, hessian = random(ROWS, 64), correlated(64)
-    first, second = (gptq.round_int4(weight, hessian, 32) for _ in range(2))
+    first, second = (round_int4(weight, hessian, 32) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
 
@@ -239,7 +243,7 @@ def test_channels_that_never_fire_do_not_lower_the_median():
 def test_a_metric_of_zeros_becomes_the_identity():
     assert torch.equal(gptq.damped(torch.zeros(3, 3), 0.01), torch.eye(3))
     weight = random(ROWS, 64)
-    codes, scale = gptq.round_int4(weight, torch.zeros(64, 64), 32)
+    codes, scale = round_int4(weight, torch.zeros(64, 64), 32)
     assert torch.equal(scale, integer.search_group_scale(weight, None, 32))
     assert torch.equal(codes, integer.quantize_groups(weight, scale))
 
@@ -249,7 +253,7 @@ def test_dead_channels_are_rounded_to_nearest_and_do_not_disturb_the_rest():
     hessian = correlated(128)
     hessian[~alive] = 0
     hessian[:, ~alive] = 0
-    codes, scale = gptq.round_int4(weight, hessian, 32)
+    codes, scale = round_int4(weight, hessian, 32)
     nearest = integer.quantize_groups(weight, scale)
     assert torch.equal(codes[:, ~alive], nearest[:, ~alive])
     found = cost(exact(codes, scale) - weight, hessian)
@@ -266,7 +270,7 @@ def test_dead_channels_are_rounded_to_nearest_and_do_not_disturb_the_rest():
 def test_a_singular_metric_of_rank_one_works(scale):
     weight, direction = random(ROWS, 128), random(128, seed=3).double()
     hessian = torch.outer(direction, direction) * scale
-    codes, scales = gptq.round_int4(weight, hessian, 32)
+    codes, scales = round_int4(weight, hessian, 32)
     assert bool(torch.isfinite(scales).all())
     found = cost(exact(codes, scales) - weight, hessian)
     assert found < 0.05 * cost(to_nearest(weight, 32) - weight, hessian)
@@ -275,7 +279,7 @@ def test_a_singular_metric_of_rank_one_works(scale):
 def test_a_metric_from_fewer_tokens_than_channels_works():
     weight, x = random(ROWS, 128), random(20, 128, seed=3).double()
     hessian = x.T @ x
-    codes, scales = gptq.round_int4(weight, hessian, 64)
+    codes, scales = round_int4(weight, hessian, 64)
     found = cost(exact(codes, scales) - weight, hessian)
     assert found < 0.3 * cost(to_nearest(weight, 64) - weight, hessian)
 
@@ -287,7 +291,7 @@ def test_one_outlier_direction_does_not_swamp_the_others(magnitude):
     direction = torch.zeros(160, dtype=torch.float64)
     direction[[3, 50, 121]] = torch.tensor([0.8, -0.5, 0.33], dtype=torch.float64)
     outlying = hessian + magnitude * torch.outer(direction, direction)
-    codes, scale = gptq.round_int4(weight, outlying, 32)
+    codes, scale = round_int4(weight, outlying, 32)
     ordinary = cost(exact(codes, scale) - weight, hessian)
     assert ordinary < 0.9 * cost(to_nearest(weight, 32) - weight, hessian)
 
@@ -311,7 +315,7 @@ def test_the_factor_is_of_the_inverse():
 
 def test_damping_of_zero_is_enough_for_a_definite_metric():
     weight, hessian = random(ROWS, 64), correlated(64)
-    codes, scale = gptq.round_int4(weight, hessian, 32, damping=0.0)
+    codes, scale = round_int4(weight, hessian, 32, damping=0.0)
     assert cost(exact(codes, scale) - weight, hessian) < cost(
         to_nearest(weight, 32) - weight, hessian
     )
@@ -319,9 +323,7 @@ def test_damping_of_zero_is_enough_for_a_definite_metric():
 
 def test_damping_of_zero_is_raised_for_a_singular_metric():
     direction = random(64, seed=3)
-    codes, scale = gptq.round_int4(
-        random(ROWS, 64), torch.outer(direction, direction), 32, damping=0.0
-    )
+    codes, scale = round_int4(random(ROWS, 64), torch.outer(direction, direction), 32, damping=0.0)
     assert bool(torch.isfinite(scale).all())
     assert codes.shape == (ROWS, 64)
 
@@ -331,7 +333,7 @@ def test_a_metric_that_is_not_finite_is_refused(bad):
     weight, hessian = random(ROWS, 64), correlated(64)
     hessian[3, 5] = bad
     for rounding in (
-        functools.partial(gptq.round_int4, group_size=32),
+        functools.partial(round_int4, group_size=32),
         functools.partial(gptq.round_int8, scale=torch.ones(1)),
     ):
         with pytest.raises(ValueError, match="NaN or Inf"):
@@ -348,7 +350,7 @@ def test_weights_that_are_not_finite_are_refused(bad):
     weight = random(ROWS, 64)
     weight[2, 40] = bad
     with pytest.raises(ValueError, match="finite"):
-        gptq.round_int4(weight, correlated(64), 32)
+        round_int4(weight, correlated(64), 32)
 
 
 # --- price ---------------------------------------------------------------------------------------

@@ -71,17 +71,25 @@ def test_an_odd_width_is_refused(rows, pairs):
         integer.pack_int4(random_codes(rows, 2 * pairs + 1))
 
 
-@given(st.integers(1, 6), st.integers(1, 3), group_sizes, seeds)
-def test_codes_are_the_nearest_of_sixteen(rows, groups, group_size, seed):
+@pytest.mark.parametrize(
+    ("bits", "codes"), [(2, (-2, 1)), (3, (-4, 3)), (4, (-8, 7)), (7, (-64, 63)), (8, (-127, 127))]
+)
+def test_the_range_of_codes_is_all_of_twos_complement_below_eight_bits(bits, codes):
+    assert integer.code_range(bits) == codes
+
+
+@given(st.integers(1, 6), st.integers(1, 3), group_sizes, seeds, st.integers(2, 8))
+def test_codes_are_the_nearest_of_all(rows, groups, group_size, seed, bits):
     weight = random(rows, groups * group_size, seed)
     scale = integer.round_scale_up(random(rows, groups, seed + 1).abs() * 0.3)
     scale *= random(rows, groups, seed + 2).sign()
-    codes = integer.quantize_groups(weight, scale)
+    codes = integer.quantize_groups(weight, scale, bits)
+    least, most = integer.code_range(bits)
     assert codes.dtype == torch.int8
-    assert int(codes.min()) >= -8
-    assert int(codes.max()) <= 7
+    assert int(codes.min()) >= least
+    assert int(codes.max()) <= most
     spread = scale.double().repeat_interleave(group_size, 1)
-    levels = torch.arange(-8, 8, dtype=torch.float64)
+    levels = torch.arange(least, most + 1, dtype=torch.float64)
     best = (levels * spread[..., None] - weight.double()[..., None]).abs().amin(2)
     off = (exact(codes, scale) - weight.double()).abs()
     assert bool((off <= best + 1e-4 * spread.abs()).all())
@@ -230,7 +238,8 @@ def test_other_float_types_are_quantised_as_their_float32_values(dtype):
 def test_packed_codes_are_dequantised_group_by_group(dtype, groups):
     codes = random_codes(5, 64)
     scale = integer.round_scale_up(random(5, groups).abs()) * random(5, groups, 1).sign()
-    weight = integer.dequantize(integer.pack_int4(codes), scale.to(dtype))
+    unpacked = integer.unpack_int4(integer.pack_int4(codes))
+    weight = integer.dequantize_groups(unpacked, scale.to(dtype))
     assert weight.dtype == dtype
     assert torch.equal(weight, exact(codes, scale).to(dtype))
 
@@ -240,8 +249,32 @@ def test_quantising_a_dequantised_weight_gives_the_same_codes(seed, group_size):
     weight = random(3, 2 * group_size, seed)
     scale = integer.search_group_scale(weight, None, group_size)
     codes = integer.quantize_groups(weight, scale)
-    dequantized = integer.dequantize(integer.pack_int4(codes), scale)
+    dequantized = integer.dequantize_groups(codes, scale)
     assert torch.equal(integer.quantize_groups(dequantized, scale), codes)
+
+
+@given(st.integers(1, 6), st.integers(1, 3), group_sizes, seeds, st.integers(2, 8))
+def test_random_codes_lie_within_one_step(rows, groups, group_size, seed, bits):
+    weight = random(rows, groups * group_size, seed)
+    scale = integer.search_group_scale(weight, None, group_size, bits)
+    generator = torch.Generator().manual_seed(seed)
+    codes = integer.quantize_groups_stochastic(weight, scale, generator, bits)
+    least, most = integer.code_range(bits)
+    assert codes.dtype == torch.int8
+    assert least <= int(codes.min()) and int(codes.max()) <= most
+    steps = weight.double() / scale.double().repeat_interleave(group_size, 1)
+    off = (codes.double() - steps.clamp(least, most)).abs()
+    assert float(off.max()) < 1 + 1e-4
+
+
+def test_random_codes_are_right_on_average():
+    steps = torch.tensor([0.1, 0.5, -0.3, 2.75, -7.9, 6.01])
+    scale = torch.tensor([[0.25, -0.5]]).repeat(40_000, 1)
+    weight = (steps * scale.repeat_interleave(3, 1)).contiguous()
+    generator = torch.Generator().manual_seed(0)
+    codes = integer.quantize_groups_stochastic(weight, scale, generator)
+    # Five standard errors of a coin that lands up or down.
+    assert float((codes.double().mean(0) - steps).abs().max()) < 5 * 0.5 / 40_000**0.5
 
 
 def test_arguments_are_not_changed():

@@ -80,8 +80,11 @@ def select(module: nn.Module, side: Side, index: Tensor) -> nn.Module:
     """A layer with only the features in `index` (int64 [kept], ascending) at one side.
 
     Raises:
+        TypeError: it is not a linear layer.
         SpqError: the format of the weight cannot be cut there.
     """
+    if isinstance(module, nn.Embedding | CompressedEmbedding):
+        raise TypeError(f"{type(module).__name__} is not a linear layer")
     weight, bias = stored_weight(module).detach(), getattr(module, "bias", None)
     if side == "input":
         return linear_of(weight.take_columns(index), bias)

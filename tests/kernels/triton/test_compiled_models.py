@@ -11,9 +11,9 @@ from tests.helpers import tiny_model
 from transformers import PreTrainedModel
 
 from spqlm.checkpoint.quantizer import attach
-from spqlm.kernels import dispatch
+from spqlm.kernels import product
 
-pytest.importorskip("spqlm.kernels.triton", reason="triton is not installed")
+kernels = pytest.importorskip("spqlm.kernels.triton", reason="triton is not installed")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ class Recorder:
 @pytest.fixture
 def on_kernels(device, monkeypatch):
     """The kernels for every tensor: where there is no GPU, in the interpreter."""
-    monkeypatch.setattr(dispatch, "gpu_kernels", lambda x: dispatch.kernels_in_triton())
+    monkeypatch.setattr(product, "gpu_kernels", lambda x: product.kernels_in_triton())
     torch._dynamo.reset()
     yield device
     torch._dynamo.reset()
@@ -78,13 +78,14 @@ def test_operations_say_what_they_return(mixed, on_kernels):
     x = torch.randn(2, 64, device=on_kernels)
     [layer] = mixed.model.layers
     dense, dropped = layer.mlp.gate_proj, layer.mlp.up_proj
-    codes, scale = dense.codes, dense.scale
+    matrix = kernels.linear.matrix_of(dense.stored_weight, None)
+    stored = kernels.sparse_linear.stored_of(dropped.stored_weight, None)
     operations = torch.ops.spqlm
     checks = ("test_schema", "test_faketensor")
     check = lambda operation, *given: torch.library.opcheck(  # noqa: E731
         operation, given, test_utils=checks
     )
-    check(operations.read_codes, x, codes, scale, None, x.dtype)
-    check(operations.dequantized, codes, scale, torch.bfloat16)
-    check(operations.read_groups, x, *dropped.stored_weight, None)
-    check(operations.dequantized_groups, *dropped.stored_weight, torch.bfloat16)
+    check(operations.read_codes, x, *matrix, x.dtype)
+    check(operations.dequantized, *matrix, torch.bfloat16)
+    check(operations.read_groups, x, *stored)
+    check(operations.dequantized_groups, *stored, torch.bfloat16)

@@ -1,13 +1,15 @@
 """The kernels against float64; compiled where there is a GPU, else in Triton's interpreter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from tests.stored_weights import definition, random_codes
 
-from spqlm.numerics import group_sparse
-from spqlm.numerics.group_sparse import GroupSparse
+from spqlm.formats import group_sparse
+from spqlm.formats.group_sparse import GroupSparseWeight
 
 sparse_linear = pytest.importorskip(
     "spqlm.kernels.triton.sparse_linear", reason="triton is not installed"
@@ -26,28 +28,20 @@ def make(
     with_zero: bool = False,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-) -> GroupSparse:
+) -> GroupSparseWeight:
     """One row keeps all of its groups, and the first and one of the middle rows none."""
     generator = torch.Generator().manual_seed(seed)
     keep = torch.rand(rows, groups, generator=generator) < density
     keep[rows // 3] = True
     keep[[0, rows // 2]] = False
     keep[-1, -1] = True
-    limit = 8 if bits == 4 else 127
-    shape = (rows, groups * size)
-    codes = torch.randint(-limit, limit, shape, generator=generator, dtype=torch.int8)
+    codes = random_codes(rows, groups * size, bits, seed + 1)
     scale, zero = torch.randn(2, rows, groups, generator=generator).to(dtype)
     return group_sparse.pack(codes, scale, zero if with_zero else None, keep, bits)
 
 
-def definition(weight: GroupSparse) -> Tensor:
-    """In float64."""
-    zero = None if weight.zero is None else weight.zero.double()
-    return group_sparse.dequantize(weight._replace(scale=weight.scale.double(), zero=zero))
-
-
-def on(device: torch.device, weight: GroupSparse) -> GroupSparse:
-    return GroupSparse(*(part.to(device) if torch.is_tensor(part) else part for part in weight))
+def on(device: torch.device, weight: GroupSparseWeight) -> GroupSparseWeight:
+    return replace(weight, **{name: t.to(device) for name, t in weight.tensors().items()})
 
 
 def assert_equals_definition(device, weight, shape, dtype, with_bias=False):
@@ -101,11 +95,13 @@ def test_what_a_row_does_not_keep_never_touches_it(device):
 
 def test_numbers_of_groups_are_made_once_and_again_for_another_mask(device):
     weight = on(device, make(4, 11, 16, 4))
-    numbers = sparse_linear.group_numbers(weight)
+    numbers = sparse_linear.group_numbers(weight.mask, weight.groups)
     assert numbers.tolist() == weight.keep.nonzero()[:, 1].tolist()
-    assert sparse_linear.group_numbers(weight._replace(scale=-weight.scale)) is numbers
+    negative = replace(weight, scale=-weight.scale)
+    assert sparse_linear.group_numbers(negative.mask, negative.groups) is numbers
     weight.mask.copy_(weight.mask.flip(0))
-    assert sparse_linear.group_numbers(weight).tolist() == weight.keep.nonzero()[:, 1].tolist()
+    again = sparse_linear.group_numbers(weight.mask, weight.groups)
+    assert again.tolist() == weight.keep.nonzero()[:, 1].tolist()
 
 
 @settings(max_examples=10)
@@ -148,15 +144,15 @@ def test_what_no_kernel_takes_is_left_to_pytorch(device):
         "float64": (x.double(), weight, None),
         "no rows": (x[:0], weight, None),
         "another width": (x[:, :-8], weight, None),
-        "half a group": (x[:, :-8], weight._replace(columns=weight.columns - 8), None),
-        "a mask of more columns": (x.repeat(1, 2), weight._replace(columns=256), None),
-        "groups of 4": (x, weight._replace(codes=weight.codes[:, :2].contiguous()), None),
-        "a scale that does not fit": (x, weight._replace(scale=weight.scale[1:]), None),
-        "a zero that does not fit": (x, weight._replace(zero=weight.zero[1:]), None),
-        "offsets of other rows": (x, weight._replace(offsets=weight.offsets[1:]), None),
-        "a mask of other bits": (x, weight._replace(mask=0 * weight.mask), None),
+        "half a group": (x[:, :-8], replace(weight, columns=weight.columns - 8), None),
+        "a mask of more columns": (x.repeat(1, 2), replace(weight, columns=256), None),
+        "groups of 4": (x, replace(weight, codes=weight.codes[:, :2].contiguous()), None),
+        "a scale that does not fit": (x, replace(weight, scale=weight.scale[1:]), None),
+        "a zero that does not fit": (x, replace(weight, zero=weight.zero[1:]), None),
+        "offsets of other rows": (x, replace(weight, offsets=weight.offsets[1:]), None),
+        "a mask of other bits": (x, replace(weight, mask=0 * weight.mask), None),
         "a bias that does not fit": (x, weight, x[0, :3]),
-        "gaps": (x, weight._replace(codes=weight.codes.T.contiguous().T), None),
+        "gaps": (x, replace(weight, codes=weight.codes.T.contiguous().T), None),
     }
     for reason, call in refused.items():
         assert sparse_linear.sparse_product(*call) is None, reason

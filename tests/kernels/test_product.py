@@ -1,32 +1,31 @@
 """Which arithmetic runs when; its results are compared in the tests beside this one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tests.stored_weights import definition, dense, int4, int8, random_codes
 from torch._subclasses import FakeTensorMode
 
 from spqlm import native
-from spqlm.kernels import dispatch
-from spqlm.kernels.group_sparse_linear import group_sparse_linear
-from spqlm.kernels.int4_linear import int4_linear
-from spqlm.kernels.int8_linear import int8_linear
+from spqlm.formats import StoredWeight, group_sparse
+from spqlm.formats.int8 import Int8
+from spqlm.kernels import product
+from spqlm.kernels.product import linear
+from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import linear_from
-from spqlm.modules.quantized_linear import QuantizedLinear
-from spqlm.numerics import group_sparse, integer
 
 OUT, IN = 48, 64
 needs_library = pytest.mark.skipif(native.library() is None, reason="no native library")
 
 
 @pytest.fixture(params=["int8", "int4"])
-def layer(request):
-    """The op, its codes and its scale."""
+def weight(request) -> StoredWeight:
     generator = torch.Generator().manual_seed(0)
     if request.param == "int8":
-        codes = torch.randint(-127, 128, (OUT, IN), generator=generator, dtype=torch.int8)
-        return int8_linear, codes, torch.rand(OUT, generator=generator) + 0.1
-    codes = torch.randint(-8, 8, (OUT, IN), generator=generator, dtype=torch.int8)
-    return int4_linear, integer.pack_int4(codes), torch.rand(OUT, 2, generator=generator) - 0.5
+        return int8(random_codes(OUT, IN, 8), torch.rand(OUT, generator=generator) + 0.1)
+    return int4(random_codes(OUT, IN, 4), torch.rand(OUT, 2, generator=generator) - 0.5)
 
 
 @pytest.fixture
@@ -58,82 +57,76 @@ def sparse():
     """A weight of which half of the groups are stored."""
     generator = torch.Generator().manual_seed(0)
     keep = torch.rand(OUT, IN // 16, generator=generator) < 0.5
-    codes = torch.randint(-8, 8, (OUT, IN), generator=generator, dtype=torch.int8)
     scale = torch.rand(keep.shape, generator=generator) + 0.1
-    return group_sparse.pack(codes, scale, None, keep, 4)
+    return group_sparse.pack(random_codes(OUT, IN, 4), scale, None, keep, 4)
 
 
 @needs_library
 def test_group_sparse_weights_go_the_same_ways(sparse, taken):
-    dense = group_sparse.dequantize(sparse)
-    for count in (dispatch.FEW_ROWS_SPARSE, dispatch.FEW_ROWS_SPARSE + 1):
-        y = group_sparse_linear(x(count), sparse, torch.ones(OUT))
-        torch.testing.assert_close(y, x(count) @ dense.T + 1, atol=1e-5, rtol=1e-5)
+    whole = sparse.restore()
+    for count in (product.FEW_ROWS_SPARSE, product.FEW_ROWS_SPARSE + 1):
+        y = linear(x(count), sparse, torch.ones(OUT))
+        torch.testing.assert_close(y, x(count) @ whole.T + 1, atol=1e-5, rtol=1e-5)
     assert taken == ["linear", "dequantize"]
-    apart = sparse._replace(codes=sparse.codes.repeat(1, 2)[:, : sparse.codes.shape[1]])
-    y = group_sparse_linear(x(2), apart, None)
-    torch.testing.assert_close(y, x(2) @ dense.T, atol=1e-5, rtol=1e-5)
-    y = group_sparse_linear(x(2).double(), sparse, None)
-    torch.testing.assert_close(y, x(2).double() @ dense.double().T)
-    assert group_sparse_linear(x(0), sparse, None).shape == (0, OUT)
+    apart = replace(sparse, codes=sparse.codes.repeat(1, 2)[:, : sparse.codes.shape[1]])
+    y = linear(x(2), apart, None)
+    torch.testing.assert_close(y, x(2) @ whole.T, atol=1e-5, rtol=1e-5)
+    y = linear(x(2).double(), sparse, None)
+    torch.testing.assert_close(y, x(2).double() @ definition(sparse).T)
+    assert linear(x(0), sparse, None).shape == (0, OUT)
     with pytest.raises(RuntimeError):
-        group_sparse_linear(torch.zeros(2, IN - 16), sparse, None)
+        linear(torch.zeros(2, IN - 16), sparse, None)
     assert taken == ["linear", "dequantize"]
 
 
 @needs_library
 @pytest.mark.parametrize("dtype", native.FLOATS, ids=str)
-def test_few_rows_read_the_codes_and_many_dequantise(layer, taken, dtype):
-    op, codes, scale = layer
-    op(x(dispatch.FEW_ROWS, dtype=dtype), codes, scale.to(dtype), None)
-    op(x(2, dispatch.FEW_ROWS // 2, dtype=dtype), codes, scale.to(dtype), None)
+def test_few_rows_read_the_codes_and_many_dequantise(weight, taken, dtype):
+    weight = weight.cast(dtype)
+    linear(x(product.FEW_ROWS, dtype=dtype), weight, None)
+    linear(x(2, product.FEW_ROWS // 2, dtype=dtype), weight, None)
     assert taken == ["linear", "linear"]
-    op(x(dispatch.MANY_ROWS + 1, dtype=dtype), codes, scale.to(dtype), None)
+    linear(x(product.MANY_ROWS + 1, dtype=dtype), weight, None)
     assert taken == ["linear", "linear", "dequantize"]
-    op(x(dispatch.FEW_ROWS + 1, dtype=dtype), codes, scale.to(dtype), None)
+    linear(x(product.FEW_ROWS + 1, dtype=dtype), weight, None)
     pairs = native.instruction_set(native.library()).endswith("_bf16")
     assert taken[3:] == ["linear_many" if pairs and dtype == torch.bfloat16 else "dequantize"]
 
 
 @needs_library
 @pytest.mark.parametrize("height", [1, 5, 16, 48, 100])
-def test_many_rows_in_blocks_of_the_weight(layer, taken, monkeypatch, height):
-    op, codes, scale = layer
+def test_many_rows_in_blocks_of_the_weight(weight, taken, monkeypatch, height):
     bias = torch.randn(OUT)
-    monkeypatch.setattr(dispatch, "BLOCK_BYTES", height * IN * 4 + 3)
-    y = op(x(2, 20), codes, scale, bias)
+    monkeypatch.setattr(product, "BLOCK_BYTES", height * IN * 4 + 3)
+    y = linear(x(2, 20), weight, bias)
     assert len(taken) == -(-OUT // height)
-    expected = x(2, 20).double() @ integer.dequantize(codes, scale.double()).T + bias.double()
+    expected = x(2, 20).double() @ definition(weight).T + bias.double()
     torch.testing.assert_close(y.double(), expected, atol=2e-4, rtol=1e-5)
 
 
 @needs_library
-def test_gradients_go_through_autograd(layer, taken):
-    op, codes, scale = layer
+def test_gradients_go_through_autograd(weight, taken):
     for trained in (x(3).requires_grad_(), torch.zeros(OUT).requires_grad_()):
         bias = trained if trained.ndim == 1 else None
-        y = op(x(3) if bias is not None else trained, codes, scale, bias)
+        y = linear(x(3) if bias is not None else trained, weight, bias)
         assert y.requires_grad
         y.sum().backward()
         assert trained.grad is not None
     # Two products, and one weight for the gradient of the input.
     assert taken == ["linear", "dequantize", "linear"]
     with torch.no_grad():
-        op(x(3).requires_grad_(), codes, scale, None)
+        linear(x(3).requires_grad_(), weight, None)
     assert taken[3:] == ["linear"]
 
 
 @needs_library
 @pytest.mark.parametrize("dtype", native.FLOATS, ids=str)
 @pytest.mark.parametrize("rows", [3, 40])
-def test_gradients_are_those_of_the_reference(layer, monkeypatch, dtype, rows):
-    op, codes, scale = layer
-
+def test_gradients_are_those_of_the_reference(weight, monkeypatch, dtype, rows):
     def gradients():
-        leaves = [
-            t.detach().clone().requires_grad_() for t in (x(rows, dtype=dtype), scale.to(dtype))
-        ]
-        y = op(leaves[0], codes, leaves[1], None)
+        scale = weight.scale.to(dtype).requires_grad_()
+        leaves = [x(rows, dtype=dtype).requires_grad_(), scale]
+        y = linear(leaves[0], replace(weight, scale=scale), None)
         (y * torch.linspace(-1, 1, OUT, dtype=dtype)).sum().backward()
         return y.detach(), *(leaf.grad for leaf in leaves)
 
@@ -146,55 +139,65 @@ def test_gradients_are_those_of_the_reference(layer, monkeypatch, dtype, rows):
 
 
 @needs_library
-def test_inputs_in_any_layout_are_taken(layer, taken):
-    op, codes, scale = layer
+def test_inputs_in_any_layout_are_taken(weight, taken):
     wide = torch.randn(5, 2 * IN)
-    y = op(wide[:, ::2], codes, scale, None)
+    y = linear(wide[:, ::2], weight, None)
     assert taken == ["linear"]
-    assert torch.equal(y, op(wide[:, ::2].contiguous(), codes, scale, None))
+    assert torch.equal(y, linear(wide[:, ::2].contiguous(), weight, None))
 
 
-def test_weights_that_kernels_cannot_address_go_to_the_reference(layer, taken):
-    op, codes, scale = layer
-    expected = op(x(3), codes, scale, None)
+def test_weights_that_kernels_cannot_address_go_to_the_reference(weight, taken):
+    expected = linear(x(3), weight, None)
     taken.clear()
-    apart = codes.T.contiguous().T
-    spread = torch.stack((scale, scale), -1)[..., 0]
-    assert not apart.is_contiguous()
-    assert not spread.is_contiguous()
-    for y in (op(x(3), apart, scale, None), op(x(3), codes, spread, None)):
+    apart = replace(weight, codes=weight.codes.T.contiguous().T)
+    spread = replace(weight, scale=torch.stack((weight.scale, weight.scale), -1)[..., 0])
+    assert not apart.codes.is_contiguous()
+    assert not spread.scale.is_contiguous()
+    for y in (linear(x(3), apart, None), linear(x(3), spread, None)):
         torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5)
     assert not taken
 
 
-def test_other_dtypes_devices_and_tracing_go_to_the_reference(layer, taken):
-    op, codes, scale = layer
-    y = op(x(3).double(), codes, scale.double(), None)
-    torch.testing.assert_close(y, x(3).double() @ integer.dequantize(codes, scale.double()).T)
-    assert op(x(3).to("meta"), codes.to("meta"), scale.to("meta"), None).shape == (3, OUT)
+def test_other_dtypes_devices_and_tracing_go_to_the_reference(weight, taken):
+    y = linear(x(3).double(), weight.cast(torch.float64), None)
+    torch.testing.assert_close(y, x(3).double() @ definition(weight).T)
+
+    def moved(move):
+        return replace(weight, codes=move(weight.codes), scale=move(weight.scale))
+
+    meta = moved(lambda tensor: tensor.to("meta"))
+    assert linear(x(3).to("meta"), meta, None).shape == (3, OUT)
     with FakeTensorMode() as mode:
-        fakes = [mode.from_tensor(tensor) for tensor in (x(3), codes, scale)]
-        assert op(*fakes, None).shape == (3, OUT)
+        assert linear(mode.from_tensor(x(3)), moved(mode.from_tensor), None).shape == (3, OUT)
     assert not taken
 
 
-def test_no_rows_give_no_rows(layer):
-    op, codes, scale = layer
-    assert op(x(0), codes, scale, None).shape == (0, OUT)
-    assert op(x(2, 0), codes, scale, None).shape == (2, 0, OUT)
+def test_no_rows_give_no_rows(weight):
+    assert linear(x(0), weight, None).shape == (0, OUT)
+    assert linear(x(2, 0), weight, None).shape == (2, 0, OUT)
 
 
-def test_a_wrong_width_is_an_error_and_not_a_crash(layer):
-    op, codes, scale = layer
+def test_a_wrong_width_is_an_error_and_not_a_crash(weight):
     with pytest.raises(RuntimeError):
-        op(torch.zeros(2, IN - 2), codes, scale, None)
+        linear(torch.zeros(2, IN - 2), weight, None)
+
+
+def test_the_restored_weight_is_the_reference_rounded_once(weight, sparse, taken):
+    for stored in (weight, sparse, dense(torch.eye(OUT, IN))):
+        for dtype in native.FLOATS:
+            found = product.restored(stored, dtype)
+            assert found.dtype == dtype
+            exact = definition(stored).to(dtype)
+            torch.testing.assert_close(found, exact, rtol=torch.finfo(dtype).eps, atol=0)
+        assert torch.equal(product.restored(stored, torch.float64), stored.restore(torch.float64))
+    assert taken == (["dequantize"] * 9 if native.library() else [])
 
 
 def low_rank() -> LowRankLinear:
     generator = torch.Generator().manual_seed(0)
     right = torch.randn(8, IN, generator=generator)
     left = torch.randn(OUT, 8, generator=generator)
-    quantized = QuantizedLinear.from_weight(left, torch.ones(OUT), "per_channel")
+    quantized = CompressedLinear(Int8().nearest(left), torch.ones(OUT))
     return LowRankLinear(linear_from(right, None), quantized)
 
 

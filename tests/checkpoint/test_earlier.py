@@ -1,0 +1,83 @@
+"""Checkpoints that version 0.1.0 wrote, one of every format and of every kind of change."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.compressed_models import tensors
+
+import spqlm
+from spqlm import native
+from spqlm.checkpoint.manifest import read_manifest
+from spqlm.report.layers import layers
+
+EARLIER = Path(__file__).with_name("earlier")
+LOGITS = load_file(EARLIER / "expected_logits.safetensors")
+# Of another instruction set or version of PyTorch, which sum in another order.
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}
+
+FORMATS = {
+    "budget": {"int4 group 8, 50% dropped", "int4 group 32", "int8 per_channel"},
+    "group_sparse_int8": {"int8 group 8, 50% dropped"},
+    "group_sparse_zero": {"int4 group 8, 50% dropped"},
+    "int4_embedding": {"int4 group 32"},
+    "int8_per_tensor": {"int8 per_tensor"},
+    "opt_pruned_heads": {"int8 per_channel"},
+    "paper": {"int8 per_channel", "int8 per_tensor"},
+}
+
+
+@pytest.fixture(params=FORMATS)
+def directory(request) -> Path:
+    return EARLIER / request.param
+
+
+@torch.inference_mode()
+def test_it_computes_the_same_logits(directory):
+    model, expected = spqlm.load(directory), LOGITS[directory.name]
+    found = model(torch.arange(3, 19)[None]).logits[0]
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING[found.dtype])
+    library, record = native.library(), read_manifest(directory)
+    kernels = None if library is None else native.instruction_set(library)
+    if kernels == "amx_bf16" and record.versions["torch"] == torch.__version__:
+        assert torch.equal(found, expected)
+
+
+def test_every_checkpoint_has_expected_logits():
+    assert set(LOGITS) == set(FORMATS) == {d.name for d in EARLIER.iterdir() if d.is_dir()}
+
+
+def test_it_is_inspected(directory):
+    rows = layers(directory)
+    assert {row.format for row in rows} == FORMATS[directory.name] | {"dense"}
+    held = sum(t.numel() * t.element_size() for t in tensors(directory).values())
+    assert sum(row.bytes for row in rows) == held
+
+
+def test_its_manifest_is_read(directory):
+    written = json.loads((directory / "spq_manifest.json").read_text())
+    record = read_manifest(directory)
+    for stage, stated in zip(record.stages, written["stages"], strict=True):
+        changes = stated["plan"]["changes"]
+        assert [c.module for c in stage.plan.changes] == [c["module"] for c in changes]
+        prices = [c["details"].get("predicted_loss") for c in changes]
+        assert [c.predicted_loss for c in stage.plan.changes] == prices
+        cuts = [c["details"].get("cut") for c in changes]
+        assert [c.cut and c.cut.model_dump() for c in stage.plan.changes] == cuts
+
+
+def test_it_is_saved_again_with_the_same_tensors_and_description(directory, tmp_path):
+    spqlm.load(directory).save_pretrained(tmp_path)
+    first, second = tensors(directory), tensors(tmp_path)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype
+        assert torch.equal(tensor, second[name]), name
+    stated, again = (
+        json.loads((place / "config.json").read_text())["quantization_config"]
+        for place in (directory, tmp_path)
+    )
+    assert again == stated

@@ -1,0 +1,76 @@
+"""Stored weights of given tensors, and what they stand for, for the tests of whatever takes one."""
+
+import torch
+from torch import Tensor
+
+from spqlm.formats import StoredWeight
+from spqlm.formats.dense import Dense, DenseWeight
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_codes(rows: int, columns: int, bits: int, seed: int = 0) -> Tensor:
+    """int8 [rows, columns], all codes that there are of so many bits."""
+    low, high = (-127, 128) if bits == 8 else (-(2 ** (bits - 1)), 2 ** (bits - 1))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(low, high, (rows, columns), generator=generator, dtype=torch.int8)
+
+
+def dense(weight: Tensor) -> DenseWeight:
+    """Floats [rows, columns]."""
+    return DenseWeight(Dense(), weight)
+
+
+def int8(codes: Tensor, scale: Tensor) -> StoredWeight:
+    """int8 [rows, columns] times [rows], or times [1] for all."""
+    form = Int8(granularity="per_tensor" if len(scale) == 1 else "per_channel")
+    return form.hold({"codes": codes, "scale": scale}, codes.shape[1])
+
+
+def int4(codes: Tensor, scale: Tensor) -> StoredWeight:
+    """Codes int8 [rows, columns] in [-8, 7] that are not packed yet, times [rows, groups]."""
+    return packed_int4(Int4().pack(codes), scale)
+
+
+def packed_int4(packed: Tensor, scale: Tensor) -> StoredWeight:
+    """uint8 [rows, columns / 2] times [rows, groups]."""
+    columns = 2 * packed.shape[1]
+    form = Int4(group_size=columns // scale.shape[1])
+    return form.hold({"codes": packed, "scale": scale}, columns)
+
+
+def definition(weight: StoredWeight) -> Tensor:
+    """What it stands for, float64 [rows, columns], from its tensors alone."""
+    tensors, name = weight.tensors(), weight.format.name
+    if name == "low_rank":
+        return definition(weight.left) @ definition(weight.right)
+    if name == "dense":
+        return tensors["weight"].double()
+    codes, scale = tensors["codes"], tensors["scale"].double()
+    if name == "int8":
+        return codes.double() * scale[:, None]
+    if name == "int4":
+        return _nibbles(codes) * scale.repeat_interleave(weight.format.group_size, 1)
+    assert name == "group_sparse"
+    values = _nibbles(codes) if weight.format.bits == 4 else codes.double()
+    values = values * scale[:, None]
+    if weight.zero is not None:
+        values = values + weight.zero.double()[:, None]
+    whole = torch.zeros(weight.shape, dtype=torch.float64)
+    groups = whole.unflatten(1, (-1, weight.format.group_size))
+    stored = iter(values)
+    for row, mask in enumerate(weight.mask.tolist()):
+        for group in range(groups.shape[1]):
+            if mask[group // 8] >> (group % 8) & 1:
+                groups[row, group] = next(stored)
+    return whole
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    """Codes plus eight, two to a byte, the even column below."""
+    codes = torch.stack((packed % 16, packed // 16), 2)
+    return codes.flatten(1).double() - 8
