@@ -59,7 +59,7 @@ def test_a_format_in_json_is_its_name_and_its_fields():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"format": {"format": "int5"}}, "unknown format 'int5', the nearest is 'int"),
+        ({"format": {"format": "int88"}}, "unknown format 'int88', the nearest is 'int8'"),
         ({"format": {"format": "int4", "size": 8}}, "int4 has no parameter 'size', only: group_s"),
         ({"format": {"format": "int4", "group_size": 3}}, "multiple of 2"),
         ({"cut": {"side": "middle"}}, "side"),
