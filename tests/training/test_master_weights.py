@@ -32,8 +32,10 @@ def test_what_is_trained(view):
     assert not any(p is own for p in everything.values() for own in vocabulary.parameters())
     with trainable_codes(view, view.leaves()):
         codes = trainable(view, "codes")
-    weights = [name for name in codes if name not in everything]
-    assert len(weights) == len(view.linears(("attention", "mlp")))
+    names = [named.name for named in view.linears(("attention", "mlp"))]
+    behind = {f"{name}.latent.{part}" for name in names for part in ("weight", "scale")}
+    assert set(codes) - set(everything) == behind
+    assert set(everything) - set(codes) == {f"{name}.scale" for name in names}
 
 
 def test_steps_go_down_the_gradient_and_can_be_taken_back(view):
