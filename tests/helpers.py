@@ -7,8 +7,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from spqlm.allocation.search import dense_weights
 from spqlm.calibration.sensitivity import collect_sensitivities
 from spqlm.calibration.statistics import Statistics
+from spqlm.formats import Format
 from spqlm.model.families import family_for
 from spqlm.model.view import ModelView
+from spqlm.modules.linear import Compressed
 
 VOCABULARY = 260
 TEXT = "The quick brown fox jumps over the lazy dog, and then it naps in the warm sun. " * 60
@@ -79,6 +81,11 @@ def greedy(model, length: int = 12) -> list[int]:
         eos_token_id=None,
         pad_token_id=2,
     )[0].tolist()
+
+
+def format_of(module: torch.nn.Module) -> Format | None:
+    """The format of a compressed linear layer or embedding; None of any other module."""
+    return module.format if isinstance(module, Compressed) else None
 
 
 def calibrated(model, count: int = 4, context: int = 32) -> Statistics:

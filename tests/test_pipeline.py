@@ -3,7 +3,6 @@ import json
 
 import pytest
 import torch
-from spqlm.modules.quantized_linear import QuantizedLinear
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -20,10 +19,11 @@ from spqlm.data import fingerprint
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.evaluation import evaluate
 from spqlm.export import native
+from spqlm.formats.int8 import Int8
 from spqlm.model.families import supported
 from spqlm.model.memory import resident_bytes, weight_file_bytes
 from spqlm.recipe import Recipe
-from tests.helpers import TEXT, VOCABULARY, logits, tiny_model, tiny_tokenizer
+from tests.helpers import TEXT, VOCABULARY, format_of, logits, tiny_model, tiny_tokenizer
 
 STAGES = [
     {"svd": {"variance": 0.6, "multiple_of": 8}},
@@ -88,7 +88,7 @@ def test_without_an_output_nothing_is_written(source, recipe, tmp_path):
     assert result.directory is None
     assert result.manifest.sizes.disk == 0
     assert result.manifest.sizes.resident == resident_bytes(result.model)
-    assert isinstance(result.model.lm_head, QuantizedLinear)
+    assert format_of(result.model.lm_head) == Int8()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.txt", "source"]
 
 
@@ -303,7 +303,7 @@ def test_overwriting_replaces_the_whole_directory(source, occupied, tmp_path):
 
 def test_a_checkpoint_can_replace_its_own_source(source, tmp_path):
     spqlm.compress(source, source, recipe="int8", overwrite=True)
-    assert isinstance(spqlm.load(source).lm_head, QuantizedLinear)
+    assert format_of(spqlm.load(source).lm_head) == Int8()
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 

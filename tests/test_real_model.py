@@ -8,11 +8,14 @@ import pytest
 import torch
 
 import spqlm
-from spqlm.allocation.storage import Option, store
 from spqlm.calibration.sensitivity import collect_sensitivities
 from spqlm.calibration.statistics import draw_windows
 from spqlm.data import encode, load_text
 from spqlm.evaluation import evaluate
+from spqlm.formats.group_sparse import of_share
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import LowRank
 from spqlm.kernels.widening import widened_products
 from spqlm.layerwise.metrics import layer_metrics, split
 from spqlm.layerwise.walk import Walk
@@ -92,11 +95,11 @@ PRICED = (
     "model.layers.29.mlp.down_proj",
 )
 OPTIONS = (
-    Option(bits=8),
-    Option(bits=4, group_size=64),
-    Option(bits=8, rank=128),
-    Option(bits=4, group_size=64, rank=128),
-    Option(bits=4, group_size=16, sparsity=0.3),
+    lambda rows, columns: Int8(),
+    lambda rows, columns: Int4(group_size=64),
+    lambda rows, columns: LowRank(rank=128, factor=Int8()),
+    lambda rows, columns: LowRank(rank=128, factor=Int4(group_size=64)),
+    lambda rows, columns: of_share(rows, columns, group_size=16, bits=4, share=0.3),
 )
 
 
@@ -130,7 +133,7 @@ def test_prices_order_layers_and_options_as_measured_losses_do(demo):
         for named in (leaf for leaf in layer.leaves if leaf.name in PRICED):
             dense = named.module.weight.detach().float()
             for option in OPTIONS:
-                changed = store(dense, option, fit[named.name], "gptq").restored
+                changed = option(*dense.shape).fit(dense, fit[named.name], "gptq").restore()
                 predicted.append(price[named.name].loss(changed - dense))
                 exact.module(named.name).weight.data = changed
                 measured.append(divergence_of(exact.model, held_out, wanted))

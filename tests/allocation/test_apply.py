@@ -4,26 +4,30 @@ from tests.helpers import calibrated, greedy, logits, tiny_model
 from transformers import AutoModelForCausalLM
 
 from spqlm.checkpoint.quantizer import attach
+from spqlm.formats.dense import Dense
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import LowRank
 from spqlm.model.families import supported
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
-from spqlm.modules.coded import Coded
+from spqlm.modules.linear import Compressed
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import dense_weight, module_bytes
-from spqlm.plan import Plan
+from spqlm.plan import Cut, Plan
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget
 
 # One way each, so that every weight is cut, factorised or rounded as the test wants it.
 SMALL = {
-    "bits": (8,),
-    "embedding_bits": (4,),
-    "group_sizes": (32,),
+    "formats": (Int8(),),
+    "embedding_formats": (Int4(group_size=32),),
     "widths": (0.5,),
     "key_value_groups": (0.5,),
     "ranks": (0.8,),
     "multiple_of": 8,
 }
+DENSE = {"formats": (Dense(),), "embedding_formats": (Dense(),)}
 
 
 def wide_model(model_type: str, **overrides):
@@ -32,14 +36,15 @@ def wide_model(model_type: str, **overrides):
     return tiny_model(model_type, **(fields | {"num_key_value_heads": 4} | overrides))
 
 
-def forced(model, details: dict[str, dict], **fields) -> Plan:
-    """A plan that does to some weights what is asked, priced or not."""
+def forced(model, asked: dict[str, dict], **fields) -> Plan:
+    """A plan with other fields for some of its changes, priced or not."""
     # More tokens than any layer has inputs, so that no direction is left to chance.
     view, statistics = ModelView(model), calibrated(model, 8)
     stage = Budget(**(SMALL | {"target_bytes": 10**12} | fields))
     plan = stage.plan(view, statistics)
     for change in plan.changes:
-        change.details.update(details.get(change.module.rpartition(".")[2], {}))
+        for field, value in asked.get(change.module.rpartition(".")[2], {}).items():
+            setattr(change, field, value)
     stage.apply(view, plan, Inputs(statistics))
     return plan
 
@@ -52,15 +57,15 @@ def cuts_of(model) -> dict[str, dict]:
         for named, side in layer.sides(unit):
             module = named.module
             width = (module.out_features if side == "output" else module.in_features) // units
-            cut = {
-                "side": side,
-                "unit": unit,
-                "units": units,
-                "channels_per_unit": width,
-                "kept": units // 2,
-                "removed": list(range(0, units, 2)),
-                "refitted": side == "input",
-            }
+            cut = Cut(
+                side=side,
+                unit=unit,
+                units=units,
+                channels_per_unit=width,
+                kept=units // 2,
+                removed=list(range(0, units, 2)),
+                refitted=side == "input",
+            )
             found[named.name.rpartition(".")[2]] = {"cut": cut}
     return found
 
@@ -68,19 +73,19 @@ def cuts_of(model) -> dict[str, dict]:
 @pytest.mark.parametrize("model_type", supported())
 def test_cut_rank_and_bits_together_save_and_reload(model_type, tmp_path):
     model = wide_model(model_type)
-    details = cuts_of(model)
+    asked = cuts_of(model)
     layer = ModelView(model).layers[0]
     query = layer.query.name.rpartition(".")[2]
-    details[query]["rank"] = 32
+    asked[query]["format"] = LowRank(rank=32, factor=Int8())
     groups = layer.key_value_groups
-    forced(model, details)
+    forced(model, asked)
     view = ModelView(model)
     for layer in view.layers:
         assert layer.intermediate_size == 64
         assert layer.key_value_groups == groups // 2
         assert layer.query_heads == 4
         assert isinstance(layer.query.module, LowRankLinear)
-        assert all(isinstance(leaf.module, Coded) for leaf in layer.leaves)
+        assert all(isinstance(leaf.module, Compressed) for leaf in layer.leaves)
     attach(model)
     model.save_pretrained(tmp_path / "out")
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -101,7 +106,7 @@ def test_the_plans_bytes_are_the_models(model_type, dtype):
     stage = Budget(**SMALL, target_bytes=target)
     plan = stage.plan(view, statistics)
     stage.apply(view, plan, Inputs(statistics))
-    assert any("cut" in change.details for change in plan.changes)
+    assert any(change.cut is not None for change in plan.changes)
     assert resident_bytes(model) == before - plan.bytes_saved <= target
     for change in plan.changes:
         assert module_bytes(model.get_submodule(change.module)) == change.bytes_after
@@ -114,17 +119,17 @@ def test_what_was_cut_and_kept_in_floating_point_is_exact():
         for layer in ModelView(model).layers:
             layer.mlp_output.module.weight[:, ::2] = 0
     expected = logits(model)
-    cuts = {name: found for name, found in cuts_of(model).items() if found["cut"]["unit"] == "mlp"}
-    forced(model, cuts, bits=(16,), embedding_bits=(16,))
+    cuts = {name: found for name, found in cuts_of(model).items() if found["cut"].unit == "mlp"}
+    forced(model, cuts, **DENSE)
     assert all(layer.intermediate_size == 64 for layer in ModelView(model).layers)
-    assert not any(isinstance(module, Coded) for module in model.modules())
+    assert not any(isinstance(module, Compressed) for module in model.modules())
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_full_rank_in_floating_point_changes_nothing():
     model = wide_model("llama")
     expected, weight = logits(model), model.model.layers[1].self_attn.o_proj.weight.detach().clone()
-    forced(model, {"o_proj": {"rank": 128}}, bits=(16,), embedding_bits=(16,))
+    forced(model, {"o_proj": {"format": LowRank(rank=128, factor=Dense())}}, **DENSE)
     layer = model.model.layers[1].self_attn.o_proj
     assert isinstance(layer, LowRankLinear)
     torch.testing.assert_close(dense_weight(layer), weight, rtol=1e-3, atol=1e-3)
@@ -135,7 +140,7 @@ def test_sixteen_bits_everywhere_leave_the_model_as_it_is():
     for tied in (True, False):
         model = tiny_model(tie_word_embeddings=tied)
         expected = logits(model)
-        forced(model, {}, bits=(16,), embedding_bits=(16,))
+        forced(model, {}, **DENSE)
         assert torch.equal(logits(model), expected)
         assert ModelView(model).tied == tied
 
@@ -153,7 +158,7 @@ def test_biases_of_outputs_that_go_go_with_them():
 def test_later_layers_are_fitted_to_what_the_earlier_ones_now_are():
     model = tiny_model()
     statistics, view = calibrated(model), ModelView(model)
-    stage = Budget(bits=(4,), embedding_bits=(16,), group_sizes=(32,))
+    stage = Budget(formats=(Int4(group_size=32),), embedding_formats=(Dense(),))
     plan = stage.plan(view, statistics)
     seen: list[torch.Tensor] = []
     second = view.layers[1].query.module

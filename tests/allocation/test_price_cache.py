@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tests.allocation.test_search import menu, search_of
+from tests.allocation.test_search import FOUR, menu, search_of
 from tests.helpers import tiny_model
 
 from spqlm.allocation import search as searching
@@ -76,13 +76,13 @@ def other_gradients():
 @pytest.mark.parametrize(
     "changed",
     [
-        lambda: search_of(tiny_model(), menu(bits=(4,))),
+        lambda: search_of(tiny_model(), menu((FOUR,))),
         lambda: search_of(tiny_model(), menu(ranks=(0.5,))),
         lambda: search_of(tiny_model(), menu(), {"attention": (), "mlp": (0.5,)}),
         other_text,
         other_gradients,
     ],
-    ids=["bits", "ranks", "shares", "text", "gradients"],
+    ids=["formats", "ranks", "shares", "text", "gradients"],
 )
 def test_anything_else_is_priced_anew(priced, changed):
     cached_units(search_of(tiny_model(), menu()))

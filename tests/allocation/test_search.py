@@ -8,21 +8,25 @@ from tests.helpers import calibrated, tiny_model
 
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.search import Search, alternatives
-from spqlm.allocation.storage import Option
 from spqlm.allocation.units import Part, Unit
 from spqlm.errors import SpqError
+from spqlm.formats.dense import Dense
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import LowRank
 from spqlm.layerwise.metrics import outer_metric, split
 from spqlm.model.view import ModelView
 from spqlm.numerics.knapsack import RELATIVE_GAP, choose, smallest, worth_of_a_byte
 
 WIDTHS = {"attention": (0.5,), "mlp": (0.75, 0.5)}
 NO_WIDTHS = {"attention": (), "mlp": ()}
-NEAREST = {4: "nearest", 8: "nearest", 16: "nearest"}
+FOUR, WIDE_FOUR = Int4(group_size=32), Int4(group_size=64)
+BOTH = (FOUR, Int8())
 
 
-def menu(bits=(4, 8), ranks=(0.8,), group_sizes=(32,)) -> Menu:
+def menu(formats=BOTH, ranks=(0.8,)) -> Menu:
     roles = ("attention", "mlp", "embedding", "lm_head")
-    return Menu(dict.fromkeys(roles, bits), group_sizes, {"attention": ranks}, NEAREST)
+    return Menu(dict.fromkeys(roles, formats), {"attention": ranks}, rounding="nearest")
 
 
 def low_rank_model(model_type: str = "llama"):
@@ -56,26 +60,29 @@ def loss_of(unit: Unit, choice) -> float:
 # --- menu ----------------------------------------------------------------------------------------
 
 
-def test_every_width_of_code_is_an_option_of_the_weight_itself():
+def test_every_format_that_fits_is_an_option_of_the_weight_itself():
     named = ModelView(tiny_model()).layers[0].query
-    found = menu(bits=(4, 8, 16), group_sizes=(32, 64)).options(named, 64)
-    assert found == [
-        Option(bits=4, group_size=32),
-        Option(bits=4, group_size=64),
-        Option(bits=8),
-        Option(bits=16),
-    ]
-    assert menu(group_sizes=(64,)).options(named, 96) == [Option(bits=8)]
-    assert menu(bits=(4,), group_sizes=(64,)).options(named, 96) == []
+    everything = (FOUR, WIDE_FOUR, Int8(), Dense())
+    assert menu(everything).options(named, 64, 64) == list(everything)
+    assert menu((WIDE_FOUR, Int8())).options(named, 64, 96) == [Int8()]
+    assert menu((WIDE_FOUR,)).options(named, 64, 96) == []
+
+
+def test_a_weight_that_nothing_fits_is_refused_with_a_reason_for_each_format():
     named = ModelView(tiny_model(hidden_size=96, head_dim=24)).layers[0].query
-    with pytest.raises(SpqError, match=r"group sizes \[64\] do not divide the width 96 of '.*q_pr"):
-        menu(bits=(4,), group_sizes=(64,)).check(named)
+    message = (
+        r"no format of the menu fits '.*q_proj' \(int4: group_size 64 must divide the width 96; "
+        r"int4: group_size 128 must divide the width 96\); allow int8 or another group size"
+    )
+    with pytest.raises(SpqError, match=message):
+        menu((WIDE_FOUR, Int4(group_size=128))).check(named)
+    menu((WIDE_FOUR, Int8())).check(named)
 
 
 def test_ranks_are_shares_of_the_one_that_saves_nothing():
     named = ModelView(tiny_model()).layers[0].query
     # 256 x 256: two factors of rank 128 are as large as the weight.
-    found = menu(bits=(8,), ranks=(0.9, 0.5, 0.1)).low_rank(named, 256, 256)
+    found = menu((Int8(),), ranks=(0.9, 0.5, 0.1)).low_rank(named, 256, 256)
     assert [option.rank for option in found] == [96, 64]
     assert all(option.stored_bytes(256, 256, 4) < 256 * 256 for option in found)
     assert menu(ranks=()).low_rank(named, 256, 256) == []
@@ -88,7 +95,7 @@ def test_ranks_are_shares_of_the_one_that_saves_nothing():
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_weight_is_in_one_unit_with_all_its_options(tied):
     model = tiny_model(tie_word_embeddings=tied)
-    units = search_of(model, menu(bits=(4, 8, 16))).units()
+    units = search_of(model, menu((FOUR, Int8(), Dense()))).units()
     parts = [part for unit in units for part in unit.priced[0].parts]
     names = [part.named.name for part in parts]
     expected = [named.name for layer in ModelView(model).layers for named in layer.leaves]
@@ -96,7 +103,8 @@ def test_every_weight_is_in_one_unit_with_all_its_options(tied):
         [*expected, "model.embed_tokens", *([] if tied else ["lm_head"])]
     )
     for part in parts:
-        assert [option.bits for option in part.options] == [4, 8, 16]
+        assert part.options == [FOUR, Int8(), Dense()]
+        assert part.whole == 3
         assert part.losses[0] > part.losses[1] > part.losses[2] == 0
         assert part.sizes[0] < part.sizes[1] < part.sizes[2]
     assert [len(unit.estimated) for unit in units] == [1, 2, 1, 2] + [0] * (len(units) - 4)
@@ -104,7 +112,7 @@ def test_every_weight_is_in_one_unit_with_all_its_options(tied):
 
 def test_losses_are_priced_on_text_held_out_from_the_fit():
     model = tiny_model(tie_word_embeddings=False)
-    search = search_of(model, menu(bits=(8,)), NO_WIDTHS)
+    search = search_of(model, menu((Int8(),)), NO_WIDTHS)
     [head] = search.units()[-1].priced[0].parts
     _, held_out = split(4, 0.5)
     metric = outer_metric(search.view, "lm_head", search.statistics.sensitivities, held_out)
@@ -115,7 +123,7 @@ def test_losses_are_priced_on_text_held_out_from_the_fit():
 
 
 def test_a_rank_costs_no_less_than_about_what_it_looks_like():
-    search = search_of(low_rank_model(), menu(bits=(8, 16)), NO_WIDTHS)
+    search = search_of(low_rank_model(), menu((Int8(), Dense())), NO_WIDTHS)
     units = search.units()
     looked = {
         (part.named.name, option): loss
@@ -130,7 +138,7 @@ def test_a_rank_costs_no_less_than_about_what_it_looks_like():
         for unit in units
         for part in unit.priced[0].parts
         for option, loss in zip(part.options, part.losses, strict=True)
-        if option.rank is not None
+        if isinstance(option, LowRank)
     }
     assert priced
     for key, loss in priced.items():
@@ -138,7 +146,7 @@ def test_a_rank_costs_no_less_than_about_what_it_looks_like():
 
 
 def test_what_was_priced_is_not_priced_again():
-    search = search_of(low_rank_model(), menu(bits=(8,)))
+    search = search_of(low_rank_model(), menu((Int8(),)))
     units = search.units()
     while search.deepen(units, math.inf):
         pass
@@ -158,11 +166,11 @@ def test_nothing_looks_promising_where_bytes_are_worth_nothing():
 # --- choice --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits", [(4, 8), (16,)], ids=str)
+@pytest.mark.parametrize("formats", [BOTH, (Dense(),)], ids=str)
 @pytest.mark.parametrize("model_type", ["llama", "opt"])
-def test_the_choice_is_as_good_as_with_everything_priced(model_type, bits, monkeypatch):
+def test_the_choice_is_as_good_as_with_everything_priced(model_type, formats, monkeypatch):
     model = low_rank_model(model_type)
-    search = search_of(model, menu(bits))
+    search = search_of(model, menu(formats))
     least = smallest([alternatives(unit) for unit in search.units()])
     targets = [int(least * share) for share in (0.85, 1.1)]
     made = [search.units() for _ in targets]

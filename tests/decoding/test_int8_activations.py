@@ -7,7 +7,7 @@ from tests.helpers import greedy, logits, tiny_model
 import spqlm
 from spqlm.decoding.int8_activations import rounds_activations
 from spqlm.errors import SpqError
-from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.modules.linear import CompressedLinear
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_the_head_and_factors(tmp_path):
         recipe=spqlm.Recipe.from_dict({"stages": [{"svd": {"variance": 0.5}}, {"quantize": {}}]}),
     )
     model = spqlm.load(tmp_path / "out", int8_activations=True)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLinear)}
     assert [name for name, layer in layers.items() if not layer.int8_inputs] == ["lm_head"]
 
 

@@ -2,12 +2,14 @@ import copy
 
 import pytest
 import torch
-from spqlm.modules.quantized_linear import QuantizedLinear
 from tests.helpers import calibrated, tiny_model
 
 from spqlm.calibration.statistics import collect
 from spqlm.evaluation.measured_losses import measured_losses
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
+from spqlm.modules.linear import Compressed
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget
 from spqlm.stages.prune import Prune
@@ -22,7 +24,7 @@ def windows(count: int = 3) -> torch.Tensor:
 def rounded(model):
     """The same model in int4 and int8, as nothing was known of the text."""
     view = ModelView(copy.deepcopy(model))
-    stage = Budget(bits=(4,), embedding_bits=(8,), group_sizes=(32,), rounding="nearest")
+    stage = Budget(formats=(Int4(group_size=32),), embedding_formats=(Int8(),), rounding="nearest")
     stage.apply(view, stage.plan(view, calibrated(model)), Inputs())
     return view
 
@@ -59,7 +61,7 @@ def test_the_dense_model_is_left_as_it_was():
     modules = dict(dense.named_modules())
     measured_losses(ModelView(dense), rounded(dense), windows())
     assert dict(dense.named_modules()) == modules
-    assert not any(isinstance(module, QuantizedLinear) for module in dense.modules())
+    assert not any(isinstance(module, Compressed) for module in dense.modules())
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -5,6 +5,7 @@ import torch
 from tests.helpers import tiny_model
 
 from spqlm.calibration.sensitivity import collect_sensitivities
+from spqlm.formats.int8 import Int8
 from spqlm.model import activation_checkpointing as recomputation
 from spqlm.model.activation_checkpointing import bounded_activations, held_bytes, once
 from spqlm.model.view import ModelView
@@ -56,7 +57,7 @@ def trained(stage):
     dense = tiny_model("opt")
     model = copy.deepcopy(dense)
     view = ModelView(model)
-    budget = Budget(bits=(8,), embedding_bits=(8,))
+    budget = Budget(formats=(Int8(),), embedding_formats=(Int8(),))
     budget.apply(view, budget.plan(view, None))
     stage.apply(view, Plan(stage=stage.key), Inputs(ids=TOKENS, dense=dense))
     return model.state_dict()

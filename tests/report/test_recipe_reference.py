@@ -7,9 +7,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "recipes.md"
 
 
 def test_the_document_is_what_the_stages_say_now():
-    assert DOCUMENT.read_text().strip() == recipe_reference().strip(), (
-        "run `make docs`"
-    )
+    assert DOCUMENT.read_text().strip() == recipe_reference().strip(), "run `make docs`"
 
 
 def test_every_stage_has_a_section():

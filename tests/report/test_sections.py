@@ -15,7 +15,7 @@ def mixed(source, text_file, tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         "calibration: {windows: 2, context: 64}\n"
-        "stages: [{budget: {target_bytes: 1000000, bits: [4], group_sizes: [32]}}]\n"
+        "stages: [{budget: {target_bytes: 1000000, formats: [{int4: {group_size: 32}}]}}]\n"
     )
     spqlm.compress(source, tmp_path / "mixed", recipe=recipe, calibration=str(text_file))
     return tmp_path / "mixed"

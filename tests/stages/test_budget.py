@@ -3,23 +3,20 @@ from itertools import pairwise
 
 import pytest
 import torch
-from spqlm.modules.coded import Coded
-from spqlm.modules.int4_embedding import Int4Embedding
-from spqlm.modules.int4_linear import Int4Linear
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import QuantizedLinear
-from tests.helpers import calibrated, greedy, logits, tiny_model
+from tests.helpers import calibrated, format_of, greedy, logits, tiny_model
 from tests.stages.budgets import (
     FAMILIES,
-    FOUR,
     HEADERS,
     HUGE,
+    INT4,
+    STAGE,
     budget,
     compress,
     parameter_bytes,
     predicted,
     reach,
     run,
+    throughout,
 )
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -27,8 +24,12 @@ from transformers import AutoModelForCausalLM
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
 from spqlm.model.memory import resident_bytes, weight_file_bytes
 from spqlm.model.view import ModelView
+from spqlm.modules.embedding import CompressedEmbedding
+from spqlm.modules.linear import Compressed, CompressedLinear
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.knapsack import RELATIVE_GAP
@@ -45,7 +46,7 @@ def test_the_target_holds_on_disk_and_the_result_reloads(model_type, tied, tmp_p
     target = (four + eight) // 2 + HEADERS // 2
     result = compress(model, text_file, tmp_path / "out", target_size=target)
     [record] = result.manifest.stages
-    assert {change.details["bits"] for change in record.plan.changes} == {4, 8}
+    assert {change.format for change in record.plan.changes} == {INT4, Int8()}
     disk = weight_file_bytes(tmp_path / "out")
     assert result.manifest.sizes.disk == disk <= target
     assert disk > target - HEADERS
@@ -57,20 +58,19 @@ def test_the_target_holds_on_disk_and_the_result_reloads(model_type, tied, tmp_p
     for change in record.plan.changes:
         module = model.get_submodule(change.module)
         assert module_bytes(module) == change.bytes_after, change.module
-        four_bits = isinstance(module, Int4Linear | Int4Embedding)
-        assert change.details["bits"] == (4 if four_bits else 8)
+        assert change.format == format_of(module)
     assert ModelView(reloaded).tied == tied
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("form", [INT4, Int8()], ids=["int4", "int8"])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_tied_embedding_and_its_head_share_one_storage(model_type, bits):
+def test_a_tied_embedding_and_its_head_share_one_storage(model_type, form):
     model = tiny_model(model_type, tie_word_embeddings=True)
-    made = run(budget(embedding_bits=(bits,)), model)
+    made = run(budget(embedding_formats=(form,)), model)
     view = ModelView(model)
     table, head = view.embedding.module, view.lm_head.module
-    assert isinstance(table, Int4Embedding if bits == 4 else QuantizedEmbedding)
-    assert isinstance(head, Int4Linear if bits == 4 else QuantizedLinear)
+    assert isinstance(table, CompressedEmbedding) and isinstance(head, CompressedLinear)
+    assert table.format == head.format == form
     assert table.codes is head.codes and table.scale is head.scale
     assert view.lm_head.name not in {change.module for change in made.changes}
 
@@ -80,10 +80,11 @@ def test_a_tied_embedding_and_its_head_share_one_storage(model_type, bits):
 def test_four_bits_everywhere_without_a_target(model_type, tied, tmp_path, text_file):
     model = tiny_model(model_type, tie_word_embeddings=tied)
     four, _ = reach(model)
-    stage = {"budget": {"group_sizes": [32], "bits": [4], "embedding_bits": [4]}}
+    four_bits = [{"int4": {"group_size": 32}}]
+    stage = {"budget": {"formats": four_bits, "embedding_formats": four_bits}}
     compress(model, text_file, tmp_path / "out", [stage])
-    coded = [module for module in model.modules() if isinstance(module, Coded)]
-    assert coded and all(isinstance(module, Int4Linear | Int4Embedding) for module in coded)
+    formats = [module.format for module in model.modules() if isinstance(module, Compressed)]
+    assert formats and set(formats) == {INT4}
     assert not any(isinstance(module, nn.Linear) for module in model.modules())
     assert resident_bytes(model) == four
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -96,7 +97,7 @@ def test_a_target_above_everything_takes_int8_throughout(tied, text_file):
     dense = logits(model)
     result = compress(model, text_file, target_size="1GB")
     [record] = result.manifest.stages
-    assert {change.details["bits"] for change in record.plan.changes} == {8}
+    assert {change.format for change in record.plan.changes} == {Int8()}
     assert len(record.plan.changes) == 14 + (1 if tied else 2)
     assert (logits(model) - dense).norm() < 0.05 * dense.norm()
 
@@ -152,25 +153,29 @@ def test_planning_changes_nothing_and_the_plan_survives_json():
 def test_a_width_that_no_group_divides_is_refused_by_name_unless_8_is_allowed():
     model = tiny_model(intermediate_size=96)
     statistics = calibrated(model)
-    message = r"group sizes \[64\] do not divide the width 96 of '.*layers\.0\.mlp\.down_proj'"
+    wide = Int4(group_size=64)
+    message = (
+        r"no format of the menu fits '.*layers\.0\.mlp\.down_proj' "
+        r"\(int4: group_size 64 must divide the width 96\); allow int8"
+    )
     for target in (None, HUGE):
-        stage = budget(bits=(4,), group_sizes=(64,), target_bytes=target)
+        stage = budget(formats=(wide,), target_bytes=target)
         with pytest.raises(SpqError, match=message):
             stage.plan(ModelView(model), statistics)
-    made = run(budget(group_sizes=(64,), target_bytes=HUGE), model)
-    assert {change.details["bits"] for change in made.changes} == {8}
-    assert run(budget(bits=(4,), group_sizes=(64, 32)), tiny_model(intermediate_size=96)).changes
+    made = run(budget(**throughout(wide, Int8()), target_bytes=HUGE), model)
+    assert {change.format for change in made.changes} == {Int8()}
+    assert run(budget(formats=(wide, INT4)), tiny_model(intermediate_size=96)).changes
 
 
 def test_the_budget_picks_a_group_size():
     model = tiny_model()
-    stage = budget(group_sizes=(32, 64), **FOUR)
+    stage = budget(**throughout(INT4, Int4(group_size=64)))
     view, statistics = ModelView(model), calibrated(model)
 
     def sizes(target):
         fields = stage.model_dump() | {"target_bytes": target}
         changes = Budget(**fields).plan(view, statistics).changes
-        return {change.details["group_size"] for change in changes}
+        return {change.format.group_size for change in changes}
 
     headers = HEADER_BYTES * (len(list(model.parameters())) + 3 * 16)
     assert 64 in sizes(reach(model)[0] + headers - 1000)
@@ -185,7 +190,7 @@ def test_layers_whose_gradient_is_zero_are_rounded_all_the_same(target):
     expected = logits(model)
     made = run(budget(target_bytes=target), model)
     if target:
-        losses = {change.module: change.details["predicted_loss"] for change in made.changes}
+        losses = {change.module: change.predicted_loss for change in made.changes}
         assert losses["model.layers.0.self_attn.v_proj"] == 0
     assert (logits(model) - expected).norm() < 0.1 * expected.norm()
 
@@ -212,12 +217,12 @@ def test_low_rank_factors_are_weights_of_their_own(tmp_path, text_file):
         model,
         text_file,
         tmp_path / "out",
-        [svd, {"budget": {"group_sizes": [32]}}],
+        [svd, STAGE],
         target_size=(four + eight) // 2 + HEADERS // 2,
     )
     layer = model.model.layers[0].mlp.down_proj
     assert isinstance(layer, LowRankLinear)
-    assert isinstance(layer.left, Coded) and isinstance(layer.right, Coded)
+    assert isinstance(layer.left, Compressed) and isinstance(layer.right, Compressed)
     names = {change.module for change in result.manifest.stages[1].plan.changes}
     assert {f"model.layers.0.mlp.down_proj.{part}" for part in ("left", "right")} <= names
     assert weight_file_bytes(tmp_path / "out") <= (four + eight) // 2 + HEADERS // 2

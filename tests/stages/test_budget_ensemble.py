@@ -4,10 +4,11 @@ import re
 
 import pytest
 import torch
-from tests.helpers import calibrated, logits, tiny_model
+from tests.helpers import calibrated, format_of, logits, tiny_model
 from tests.stages.budgets import (
     HEADERS,
     HUGE,
+    INT4,
     budget,
     compress,
     parameter_bytes,
@@ -17,18 +18,20 @@ from tests.stages.budgets import (
 
 import spqlm
 from spqlm.errors import SpqError
+from spqlm.formats.dense import Dense
+from spqlm.formats.group_sparse import GroupSparse
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import LowRank
 from spqlm.model.memory import weight_file_bytes
 from spqlm.model.view import ModelView
-from spqlm.modules.group_sparse_linear import GroupSparseLinear
-from spqlm.modules.int4_linear import Int4Linear
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.knapsack import RELATIVE_GAP
 from spqlm.stages.base import Inputs
 from spqlm.training.reconstruction import Reconstruction
 
 ENSEMBLE = {
-    "bits": (4, 8, 16),
-    "embedding_bits": (8,),
+    "formats": (INT4, Int8(), Dense()),
+    "embedding_formats": (Int8(),),
     "widths": (0.75, 0.5),
     "key_value_groups": (0.5,),
     "ranks": (0.8,),
@@ -38,10 +41,16 @@ ENSEMBLE = {
 # Menus that the ensemble contains.
 SPECIAL = {
     "bits": {"widths": (), "key_value_groups": (), "ranks": (), "sparsities": ()},
-    "uniform": {"bits": (8,), "widths": (), "key_value_groups": (), "ranks": ()},
-    "sparsity": {"bits": (4,), "widths": (), "key_value_groups": (), "ranks": ()},
-    "width": {"bits": (16,), "ranks": ()},
-    "rank": {"bits": (16,), "widths": (), "key_value_groups": ()},
+    "uniform": {
+        "formats": (Int8(),),
+        "widths": (),
+        "key_value_groups": (),
+        "ranks": (),
+        "sparsities": (),
+    },
+    "sparsity": {"formats": (INT4,), "widths": (), "key_value_groups": (), "ranks": ()},
+    "width": {"formats": (Dense(),), "ranks": (), "sparsities": ()},
+    "rank": {"formats": (Dense(),), "widths": (), "key_value_groups": (), "sparsities": ()},
 }
 
 
@@ -81,9 +90,10 @@ def test_widths_or_ranks_alone_reach_a_target_without_rounding(special):
     stage = budget(**(ENSEMBLE | SPECIAL[special]), target_bytes=target)
     plan = stage.plan(ModelView(model), statistics)
     layers = [change for change in plan.changes if "layers" in change.module]
-    assert {change.details["bits"] for change in layers} == {16}
-    cut = sum("cut" in change.details for change in layers)
-    factorised = sum(change.details["rank"] is not None for change in layers)
+    ranked = [change.format for change in layers if isinstance(change.format, LowRank)]
+    plain = {change.format for change in layers if not isinstance(change.format, LowRank)}
+    assert plain | {form.factor for form in ranked} == {Dense()}
+    cut, factorised = sum(change.cut is not None for change in layers), len(ranked)
     assert (cut > 0, factorised > 0) == (special == "width", special == "rank")
     assert (f"{cut} cut" in plan.summary) == (special == "width")
     assert (f"{factorised} factorised" in plan.summary) == (special == "rank")
@@ -95,16 +105,17 @@ def test_widths_or_ranks_alone_reach_a_target_without_rounding(special):
 def test_groups_are_dropped_where_four_bits_do_not_reach(tmp_path, text_file):
     model = wide_model()
     four, _ = reach(model)
-    menu = {"bits": [4], "embedding_bits": [4], "group_sizes": [32]}
+    four_bits = [{"int4": {"group_size": 32}}]
+    menu = {"formats": four_bits, "embedding_formats": four_bits}
     stages = [{"budget": menu | {"sparsities": [0.3, 0.6]}}]
     target = round(0.85 * four) + HEADERS
     result = compress(model, text_file, tmp_path / "out", stages, target_size=target)
     [record] = result.manifest.stages
-    sparse = [c for c in record.plan.changes if c.details["sparsity"] is not None]
+    sparse = [c for c in record.plan.changes if isinstance(c.format, GroupSparse)]
     assert sparse and f"{len(sparse)} group-sparse" in record.plan.summary
     for change in sparse:
         layer = ModelView(model).module(change.module)
-        assert isinstance(layer, GroupSparseLinear)
+        assert format_of(layer) == change.format
         assert module_bytes(layer) == change.bytes_after
     assert weight_file_bytes(tmp_path / "out") <= target
     assert torch.equal(logits(spqlm.load(tmp_path / "out")), logits(model))
@@ -116,7 +127,7 @@ def test_learned_rounding_brings_layers_nearer(caplog):
         model = tiny_model()
         statistics, view = calibrated(model, 16), ModelView(model)
         stage = budget(
-            bits=(4,),
+            formats=(INT4,),
             rounding="nearest",
             target_bytes=HUGE,
             reconstruction=Reconstruction(steps=steps, check_every=10, learning_rate=0.03),
@@ -127,7 +138,7 @@ def test_learned_rounding_brings_layers_nearer(caplog):
     losses = [record.args[1:] for record in caplog.records if "held-out" in record.msg]
     assert len(losses) == 2 and all(after < before for before, after in losses)
     plain, learned = results
-    assert isinstance(learned, Int4Linear)
+    assert format_of(learned) == INT4
     assert not torch.equal(plain.scale, learned.scale)
 
 

@@ -2,13 +2,14 @@ import copy
 
 import pytest
 import torch
-from tests.helpers import greedy, logits, tiny_model, tiny_tokenizer
+from tests.helpers import format_of, greedy, logits, tiny_model, tiny_tokenizer
 
 import spqlm
 from spqlm.errors import SpqError
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
-from spqlm.modules.coded import Coded
-from spqlm.modules.int4_linear import Int4Linear
+from spqlm.modules.linear import Compressed
 from spqlm.numerics.integer import round_scale
 from spqlm.plan import Plan
 from spqlm.recipe import Recipe
@@ -29,10 +30,16 @@ def compressed(model_type: str = "llama", **fields):
     """A dense model and the same one in 4 bits, rounded to nearest."""
     dense = tiny_model(model_type)
     model = copy.deepcopy(dense)
-    stage = Budget(bits=(4,), embedding_bits=(8,), group_sizes=(32,), **fields)
+    stage = Budget(formats=(Int4(group_size=32),), embedding_formats=(Int8(),), **fields)
     view = ModelView(model)
     stage.apply(view, stage.plan(view, None))
     return dense, view
+
+
+def codes_of(model) -> dict[str, torch.Tensor]:
+    """A copy of the codes of every compressed module, by its full name."""
+    found = {n: m for n, m in model.named_modules() if isinstance(m, Compressed)}
+    return {name: module.codes.clone() for name, module in found.items()}
 
 
 def divergence(dense, model) -> float:
@@ -49,7 +56,7 @@ def tune(view, dense, **fields) -> None:
 def test_it_brings_the_model_nearer_to_the_dense_one_and_leaves_the_codes(model_type):
     dense, view = compressed(model_type)
     before = divergence(dense, view.model)
-    codes = {n: m.codes.clone() for n, m in view.model.named_modules() if isinstance(m, Coded)}
+    codes = codes_of(view.model)
     tune(view, dense, steps=40, learning_rate=1e-3, check_every=10, held_out=8)
     # Random weights have little in them that scales could bring back.
     assert divergence(dense, view.model) < 0.99 * before
@@ -63,13 +70,15 @@ def test_codes_bring_more_back_and_stay_codes(model_type):
     for parameters in ("all", "codes"):
         dense, view = compressed(model_type)
         types = {name: type(module) for name, module in view.model.named_modules()}
-        before = {n: m.codes.clone() for n, m in view.model.named_modules() if isinstance(m, Coded)}
+        before = {
+            n: m.codes.clone() for n, m in view.model.named_modules() if isinstance(m, Compressed)
+        }
         tune(view, dense, steps=40, parameters=parameters, check_every=10, held_out=8)
         distances[parameters] = divergence(dense, view.model)
         changed = [
             not torch.equal(before[name], module.codes)
             for name, module in view.model.named_modules()
-            if isinstance(module, Int4Linear)
+            if isinstance(format_of(module), Int4)
         ]
         assert any(changed) == (parameters == "codes")
         assert {name: type(module) for name, module in view.model.named_modules()} == types
@@ -139,7 +148,7 @@ def test_scales_stay_exact_in_every_float_type():
     dense, view = compressed()
     tune(view, dense, learning_rate=5e-3)
     for module in view.model.modules():
-        if isinstance(module, Coded):
+        if isinstance(module, Compressed):
             scale = module.scale.float()
             assert torch.equal(round_scale(scale), scale)
             assert torch.equal(scale.half().float(), scale)
@@ -173,7 +182,7 @@ def test_in_a_recipe_it_sees_the_model_from_before_the_first_stage(tmp_path, tex
     model = tiny_model()
     dense = copy.deepcopy(model)
     stages = [
-        {"budget": {"bits": [4], "embedding_bits": [8], "group_sizes": [32]}},
+        {"budget": {"formats": [{"int4": {"group_size": 32}}], "embedding_formats": ["int8"]}},
         {"distill": SHORT | {"learning_rate": 5e-3}},
     ]
     calibration = {"source": str(text_file), "windows": 4, "context": 24}

@@ -68,4 +68,4 @@ def test_plain_reads_no_text(model):
 
 def test_the_smallest_share_leaves_rank_one(model):
     plan = run(Factorize(keep=1e-6, whiten=False), model)
-    assert {change.details["rank"] for change in plan.changes} == {1}
+    assert {change.format.rank for change in plan.changes} == {1}

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from spqlm.modules.quantized_linear import QuantizedLinear
-from tests.helpers import logits, tiny_model
+from tests.helpers import format_of, logits, tiny_model
 
 from spqlm.calibration.statistics import collect
+from spqlm.formats.int8 import Int8
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
 from spqlm.plan import Plan
@@ -94,9 +94,7 @@ def reference(scores, minimum, maximum):
 
 def removed_by_layer(made, suffix):
     found = {
-        c.module.split(".")[2]: c.details["removed"]
-        for c in made.changes
-        if c.module.endswith(suffix)
+        c.module.split(".")[2]: c.cut.removed for c in made.changes if c.module.endswith(suffix)
     }
     return [found.get(str(index), []) for index in range(3)]
 
@@ -223,7 +221,7 @@ def test_pruning_int8_layers_keeps_the_codes_of_what_stays(model):
     for index, removed in enumerate(removed_by_layer(made, "up_proj")):
         kept = [neuron for neuron in range(WIDTH) if neuron not in removed]
         layer = model.model.layers[index].mlp.up_proj
-        assert isinstance(layer, QuantizedLinear) and removed
+        assert format_of(layer) == Int8() and removed
         assert torch.equal(layer.codes, before[index][kept])
 
 
@@ -235,7 +233,7 @@ def test_planning_changes_nothing_and_the_plan_survives_json(model):
     again = Plan.model_validate_json(made.model_dump_json())
     assert again == made
     stage.apply(ModelView(model), again)
-    widths = {c.module: c.details["kept"] for c in made.changes if c.module.endswith("up_proj")}
+    widths = {c.module: c.cut.kept for c in made.changes if c.module.endswith("up_proj")}
     assert widths
     for name, width in widths.items():
         assert model.get_submodule(name).out_features == width

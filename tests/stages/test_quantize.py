@@ -1,14 +1,13 @@
 import pytest
 import torch
-from tests.helpers import logits, tiny_model
+from tests.helpers import format_of, logits, tiny_model
 from torch import nn
 
 from spqlm.calibration.statistics import Statistics
+from spqlm.formats.int8 import Int8
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import QuantizedLinear
 from spqlm.plan import Plan
 from spqlm.stages.quantize import Quantize
 from spqlm.stages.svd import Svd
@@ -41,7 +40,7 @@ def run(stage, model):
 
 
 def is_quantized(module):
-    return isinstance(module, QuantizedLinear | QuantizedEmbedding)
+    return isinstance(format_of(module), Int8)
 
 
 def assert_absmax_int8(weight, codes, scale, per_channel):
@@ -66,7 +65,7 @@ def test_every_weight_gets_the_granularity_of_the_mode(mode):
     assert len(quantized) == 2 * 7 + 2
     for name, layer in quantized.items():
         per_channel = name.rpartition(".")[2] in PER_CHANNEL[mode]
-        assert layer.granularity == ("per_channel" if per_channel else "per_tensor"), name
+        assert layer.format.granularity == ("per_channel" if per_channel else "per_tensor"), name
         assert_absmax_int8(weights[f"{name}.weight"], layer.codes, layer.scale, per_channel)
 
 
@@ -75,7 +74,7 @@ def test_the_percentile_is_a_parameter():
     found = {
         change.module.rpartition(".")[2]
         for change in made.changes
-        if change.details["granularity"] == "per_channel"
+        if change.format.granularity == "per_channel"
     }
     assert found == {"gate_proj", "up_proj", "lm_head", "embed_tokens"}
 
@@ -192,4 +191,4 @@ def test_planning_changes_nothing_and_the_plan_survives_json(model):
     assert again == made
     stage.apply(ModelView(model), again)
     for change in made.changes:
-        assert model.get_submodule(change.module).granularity == change.details["granularity"]
+        assert format_of(model.get_submodule(change.module)) == change.format

@@ -6,9 +6,9 @@ from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
+from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.lora import LoraLinear
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.quantized_linear import QuantizedLinear
 from spqlm.plan import Plan
 from spqlm.stages.base import Inputs
 from spqlm.stages.quantize import Quantize
@@ -88,7 +88,7 @@ def test_adapters_end_up_inside_the_weights(compressed, text):
     assert resident_bytes(compressed) == size
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     leaf = {
-        f"{leaf.name}.{'codes' if isinstance(leaf.module, QuantizedLinear) else 'weight'}"
+        f"{leaf.name}.{'codes' if isinstance(leaf.module, CompressedLinear) else 'weight'}"
         for leaf in ModelView(compressed).leaves(("attention", "mlp"))
     }
     assert changed == leaf

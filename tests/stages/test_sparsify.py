@@ -2,13 +2,13 @@ import copy
 
 import pytest
 import torch
-from tests.helpers import calibrated, logits, tiny_model, tiny_tokenizer
+from tests.helpers import calibrated, format_of, logits, tiny_model, tiny_tokenizer
 
 import spqlm
 from spqlm.cache import cache_directory
 from spqlm.errors import SpqError
+from spqlm.formats.group_sparse import GroupSparse
 from spqlm.model.view import ModelView
-from spqlm.modules.group_sparse_linear import GroupSparseLinear
 from spqlm.modules.ops import dense_weight, module_bytes
 from spqlm.recipe import Recipe
 from spqlm.stages import sparsify
@@ -35,8 +35,9 @@ def test_every_weight_is_stored_without_the_share_of_groups_that_goes(model_type
     view, plan = run(tiny_model(model_type), sparsity=0.5)
     for layer in view.layers:
         for named in layer.linears:
-            assert isinstance(named.module, GroupSparseLinear)
-            assert named.module.sparsity == pytest.approx(0.5)
+            form = format_of(named.module)
+            assert isinstance(form, GroupSparse)
+            assert form.sparsity(*named.module.stored_weight.shape) == pytest.approx(0.5)
     for change in plan.changes:
         assert module_bytes(view.module(change.module)) == change.bytes_after
     assert bool(torch.isfinite(logits(view.model)).all())
@@ -57,7 +58,7 @@ def test_the_plan_says_what_is_stored(bits, group_size, pattern):
     for change in plan.changes:
         layer = view.module(change.module)
         assert module_bytes(layer) == change.bytes_after
-        assert layer.kept == change.details["kept"]
+        assert layer.format == change.format
         kept = layer.stored_weight.keep.sum(1)
         assert int(kept.min()) >= 1
         assert pattern == "free" or int(kept.min()) == int(kept.max())
@@ -82,10 +83,13 @@ def test_sparsity_can_go_where_it_costs_least():
     with torch.no_grad():
         ModelView(model).layers[1].mlp_output.module.weight.mul_(1e-3)
     view, plan = run(model, allocation="loss", sparsity=0.5)
-    shares = {change.module: change.details["sparsity"] for change in plan.changes}
+    shares = {
+        change.module: change.format.sparsity(*view.module(change.module).stored_weight.shape)
+        for change in plan.changes
+    }
     assert shares[view.layers[1].mlp_output.name] == 0.875
     assert min(shares.values()) < 0.3
-    total = sum(view.module(name).kept for name in shares)
+    total = sum(view.module(name).format.kept for name in shares)
     groups = sum(dense_weight(view.module(name)).numel() // 16 for name in shares)
     assert total / groups == pytest.approx(0.5, abs=0.06)
 
@@ -94,7 +98,7 @@ def test_modules_that_were_not_asked_for_stay_dense():
     view, _ = run(tiny_model(), modules=("mlp",), reconstruction=SHORT)
     layer = view.layers[0]
     assert isinstance(layer.query.module, torch.nn.Linear)
-    assert isinstance(layer.mlp_output.module, GroupSparseLinear)
+    assert isinstance(format_of(layer.mlp_output.module), GroupSparse)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +141,9 @@ def test_a_loss_that_is_not_finite_restores_the_layer_and_names_it(monkeypatch):
         run(model, calibrated(model, count=8), reconstruction=SHORT)
     view = ModelView(model)
     for named in view.layers[0].linears:
-        assert isinstance(named.module, GroupSparseLinear)
+        assert isinstance(format_of(named.module), GroupSparse)
         assert torch.equal(named.module.mask, plain.module(named.name).mask)
-        named.module.check()
+        named.module.stored_weight.check()
     assert isinstance(view.layers[1].query.module, torch.nn.Linear)
 
 

@@ -3,10 +3,11 @@ import torch
 from tests.helpers import logits, tiny_model
 
 from spqlm.calibration.statistics import Statistics
+from spqlm.formats.low_rank import LowRank
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
+from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.quantized_linear import QuantizedLinear
 from spqlm.plan import Plan
 from spqlm.stages.quantize import Quantize
 from spqlm.stages.svd import Svd
@@ -64,7 +65,7 @@ def test_rank_is_the_least_that_retains_the_variance(decaying, variance):
         if rank * (in_features + out_features) < in_features * out_features:
             expected[named.name] = rank
     assert expected
-    assert {change.module: change.details["rank"] for change in made.changes} == expected
+    assert {change.module: change.format.rank for change in made.changes} == expected
 
 
 def test_a_layer_stays_dense_where_nothing_is_saved(model):
@@ -81,17 +82,18 @@ def test_rank_snaps_up_only_where_that_still_saves(model):
     set_spectrum(attention.k_proj.weight, [1.0] * 18)  # needs 18; 24 · 96 > 64 · 32 > 18 · 96
     set_spectrum(attention.v_proj.weight, [1.0] * 32)  # needs 31; 31 · 96 > 64 · 32
     set_spectrum(attention.o_proj.weight, [1.0] * 5)  # needs 5; 8
-    made = plan(Svd(variance=0.96, multiple_of=8), model)
-    first = {
-        change.module.rpartition(".")[2]: change.details
-        for change in made.changes
-        if ".layers.0." in change.module
-    }
-    assert first == {
-        "q_proj": {"rank": 24, "rank_for_variance": 20},
-        "k_proj": {"rank": 18, "rank_for_variance": 18},
-        "o_proj": {"rank": 8, "rank_for_variance": 5},
-    }
+    needed, snapped = (
+        {
+            change.module.rpartition(".")[2]: change.format
+            for change in plan(Svd(variance=0.96, multiple_of=multiple_of), model).changes
+            if ".layers.0." in change.module
+        }
+        for multiple_of in (1, 8)
+    )
+    ranks = {"q_proj": 20, "k_proj": 18, "o_proj": 5}
+    assert needed == {name: LowRank(rank=rank) for name, rank in ranks.items()}
+    ranks |= {"q_proj": 24, "o_proj": 8}
+    assert snapped == {name: LowRank(rank=rank) for name, rank in ranks.items()}
 
 
 @pytest.mark.parametrize("values_in", ["left", "right", "both"])
@@ -110,7 +112,7 @@ def test_factors_are_the_best_approximation_of_their_rank(decaying, values_in):
     for change in made.changes:
         layer = decaying.get_submodule(change.module)
         left, values, right = torch.linalg.svd(weights[change.module], full_matrices=False)
-        rank = change.details["rank"]
+        rank = change.format.rank
         best = left[:, :rank] * values[:rank] @ right[:rank]
         product = layer.left.weight.double() @ layer.right.weight.double()
         torch.testing.assert_close(product, best, atol=1e-4, rtol=0)
@@ -161,7 +163,7 @@ def test_int8_layers_stay_where_float_factors_would_be_larger(decaying):
     kept = [
         named
         for named in ModelView(decaying).linears(("attention",))
-        if isinstance(named.module, QuantizedLinear)
+        if isinstance(named.module, CompressedLinear)
     ]
     assert kept
     assert all(change.bytes_after < change.bytes_before for change in made.changes)
@@ -185,7 +187,7 @@ def test_planning_changes_nothing_and_the_plan_survives_json(decaying):
     assert again == made
     stage.apply(ModelView(decaying), again)
     for change in made.changes:
-        assert decaying.get_submodule(change.module).rank == change.details["rank"]
+        assert decaying.get_submodule(change.module).rank == change.format.rank
 
 
 def test_bfloat16_stays_bfloat16():

@@ -4,6 +4,8 @@ import pytest
 import torch
 from tests.helpers import tiny_model
 
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
 from spqlm.numerics.integer import round_scale
 from spqlm.stages.budget import Budget
@@ -14,7 +16,7 @@ from spqlm.training.reconstruction import trainable_codes
 @pytest.fixture(params=["llama", "qwen3", "opt", "gemma3_text"])
 def view(request) -> ModelView:
     found = ModelView(tiny_model(request.param))
-    stage = Budget(bits=(4,), embedding_bits=(8,), group_sizes=(32,))
+    stage = Budget(formats=(Int4(group_size=32),), embedding_formats=(Int8(),))
     stage.apply(found, stage.plan(found, None))
     return found
 
@@ -30,8 +32,10 @@ def test_what_is_trained(view):
     assert not any(p is own for p in everything.values() for own in vocabulary.parameters())
     with trainable_codes(view, view.leaves()):
         codes = trainable(view, "codes")
-    weights = [name for name in codes if name not in everything]
-    assert len(weights) == len(view.linears(("attention", "mlp")))
+    names = [named.name for named in view.linears(("attention", "mlp"))]
+    behind = {f"{name}.latent.{part}" for name in names for part in ("weight", "scale")}
+    assert set(codes) - set(everything) == behind
+    assert set(everything) - set(codes) == {f"{name}.scale" for name in names}
 
 
 def test_steps_go_down_the_gradient_and_can_be_taken_back(view):

@@ -49,8 +49,8 @@ class Menu:
         """
         rows, columns = named.module.weight.shape
         if not self.options(named, rows, columns):
-            reasons = {form.name: form.misfit(rows, columns) for form in self.formats[named.role]}
-            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            formats = self.formats[named.role]
+            why = "; ".join(f"{form.name}: {form.misfit(rows, columns)}" for form in formats)
             raise SpqError(
                 f"no format of the menu fits {named.name!r} ({why}); allow int8 or another group "
                 "size"

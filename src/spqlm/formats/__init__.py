@@ -54,11 +54,21 @@ def parse(value: Any) -> Format:
         raise ValueError(f"a format is a name or a mapping, not {value!r}")
     if "format" in value:
         fields = {key: item for key, item in value.items() if key != "format"}
-        return format_class(str(value["format"])).model_validate(fields)
+        return _validated(str(value["format"]), fields)
     if len(value) != 1:
         raise ValueError(f"a format is one name with its parameters, not {value!r}")
     name, fields = next(iter(value.items()))
-    return format_class(str(name)).model_validate(fields or {})
+    return _validated(str(name), fields or {})
+
+
+def _validated(name: str, fields: Any) -> Format:
+    found = format_class(name)
+    if isinstance(fields, dict):
+        unknown = [key for key in fields if key not in found.model_fields]
+        if unknown:
+            known = ", ".join(found.model_fields) or "none"
+            raise ValueError(f"{name} has no parameter {unknown[0]!r}, only: {known}")
+    return found.model_validate(fields)
 
 
 def dump(value: Format) -> dict[str, Any]:

@@ -102,12 +102,18 @@ class Budget(Stage):
         earlier = {"bits": "formats", "embedding_bits": "embedding_formats"}
         if not isinstance(fields, dict) or not {*earlier, "group_sizes"} & set(fields):
             return fields
+        for old, new in earlier.items():
+            if new in fields:
+                raise ValueError(f"give `{new}`, or `{old}` and `group_sizes`, not both")
         sizes = fields.get("group_sizes", (64,))
         spelled = {
             new: _spelled_out(old, fields.get(old, (4, 8)), sizes) for old, new in earlier.items()
         }
+        if 4 not in fields.get("bits", (4, 8)):
+            # They were of 4-bit weights, and there are none.
+            spelled["sparsities"] = []
         dropped = {*earlier, "group_sizes"}
-        return spelled | {key: value for key, value in fields.items() if key not in dropped}
+        return {key: value for key, value in fields.items() if key not in dropped} | spelled
 
     @property
     def byte_limit(self) -> int | None:
@@ -269,12 +275,15 @@ def _changes(unit: Unit, choice: Choice) -> list[Change]:
 
 def _spelled_out(key: str, bits: Any, sizes: Any) -> list[Any]:
     """Formats of some numbers of bits, in any of some group sizes."""
-    named: dict[Any, list[Any]] = {
+    for name, value in ((key, bits), ("group_sizes", sizes)):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name} must be a list, not {value!r}")
+    named: dict[int, list[Any]] = {
         4: [{"int4": {"group_size": size}} for size in sizes],
         8: ["int8"],
         16: ["dense"],
     }
-    unknown = [count for count in bits if count not in named]
+    unknown = [count for count in bits if count not in tuple(named)]
     if unknown:
         raise ValueError(f"{key} are of 4, 8 or 16, not {unknown[0]!r}; name `formats` instead")
     return [form for count, forms in named.items() if count in bits for form in forms]

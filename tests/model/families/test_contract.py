@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from tests.helpers import greedy, logits, tiny_config, tiny_model, tiny_tokenizer
+from tests.helpers import format_of, greedy, logits, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 import spqlm
+from spqlm.formats.int8 import Int8
 from spqlm.model.families import supported
 from spqlm.model.memory import resident_bytes, weight_file_bytes
 from spqlm.model.view import ModelView
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import QuantizedLinear
 from spqlm.recipe import Recipe
 
 SVD = {"svd": {"variance": 0.6, "multiple_of": 8, "modules": ["attention", "mlp"]}}
@@ -69,8 +68,8 @@ def test_every_stage_changes_the_model_where_it_should(model_type, tmp_path, tex
     assert svd.changes and prune.changes and quantize.changes
     assert all(layer.key_value_groups < 4 for layer in view.layers)
     assert all(layer.intermediate_size < 128 for layer in view.layers)
-    assert all(isinstance(leaf.module, QuantizedLinear) for leaf in view.leaves())
-    assert isinstance(view.embedding.module, QuantizedEmbedding)
+    assert all(isinstance(format_of(leaf.module), Int8) for leaf in view.leaves())
+    assert isinstance(format_of(view.embedding.module), Int8)
 
 
 @pytest.mark.parametrize("model_type", supported())
@@ -93,7 +92,7 @@ def test_pruning_drops_exactly_the_units_it_says(model_type, text_file):
         recipe=Recipe.from_dict(stages | {"stages": [half]}),
         tokenizer=tiny_tokenizer(),
     )
-    removed = [change.details["removed"] for change in result.manifest.stages[0].plan.changes]
+    removed = [change.cut.removed for change in result.manifest.stages[0].plan.changes]
     assert all(units == list(range(1, 128, 2)) for units in removed)
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
 
