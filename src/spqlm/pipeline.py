@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.cache import RunState
 from spqlm.calibration.generated_text import generated_ids
 from spqlm.calibration.sensitivity_cache import cached_sensitivities
 from spqlm.calibration.statistics import Statistics, collect, draw_windows
@@ -177,7 +178,8 @@ def compress(
     text = _Calibration(steps, view, loaded.tokenizer, seed)
     # A second model in memory, for recipes that look back at it.
     dense = copy.deepcopy(loaded.model) if any(s.compares for s in steps.stages) else None
-    records = [_run_stage(stage, view, text, dense) for stage in steps.stages]
+    run = RunState()
+    records = [_run_stage(stage, view, text, dense, run) for stage in steps.stages]
     attach(loaded.model)
     manifest = Manifest(
         recipe=steps.to_dict(),
@@ -191,6 +193,7 @@ def compress(
     )
     if target is not None:
         manifest = _save(loaded, manifest, target, overwrite, max_shard_size)
+    run.forget()
     return CompressionResult(loaded.model, loaded.tokenizer, manifest, target)
 
 
@@ -245,13 +248,17 @@ def _check_finite(model: PreTrainedModel) -> None:
 
 
 def _run_stage(
-    stage: Stage, view: ModelView, text: _Calibration, dense: PreTrainedModel | None
+    stage: Stage,
+    view: ModelView,
+    text: _Calibration,
+    dense: PreTrainedModel | None,
+    run: RunState,
 ) -> StageRecord:
     with PeakMemory() as memory, widened_products(view.model.dtype):
         statistics = text.statistics(stage)
         plan = stage.plan(view, statistics)
         ids = text.ids if stage.trains else None
-        stage.apply(view, plan, Inputs(statistics, ids, text.seed, dense))
+        stage.apply(view, plan, Inputs(statistics, ids, text.seed, dense, run))
     logger.info("%s: %s (%.1f s)", stage.key, plan.summary, memory.seconds)
     return StageRecord(
         config={stage.key: stage.model_dump(mode="json")},

@@ -8,12 +8,13 @@ from pydantic import Field
 
 from spqlm.allocation.apply import apply_changes
 from spqlm.allocation.menu import Menu, stored_bytes
-from spqlm.allocation.price_cache import cached_units
+from spqlm.allocation.price_cache import cached
 from spqlm.allocation.search import Search, alternatives, dense_weights, priced_weights
 from spqlm.allocation.storage import Rounding
 from spqlm.allocation.units import Unit
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
+from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.knapsack import Choice, choose, smallest
@@ -105,15 +106,17 @@ class Budget(Stage):
             changes = self._widest(view)
             return Plan(stage=self.key, changes=changes, summary=_summary(changes))
         _check_finite(view, statistics)
-        search = Search(
-            view,
-            statistics.first(self.priced_windows),
-            self._menu(),
-            {"attention": self.key_value_groups, "mlp": self.widths},
-            self.multiple_of,
-            self.token_power,
+        search = cached(
+            Search(
+                view,
+                statistics.first(self.priced_windows),
+                self._menu(),
+                {"attention": self.key_value_groups, "mlp": self.widths},
+                self.multiple_of,
+                self.token_power,
+            )
         )
-        units = cached_units(search)
+        units = search.units()
         available = self._available(view, units)
         search.spend(units, available)
         self._check_reach(view, units, available)
@@ -181,15 +184,19 @@ class Budget(Stage):
         if not plan.changes:
             return
         chosen = {change.module: change.details for change in plan.changes}
-        rounding = self._menu().rounding
+        rounding, statistics = self._menu().rounding, inputs.statistics
+        kept = None
+        if statistics.sensitivities:
+            kept = inputs.directory(view, self, statistics.windows, plan.model_dump_json())
         apply_changes(
             view,
             chosen,
-            inputs.statistics,
+            statistics,
             rounding,
             self.token_power,
             self.reconstruction,
             inputs.seed,
+            FinishedLayers(view, kept),
         )
 
 

@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from spqlm.calibration.statistics import Statistics
-from spqlm.layerwise.walk import replace_layer_by_layer
+from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.layerwise.loop import LayerLoop, replace_layer_by_layer
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import module_bytes
@@ -73,7 +74,9 @@ class Factorize(Stage):
 
         if self.whiten:
             windows = inputs.statistics.windows
-            replace_layer_by_layer(view, windows, ranks, whitened, self.key)
+            finished = FinishedLayers(view, inputs.directory(view, self, windows))
+            loop = LayerLoop(view, windows, self.key, sink=finished)
+            replace_layer_by_layer(loop, ranks, whitened)
             return
         for named in track(self._dense(view), self.key):
             if named.name in ranks:
