@@ -29,8 +29,8 @@ from spqlm.calibration.sensitivity_cache import cached_sensitivities
 from spqlm.calibration.statistics import Statistics, draw_windows
 from spqlm.data import encode, load_text
 from spqlm.evaluation import perplexity
+from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import Weighting, layer_metrics
-from spqlm.layerwise.walk import Walk
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import linear_from
 from spqlm.numerics import gptq, integer, sparse
@@ -101,18 +101,14 @@ PEERS = {
 
 
 def run_peer(view: ModelView, statistics: Statistics, method: Callable[..., Tensor]) -> None:
-    walk = Walk(view, statistics.windows)
     everything = Weighting(range(len(statistics.windows)), POWER)
-    for layer in view.layers:
-        [metrics] = layer_metrics(
-            walk, layer, statistics.sensitivities, [everything], advance=False
-        )
-        for named in layer.linears:
+    for step in LayerLoop(view, statistics.windows, "peer"):
+        [metrics] = layer_metrics(step, statistics.sensitivities, [everything])
+        for named in step.layer.linears:
             metric, weight = metrics[named.name], named.module.weight.detach()
             with torch.no_grad():
                 found = method(weight.float(), metric.hessian, metric.damping)
-            view.replace(named.name, linear_from(found.to(weight.dtype), named.module.bias))
-        walk.advance(layer)
+            step.replace(named.name, linear_from(found.to(weight.dtype), named.module.bias))
 
 
 def score(loaded: LoadedModel, tokens: dict[str, Tensor]) -> dict[str, float]:

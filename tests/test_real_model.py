@@ -17,8 +17,8 @@ from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank
 from spqlm.kernels.widening import widened_products
+from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import layer_metrics, split
-from spqlm.layerwise.walk import Walk
 from spqlm.model.memory import weight_file_bytes
 from spqlm.model.view import ModelView
 from spqlm.sources.gguf import DEMO_INSTALL, DEMO_PACKAGE
@@ -126,11 +126,10 @@ def test_prices_order_layers_and_options_as_measured_losses_do(demo):
     held_out = windows[priced.windows.start :]
     with torch.no_grad():
         wanted = exact.model(input_ids=held_out, use_cache=False).logits.double().log_softmax(-1)
-    walk = Walk(view, windows)
     predicted, measured = [], []
-    for layer in view.layers:
-        fit, price = layer_metrics(walk, layer, sensitivities, [fitted, priced], advance=True)
-        for named in (leaf for leaf in layer.leaves if leaf.name in PRICED):
+    for step in LayerLoop(view, windows, "pricing", frozen=True):
+        fit, price = layer_metrics(step, sensitivities, [fitted, priced])
+        for named in (leaf for leaf in step.layer.leaves if leaf.name in PRICED):
             dense = named.module.weight.detach().float()
             for option in OPTIONS:
                 changed = option(*dense.shape).fit(dense, fit[named.name], "gptq").restore()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from spqlm.model.view import ModelView
 DIRECTORY_VARIABLE = "SPQ_CACHE_DIR"
 # Of a kind, the newest few are kept.
 KEPT_FILES = 4
+# Directories of stages of runs that were stopped and never started again.
+KEPT_RUNS = 16
 
 
 def cache_directory() -> Path:
@@ -42,6 +45,30 @@ def work_key(view: ModelView, windows: Tensor, *words: str) -> str:
     return digest.hexdigest()
 
 
+class RunState:
+    """What one run has finished so far, on disk until all of it is through.
+
+    Every stage has a directory of its own, by a key that stands for its work. The same run finds it
+    again, however it ended.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is asked for yet."""
+        self._directories: list[Path] = []
+
+    def directory(self, stage: str, key: str) -> Path:
+        """Where a stage keeps what it finishes; made when something is written."""
+        drop_old_files("run", KEPT_RUNS)
+        found = cache_directory() / f"run-{stage}-{key}"
+        self._directories.append(found)
+        return found
+
+    def forget(self) -> None:
+        """The run is through: drop what its stages kept."""
+        for directory in self._directories:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """A safetensors file that is there whole or not at all.
 
@@ -58,9 +85,13 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         partial.unlink(missing_ok=True)
 
 
-def drop_old_files(kind: str) -> None:
-    """Keep the newest few of the cached files whose names start with `kind` and a dash."""
-    files = cache_directory().glob(f"{kind}-*.safetensors")
-    newest = sorted(files, key=lambda file: file.stat().st_mtime)
-    for old in newest[:-KEPT_FILES]:
-        old.unlink(missing_ok=True)
+def drop_old_files(kind: str, kept: int = KEPT_FILES) -> None:
+    """Keep the newest few of the cached files, or directories, called `kind` and a dash."""
+    found = cache_directory().glob(f"{kind}-*")
+    whole = [path for path in found if path.is_dir() or path.suffix == ".safetensors"]
+    newest = sorted(whole, key=lambda path: path.stat().st_mtime)
+    for old in newest[:-kept]:
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink(missing_ok=True)

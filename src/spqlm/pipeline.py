@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.cache import RunState
 from spqlm.calibration.gather import Calibration
 from spqlm.checkpoint.manifest import Manifest, Sizes, StageRecord, versions
 from spqlm.errors import SpqError
@@ -103,12 +104,14 @@ def compress(
         steps = steps.within(int(ratio * loaded.source.bytes))
     view = ModelView(loaded.model)
     text = Calibration(steps.calibration, view, loaded.tokenizer, seed)
-    records = _run_stages(steps.stages, view, text, seed)
+    run = RunState()
+    records = _run_stages(steps.stages, view, text, seed, run)
     target.prepare(view)
     manifest = _manifest(steps, seed, loaded, text, records)
     if directory is not None:
         output = Output(directory, overwrite, max_shard_size, steps.byte_limit)
         manifest = target.save(loaded.model, loaded.tokenizer, manifest, output)
+    run.forget()
     return CompressionResult(loaded.model, loaded.tokenizer, manifest, directory)
 
 
@@ -132,24 +135,30 @@ def _targeted(
 
 
 def _run_stages(
-    stages: tuple[Stage, ...], view: ModelView, text: Calibration, seed: int
+    stages: tuple[Stage, ...], view: ModelView, text: Calibration, seed: int, run: RunState
 ) -> list[StageRecord]:
     # A second model in memory, for stages that look back at it. What else a stage needs it is asked
     # on its turn, since names of modules change with the stages before it.
     compared = any(stage.needs(view).dense for stage in stages)
     dense = copy.deepcopy(view.model) if compared else None
-    return [_run_stage(stage, view, text, seed, dense) for stage in stages]
+    return [_run_stage(stage, view, text, seed, dense, run) for stage in stages]
 
 
 def _run_stage(
-    stage: Stage, view: ModelView, text: Calibration, seed: int, dense: PreTrainedModel | None
+    stage: Stage,
+    view: ModelView,
+    text: Calibration,
+    seed: int,
+    dense: PreTrainedModel | None,
+    run: RunState,
 ) -> StageRecord:
     with PeakMemory() as memory, widened_products(view.model.dtype):
         needs = stage.needs(view)
         statistics = text.statistics(needs)
         plan = stage.plan(view, statistics)
         ids = text.ids if needs.text else None
-        stage.apply(view, plan, Inputs(statistics, ids, seed, dense if needs.dense else None))
+        compared = dense if needs.dense else None
+        stage.apply(view, plan, Inputs(statistics, ids, seed, compared, run))
     logger.info("%s: %s (%.1f s)", stage.key, plan.summary, memory.seconds)
     return StageRecord(
         config={stage.key: stage.model_dump(mode="json")},

@@ -10,23 +10,33 @@ from tests.allocation.test_search import FOUR, menu, search_of
 from tests.helpers import tiny_model
 
 from spqlm.allocation import search as searching
-from spqlm.allocation.price_cache import cached_units
+from spqlm.allocation.price_cache import cached
 from spqlm.allocation.search import alternatives, hopes
-from spqlm.cache import cache_directory
+from spqlm.cache import KEPT_FILES, cache_directory
+from spqlm.layerwise import loop
 
 
 @pytest.fixture
 def priced(monkeypatch):
-    """One entry for each time that weights were really priced."""
+    """The layer or weight of each unit that was really priced."""
     calls = []
-    units = searching.Search.units
+    inner, outer = searching.Search._unit, searching.Search._priced_outer
 
-    def counted(self):
-        calls.append(self)
-        return units(self)
+    def counted_inner(self, layer, *rest):
+        calls.append(layer.name)
+        return inner(self, layer, *rest)
 
-    monkeypatch.setattr(searching.Search, "units", counted)
+    def counted_outer(self, named):
+        calls.append(named.name)
+        return outer(self, named)
+
+    monkeypatch.setattr(searching.Search, "_unit", counted_inner)
+    monkeypatch.setattr(searching.Search, "_priced_outer", counted_outer)
     return calls
+
+
+# Attention and MLP of both layers, then what is outside.
+UNITS = [*2 * ["model.layers.0"], *2 * ["model.layers.1"], "model.embed_tokens", "lm_head"]
 
 
 def assert_same(found, expected):
@@ -41,18 +51,18 @@ def assert_same(found, expected):
 
 
 def test_a_second_search_reads_the_prices_of_the_first(priced):
-    first = cached_units(search_of(tiny_model(), menu()))
-    second = cached_units(search_of(tiny_model(), menu()))
-    assert len(priced) == 1
+    first = cached(search_of(tiny_model(), menu())).units()
+    second = cached(search_of(tiny_model(), menu())).units()
+    assert priced == UNITS
     assert len(first) > 2 and any(unit.estimated for unit in first)
     assert_same(second, first)
 
 
 def test_what_was_read_can_be_searched_on(priced):
     model = tiny_model()
-    cached_units(search_of(model, menu()))
-    read, anew = search_of(model, menu()), search_of(model, menu())
-    found, expected = cached_units(read), anew.units()
+    cached(search_of(model, menu())).units()
+    read, anew = cached(search_of(model, menu())), search_of(model, menu())
+    found, expected = read.units(), anew.units()
     available = int(0.9 * sum(sum(min(p.sizes) for p in u.priced[0].parts) for u in expected))
     read.spend(found, available)
     anew.spend(expected, available)
@@ -85,10 +95,11 @@ def other_gradients():
     ids=["formats", "ranks", "shares", "text", "gradients"],
 )
 def test_anything_else_is_priced_anew(priced, changed):
-    cached_units(search_of(tiny_model(), menu()))
+    cached(search_of(tiny_model(), menu())).units()
     search = changed()
-    assert_same(cached_units(search), search.units())
-    assert len(priced) == 3
+    assert_same(cached(search).units(), search.units())
+    kinds = sum(len(search.shares) for _ in search.view.layers)
+    assert len(priced) == len(UNITS) + 2 * (kinds + 2)
 
 
 def _truncate(file):
@@ -108,20 +119,80 @@ def _empty(file):
 
 @pytest.mark.parametrize("damage", [_truncate, _shorten, _empty])
 def test_a_damaged_file_is_ignored_and_rewritten(priced, caplog, damage):
-    first = cached_units(search_of(tiny_model(), menu()))
-    [file] = cache_directory().glob("prices-*")
+    first = cached(search_of(tiny_model(), menu())).units()
+    [file] = cache_directory().glob("prices-*/model.layers.1.safetensors")
     damage(file)
     with caplog.at_level(logging.WARNING, logger="spqlm"):
-        assert_same(cached_units(search_of(tiny_model(), menu())), first)
+        assert_same(cached(search_of(tiny_model(), menu())).units(), first)
     assert f"ignoring the damaged cache file {file.name}" in caplog.text
-    assert len(priced) == 2
-    cached_units(search_of(tiny_model(), menu()))
-    assert len(priced) == 2
+    # The file of one layer is damaged: the others are read.
+    assert priced == [*UNITS, *2 * ["model.layers.1"]]
+    cached(search_of(tiny_model(), menu())).units()
+    assert priced == [*UNITS, *2 * ["model.layers.1"]]
+
+
+@pytest.mark.parametrize("stop", range(1, len(UNITS)))
+def test_a_search_that_was_stopped_goes_on_after_the_last_layer(priced, monkeypatch, stop):
+    expected = search_of(tiny_model(), menu()).units()
+    priced.clear()
+    part = searching.Pricer.part
+
+    def interrupted(self, named, shape):
+        if len(priced) > stop:
+            raise KeyboardInterrupt
+        return part(self, named, shape)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(searching.Pricer, "part", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cached(search_of(tiny_model(), menu())).units()
+    # The layer that it was stopped in is priced anew, from its first unit.
+    stopped = UNITS.index(UNITS[stop])
+    priced.clear()
+    assert_same(cached(search_of(tiny_model(), menu())).units(), expected)
+    assert priced == UNITS[stopped:]
+
+
+def spend(search):
+    """Units at fewer bytes than the smallest ones take uncut, so that all shapes are priced."""
+    units = search.units()
+    least = sum(sum(min(p.sizes) for p in u.priced[0].parts) for u in units)
+    search.spend(units, int(0.6 * least))
+    return units
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_shapes_that_were_priced_are_not_priced_again(monkeypatch, stop):
+    expected = spend(search_of(tiny_model(), menu()))
+    calls, deepen = [], searching.Pricer.deepen
+
+    def interrupted(self, unit, worth):
+        calls.append(unit.priced[0].parts[0].named.name)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        deepen(self, unit, worth)
+
+    monkeypatch.setattr(searching.Pricer, "deepen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spend(cached(search_of(tiny_model(), menu())))
+    assert_same(spend(cached(search_of(tiny_model(), menu()))), expected)
+    whole = len(calls) - stop
+    calls.clear()
+    # Now nothing is left to price, and no window is walked through a layer.
+    monkeypatch.setattr(loop, "Walk", None)
+    assert_same(spend(cached(search_of(tiny_model(), menu()))), expected)
+    assert not calls and whole
+
+
+def test_files_of_the_newest_searches_are_kept():
+    for seed in range(KEPT_FILES + 2):
+        cached(search_of(tiny_model(seed=seed), menu())).units()
+    assert len(list(cache_directory().glob("prices-*"))) == KEPT_FILES
 
 
 def test_a_directory_that_cannot_be_written_is_done_without(caplog, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("not a directory")
     monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "file" / "cache"))
     with caplog.at_level(logging.WARNING, logger="spqlm"):
-        assert cached_units(search_of(tiny_model(), menu()))
+        assert cached(search_of(tiny_model(), menu())).units()
     assert "prices were not cached" in caplog.text

@@ -4,8 +4,8 @@ from tests.helpers import calibrated, tiny_model
 from torch import Tensor
 
 from spqlm.allocation.shapes import cut_metric, cut_weight, shapes
+from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import Weighting, layer_metrics
-from spqlm.layerwise.walk import Walk
 from spqlm.model.families import supported
 from spqlm.model.view import ModelView
 from spqlm.numerics.elimination import elimination_order, refit
@@ -19,10 +19,8 @@ def first_layer(model, count: int = 4, power: float = 0.5):
     """The first layer, and its metrics on the windows before the last and on the last."""
     statistics = calibrated(model, count)
     weightings = [Weighting(range(count - 1), power), Weighting(range(count - 1, count), 1.0)]
-    view = ModelView(model)
-    walk = Walk(view, statistics.windows)
-    layer = view.layers[0]
-    return layer, *layer_metrics(walk, layer, statistics.sensitivities, weightings, advance=True)
+    step = next(iter(LayerLoop(ModelView(model), statistics.windows, "test")))
+    return step.layer, *layer_metrics(step, statistics.sensitivities, weightings)
 
 
 def restored(weight: Tensor, cut: Cut, fit: Metric) -> Tensor:

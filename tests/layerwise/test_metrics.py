@@ -8,6 +8,7 @@ from tests.helpers import calibrated, tiny_model
 from torch import Tensor
 from torch.nn import functional
 
+from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import (
     RAISED_DAMPING,
     Weighting,
@@ -15,7 +16,7 @@ from spqlm.layerwise.metrics import (
     outer_metric,
     split,
 )
-from spqlm.layerwise.walk import CHUNK, Walk
+from spqlm.layerwise.walk import CHUNK
 from spqlm.model.view import ModelView
 from spqlm.numerics.gptq import DAMPING
 
@@ -59,10 +60,9 @@ def expected_hessian(x: Tensor, g: Tensor, windows: range, power: float) -> Tens
 
 def metrics_of(model, statistics, weightings) -> list[dict]:
     """Of all layers, for each weighting."""
-    view = ModelView(model)
-    walk, found = Walk(view, statistics.windows), [{} for _ in weightings]
-    for layer in view.layers:
-        metrics = layer_metrics(walk, layer, statistics.sensitivities, weightings, advance=True)
+    found = [{} for _ in weightings]
+    for step in LayerLoop(ModelView(model), statistics.windows, "test", frozen=True):
+        metrics = layer_metrics(step, statistics.sensitivities, weightings)
         for whole, part in zip(found, metrics, strict=True):
             whole.update(part)
     return found
@@ -91,11 +91,13 @@ def test_what_is_priced_is_held_out_from_what_is_fitted(count, power):
 def test_weights_are_a_power_of_the_gradient_within_the_windows():
     norms = torch.tensor([[4.0, 9.0], [0.0, 16.0], [1.0, 25.0]])
     weighting = Weighting(range(1, 3), 0.5)
-    assert weighting.weights(norms).tolist() == [[0, 0], [0, 4], [1, 5]]
-    assert weighting.weights(norms[1:], 1).tolist() == [[0, 4], [1, 5]]
-    assert weighting.weights(norms, 2).tolist() == [[2, 3], [0, 0], [0, 0]]
+    assert weighting.weights(norms, slice(0, 6)).tolist() == [0, 0, 0, 4, 1, 5]
+    assert weighting.weights(norms, slice(2, 6)).tolist() == [0, 4, 1, 5]
+    assert weighting.weights(norms, slice(1, 4)).tolist() == [0, 0, 4]
+    # Some of the tokens, in any order.
+    assert weighting.weights(norms, torch.tensor([5, 0, 3])).tolist() == [5, 0, 4]
     # A token counts in the plain moment whatever its gradient.
-    assert Weighting(range(3), 0).weights(norms).tolist() == [[1, 1]] * 3
+    assert Weighting(range(3), 0).weights(norms, slice(0, 6)).tolist() == [1] * 6
 
 
 # --- layers of the decoder -----------------------------------------------------------------------
@@ -134,11 +136,11 @@ def test_only_layers_with_sensitivities_have_a_metric():
     statistics = calibrated(model, 2, CONTEXT)
     first = ModelView(model).layers[0]
     statistics.sensitivities.pop(first.query.name)
-    walk = Walk(ModelView(model), statistics.windows)
+    step = next(iter(LayerLoop(ModelView(model), statistics.windows, "test")))
     whole = Weighting(range(2), 1)
-    [found] = layer_metrics(walk, first, statistics.sensitivities, [whole], advance=False)
+    [found] = layer_metrics(step, statistics.sensitivities, [whole])
     assert set(found) == {named.name for named in first.leaves} - {first.query.name}
-    assert layer_metrics(walk, first, {}, [whole], advance=False) == [{}]
+    assert layer_metrics(step, {}, [whole]) == [{}]
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

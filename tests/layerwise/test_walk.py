@@ -1,68 +1,18 @@
 import pytest
 import torch
 from tests.helpers import tiny_model
+from tests.layerwise.forward import (
+    CONTEXT,
+    hidden_states,
+    linear_inputs,
+    made,
+    random_windows,
+)
 from torch import Tensor
 
-from spqlm.layerwise.walk import CHUNK, Walk, replace_layer_by_layer
+from spqlm.layerwise.walk import CHUNK, Walk
 from spqlm.model.families import supported
 from spqlm.model.view import ModelView
-
-CONTEXT = 24
-# A window of 8 within 24 tokens, on the first layer alone.
-SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-
-
-def random_windows(count: int, context: int = CONTEXT) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(3, 256, (count, context), generator=generator)
-
-
-def made(model_type: str, **overrides):
-    sliding = SLIDING if model_type == "gemma3_text" else {}
-    if model_type == "mistral":
-        sliding = {"sliding_window": 8}
-    return tiny_model(model_type, **(sliding | overrides))
-
-
-@torch.no_grad()
-def hidden_states(model, windows: Tensor) -> list[Tensor]:
-    """What enters each layer, then what leaves the last one, by the model's own forward pass."""
-    seen: list[Tensor] = []
-
-    def entering(_, arguments, named):
-        seen.append(arguments[0] if arguments else named["hidden_states"])
-
-    def leaving(_, __, output):
-        seen.append(output[0] if isinstance(output, tuple) else output)
-
-    layers = [model.get_submodule(layer.name) for layer in ModelView(model).layers]
-    hooks = [layer.register_forward_pre_hook(entering, with_kwargs=True) for layer in layers]
-    hooks.append(layers[-1].register_forward_hook(leaving))
-    model(windows)
-    for hook in hooks:
-        hook.remove()
-    return seen
-
-
-@torch.no_grad()
-def linear_inputs(model, windows: Tensor) -> dict[str, Tensor]:
-    seen: dict[str, Tensor] = {}
-
-    def keep(name):
-        def hook(_, arguments):
-            seen[name] = arguments[0]
-
-        return hook
-
-    hooks = [
-        named.module.register_forward_pre_hook(keep(named.name))
-        for layer in ModelView(model).layers
-        for named in layer.leaves
-    ]
-    model(windows)
-    for hook in hooks:
-        hook.remove()
-    return seen
 
 
 def assert_near(found: Tensor, expected: Tensor) -> None:
@@ -98,12 +48,11 @@ def test_every_linear_layer_sees_what_a_forward_pass_shows_it(model_type):
     for layer in ModelView(model).layers:
 
         def on_input(name, which, x):
-            whole = expected[name].reshape(len(windows), CONTEXT, -1)
-            assert_near(x.reshape(-1, CONTEXT, x.shape[-1]), whole[which])
+            assert_near(x, expected[name].reshape(len(windows) * CONTEXT, -1)[which])
             seen.update((name, index) for index in range(which.start, which.stop))
 
         walk.advance(layer, on_input)
-    assert seen == {(name, index) for name in expected for index in range(len(windows))}
+    assert seen == {(name, index) for name in expected for index in range(len(windows) * CONTEXT)}
 
 
 @pytest.mark.parametrize("count", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
@@ -113,9 +62,12 @@ def test_any_number_of_windows(count):
     for layer in ModelView(model).layers:
         walk.advance(layer, lambda name, which, x: counted.append((name, which, len(x))))
     assert_near(walk.states, hidden_states(model, windows)[-1])
-    assert all(which.stop - which.start == length <= CHUNK for _, which, length in counted)
+    most = CHUNK * CONTEXT
+    assert all(which.stop - which.start == length <= most for _, which, length in counted)
     of_one = [which for name, which, _ in counted if name == counted[0][0]]
-    assert [i for which in of_one for i in range(which.start, which.stop)] == list(range(count))
+    assert [i for which in of_one for i in range(which.start, which.stop)] == list(
+        range(count * CONTEXT)
+    )
 
 
 def test_a_layer_may_return_its_states_in_a_tuple():
@@ -183,25 +135,3 @@ def test_no_hook_is_left_behind_when_the_observer_fails():
         walk.advance(ModelView(model).layers[0], fail)
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("model_type", ["llama", "opt"])
-def test_layers_are_replaced_by_the_second_moment_of_what_enters_them(model_type, dtype):
-    model, windows = made(model_type).to(dtype), random_windows(CHUNK + 2)
-    view = ModelView(model)
-    inputs, found = linear_inputs(model, windows), {}
-
-    def keep(named, moment):
-        found[named.name] = moment
-        return named.module
-
-    wanted = {
-        named.name for named in view.leaves(("attention", "mlp")) if "v_proj" not in named.name
-    }
-    replace_layer_by_layer(view, windows, wanted, keep, "test")
-    assert set(found) == wanted
-    for name, moment in found.items():
-        rows = inputs[name].flatten(0, -2).double()
-        expected = rows.T @ rows / len(rows)
-        torch.testing.assert_close(moment.double(), expected, rtol=1e-5, atol=1e-5)

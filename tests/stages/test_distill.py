@@ -5,6 +5,7 @@ import torch
 from tests.helpers import format_of, greedy, logits, tiny_model, tiny_tokenizer
 
 import spqlm
+from spqlm.cache import RunState, cache_directory
 from spqlm.errors import SpqError
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
@@ -17,6 +18,7 @@ from spqlm.stages import distill
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget
 from spqlm.stages.distill import Distill
+from spqlm.training import training_state
 
 FAMILIES = ("llama", "qwen3", "opt", "gemma3_text")
 SHORT = {"steps": 8, "batch_size": 2, "context": 24, "held_out": 4, "check_every": 2}
@@ -176,6 +178,85 @@ def test_text_and_the_dense_model_are_asked_for(inputs):
     _, view = compressed()
     with pytest.raises(SpqError, match="needs calibration text and the dense model"):
         Distill(**SHORT).apply(view, Plan(stage="distill"), inputs)
+
+
+def resumed(monkeypatch, stage, stop):
+    """Kill training in the step after `stop`, run again; the model, and the steps of the second."""
+    dense, view = compressed()
+    inner, done = distill.Masters.step, []
+
+    def step(self, share):
+        if len(done) == stop:
+            raise KeyboardInterrupt
+        inner(self, share)
+        done.append(share)
+
+    def inputs():
+        return Inputs(ids=ids(), dense=dense, run=RunState())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill.Masters, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            stage.apply(view, Plan(stage="distill"), inputs())
+    done, stop = [], -1
+    monkeypatch.setattr(distill.Masters, "step", step)
+    _, view = compressed()
+    stage.apply(view, Plan(stage="distill"), inputs())
+    return view.model, done
+
+
+# At this rate the best state is not always the last one.
+ROUGH = {"learning_rate": 2e-2, "code_rate": 5e-2}
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 7])
+@pytest.mark.parametrize("objective", ["dense_model", "next_token"])
+@pytest.mark.parametrize("parameters", ["all", "codes"])
+def test_a_killed_run_goes_on_after_its_last_check(monkeypatch, objective, parameters, stop):
+    monkeypatch.setattr(training_state, "SHARE", float("inf"))
+    stage = Distill(**SHORT, **ROUGH, objective=objective, parameters=parameters)
+    dense, view = compressed()
+    stage.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense))
+    model, done = resumed(monkeypatch, stage, stop)
+    assert len(done) == 8 - stop // 2 * 2
+    state = view.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("parameters", ["all", "codes"])
+def test_a_run_that_was_through_is_not_trained_again(monkeypatch, parameters):
+    stage = Distill(**SHORT, **ROUGH, parameters=parameters)
+    models = []
+    for _ in range(2):
+        dense, view = compressed()
+        stage.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense, run=RunState()))
+        monkeypatch.setattr(distill, "_loss", None)
+        models.append(view.model.state_dict())
+    assert all(torch.equal(value, models[0][name]) for name, value in models[1].items())
+
+
+def test_another_dense_model_is_another_run():
+    stage = Distill(**SHORT, **ROUGH)
+    run = RunState()
+    for scale in (1.0, 1.1):
+        dense, view = compressed()
+        with torch.no_grad():
+            dense.model.norm.weight.mul_(scale)
+        stage.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense, run=run))
+    assert len(list(cache_directory().glob("run-distill-*"))) == 2
+
+
+def test_a_damaged_state_is_logged_and_training_starts_anew(monkeypatch, caplog):
+    monkeypatch.setattr(training_state, "SHARE", float("inf"))
+    stage, models = Distill(**SHORT), []
+    for _ in range(2):
+        dense, view = compressed()
+        stage.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense, run=RunState()))
+        models.append(view.model.state_dict())
+        [file] = cache_directory().glob("run-distill-*/training.safetensors")
+        file.write_bytes(file.read_bytes()[:-8])
+    assert "training starts anew" in caplog.text
+    assert all(torch.equal(value, models[0][name]) for name, value in models[1].items())
 
 
 def test_in_a_recipe_it_sees_the_model_from_before_the_first_stage(tmp_path, text_file):

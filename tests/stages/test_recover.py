@@ -2,6 +2,7 @@ import pytest
 import torch
 from tests.helpers import TEXT, tiny_model
 
+from spqlm.cache import RunState, cache_directory
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
 from spqlm.model.memory import resident_bytes
@@ -14,6 +15,7 @@ from spqlm.stages.base import Inputs
 from spqlm.stages.quantize import Quantize
 from spqlm.stages.recover import Recover
 from spqlm.stages.svd import Svd
+from spqlm.training import training_state
 
 SVD, INT8 = Svd(variance=0.5, multiple_of=8), Quantize()
 FORMS = {"dense": [], "int8": [INT8], "low_rank": [SVD], "low_rank_int8": [SVD, INT8]}
@@ -104,6 +106,59 @@ def test_int8_codes_move_by_few_steps_and_keep_their_scales(model, text):
             assert torch.equal(before[name], after[name])
         elif name.endswith("codes"):
             assert (after[name].int() - before[name].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant", "cosine"])
+@pytest.mark.parametrize("stop", [1, 3, 7])
+@pytest.mark.parametrize("form", ["dense", "low_rank_int8"])
+def test_a_killed_run_goes_on_after_its_last_step(text, monkeypatch, caplog, form, stop, schedule):
+    stage, steps = Recover(**QUICK | {"steps": 8, "schedule": schedule}), []
+    monkeypatch.setattr(training_state, "SHARE", float("inf"))
+    inner = torch.optim.AdamW.step
+
+    def made():
+        model = tiny_model()
+        for before in FORMS[form]:
+            before.apply(ModelView(model), before.plan(ModelView(model), Statistics()))
+        return model
+
+    def step(self, *arguments):
+        if len(steps) == stop:
+            raise KeyboardInterrupt
+        steps.append(inner(self, *arguments))
+
+    def anew(self, *arguments):
+        steps.append(inner(self, *arguments))
+
+    expected = made()
+    with caplog.at_level("INFO"):
+        run(stage, expected, text)
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            run(stage, made(), Inputs(ids=text.ids, run=RunState()))
+        monkeypatch.setattr(torch.optim.AdamW, "step", anew)
+        model = made()
+        run(stage, model, Inputs(ids=text.ids, run=RunState()))
+        assert len(steps) == 8
+        assert equal(state(model), state(expected))
+        again = made()
+        run(stage, again, Inputs(ids=text.ids, run=RunState()))
+    assert len(steps) == 8, "it was through"
+    assert equal(state(again), state(expected))
+    said = [record.args for record in caplog.records if record.msg.startswith("recovery: loss")]
+    assert len(said) == 3 and len(set(said)) == 1
+
+
+def test_a_damaged_state_is_logged_and_training_starts_anew(text, caplog):
+    states = []
+    for _ in range(2):
+        model = tiny_model()
+        run(Recover(**QUICK), model, Inputs(ids=text.ids, run=RunState()))
+        states.append(state(model))
+        [file] = cache_directory().glob("run-recover-*/training.safetensors")
+        file.write_bytes(b"what is this")
+    assert "training starts anew" in caplog.text
+    assert equal(*states)
 
 
 def test_training_is_on_the_text_given(text):

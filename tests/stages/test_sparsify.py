@@ -5,13 +5,11 @@ import torch
 from tests.helpers import calibrated, format_of, logits, tiny_model, tiny_tokenizer
 
 import spqlm
-from spqlm.cache import cache_directory
 from spqlm.errors import SpqError
 from spqlm.formats.group_sparse import GroupSparse
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import dense_weight, module_bytes
 from spqlm.recipe import Recipe
-from spqlm.stages import sparsify
 from spqlm.stages.base import Inputs
 from spqlm.stages.sparsify import Sparsify
 from spqlm.training import reconstruction
@@ -145,48 +143,6 @@ def test_a_loss_that_is_not_finite_restores_the_layer_and_names_it(monkeypatch):
         assert torch.equal(named.module.mask, plain.module(named.name).mask)
         named.module.stored_weight.check()
     assert isinstance(view.layers[1].query.module, torch.nn.Linear)
-
-
-def test_a_stopped_run_goes_on_after_its_last_finished_layer(monkeypatch):
-    model = tiny_model()
-    statistics = calibrated(model, count=8)
-    expected, _ = run(copy.deepcopy(model), statistics, reconstruction=SHORT)
-    whole, done = sparsify.reconstruct, []
-
-    def interrupted(view, walk, layer, *rest):
-        if len(done) == 1:
-            raise KeyboardInterrupt
-        done.append(layer.name)
-        return whole(view, walk, layer, *rest)
-
-    monkeypatch.setattr(sparsify, "reconstruct", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(copy.deepcopy(model), statistics, reconstruction=SHORT)
-    assert list(cache_directory().glob("layers-*/*.safetensors"))
-    again = []
-
-    def counted(view, walk, layer, *rest):
-        again.append(layer.name)
-        return whole(view, walk, layer, *rest)
-
-    monkeypatch.setattr(sparsify, "reconstruct", counted)
-    view, _ = run(model, statistics, reconstruction=SHORT)
-    assert (done, again) == (["model.layers.0"], ["model.layers.1"])
-    assert torch.equal(logits(view.model), logits(expected.model))
-    assert not list(cache_directory().glob("layers-*"))
-
-
-def test_damaged_leftovers_are_compressed_anew(monkeypatch, caplog):
-    model = tiny_model()
-    statistics = calibrated(model, count=8)
-    expected, _ = run(copy.deepcopy(model), statistics)
-    monkeypatch.setattr(sparsify.FinishedLayers, "forget", lambda self: None)
-    run(copy.deepcopy(model), statistics)
-    for file in cache_directory().glob("layers-*/*.safetensors"):
-        file.write_bytes(file.read_bytes()[:100])
-    view, _ = run(model, statistics)
-    assert "is compressed anew" in caplog.text
-    assert torch.equal(logits(view.model), logits(expected.model))
 
 
 @pytest.mark.parametrize("name", ["gqsa", "sparse"])

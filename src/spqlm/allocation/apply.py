@@ -9,8 +9,9 @@ from torch import nn
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.shapes import cut_metric, cut_weight
 from spqlm.calibration.statistics import Statistics
+from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import HELD_OUT, Weighting, layer_metrics, outer_metric
-from spqlm.layerwise.walk import Walk
 from spqlm.model.tying import tie_head
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import embedding_of, float_dtype, linear_of
@@ -30,6 +31,7 @@ def apply_changes(
     token_power: float,
     reconstruction: Reconstruction,
     seed: int,
+    finished: FinishedLayers,
 ) -> None:
     """Replace every module that was decided on.
 
@@ -44,37 +46,34 @@ def apply_changes(
         token_power: see `Weighting`.
         reconstruction: how the codes of each layer are trained.
         seed: of that training.
+        finished: layers that are not fitted again, and where the others go.
     """
     if not statistics.sensitivities:
         _apply_unfitted(view, chosen)
         return
     everything = Weighting(range(len(statistics.windows)), token_power)
     held_out = int(len(statistics.windows) * HELD_OUT)
-    walk = Walk(view, statistics.windows)
-    dense = Walk(view, statistics.windows) if reconstruction.steps else None
-    for layer in track(view.layers, "rounding"):
-        if dense is not None:
-            dense.advance(layer)
+    trains = reconstruction.steps > 0
+    for step in LayerLoop(view, statistics.windows, "rounding", sink=finished, dense=trains):
+        layer = step.layer
         leaves = [named for named in layer.leaves if named.name in chosen]
-        [metrics] = layer_metrics(
-            walk, layer, statistics.sensitivities, [everything], advance=False
-        )
+        [metrics] = layer_metrics(step, statistics.sensitivities, [everything])
         for named in leaves:
             module = _changed(named, chosen[named.name], metrics[named.name], menu)
-            view.replace(named.name, module)
-        layer.settle_heads()
+            step.replace(named.name, module)
         last = layer.linears[-1].name
-        if dense is not None and last in statistics.sensitivities:
+        if trains and last in statistics.sensitivities:
             found = statistics.sensitivities[last]
-            target = target_of(dense.states, found, token_power, held_out)
-            before, after = reconstruct(view, walk, layer, target, reconstruction, seed)
+            target = target_of(step.dense_states, found, token_power, held_out)
+            before, after = reconstruct(view, step, target, reconstruction, seed)
             logger.info("%s: held-out loss %.5f, then %.5f nats", layer.name, before, after)
-        walk.advance(layer)
     for named in (view.embedding, view.lm_head):
         if named.name in chosen:
             tied = view.tied
-            metric = outer_metric(view, named.name, statistics.sensitivities, everything)
-            view.replace(named.name, _changed(named, chosen[named.name], metric, menu))
+            if not finished.restore(named.name):
+                metric = outer_metric(view, named.name, statistics.sensitivities, everything)
+                view.replace(named.name, _changed(named, chosen[named.name], metric, menu))
+                finished.keep(named.name, [named.name])
             if tied:
                 tie_head(view)
 

@@ -1,20 +1,23 @@
 """Prices on disk, so that another size of the same model does not round every weight again."""
 
 import hashlib
+import json
 import logging
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spqlm.allocation.menu import stored_bytes
 from spqlm.allocation.search import Search, priced_weights
 from spqlm.allocation.shapes import Shape
-from spqlm.allocation.units import Part, Unit
+from spqlm.allocation.units import Part, PricedShape, Unit, cut_shape
 from spqlm.cache import cache_directory, drop_old_files, work_key, write_tensors
 from spqlm.formats import AnyFormat
+from spqlm.layerwise.loop import Sink
 from spqlm.model.view import Named
 
 logger = logging.getLogger(__name__)
@@ -28,38 +31,119 @@ class _StoredPart(BaseModel):
 
     name: str
     options: list[AnyFormat]
+    whole: int
     estimates: list[tuple[AnyFormat, int, float]]
+
+
+class _StoredShape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    shape: Shape
+    parts: list[_StoredPart]
 
 
 class _StoredUnit(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    parts: list[_StoredPart]
-    shapes: list[Shape]
+    priced: list[_StoredShape] = Field(min_length=1)
+    estimated: list[Shape]
 
 
 _UNITS = TypeAdapter(list[_StoredUnit])
 
 
-def cached_units(search: Search) -> list[Unit]:
-    """`Search.units`, or what an earlier run priced on the same weights, text and menu.
+def cached(search: Search) -> Search:
+    """The same search with what earlier ones priced on the same weights, text and menu.
 
-    A cache that cannot be read or written is logged and done without.
+    Prices are kept layer by layer, so that a search that was stopped goes on after the last one. A
+    cache that cannot be read or written is logged and done without.
     """
-    file = cache_directory() / f"prices-{_key(search)}.safetensors"
-    try:
-        if file.is_file():
-            units = _read(file, search)
-            logger.info("prices from %s", file.name)
-            return units
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
-    units = search.units()
-    try:
-        _write(file, units)
-    except (OSError, SafetensorError) as error:
-        logger.warning("prices were not cached: %s", error)
-    return units
+    return replace(search, prices=PriceFiles(search))
+
+
+class PriceFiles:
+    """The units of each layer as they were priced: a file for each layer and worth of a byte."""
+
+    def __init__(self, search: Search) -> None:
+        """In the directory of the search."""
+        self._view = search.view
+        self._directory = cache_directory() / f"prices-{_key(search)}"
+
+    def layers(self, units: dict[str, list[Unit]], worth: float | None) -> Sink:
+        """Files of layers that are priced at some worth of a byte, from what their units are now.
+
+        Args:
+            units: by layer; they take up what is read, and are written when they are priced.
+            worth: in nats; None where nothing is priced yet.
+        """
+        return _LayerPrices(self, units, worth)
+
+    def outer(self, name: str, price: Callable[[], Unit]) -> Unit:
+        """The embedding's or lm_head's unit, from its file or from `price`."""
+        found = self.read(name)
+        if found is not None:
+            [unit] = found
+            return unit
+        unit = price()
+        self.write(name, [unit])
+        return unit
+
+    def read(self, name: str) -> list[Unit] | None:
+        """Units by the name of their file; None if there are none."""
+        file = self._directory / f"{name}.safetensors"
+        if not file.is_file():
+            return None
+        try:
+            weights = {named.name: named for named in priced_weights(self._view)}
+            with safe_open(file, "pt", device=str(self._view.model.device)) as opened:
+                stored = _UNITS.validate_json((opened.metadata() or {})["units"])
+                rows = {key: opened.get_tensor(key) for key in opened.keys()}
+            return [_unit(unit, f"{index}", weights, rows) for index, unit in enumerate(stored)]
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
+            return None
+
+    def write(self, name: str, units: list[Unit]) -> None:
+        """Units to a file of that name."""
+        stored, rows = _stored(units)
+        metadata = {"units": _UNITS.dump_json(stored).decode()}
+        try:
+            write_tensors(self._directory / f"{name}.safetensors", rows, metadata)
+            drop_old_files("prices")
+        except (OSError, SafetensorError) as error:
+            logger.warning("prices were not cached: %s", error)
+
+
+class _LayerPrices:
+    """A `Sink` whose layers stay as they are: their prices are what is kept."""
+
+    def __init__(
+        self, files: PriceFiles, units: dict[str, list[Unit]], worth: float | None
+    ) -> None:
+        self._files, self._units = files, units
+        self._names = {layer: _file_name(layer, held, worth) for layer, held in units.items()}
+
+    def restore(self, name: str) -> bool:
+        found, units = self._files.read(self._names[name]), self._units[name]
+        if found is None:
+            return False
+        for unit, priced in zip(units, found, strict=False):
+            unit.priced, unit.estimated = priced.priced, priced.estimated
+        units.extend(found[len(units) :])
+        return True
+
+    def keep(self, name: str, changed: list[str]) -> None:
+        self._files.write(self._names[name], self._units[name])
+
+
+def _file_name(layer: str, units: list[Unit], worth: float | None) -> str:
+    """What is priced next follows from what is priced already, and from what a byte is worth."""
+    if worth is None:
+        return layer
+    stored, _ = _stored(units)
+    losses = [p.losses for unit in units for shaped in unit.priced for p in shaped.parts]
+    words = _UNITS.dump_json(stored) + json.dumps([worth, losses]).encode()
+    return f"{layer}-{hashlib.blake2b(words, digest_size=8).hexdigest()}"
 
 
 def _key(search: Search) -> str:
@@ -73,38 +157,56 @@ def _key(search: Search) -> str:
     return work_key(search.view, search.statistics.windows, *words)
 
 
-def _write(file: Path, units: list[Unit]) -> None:
+def _stored(units: list[Unit]) -> tuple[list[_StoredUnit], dict[str, Tensor]]:
+    """What cannot be derived: options and estimates, and losses of rows by their place."""
     stored = []
     rows: dict[str, Tensor] = {}
-    for unit in units:
-        [whole] = unit.priced
-        parts = []
-        for part in whole.parts:
-            name = part.named.name
-            parts.append(_StoredPart(name=name, options=part.options, estimates=part.estimates))
-            rows |= {f"{name}/{index}": losses for index, losses in enumerate(part.rows)}
-        stored.append(_StoredUnit(parts=parts, shapes=[found.shape for found in unit.estimated]))
-    write_tensors(file, rows, {"units": _UNITS.dump_json(stored).decode()})
-    drop_old_files("prices")
+    for place, unit in enumerate(units):
+        priced = []
+        for index, shaped in enumerate(unit.priced):
+            parts = []
+            for part in shaped.parts:
+                name, where = part.named.name, f"{place}/{index}/{part.named.name}"
+                parts.append(
+                    _StoredPart(
+                        name=name,
+                        options=part.options,
+                        whole=part.whole,
+                        estimates=part.estimates,
+                    )
+                )
+                rows |= {f"{where}/{number}": held for number, held in enumerate(part.rows)}
+            priced.append(_StoredShape(shape=shaped.shape, parts=parts))
+        estimated = [shaped.shape for shaped in unit.estimated]
+        stored.append(_StoredUnit(priced=priced, estimated=estimated))
+    return stored, rows
 
 
-def _read(file: Path, search: Search) -> list[Unit]:
-    weights = {named.name: named for named in priced_weights(search.view)}
-    with safe_open(file, "pt", device=str(search.view.model.device)) as opened:
-        stored = _UNITS.validate_json((opened.metadata() or {})["units"])
-        rows = {name: opened.get_tensor(name) for name in opened.keys()}
-    return [
-        Unit.of([_part(part, weights[part.name], rows) for part in unit.parts], unit.shapes)
-        for unit in stored
+def _unit(
+    stored: _StoredUnit, place: str, weights: dict[str, Named], rows: dict[str, Tensor]
+) -> Unit:
+    priced = [
+        PricedShape(
+            shaped.shape,
+            [
+                _part(part, shaped.shape, weights[part.name], f"{place}/{index}", rows)
+                for part in shaped.parts
+            ],
+        )
+        for index, shaped in enumerate(stored.priced)
     ]
+    return Unit(priced, Unit.of(priced[0].parts, stored.estimated).estimated)
 
 
-def _part(stored: _StoredPart, named: Named, rows: dict[str, Tensor]) -> Part:
-    part = Part(named, None, estimates=stored.estimates)
-    part.whole = len(stored.options)
+def _part(
+    stored: _StoredPart, shape: Shape, named: Named, where: str, rows: dict[str, Tensor]
+) -> Part:
+    cut = shape.cuts.get(named.name)
+    height, width = cut_shape(named, cut)
+    part = Part(named, cut, estimates=stored.estimates, whole=stored.whole)
     for index, option in enumerate(stored.options):
-        losses = rows[f"{named.name}/{index}"]
-        if losses.shape != named.module.weight.shape[:1] or losses.dtype != torch.float32:
+        losses = rows[f"{where}/{named.name}/{index}"]
+        if losses.shape != (height,) or losses.dtype != torch.float32:
             raise ValueError(f"losses of {named.name!r} are not a float32 for each row")
-        part.add(option, stored_bytes(named, option, *named.module.weight.shape), losses)
+        part.add(option, stored_bytes(named, option, height, width), losses)
     return part

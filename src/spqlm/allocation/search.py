@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import nn
 
@@ -12,13 +13,22 @@ from spqlm.allocation.shapes import Shape, shapes
 from spqlm.allocation.units import Unit
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
+from spqlm.layerwise.loop import LayerLoop, Sink
 from spqlm.layerwise.metrics import Weighting, layer_metrics, outer_metric, split
-from spqlm.layerwise.walk import Walk
 from spqlm.model.view import LayerView, ModelView, Named, Prunable
 from spqlm.numerics.knapsack import Alternative, smallest, worth_of_a_byte
-from spqlm.progress import track
 
 Shares = Mapping[Prunable, tuple[float, ...]]
+
+
+class Prices(Protocol):
+    """What was priced before, and where what is priced goes; see `price_cache.PriceFiles`."""
+
+    def layers(self, units: dict[str, list[Unit]], worth: float | None) -> Sink:
+        """Units by layer, priced at a worth of a byte."""
+
+    def outer(self, name: str, price: Callable[[], Unit]) -> Unit:
+        """The unit of the embedding or the lm_head."""
 
 
 @dataclass
@@ -32,6 +42,7 @@ class Search:
         shares: sizes that each kind of unit may take, as shares.
         multiple_of: what widths are rounded to.
         token_power: see `Weighting`.
+        prices: those of earlier searches; None keeps none.
     """
 
     view: ModelView
@@ -40,6 +51,7 @@ class Search:
     shares: Shares
     multiple_of: int
     token_power: float
+    prices: Prices | None = None
 
     @property
     def _sensitivities(self) -> Mapping[str, Sensitivity]:
@@ -63,14 +75,15 @@ class Search:
 
     def units(self) -> list[Unit]:
         """Every unit, priced in the shape and at the rank that it has."""
-        found: list[Unit] = []
+        found: dict[str, list[Unit]] = {layer.name: [] for layer in self.view.layers}
 
         def price(layer: LayerView, pricer: Pricer) -> None:
-            found.extend(self._unit(layer, kind, pricer) for kind in self.shares)
+            found[layer.name] += [self._unit(layer, kind, pricer) for kind in self.shares]
 
-        everything = {layer.name: set(self._sensitivities) for layer in self.view.layers}
-        self._walk(everything, price, "pricing")
-        return found + [self._outer(named) for named in outer_weights(self.view)]
+        everything = {layer: set(self._sensitivities) for layer in found}
+        self._walk(everything, price, "pricing", self._sink(found))
+        inner = [unit for units in found.values() for unit in units]
+        return inner + [self._outer(named) for named in outer_weights(self.view)]
 
     def spend(self, units: list[Unit], available: int) -> None:
         """Price shapes and options until the best ones for so many bytes are among those priced.
@@ -91,41 +104,39 @@ class Search:
             whether there were any.
         """
         per_layer = len(self.shares)
-        wanted = {
-            layer.name: [
-                unit
-                for unit in units[index * per_layer : (index + 1) * per_layer]
-                if unit.promising_shapes(worth) or unit.promising_options(worth)
-            ]
-            for index, layer in enumerate(self.view.layers)
-        }
+        wanted: dict[str, list[Unit]] = {}
+        for index, layer in enumerate(self.view.layers):
+            for unit in units[index * per_layer : (index + 1) * per_layer]:
+                if unit.promising_shapes(worth) or unit.promising_options(worth):
+                    wanted.setdefault(layer.name, []).append(unit)
 
         def price(layer: LayerView, pricer: Pricer) -> None:
             for unit in wanted[layer.name]:
                 pricer.deepen(unit, worth)
 
-        names = {layer: _members(found) for layer, found in wanted.items() if found}
-        if not names:
+        if not wanted:
             return False
-        self._walk(names, price, "pricing shapes")
+        names = {layer: _members(found) for layer, found in wanted.items()}
+        self._walk(names, price, "pricing shapes", self._sink(wanted, worth))
         return True
+
+    def _sink(self, units: dict[str, list[Unit]], worth: float | None = None) -> Sink | None:
+        return None if self.prices is None else self.prices.layers(units, worth)
 
     def _walk(
         self,
         names: Mapping[str, Collection[str]],
         price: Callable[[LayerView, Pricer], None],
         title: str,
+        sink: Sink | None,
     ) -> None:
         """Price the layers that `names` has, in metrics of the weights that it names for each."""
-        walk = Walk(self.view, self.statistics.windows)
-        last = max(i for i, layer in enumerate(self.view.layers) if layer.name in names)
-        for layer in track(self.view.layers[: last + 1], title):
-            if layer.name not in names:
-                walk.advance(layer)
-                continue
-            wanted = {n: s for n, s in self._sensitivities.items() if n in names[layer.name]}
-            metrics = layer_metrics(walk, layer, wanted, self._weightings, advance=True)
-            price(layer, Pricer(self.menu, *metrics))
+        windows = self.statistics.windows
+        for step in LayerLoop(self.view, windows, title, sink=sink, only=names, frozen=True):
+            members = names[step.layer.name]
+            wanted = {n: s for n, s in self._sensitivities.items() if n in members}
+            metrics = layer_metrics(step, wanted, self._weightings)
+            price(step.layer, Pricer(self.menu, *metrics))
 
     def _unit(self, layer: LayerView, kind: Prunable, pricer: Pricer) -> Unit:
         members = [named for named in layer.leaves if named.role == kind]
@@ -138,6 +149,11 @@ class Search:
         return Unit.of(whole, found)
 
     def _outer(self, named: Named) -> Unit:
+        if self.prices is not None:
+            return self.prices.outer(named.name, lambda: self._priced_outer(named))
+        return self._priced_outer(named)
+
+    def _priced_outer(self, named: Named) -> Unit:
         fit, price = (
             {named.name: outer_metric(self.view, named.name, self._sensitivities, weighting)}
             for weighting in self._weightings

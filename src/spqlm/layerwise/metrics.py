@@ -1,17 +1,17 @@
 """The metrics that weights are fitted and priced in, layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from spqlm.calibration.sensitivity import Sensitivity
-from spqlm.kernels.gram import add_gram
-from spqlm.layerwise.walk import Walk
-from spqlm.model.view import LayerView, ModelView
+from spqlm.layerwise.loop import Step
+from spqlm.layerwise.second_moments import SecondMoments
+from spqlm.layerwise.walk import Tokens
+from spqlm.model.view import ModelView
 from spqlm.numerics.gptq import DAMPING
-from spqlm.numerics.gram import complete_gram
 from spqlm.numerics.metric import Metric
 
 # With fewer tokens than inputs H is singular, and directions it never saw must not look free.
@@ -35,11 +35,20 @@ class Weighting:
     windows: range
     power: float
 
-    def weights(self, norms: Tensor, first: int = 0) -> Tensor:
-        """Weight of each token of the windows from `first` on, [windows, context]."""
-        index = torch.arange(first, first + len(norms), device=norms.device)
-        counted = (index >= self.windows.start) & (index < self.windows.stop)
-        return norms.pow(self.power) * counted[:, None]
+    def weights(self, norms: Tensor, tokens: Tokens) -> Tensor:
+        """Weight of some tokens.
+
+        Args:
+            norms: ‖g‖² of every token, float32 [windows, context].
+            tokens: which ones, n of them.
+
+        Returns:
+            float32 [n].
+        """
+        windows, context = self.windows, norms.shape[1]
+        index = torch.arange(norms.numel(), device=norms.device)[tokens]
+        counted = (index >= windows.start * context) & (index < windows.stop * context)
+        return norms.flatten()[tokens].pow(self.power) * counted
 
 
 def split(count: int, power: float) -> tuple[Weighting, Weighting]:
@@ -50,69 +59,44 @@ def split(count: int, power: float) -> tuple[Weighting, Weighting]:
     return Weighting(range(fitted), power), Weighting(priced, 1.0)
 
 
-class _Sums:
-    """Running Σ w x xᵀ of one layer."""
-
-    def __init__(self) -> None:
-        self.outer: Tensor | None = None
-        self.weight = 0.0
-        self.tokens = 0
-
-    def add(self, x: Tensor, weights: Tensor) -> None:
-        counted = weights > 0
-        rows, weights = x.flatten(0, -2), weights.flatten()
-        if self.outer is None:
-            self.outer = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-        if not bool(counted.any()):
-            return
-        add_gram(self.outer, rows, weights)
-        self.weight += float(weights.sum())
-        self.tokens += int(counted.sum())
-
-    def metric(self, output: Tensor) -> Metric:
-        assert self.outer is not None
-        hessian = complete_gram(self.outer) / (self.weight or 1.0)
-        damping = DAMPING if self.tokens >= len(hessian) else RAISED_DAMPING
-        return Metric([(hessian, output)], damping)
-
-
 def layer_metrics(
-    walk: Walk,
-    layer: LayerView,
-    sensitivities: Mapping[str, Sensitivity],
-    weightings: Sequence[Weighting],
-    *,
-    advance: bool,
+    step: Step, sensitivities: Mapping[str, Sensitivity], weightings: Sequence[Weighting]
 ) -> list[dict[str, Metric]]:
     """Metrics of a layer's weights on what enters them.
 
     Args:
-        walk: at this layer.
-        layer: whose linear layers are wanted, as far as `sensitivities` has them.
+        step: at the layer, whose linear layers are wanted as far as `sensitivities` has them.
         sensitivities: by full name.
         weightings: as many sets of tokens.
-        advance: whether the walk moves on, since the layer stays as it is.
 
     Returns:
         for each weighting, metrics by full name: in² floats for each linear layer.
     """
-    wanted = [named.name for named in layer.leaves if named.name in sensitivities]
-    sums = [{name: _Sums() for name in wanted} for _ in weightings]
+    wanted = [named.name for named in step.layer.leaves if named.name in sensitivities]
+    moments = [_moments(wanted, sensitivities, weighting) for weighting in weightings]
 
-    def on_input(name: str, windows: slice, x: Tensor) -> None:
-        for weighting, by_name in zip(weightings, sums, strict=True):
-            if name in by_name:
-                norms = sensitivities[name].norms[windows]
-                by_name[name].add(x, weighting.weights(norms, windows.start))
+    def on_rows(name: str, tokens: Tokens, rows: Tensor) -> None:
+        for found in moments:
+            found(name, tokens, rows)
 
-    if advance:
-        walk.advance(layer, on_input)
-    else:
-        walk.observe(layer, on_input)
+    step.observe(on_rows)
     return [
-        {name: total.metric(sensitivities[name].output) for name, total in by_name.items()}
-        for by_name in sums
+        {name: _metric(found, name, sensitivities[name]) for name in wanted} for found in moments
     ]
+
+
+def _moments(
+    names: Iterable[str], sensitivities: Mapping[str, Sensitivity], weighting: Weighting
+) -> SecondMoments:
+    return SecondMoments(
+        names, lambda name, tokens: weighting.weights(sensitivities[name].norms, tokens)
+    )
+
+
+def _metric(moments: SecondMoments, name: str, found: Sensitivity) -> Metric:
+    hessian = moments.mean(name)
+    damping = DAMPING if moments.tokens(name) >= len(hessian) else RAISED_DAMPING
+    return Metric([(hessian, found.output)], damping)
 
 
 def outer_metric(
@@ -120,19 +104,22 @@ def outer_metric(
 ) -> Metric:
     """Metric of the lm_head or of the embedding; a tied pair has a term for each."""
     if name != view.embedding.name:
-        return _head_metric(sensitivities[name], weighting)
+        return _head_metric(name, sensitivities, weighting)
     found = sensitivities[name]
     assert found.inputs is not None
     lookup = (torch.diag(found.inputs), found.output)
     if not view.tied:
         return Metric([lookup])
-    head = _head_metric(sensitivities[view.lm_head.name], weighting)
+    head = _head_metric(view.lm_head.name, sensitivities, weighting)
     return Metric([lookup, *head.terms], head.damping)
 
 
-def _head_metric(head: Sensitivity, weighting: Weighting) -> Metric:
+def _head_metric(
+    name: str, sensitivities: Mapping[str, Sensitivity], weighting: Weighting
+) -> Metric:
+    head, moments = sensitivities[name], _moments([name], sensitivities, weighting)
     assert head.inputs is not None
-    sums = _Sums()
-    for window, (x, norms) in enumerate(zip(head.inputs, head.norms, strict=True)):
-        sums.add(x[None], weighting.weights(norms[None], window))
-    return sums.metric(head.output)
+    context = head.inputs.shape[1]
+    for window, rows in enumerate(head.inputs):
+        moments(name, slice(window * context, (window + 1) * context), rows)
+    return _metric(moments, name, head)

@@ -1,21 +1,22 @@
 """The decoder one layer at a time, over calibration windows, in the memory of one layer."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spqlm.kernels.gram import add_gram
-from spqlm.model.view import LayerView, ModelView, Named
-from spqlm.numerics.gram import complete_gram
-from spqlm.progress import track
+from spqlm.model.view import LayerView, ModelView
 
 # Windows that go through a layer together.
 CHUNK = 4
 
-Observe = Callable[[str, slice, Tensor], None]
+# Some of the tokens of all windows, by their place in [windows * context]: int64 [n] if a tensor.
+Tokens = slice | Tensor
+# Called with the name of a projection, the tokens that enter it and their rows, [tokens, in].
+# Projections that read the same tensor get the same rows.
+Observe = Callable[[str, Tokens, Tensor], None]
 
 
 class _Reached(Exception):
@@ -88,106 +89,55 @@ class Walk:
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
-    def observe(self, layer: LayerView, on_input: Observe) -> None:
+    def observe(self, layer: LayerView, on_rows: Observe) -> None:
         """Run the layer as it is now, without moving on; else as `advance`."""
-        self._run_all(layer, on_input, keep=False)
+        self._run_all(layer, on_rows, keep=False)
 
-    def advance(self, layer: LayerView, on_input: Observe | None = None) -> None:
+    def advance(self, layer: LayerView, on_rows: Observe | None = None) -> None:
         """Run the layer as it is now on all windows and move on to the next.
 
         Args:
             layer: the next one.
-            on_input: if given, called with the name of each leaf, the windows as a slice, and what
-                enters the layer, [windows, context, in].
+            on_rows: if given, called for each leaf with what enters it, some tokens at a time.
         """
-        self._run_all(layer, on_input, keep=True)
+        self._run_all(layer, on_rows, keep=True)
 
     @torch.no_grad()
-    def _run_all(self, layer: LayerView, on_input: Observe | None, *, keep: bool) -> None:
-        with _evaluating(self._view.model), _hooked(layer, on_input) as now:
-            for now.windows in _slices(len(self.states)):
-                output = self.run(layer, self.states[now.windows])
+    def _run_all(self, layer: LayerView, on_rows: Observe | None, *, keep: bool) -> None:
+        count, context = self.states.shape[:2]
+        with _evaluating(self._view.model), _hooked(layer, on_rows) as now:
+            for windows in _slices(count):
+                now.tokens = slice(windows.start * context, windows.stop * context)
+                output = self.run(layer, self.states[windows])
                 if keep:
-                    self.states[now.windows] = output
-
-
-@torch.no_grad()
-def replace_layer_by_layer(
-    view: ModelView,
-    windows: Tensor,
-    names: Collection[str],
-    made: Callable[[Named, Tensor], nn.Module],
-    description: str,
-) -> None:
-    """Replace linear layers by what enters them behind the ones that were replaced before.
-
-    The projections of one decoder layer all see what its own dense ones give, as in SparseGPT.
-
-    Args:
-        view: the model; changed in place.
-        windows: token ids, int64 [windows, context].
-        names: of the linear layers.
-        made: from a linear layer and its E[x xᵀ], float32 [in, in], what takes its place.
-        description: of the work, for the progress bar.
-    """
-    walk = Walk(view, windows)
-    for layer in track(view.layers, description):
-        wanted = [named for named in layer.leaves if named.name in names]
-        moments = _Moments(named.name for named in wanted)
-        walk.observe(layer, moments.add)
-        for named in wanted:
-            view.replace(named.name, made(named, moments.mean(named.name)))
-        walk.advance(layer)
-
-
-class _Moments:
-    """E[x xᵀ] of what enters linear layers; those that read the same tensor share one sum."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._wanted = set(names)
-        self._owners: dict[str, str] = {}
-        self._sums: dict[str, Tensor] = {}
-        self._rows: dict[str, int] = {}
-        self._last: tuple[Tensor | None, str] = (None, "")
-
-    def add(self, name: str, _: slice, x: Tensor) -> None:
-        """Count some windows, as an `Observe`."""
-        if name not in self._wanted:
-            return
-        tensor, owner = self._last
-        owner = self._owners.setdefault(name, owner if x is tensor else name)
-        self._last = x, owner
-        if owner != name:
-            return
-        rows = x.flatten(0, -2)
-        if name not in self._sums:
-            self._sums[name] = torch.zeros(rows.shape[1], rows.shape[1], device=x.device)
-            self._rows[name] = 0
-        add_gram(self._sums[name], rows, torch.ones(len(rows), device=x.device))
-        self._rows[name] += len(rows)
-
-    def mean(self, name: str) -> Tensor:
-        """Float32 [in, in]."""
-        owner = self._owners[name]
-        return complete_gram(self._sums[owner]) / self._rows[owner]
+                    self.states[windows] = output
 
 
 class _Now:
-    windows = slice(0, 0)
+    """The tokens that are in the layer, and what entered the projection seen last."""
+
+    tokens = slice(0, 0)
+    entered: Tensor | None = None
+    rows: Tensor
+
+    def rows_of(self, entered: Tensor) -> Tensor:
+        if entered is not self.entered:
+            self.entered, self.rows = entered, entered.flatten(0, -2)
+        return self.rows
 
 
 @contextmanager
-def _hooked(layer: LayerView, on_input: Observe | None) -> Iterator[_Now]:
+def _hooked(layer: LayerView, on_rows: Observe | None) -> Iterator[_Now]:
     now = _Now()
 
     def hook(name: str) -> Callable[..., None]:
         def on_forward(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if on_input is not None:
-                on_input(name, now.windows, inputs[0])
+            if on_rows is not None:
+                on_rows(name, now.tokens, now.rows_of(inputs[0]))
 
         return on_forward
 
-    watched = layer.leaves if on_input is not None else []
+    watched = layer.leaves if on_rows is not None else []
     handles = [named.module.register_forward_pre_hook(hook(named.name)) for named in watched]
     try:
         yield now

@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spqlm.cache import RunState, work_key
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.model.view import ModelView
@@ -23,12 +25,28 @@ class Inputs:
         ids: calibration text as tokens, int64 [tokens]; None for stages that do not train.
         seed: for whatever a stage draws.
         dense: the model as it was before the first stage; None for stages that do not compare.
+        run: where finished work is kept until the run is through; None keeps nothing.
     """
 
     statistics: Statistics = field(default_factory=Statistics)
     ids: Tensor | None = None
     seed: int = 0
     dense: PreTrainedModel | None = None
+    run: RunState | None = None
+
+    def directory(self, view: ModelView, stage: "Stage", text: Tensor, *words: str) -> Path | None:
+        """Where a stage keeps what it finishes, by everything that decides it; None for nowhere.
+
+        Args:
+            view: the model, before the stage changes it.
+            stage: its settings.
+            text: token ids, int64.
+            words: whatever else decides the result.
+        """
+        if self.run is None:
+            return None
+        words = (stage.model_dump_json(), str(self.seed), *words)
+        return self.run.directory(stage.key, work_key(view, text, *words))
 
 
 NO_INPUTS = Inputs()

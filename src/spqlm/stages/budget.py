@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from spqlm.allocation.apply import apply_changes
 from spqlm.allocation.menu import Menu, stored_bytes
-from spqlm.allocation.price_cache import cached_units
+from spqlm.allocation.price_cache import cached
 from spqlm.allocation.search import Search, alternatives, dense_weights, priced_weights
 from spqlm.allocation.units import Unit
 from spqlm.calibration.needs import Needs
@@ -22,6 +22,7 @@ from spqlm.formats.group_sparse import GroupSparse
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank
+from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.knapsack import Choice, choose, smallest
@@ -142,15 +143,17 @@ class Budget(Stage):
             changes = self._widest(view)
             return Plan(stage=self.key, changes=changes, summary=_summary(changes))
         _check_finite(view, statistics)
-        search = Search(
-            view,
-            statistics.first(self.priced_windows),
-            self._menu(),
-            {"attention": self.key_value_groups, "mlp": self.widths},
-            self.multiple_of,
-            self.token_power,
+        search = cached(
+            Search(
+                view,
+                statistics.first(self.priced_windows),
+                self._menu(),
+                {"attention": self.key_value_groups, "mlp": self.widths},
+                self.multiple_of,
+                self.token_power,
+            )
         )
-        units = cached_units(search)
+        units = search.units()
         available = self._available(view, units)
         search.spend(units, available)
         self._check_reach(view, units, available)
@@ -216,14 +219,18 @@ class Budget(Stage):
         """Shape and store as planned, layer by layer."""
         if not plan.changes:
             return
+        statistics, kept = inputs.statistics, None
+        if statistics.sensitivities:
+            kept = inputs.directory(view, self, statistics.windows, plan.model_dump_json())
         apply_changes(
             view,
             {change.module: change for change in plan.changes},
-            inputs.statistics,
+            statistics,
             self._menu(),
             self.token_power,
             self.reconstruction,
             inputs.seed,
+            FinishedLayers(view, kept),
         )
 
 

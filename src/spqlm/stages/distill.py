@@ -1,6 +1,8 @@
 """Tune scales and norms end to end: towards the dense model, or towards the text itself."""
 
 import logging
+import math
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -8,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spqlm.cache import work_key
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics, draw_windows
 from spqlm.errors import SpqError
@@ -19,6 +22,7 @@ from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.master_weights import Masters, Wanted, trainable
 from spqlm.training.reconstruction import trainable_codes
+from spqlm.training.training_state import TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -94,26 +98,37 @@ class Distill(Stage):
         if inputs.ids is None or (self.compares and dense is None):
             raise SpqError("distillation needs calibration text and the dense model")
         training, held_out = self._windows(view, inputs)
+        directory = self._directory(view, inputs, dense)
         bounded = bounded_activations(view, self.context)
         wanted, rates = self.parameters, (self.learning_rate, self.code_rate)
         layers = view.leaves(("attention", "mlp")) if wanted == "codes" else ()
         with bounded, trainable_codes(view, layers), Masters(view, wanted, *rates) as trained:
-            best = before = _mean_loss(view.model, dense, held_out)
-            if self.compares and before < self.worthwhile:
-                logger.info("distill: held-out KL is %.5f already; nothing was trained", before)
+            run = _Run(trained, TrainingState(directory, trained.parameters))
+            if not run.resume():
+                run.best = run.before = _mean_loss(view.model, dense, held_out)
+            if self.compares and run.before < self.worthwhile:
+                logger.info("distill: held-out KL is %.5f already; nothing was trained", run.before)
                 return
-            kept = trained.state()
             try:
-                for step, batch in enumerate(track(training.split(self.batch_size), "distill")):
-                    self._step(view.model, dense, batch, trained, step)
-                    if (step + 1) % self.check_every == 0 or step + 1 == self.steps:
-                        found = _mean_loss(view.model, dense, held_out)
-                        logger.info("distill: step %d, held-out loss %.5f", step + 1, found)
-                        if found < best:
-                            best, kept = found, trained.state()
+                batches = training.split(self.batch_size)[run.step :]
+                for batch in track(batches, "distill"):
+                    self._step(view.model, dense, batch, trained, run.step)
+                    run.step += 1
+                    if run.step % self.check_every == 0 or run.step == self.steps:
+                        run.check(_mean_loss(view.model, dense, held_out))
+                run.finish()
             finally:
-                trained.restore(kept)
-        logger.info("distill: held-out loss %.5f before, %.5f after", before, best)
+                trained.restore(run.kept)
+        logger.info("distill: held-out loss %.5f before, %.5f after", run.before, run.best)
+
+    def _directory(
+        self, view: ModelView, inputs: Inputs, dense: PreTrainedModel | None
+    ) -> Path | None:
+        """Where the state of training is kept; what it is compared with decides, too."""
+        if inputs.run is None or inputs.ids is None:
+            return None
+        compared = "" if dense is None else work_key(ModelView(dense), inputs.ids)
+        return inputs.directory(view, self, inputs.ids, compared)
 
     def _windows(self, view: ModelView, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Windows to train on and, from another part of the text, to check on."""
@@ -145,6 +160,51 @@ class Distill(Stage):
                 )
             logits.backward(gradient / len(batch))
         trained.step(1 - step / self.steps)
+
+
+class _Run:
+    """How far training is, and its best state on held-out text.
+
+    Attributes:
+        step: how many are done.
+        before: held-out loss at first.
+        best: the least until now.
+        kept: the state that had it.
+    """
+
+    def __init__(self, trained: Masters, state: TrainingState) -> None:
+        self._trained, self._state = trained, state
+        self.step, self.before, self.best = 0, math.inf, math.inf
+        self.kept = trained.state()
+
+    def resume(self) -> bool:
+        """Go on where an earlier run was, if there was one."""
+        earlier = self._state.read()
+        if earlier is None:
+            return False
+        tensors, values = earlier
+        self.step, self.before, self.best = (values[key] for key in ("step", "before", "best"))
+        self.kept = {name: tensors[f"{name}/best"] for name in self.kept}
+        if not values["finished"]:
+            self._trained.load(tensors)
+        return True
+
+    def check(self, found: float) -> None:
+        """Take note of the held-out loss after a step."""
+        logger.info("distill: step %d, held-out loss %.5f", self.step, found)
+        if found < self.best:
+            self.best, self.kept = found, self._trained.state()
+        if self._state.due():
+            self._keep(self._trained.masters(), finished=False)
+
+    def finish(self) -> None:
+        """Keep the result, which is all that is wanted of a run that is through."""
+        self._keep({}, finished=True)
+
+    def _keep(self, masters: dict[str, Tensor], *, finished: bool) -> None:
+        best = {f"{name}/best": value for name, value in self.kept.items()}
+        values = {"step": self.step, "before": self.before, "best": self.best}
+        self._state.keep(masters | best, values | {"finished": finished})
 
 
 def _loss(

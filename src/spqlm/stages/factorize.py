@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.formats.low_rank import LowRank, of_factors
-from spqlm.layerwise.walk import replace_layer_by_layer
+from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.layerwise.loop import LayerLoop, replace_layer_by_layer
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.numerics.low_rank import truncate, weighted_basis, weighted_truncate
@@ -77,7 +78,9 @@ class Factorize(Stage):
 
         if self.whiten:
             windows = inputs.statistics.windows
-            replace_layer_by_layer(view, windows, ranks, whitened, self.key)
+            finished = FinishedLayers(view, inputs.directory(view, self, windows))
+            loop = LayerLoop(view, windows, self.key, sink=finished)
+            replace_layer_by_layer(loop, ranks, whitened)
             return
         for named in track(self._dense(view), self.key):
             if named.name in ranks:

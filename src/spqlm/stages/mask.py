@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
-from spqlm.layerwise.walk import replace_layer_by_layer
+from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.layerwise.loop import LayerLoop, replace_layer_by_layer
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import linear_from, module_bytes
 from spqlm.numerics import sparse
@@ -81,7 +82,10 @@ class Mask(Stage):
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Prune one decoder layer at a time."""
         names = {change.module for change in plan.changes}
-        replace_layer_by_layer(view, inputs.statistics.windows, names, self._pruned, self.key)
+        windows = inputs.statistics.windows
+        finished = FinishedLayers(view, inputs.directory(view, self, windows))
+        loop = LayerLoop(view, windows, self.key, sink=finished)
+        replace_layer_by_layer(loop, names, self._pruned)
 
     def _pruned(self, named: Named, metric: Tensor) -> nn.Linear:
         weight, group = named.module.weight, GROUPS[self.pattern]

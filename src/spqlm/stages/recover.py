@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -18,6 +19,7 @@ from spqlm.modules.lora import LoraLinear
 from spqlm.plan import Plan
 from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+from spqlm.training.training_state import TrainingState, adam_state, load_adam_state
 
 logger = logging.getLogger(__name__)
 
@@ -55,28 +57,29 @@ class Recover(Stage):
             raise SpqError("recovery trains on text, but no calibration text was given")
         count = self.steps * self.batch_size
         sequences = draw_windows(view.model, inputs.ids, self.context, count, inputs.seed)
+        directory = inputs.directory(view, self, sequences)
         bounded = bounded_activations(view, self.batch_size * self.context)
         with bounded, _trainable(view, self.rank, self.alpha, inputs.seed) as adapters:
-            first, last = self._train(view, adapters, sequences)
+            first, last = self._train(view, adapters, sequences, directory)
         logger.info("recovery: loss %.3f over the first tenth, %.3f over the last", first, last)
 
     def _train(
-        self, view: ModelView, adapters: dict[str, LoraLinear], sequences: Tensor
+        self,
+        view: ModelView,
+        adapters: dict[str, LoraLinear],
+        sequences: Tensor,
+        directory: Path | None,
     ) -> tuple[float, float]:
-        parameters = [p for adapter in adapters.values() for p in (adapter.down, adapter.up)]
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
-        schedule = get_scheduler(self.schedule, optimizer, 0, self.steps)
-        losses = []
+        run = _Run(adapters, directory, self.learning_rate, self.schedule, self.steps)
+        losses = run.losses
         batches = sequences.to(view.model.device).split(self.batch_size)
-        for step, batch in enumerate(track(batches, "recover")):
-            loss = self._loss(view, batch, step)
+        for batch in track(batches[len(losses) :], "recover"):
+            loss = self._loss(view, batch, len(losses))
             loss.backward()
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
+            run.step(loss.item())
         with torch.no_grad():
             self._loss(view, batches[-1], self.steps)  # the last step's result is checked too
+        run.keep()
         tenth = max(1, len(losses) // 10)
         return sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
 
@@ -88,6 +91,54 @@ class Recover(Stage):
                 f"a learning rate below {self.learning_rate} would be more stable"
             )
         return loss
+
+
+class _Run:
+    """The adapters' optimiser, and the losses of the steps that are done."""
+
+    def __init__(
+        self,
+        adapters: dict[str, LoraLinear],
+        directory: Path | None,
+        rate: float,
+        schedule: str,
+        steps: int,
+    ) -> None:
+        """Start, or go on where an earlier run was."""
+        self.losses: list[float] = []
+        self._parameters: dict[str, Tensor] = {}
+        for name, adapter in adapters.items():
+            self._parameters |= {f"{name}.down": adapter.down, f"{name}.up": adapter.up}
+        held = list(self._parameters.values())
+        self._optimizer = torch.optim.AdamW(held, lr=rate, weight_decay=0.0)
+        self._schedule = get_scheduler(schedule, self._optimizer, 0, steps)
+        self._state = TrainingState(directory, self._parameters)
+        earlier = self._state.read()
+        if earlier is not None:
+            tensors, values = earlier
+            load_adam_state(self._optimizer, self._parameters, tensors)
+            self.losses = values["losses"]
+            self._schedule.last_epoch = values["step"]
+            for group in self._optimizer.param_groups:
+                group["lr"] = values["rate"]
+
+    def step(self, loss: float) -> None:
+        """Follow the gradients that the adapters have."""
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad()
+        self.losses.append(loss)
+        if self._state.due():
+            self.keep()
+
+    def keep(self) -> None:
+        """Write down where training is."""
+        values = {
+            "step": len(self.losses),
+            "losses": self.losses,
+            "rate": self._optimizer.param_groups[0]["lr"],
+        }
+        self._state.keep(adam_state(self._optimizer, self._parameters), values)
 
 
 @contextmanager

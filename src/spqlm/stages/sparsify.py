@@ -7,21 +7,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spqlm.cache import work_key
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
 from spqlm.formats import Format
 from spqlm.formats.group_sparse import GroupSparse, pack
 from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.layerwise.loop import LayerLoop, Step
 from spqlm.layerwise.metrics import HELD_OUT, Weighting, layer_metrics
-from spqlm.layerwise.walk import Walk
 from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.numerics import group_pruning
 from spqlm.numerics.metric import Metric
 from spqlm.plan import Change, Plan
-from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.reconstruction import Reconstruction, reconstruct, target_of
 
@@ -138,10 +136,10 @@ class Sparsify(Stage):
     @torch.no_grad()
     def _allocated(self, view: ModelView, statistics: Statistics) -> dict[str, float]:
         """Shares such that, over all weights, the cheapest groups go."""
-        walk, found = Walk(view, statistics.windows), {}
-        for layer in track(view.layers, "saliency"):
-            [metrics] = self._metrics(walk, layer, statistics, advance=True)
-            for named in self._of(layer):
+        found = {}
+        for step in LayerLoop(view, statistics.windows, "saliency", frozen=True):
+            [metrics] = self._metrics(step, statistics)
+            for named in self._of(step.layer):
                 saliency = self._saliency(named.module.weight.detach(), metrics[named.name])
                 # No row may lose its last group.
                 found[named.name] = saliency.scatter(1, saliency.argmax(1, True), torch.inf)
@@ -149,11 +147,9 @@ class Sparsify(Stage):
         limit = together.kthvalue(max(int(len(together) * self.sparsity), 1)).values
         return {name: float((values <= limit).double().mean()) for name, values in found.items()}
 
-    def _metrics(
-        self, walk: Walk, layer: LayerView, statistics: Statistics, *, advance: bool
-    ) -> list[dict[str, Metric]]:
+    def _metrics(self, step: Step, statistics: Statistics) -> list[dict[str, Metric]]:
         everything = Weighting(range(len(statistics.windows)), self.token_power)
-        return layer_metrics(walk, layer, statistics.sensitivities, [everything], advance=advance)
+        return layer_metrics(step, statistics.sensitivities, [everything])
 
     def _of(self, layer: LayerView) -> list[Named]:
         return [
@@ -182,26 +178,20 @@ class Sparsify(Stage):
                 f"{len(statistics.windows)} calibration windows are too few to train layers on and "
                 "check them; give at least 4, or `steps: 0`"
             )
+        windows = statistics.windows
         finished = FinishedLayers(
-            view, work_key(view, statistics.windows, self.model_dump_json(), str(inputs.seed))
+            view, inputs.directory(view, self, windows, plan.model_dump_json())
         )
-        dense, walk = Walk(view, statistics.windows), Walk(view, statistics.windows)
-        for layer in track(view.layers, "sparsify"):
-            dense.advance(layer)
-            names = [named.name for named in layer.linears if named.name in chosen]
-            if not finished.restore(layer):
-                [metrics] = self._metrics(walk, layer, statistics, advance=False)
-                for name in names:
-                    view.replace(name, self._pruned(view.module(name), chosen[name], metrics[name]))
-                found = statistics.sensitivities[layer.mlp_output.name]
-                target = target_of(dense.states, found, self.token_power, held_out)
-                before, after = reconstruct(
-                    view, walk, layer, target, self.reconstruction, inputs.seed
-                )
-                logger.info("%s: held-out loss %.5f, then %.5f nats", layer.name, before, after)
-                finished.keep(layer, names)
-            walk.advance(layer)
-        finished.forget()
+        for step in LayerLoop(view, windows, self.key, sink=finished, dense=True):
+            layer, [metrics] = step.layer, self._metrics(step, statistics)
+            for named in layer.linears:
+                if named.name in chosen:
+                    name = named.name
+                    step.replace(name, self._pruned(named.module, chosen[name], metrics[name]))
+            found = statistics.sensitivities[layer.mlp_output.name]
+            target = target_of(step.dense_states, found, self.token_power, held_out)
+            before, after = reconstruct(view, step, target, self.reconstruction, inputs.seed)
+            logger.info("%s: held-out loss %.5f, then %.5f nats", layer.name, before, after)
 
     @torch.no_grad()
     def _pruned(self, module: Any, form: Format, metric: Metric) -> nn.Module:

@@ -9,6 +9,7 @@ from spqlm.formats.base import Latent
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.numerics.integer import LARGEST_SCALE, round_scale
+from spqlm.training.training_state import adam_state, load_adam_state
 
 Wanted = Literal["all", "scales", "codes"]
 
@@ -66,6 +67,9 @@ class Masters:
         for group in self._optimizer.param_groups:
             group["lr"] = share * group["peak"]
         self._optimizer.step()
+        self._round()
+
+    def _round(self) -> None:
         for name, parameter in self._parameters.items():
             master = self._masters[name]
             if _behind_codes(self._view, name):
@@ -73,6 +77,21 @@ class Masters:
             # Beyond the range that scales have, the loss says that the rate is too high.
             held = master.clamp(-LARGEST_SCALE, LARGEST_SCALE)
             parameter.copy_(round_scale(held) if _of_codes(self._view, name) else held)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, as the model holds it."""
+        return self._parameters
+
+    def masters(self) -> dict[str, Tensor]:
+        """Masters with Adam's state, by `parameter/kind`: see `training_state`; no copies."""
+        return adam_state(self._optimizer, self._masters)
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `masters` gave; the model gets it rounded."""
+        load_adam_state(self._optimizer, self._masters, tensors)
+        self._round()
 
     def state(self) -> dict[str, Tensor]:
         """What the model holds now, to be restored."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.errors import SpqError
-from spqlm.layerwise.walk import Walk
-from spqlm.model.view import LayerView, ModelView, Named
+from spqlm.layerwise.loop import Step
+from spqlm.model.view import ModelView, Named
 from spqlm.modules.latent_linear import LatentLinear, latent_linear, settle
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ def target_of(states: Tensor, found: Sensitivity, power: float, held_out: int) -
 
 def reconstruct(
     view: ModelView,
-    walk: Walk,
-    layer: LayerView,
+    step: Step,
     target: Target,
     settings: Reconstruction,
     seed: int,
@@ -92,8 +91,8 @@ def reconstruct(
 
     Args:
         view: the model; only this layer changes.
-        walk: at this layer, with what the compressed layers before it produce.
-        layer: compressed, by whatever came first.
+        step: at this layer, compressed by whatever came first, and with what the compressed layers
+            before it produce.
         target: what it should produce.
         settings: how to train.
         seed: of the order of windows.
@@ -107,10 +106,10 @@ def reconstruct(
     training = len(target.states) - target.held_out
     if not settings.steps or training < 1 or target.held_out < 1:
         return 0.0, 0.0
-    with trainable_codes(view, layer.leaves) as latents:
+    with trainable_codes(view, step.layer.leaves) as latents:
         if not latents:
             return 0.0, 0.0
-        run = _Run(view, walk, layer, target, latents, settings)
+        run = _Run(view, step, target, latents, settings)
         try:
             before = run.held_out_loss()
             after = run.train(before, training, seed)
@@ -142,19 +141,18 @@ class _Run:
     def __init__(
         self,
         view: ModelView,
-        walk: Walk,
-        layer: LayerView,
+        step: Step,
         target: Target,
         latents: list[LatentLinear],
         settings: Reconstruction,
     ) -> None:
-        self._walk, self._layer, self._target = walk, layer, target
+        self._step, self._target = step, target
         self._settings = settings
         self._latents = nn.ModuleList(latents)
         self._best = self._state()
         self._others = [
             (p, p.requires_grad)
-            for p in view.module(layer.name).parameters()
+            for p in view.module(step.layer.name).parameters()
             if not any(p is own for own in self._latents.parameters())
         ]
 
@@ -202,12 +200,12 @@ class _Run:
         return float(torch.stack(parts).sum()) / len(windows)
 
     def _loss(self, windows: Tensor) -> Tensor:
-        return self._target.loss(self._walk.run(self._layer, self._walk.states[windows]), windows)
+        return self._target.loss(self._step.run(windows), windows)
 
     def _check(self, loss: Tensor, step: int) -> None:
         if not bool(torch.isfinite(loss)):
             raise SpqError(
-                f"training {self._layer.name} stopped at step {step + 1}: its loss became "
+                f"training {self._step.layer.name} stopped at step {step + 1}: its loss became "
                 f"{loss.item()}; the layer is as it was at its best, and a learning rate below "
                 f"{self._settings.learning_rate} would be more stable"
             )

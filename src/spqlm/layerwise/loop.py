@@ -1,0 +1,176 @@
+"""The one loop over the layers of a decoder: load, observe, replace, train, keep, move on."""
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spqlm.layerwise.second_moments import SecondMoments
+from spqlm.layerwise.walk import Observe, Walk
+from spqlm.model.view import LayerView, ModelView, Named
+from spqlm.progress import track
+
+
+class Source(Protocol):
+    """Where the weights of layers come from."""
+
+    def load(self, layer: LayerView) -> None:
+        """Have the layer in the model, ready to run."""
+
+
+class Sink(Protocol):
+    """Where finished layers go, so that the same work goes on after them."""
+
+    def restore(self, name: str) -> bool:
+        """Put back what was kept of the layer called `name`; False if there is nothing."""
+
+    def keep(self, name: str, changed: list[str]) -> None:
+        """Keep the layer called `name`, in which the modules called `changed` were replaced."""
+
+
+class Resident:
+    """The source of a model that is in memory already."""
+
+    def load(self, layer: LayerView) -> None:
+        """Nothing to do."""
+
+
+class Step:
+    """One layer that is to be worked on, with every window in front of it.
+
+    Attributes:
+        layer: dense, or as it came.
+        moved_on: whether the windows went through it already.
+    """
+
+    def __init__(
+        self, view: ModelView, layer: LayerView, walk: Walk, dense: Walk | None, frozen: bool
+    ) -> None:
+        """See `LayerLoop`."""
+        self.layer = layer
+        self.moved_on = False
+        self._view, self._walk, self._dense, self._frozen = view, walk, dense, frozen
+
+    @property
+    def states(self) -> Tensor:
+        """What enters the layer, [windows, context, hidden], in the model's dtype."""
+        return self._walk.states
+
+    @property
+    def dense_states(self) -> Tensor:
+        """What the dense model has behind this layer, as `states`; of a loop with `dense` only."""
+        assert self._dense is not None
+        return self._dense.states
+
+    def observe(self, on_rows: Observe) -> None:
+        """Run the layer as it is now on all windows; where layers are frozen, once only."""
+        if self._frozen:
+            assert not self.moved_on
+            self._walk.advance(self.layer, on_rows)
+            self.moved_on = True
+        else:
+            self._walk.observe(self.layer, on_rows)
+
+    def run(self, windows: Tensor) -> Tensor:
+        """The layer as it is now on some windows, int64 [n] -> [n, context, hidden]."""
+        return self._walk.run(self.layer, self.states[windows])
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put `module` where the layer's module called `name` is."""
+        self._view.replace(name, module)
+        self.layer.settle_heads()
+
+
+class LayerLoop:
+    """Steps, one for each layer that is not finished, behind the layers before it as they are now.
+
+    A layer that the sink has is restored and makes no step. When the body of the loop is through,
+    the layer is kept in the sink; when the body raises, it is not. Windows go through a layer no
+    sooner than the next step needs them, so that a loop that finds all layers finished runs none.
+    """
+
+    def __init__(
+        self,
+        view: ModelView,
+        windows: Tensor,
+        title: str,
+        *,
+        source: Source | None = None,
+        sink: Sink | None = None,
+        only: Collection[str] | None = None,
+        dense: bool = False,
+        frozen: bool = False,
+    ) -> None:
+        """Prepare; nothing runs before the first step is asked for.
+
+        Args:
+            view: the model; its layers may be changed, each by its own step.
+            windows: token ids, int64 [windows, context], without padding.
+            title: of the progress bar.
+            source: of the layers; None where the model is in memory.
+            sink: of finished layers; None keeps nothing.
+            only: names of the layers that make steps; None for all.
+            dense: whether steps say what the dense model has: a second forward pass.
+            frozen: layers stay as they are, so that the pass that observes one also moves on.
+        """
+        self._view, self._windows, self._title = view, windows, title
+        self._source: Source = source or Resident()
+        self._sink, self._only = sink, only
+        self._dense, self._frozen = dense, frozen
+
+    def __iter__(self) -> Iterator[Step]:
+        walk = None
+        dense = Walk(self._view, self._windows) if self._dense else None
+        behind: list[LayerView] = []
+        for layer in track(self._view.layers, self._title):
+            self._source.load(layer)
+            if dense is not None:
+                dense.advance(layer)
+            if self._passed_over(layer):
+                behind.append(layer)
+                continue
+            walk = walk or Walk(self._view, self._windows)
+            while behind:
+                walk.advance(behind.pop(0))
+            step = Step(self._view, layer, walk, dense, self._frozen)
+            before = _modules(layer)
+            yield step
+            if self._sink is not None:
+                now = _modules(layer)
+                self._sink.keep(layer.name, [name for name in now if now[name] != before[name]])
+            behind = [] if step.moved_on else [layer]
+
+    def _passed_over(self, layer: LayerView) -> bool:
+        if self._only is not None and layer.name not in self._only:
+            return True
+        if self._sink is None or not self._sink.restore(layer.name):
+            return False
+        layer.settle_heads()
+        return True
+
+
+def _modules(layer: LayerView) -> dict[str, list[nn.Module]]:
+    """Each projection with what is inside, by full name; modules are equal if they are the same."""
+    return {named.name: [*named.module.modules()] for named in layer.linears}
+
+
+@torch.no_grad()
+def replace_layer_by_layer(
+    loop: LayerLoop, names: Collection[str], made: Callable[[Named, Tensor], nn.Module]
+) -> None:
+    """Replace linear layers by what enters them behind the ones that were replaced before.
+
+    The projections of one decoder layer all see what its own dense ones give, as in SparseGPT.
+
+    Args:
+        loop: over the model, which is changed in place.
+        names: of the linear layers.
+        made: from a linear layer and its E[x xᵀ], float32 [in, in], what takes its place.
+    """
+    for step in loop:
+        wanted = [named for named in step.layer.leaves if named.name in names]
+        moments = SecondMoments(named.name for named in wanted)
+        step.observe(moments)
+        for named in wanted:
+            step.replace(named.name, made(named, moments.mean(named.name)))

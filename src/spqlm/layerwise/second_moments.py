@@ -1,0 +1,78 @@
+"""E[w x xᵀ] / E[w] of what enters linear layers: the hessian of a layer's squared error."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spqlm.kernels.gram import add_gram
+from spqlm.layerwise.walk import Tokens
+from spqlm.numerics.gram import complete_gram
+
+# What each of some tokens counts for a linear layer, float32 [tokens], none below 0.
+Weights = Callable[[str, Tokens], Tensor]
+
+
+@dataclass
+class _Sum:
+    """Σ w x xᵀ on and above the diagonal, Σ w, and how many tokens have w > 0."""
+
+    outer: Tensor
+    weight: float = 0.0
+    tokens: int = 0
+
+
+class SecondMoments:
+    """Running second moments by linear layer; an instance is an `Observe`.
+
+    Where all tokens count alike, projections that read the same rows share one sum.
+    """
+
+    def __init__(self, names: Iterable[str], weights: Weights | None = None) -> None:
+        """Of the linear layers called `names`; without `weights` each token counts once."""
+        self._wanted = set(names)
+        self._weights = weights
+        self._owners: dict[str, str] = {}
+        self._sums: dict[str, _Sum] = {}
+        self._last: tuple[Tensor | None, str] = (None, "")
+
+    def __call__(self, name: str, tokens: Tokens, rows: Tensor) -> None:
+        """Count what enters a layer.
+
+        Args:
+            name: of the layer; one that is not wanted is ignored.
+            tokens: which ones these are.
+            rows: [tokens, in].
+        """
+        if name not in self._wanted:
+            return
+        if self._weights is not None:
+            self._owners[name] = name
+            self._add(name, rows, self._weights(name, tokens))
+            return
+        last, owner = self._last
+        owner = self._owners.setdefault(name, owner if rows is last else name)
+        self._last = rows, owner
+        if owner == name:
+            self._add(name, rows, torch.ones(len(rows), device=rows.device))
+
+    def _add(self, name: str, rows: Tensor, weights: Tensor) -> None:
+        if name not in self._sums:
+            width = rows.shape[1]
+            self._sums[name] = _Sum(torch.zeros(width, width, device=rows.device))
+        found, counted = self._sums[name], int((weights > 0).sum())
+        if not counted:
+            return
+        add_gram(found.outer, rows, weights)
+        found.weight += float(weights.sum())
+        found.tokens += counted
+
+    def mean(self, name: str) -> Tensor:
+        """Float32 [in, in]; zeros where no token counted."""
+        found = self._sums[self._owners[name]]
+        return complete_gram(found.outer) / (found.weight or 1.0)
+
+    def tokens(self, name: str) -> int:
+        """How many tokens counted."""
+        return self._sums[self._owners[name]].tokens
