@@ -27,7 +27,7 @@ def dense(weight: Tensor) -> DenseWeight:
 
 def int8(codes: Tensor, scale: Tensor) -> StoredWeight:
     """int8 [rows, columns] times [rows], or times [1] for all."""
-    form = Int8(granularity="per_tensor" if len(scale) == 1 else "per_channel")
+    form = Int8(granularity="per_channel" if len(scale) == len(codes) else "per_tensor")
     return form.hold({"codes": codes, "scale": scale}, codes.shape[1])
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from tests.stored_weights import int4, int8
 
 from spqlm import native
-from spqlm.numerics import integer
+from spqlm.native.weights import matrix_of
 
 GROUP = 32
 
@@ -22,14 +23,12 @@ def product(library, bits):
 
     def run(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         if bits == 8:
-            weight, scale = codes, torch.ones(1)
+            weight = int8(codes, torch.ones(1))
         elif codes.shape[1] % GROUP:
             pytest.skip("no width for groups of 4-bit codes")
         else:
-            weight = integer.pack_int4(codes)
-            scale = torch.ones(len(codes), codes.shape[1] // GROUP)
-        matrix = native.matrix_of(weight, scale, None)
-        return native.linear(library, x.to(torch.bfloat16), matrix)
+            weight = int4(codes, torch.ones(len(codes), codes.shape[1] // GROUP))
+        return native.linear(library, x.to(torch.bfloat16), matrix_of(weight, None))
 
     return run
 

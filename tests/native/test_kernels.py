@@ -1,10 +1,16 @@
 """Every kernel against its definition in float64, for every instruction set of this machine."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tests import stored_weights
+from tests.stored_weights import definition, dense, random_codes
 from torch import Tensor
 
 from spqlm import native
+from spqlm.formats import StoredWeight
+from spqlm.native.weights import matrix_of
 from spqlm.numerics import integer
 
 # Rows of input: one, and what tiles of four and of sixteen and batches of 64 leave over.
@@ -18,48 +24,37 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
-def codes(low: int, high: int, *shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(low, high, shape, generator=generator, dtype=torch.int8)
-
-
-def int8(rows: int, columns: int, per_row: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def int8(rows: int, columns: int, per_row: bool, dtype: torch.dtype) -> StoredWeight:
     scale = (random(rows if per_row else 1).abs() + 0.1) / 64
-    return codes(-127, 128, rows, columns), scale.to(dtype)
+    return stored_weights.int8(random_codes(rows, columns, 8), scale.to(dtype))
 
 
-def int4(rows: int, columns: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def int4(rows: int, columns: int, size: int, dtype: torch.dtype) -> StoredWeight:
     scale = random(rows, columns // size) / 8
-    return integer.pack_int4(codes(-8, 8, rows, columns)), scale.to(dtype)
+    return stored_weights.int4(random_codes(rows, columns, 4), scale.to(dtype))
 
 
-def exact(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
-    dense = weight.double() if scale is None else integer.dequantize(weight, scale.double())
-    product = x.double() @ dense.T
+def exact(x: Tensor, whole: Tensor, bias: Tensor | None) -> Tensor:
+    product = x.double() @ whole.T
     return product if bias is None else product + bias.double()
 
 
-def assert_product(library, x: Tensor, weight: Tensor, scale: Tensor | None, bias=None) -> None:
-    y = native.linear(library, x, native.matrix_of(weight, scale, bias))
-    expected = exact(x, weight, scale, bias)
+def assert_product(library, x: Tensor, weight: StoredWeight, bias=None) -> None:
+    y = native.linear(library, x, matrix_of(weight, bias))
+    whole = definition(weight)
+    expected = exact(x, whole, bias)
     assert y.dtype == x.dtype
     assert y.shape == expected.shape
     # Errors of a sum grow with what is summed, not with what is left of it.
-    size = exact(x.abs(), *_magnitudes(weight, scale), None if bias is None else bias.abs())
+    size = exact(x.abs(), whole.abs(), None if bias is None else bias.abs())
     wrong = (y.double() - expected).abs()
     allowed = 2e-6 * size + ROUNDING[x.dtype] * expected.abs() + 1e-7
-    kernels = native.instruction_set(library)
-    tiles = kernels == "amx_bf16" and weight.dtype == torch.uint8 and x.dtype == torch.bfloat16
-    if tiles or (weight.dtype == torch.int8 and kernels.endswith("_bf16")):
+    kernels, form = native.instruction_set(library), weight.format.name
+    tiles = kernels == "amx_bf16" and form == "int4" and x.dtype == torch.bfloat16
+    if tiles or (form == "int8" and kernels.endswith("_bf16")):
         # In fixed point, what is small beside the largest of a block is rounded (pairs.h).
-        dense = integer.dequantize(weight, scale.double())
-        allowed += 2**-15 * x.double().abs().amax(1, keepdim=True) * dense.norm(dim=1)
+        allowed += 2**-15 * x.double().abs().amax(1, keepdim=True) * whole.norm(dim=1)
     assert bool((wrong <= allowed).all())
-
-
-def _magnitudes(weight: Tensor, scale: Tensor | None) -> tuple[Tensor, None]:
-    dense = weight.double() if scale is None else integer.dequantize(weight, scale.double())
-    return dense.abs(), None
 
 
 @pytest.fixture(params=ROUNDING, ids=str)
@@ -70,11 +65,11 @@ def dtype(request) -> torch.dtype:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("per_row", [True, False])
 def test_int8(library, instruction_set, dtype, shape, per_row):
-    weight, scale = int8(*shape, per_row, dtype)
+    weight = int8(*shape, per_row, dtype)
     for count in COUNTS:
         x = random(count, shape[1], dtype=dtype)
-        assert_product(library, x, weight, scale)
-        assert_product(library, x, weight, scale, random(shape[0]))
+        assert_product(library, x, weight)
+        assert_product(library, x, weight, random(shape[0]))
 
 
 @pytest.mark.parametrize(
@@ -93,34 +88,34 @@ def test_int8(library, instruction_set, dtype, shape, per_row):
     ],
 )
 def test_int4(library, instruction_set, dtype, columns, size):
-    weight, scale = int4(37, columns, size, dtype)
+    weight = int4(37, columns, size, dtype)
     for count in COUNTS:
         x = random(count, columns, dtype=dtype)
-        assert_product(library, x, weight, scale)
-        assert_product(library, x, weight, scale, random(37, dtype=dtype))
+        assert_product(library, x, weight)
+        assert_product(library, x, weight, random(37, dtype=dtype))
 
 
 @pytest.mark.parametrize("scale_type", ROUNDING, ids=str)
 def test_scale_of_another_type_than_the_input(library, instruction_set, dtype, scale_type):
-    assert_product(library, random(2, 128, dtype=dtype), *int8(9, 128, True, scale_type))
-    assert_product(library, random(2, 128, dtype=dtype), *int4(9, 128, 64, scale_type))
+    assert_product(library, random(2, 128, dtype=dtype), int8(9, 128, True, scale_type))
+    assert_product(library, random(2, 128, dtype=dtype), int4(9, 128, 64, scale_type))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_dense(library, instruction_set, dtype, shape):
     weight, bias = random(*shape, dtype=dtype), random(shape[0], dtype=dtype)
     for count in COUNTS:
-        assert_product(library, random(count, shape[1]), weight, None, bias)
-        assert_product(library, random(count, shape[1], dtype=dtype), weight, None, bias)
+        assert_product(library, random(count, shape[1]), dense(weight), bias)
+        assert_product(library, random(count, shape[1], dtype=dtype), dense(weight), bias)
 
 
 def test_two_factors_equal_one_after_the_other(library, instruction_set, dtype):
     right, left = int8(20, 96, True, dtype), int4(50, 20, 4, dtype)
     x = random(3, 96, dtype=dtype)
     bias = random(50)
-    y = native.linear(library, x, native.matrix_of(*left, bias), native.matrix_of(*right, None))
-    between = exact(x, *right, None)
-    expected = exact(between, *left, bias)
+    y = native.linear(library, x, matrix_of(left, bias), matrix_of(right, None))
+    between = exact(x, definition(right), None)
+    expected = exact(between, definition(left), bias)
     off = (y.double() - expected).abs().max()
     assert float(off) <= 4 * ROUNDING[dtype] * float(expected.abs().max())
 
@@ -128,32 +123,28 @@ def test_two_factors_equal_one_after_the_other(library, instruction_set, dtype):
 @pytest.mark.parametrize("count", [2, 6])
 def test_no_address_needs_to_be_aligned(library, instruction_set, count):
     columns = 160
+    wide, grouped = int8(21, columns, True, torch.bfloat16), int4(21, columns, 32, torch.bfloat16)
     for offset in (1, 3, 7):
-        raw = torch.zeros(offset + 21 * columns, dtype=torch.int8)
-        weight = raw[offset:].view(21, columns)
-        weight.copy_(codes(-127, 128, 21, columns))
-        _, scale = int8(21, columns, True, torch.bfloat16)
-        shifted = torch.zeros(22, dtype=torch.bfloat16)[1:].copy_(scale)
+        shift = lambda t: torch.cat([t.new_zeros(offset), t.flatten()])[offset:].view(t.shape)  # noqa: B023, E731
+        shifted = torch.zeros(22, dtype=torch.bfloat16)[1:].copy_(wide.scale)
         x = torch.zeros(count * columns + 1, dtype=torch.bfloat16)[1:].view(count, columns)
         x.copy_(random(count, columns))
-        assert_product(library, x, weight, shifted)
-        packed = torch.zeros(offset + 21 * columns // 2, dtype=torch.uint8)[offset:]
-        packed = packed.view(21, columns // 2).copy_(int4(21, columns, 32, torch.float32)[0])
-        assert_product(library, x, packed, int4(21, columns, 32, torch.bfloat16)[1])
+        assert_product(library, x, replace(wide, codes=shift(wide.codes), scale=shifted))
+        assert_product(library, x, replace(grouped, codes=shift(grouped.codes)))
 
 
 @pytest.mark.parametrize("count", [2, 6])
 def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set, count):
     """Neighbours that are NaN stay where they are and out of the sums."""
-    weight, scale = int4(5, 96, 32, torch.bfloat16)
+    weight = int4(5, 96, 32, torch.bfloat16)
     padded = torch.full((count + 4, 96), torch.nan, dtype=torch.bfloat16)
     padded[2:-2] = random(count, 96)
     scales = torch.full((7, 3), torch.nan, dtype=torch.bfloat16)
-    scales[1:6] = scale
+    scales[1:6] = weight.scale
     out = torch.full((count + 2, 5), 7.0, dtype=torch.bfloat16)
-    matrix = native.matrix_of(weight, scales[1:6], None)
+    matrix = matrix_of(replace(weight, scale=scales[1:6]), None)
     x, y = padded[2:-2], out[1:-1]
-    library.spq_linear(matrix, None, x.data_ptr(), native.FORMATS[x.dtype], count, y.data_ptr(), 1)
+    library.spq_linear(matrix, None, x.data_ptr(), native.DTYPES[x.dtype], count, y.data_ptr(), 1)
     assert bool(torch.isfinite(y).all())
     assert bool((out[[0, -1]] == 7.0).all())
 
@@ -161,16 +152,15 @@ def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set,
 @pytest.mark.parametrize("out", ROUNDING, ids=str)
 @pytest.mark.parametrize(("columns", "size"), [(2, 2), (30, 6), (96, 32), (640, 128)])
 def test_dequantize_is_the_reference_rounded_once(library, instruction_set, out, columns, size):
-    for weight, scale in (
+    for weight in (
         int8(70, columns, True, torch.float32),
         int8(70, columns, False, torch.float32),
         int4(70, columns, size, torch.float32),
     ):
-        scale = integer.round_scale_up(scale.abs()) * scale.sign()
-        matrix = native.matrix_of(weight, scale, None)
+        weight = replace(weight, scale=integer.round_scale(weight.scale))
         rows = torch.empty(40, columns, dtype=out)
-        native.dequantize(library, matrix, 20, 60, rows)
-        assert torch.equal(rows, integer.dequantize(weight, scale).to(out)[20:60])
+        native.dequantize(library, matrix_of(weight, None), 20, 60, rows)
+        assert torch.equal(rows, definition(weight).float().to(out)[20:60])
 
 
 def test_float_types_convert_as_in_pytorch(library, instruction_set):
@@ -180,25 +170,25 @@ def test_float_types_convert_as_in_pytorch(library, instruction_set):
         values = bits.view(dtype)
         values = values[torch.isfinite(values)][None]
         wide = torch.empty(values.shape)
-        native.dequantize(library, native.matrix_of(values, None, None), 0, 1, wide)
+        native.dequantize(library, matrix_of(dense(values), None), 0, 1, wide)
         assert torch.equal(wide, values.float())
         between = (wide[:, :-1] + wide[:, 1:]) / 2
         narrow = torch.empty(between.shape, dtype=dtype)
-        native.dequantize(library, native.matrix_of(between, None, None), 0, 1, narrow)
+        native.dequantize(library, matrix_of(dense(between), None), 0, 1, narrow)
         assert torch.equal(narrow, between.to(dtype))
 
 
 def test_threads_share_the_work_without_changing_it(library, instruction_set, dtype):
-    weight, scale = int8(1000, 512, True, torch.float32)
+    weight = int8(1000, 512, True, torch.float32)
     x = random(6, 512, dtype=dtype)
-    matrix = native.matrix_of(weight, scale, None)
+    matrix = matrix_of(weight, None)
     one = native.linear(library, x, matrix)
     two = torch.empty_like(one)
     library.spq_linear(
         matrix,
         None,
         x.data_ptr(),
-        native.FORMATS[dtype],
+        native.DTYPES[dtype],
         6,
         two.data_ptr(),
         1 + torch.get_num_threads(),

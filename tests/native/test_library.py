@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from spqlm import native
-from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.formats.int8 import Int8
+from spqlm.modules.linear import CompressedLinear
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_without_the_library_layers_work_and_one_warning_says_so(
 ):
     monkeypatch.delenv(native.CHOICE, raising=False)
     monkeypatch.setattr(native, "library_file", lambda: tmp_path / "_kernels.so")
-    layer = QuantizedLinear.from_weight(torch.eye(4), None, "per_channel")
+    layer = CompressedLinear(Int8().nearest(torch.eye(4)), None)
     for _ in range(3):
         assert torch.equal(layer(torch.ones(1, 4)), layer.dequantize().sum(1)[None])
     (message,) = warnings(caplog)
@@ -82,25 +83,3 @@ def test_only_plain_tensors_on_the_cpu_have_addresses():
     assert not native.addressable(plain.to("meta"))
     assert not native.addressable(plain.double())
     assert not native.addressable(plain.as_subclass(type("Traced", (torch.Tensor,), {})))
-
-
-def test_shapes_that_do_not_belong_together_are_not_usable():
-    codes, packed = torch.zeros(4, 6, dtype=torch.int8), torch.zeros(4, 6, dtype=torch.uint8)
-    assert native.usable(codes, torch.ones(4), None)
-    assert native.usable(codes, torch.ones(1), torch.ones(4))
-    assert native.usable(packed, torch.ones(4, 3), None)
-    assert native.usable(torch.zeros(4, 6), None, torch.ones(4).bfloat16())
-    for weight, scale, bias in (
-        (codes, torch.ones(3), None),
-        (codes, torch.ones(4, 1), None),
-        (codes, None, None),
-        (codes, torch.ones(4, dtype=torch.int8), None),
-        (codes, torch.ones(4), torch.ones(5)),
-        (packed, torch.ones(3, 3), None),
-        (packed, torch.ones(4, 5), None),
-        (packed, torch.ones(4, 0), None),
-        (packed, torch.ones(4), None),
-        (codes[0], torch.ones(1), None),
-        (torch.zeros(4, 6), torch.ones(4), None),
-    ):
-        assert not native.usable(weight, scale, bias)

@@ -1,34 +1,33 @@
 """Sparse kernels against their definition in float64, for every instruction set of this machine."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.stored_weights import definition, random_codes
 from torch import Tensor
 
 from spqlm import native
-from spqlm.native import sparse
-from spqlm.native.sparse import Schedule
-from spqlm.numerics import group_sparse
-from spqlm.numerics.group_sparse import GroupSparse
+from spqlm.formats import group_sparse
+from spqlm.formats.group_sparse import GroupSparseWeight
+from spqlm.native.weights import GROUP_SIZES, Schedule, matrix_of, sparse_linear
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 
 
 def weight(
     keep: Tensor, size: int, bits: int = 4, zero: bool = False, dtype=torch.bfloat16
-) -> GroupSparse:
+) -> GroupSparseWeight:
     """Random codes in the groups of `keep`, bool [rows, groups]; scales of both signs."""
     generator = torch.Generator().manual_seed(keep.numel() + size)
     rows, groups = keep.shape
-    low, high = (-8, 8) if bits == 4 else (-127, 128)
-    codes = torch.randint(low, high, (rows, groups * size), generator=generator, dtype=torch.int8)
+    codes = random_codes(rows, groups * size, bits, seed=keep.numel() + size)
     scale = torch.rand(keep.shape, generator=generator) / 8 + 0.01
     scale *= torch.randint(0, 2, keep.shape, generator=generator) * 2 - 1
     zeros = torch.randn(keep.shape, generator=generator) / 8 if zero else None
-    stored = group_sparse.pack(codes, scale, zeros, keep, bits)
-    rounded = None if stored.zero is None else stored.zero.to(dtype)
-    return stored._replace(scale=stored.scale.to(dtype), zero=rounded)
+    return group_sparse.pack(codes, scale, zeros, keep, bits).cast(dtype)
 
 
 def some(rows: int, groups: int, share: float) -> Tensor:
@@ -40,16 +39,15 @@ def x(count: int, columns: int, dtype=torch.bfloat16) -> Tensor:
     return torch.randn(count, columns, generator=torch.Generator().manual_seed(count)).to(dtype)
 
 
-def exact(stored: GroupSparse) -> Tensor:
-    zero = None if stored.zero is None else stored.zero.double()
-    return group_sparse.dequantize(stored._replace(scale=stored.scale.double(), zero=zero))
-
-
 def assert_close(
-    y: Tensor, inputs: Tensor, stored: GroupSparse, bias: Tensor | None, of_weights: float = 0.0
+    y: Tensor,
+    inputs: Tensor,
+    stored: GroupSparseWeight,
+    bias: Tensor | None,
+    of_weights: float = 0.0,
 ) -> None:
     """`of_weights`: what rounding may have taken from each of them."""
-    dense = exact(stored)
+    dense = definition(stored)
     add = 0 if bias is None else bias.double()
     expected = inputs.double() @ dense.T + add
     assert y.dtype == inputs.dtype
@@ -64,26 +62,26 @@ def assert_close(
     assert bool((wrong <= rounding + 1e-6).all())
 
 
-def of_weights(library, inputs: Tensor, stored: GroupSparse) -> float:
+def of_weights(library, inputs: Tensor, stored: GroupSparseWeight) -> float:
     """Tiles, which several inputs take where there are some, have weights in bfloat16."""
     tiled = native.instruction_set(library) == "amx_bf16" and stored.columns % 32 == 0
     several = len(inputs) > 4 and inputs.dtype == torch.bfloat16
     return 2**-9 if tiled and several else 0.0
 
 
-def check(library, stored: GroupSparse, counts, dtype=torch.bfloat16, bias=None) -> None:
-    matrix = sparse.matrix_of(stored, bias)
+def check(library, stored: GroupSparseWeight, counts, dtype=torch.bfloat16, bias=None) -> None:
+    matrix = matrix_of(stored, bias)
     for count in counts:
         inputs = x(count, stored.columns, dtype)
         y = native.linear(library, inputs, matrix)
         assert_close(y, inputs, stored, bias, of_weights(library, inputs, stored))
         for schedule in Schedule:
-            y = sparse.linear(library, inputs, matrix, schedule)
+            y = sparse_linear(library, inputs, matrix, schedule)
             assert_close(y, inputs, stored, bias)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("size", sparse.GROUP_SIZES)
+@pytest.mark.parametrize("size", GROUP_SIZES)
 @pytest.mark.parametrize("zero", [False, True])
 def test_products(library, instruction_set, bits, size, zero):
     stored = weight(some(37, 13, 0.5), size, bits, zero)
@@ -136,12 +134,12 @@ def test_threads_share_the_work_without_changing_it(
     library, instruction_set, two_threads, schedule, keep
 ):
     stored = weight(keep, 64)
-    matrix = sparse.matrix_of(stored, None)
+    matrix = matrix_of(stored, None)
     inputs = x(3, stored.columns)
-    two = sparse.linear(library, inputs, matrix, schedule)
-    again = sparse.linear(library, inputs, matrix, schedule)
+    two = sparse_linear(library, inputs, matrix, schedule)
+    again = sparse_linear(library, inputs, matrix, schedule)
     torch.set_num_threads(1)
-    one = sparse.linear(library, inputs, matrix, schedule)
+    one = sparse_linear(library, inputs, matrix, schedule)
     assert torch.equal(two, one)
     assert torch.equal(two, again)
     assert_close(two, inputs, stored, None)
@@ -154,13 +152,13 @@ def test_a_row_longer_than_a_task_and_than_a_chunk(library, instruction_set):
 
 
 @pytest.mark.parametrize("out", native.FLOATS, ids=str)
-@pytest.mark.parametrize("size", sparse.GROUP_SIZES)
+@pytest.mark.parametrize("size", GROUP_SIZES)
 def test_dequantize(library, instruction_set, out, size):
     for bits, zero in ((4, False), (4, True), (8, False), (8, True)):
         stored = weight(some(40, 1100 // size, 0.5), size, bits, zero)
         rows = torch.full((20, stored.columns), torch.nan, dtype=out)
-        native.dequantize(library, sparse.matrix_of(stored, None), 10, 30, rows)
-        expected = exact(stored)[10:30]
+        native.dequantize(library, matrix_of(stored, None), 10, 30, rows)
+        expected = definition(stored)[10:30]
         # Of the sum of both parts, of which little may be left.
         wrong = (rows.double() - expected).abs()
         assert bool((wrong <= ROUNDING[out] * expected.abs() + 2e-7).all())
@@ -169,7 +167,7 @@ def test_dequantize(library, instruction_set, out, size):
 
 def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set):
     """Neighbours that are NaN, or codes that would count, stay out of the sums."""
-    for size in sparse.GROUP_SIZES:
+    for size in GROUP_SIZES:
         inner = weight(some(5, 13, 0.6), size, zero=True)
         kept, nan = len(inner.codes), torch.nan
         odd = torch.full((kept * size // 2 + 9,), 255, dtype=torch.uint8)
@@ -179,10 +177,10 @@ def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set)
         mask = torch.full((7, 2), 255, dtype=torch.uint8)[1:6].copy_(inner.mask)
         padded = torch.full((4, inner.columns), nan, dtype=torch.bfloat16)
         inputs = padded[1:3].copy_(x(2, inner.columns))
-        stored = inner._replace(codes=codes, scale=scale, zero=zero, mask=mask)
+        stored = replace(inner, codes=codes, scale=scale, zero=zero, mask=mask)
         out = torch.full((4, 5), 7.0, dtype=torch.bfloat16)
         library.spq_linear(
-            sparse.matrix_of(stored, None), None, inputs.data_ptr(), 1, 2, out[1:3].data_ptr(), 1
+            matrix_of(stored, None), None, inputs.data_ptr(), 1, 2, out[1:3].data_ptr(), 1
         )
         assert_close(out[1:3], inputs, inner, None)
         assert bool((out[[0, 3]] == 7.0).all())
@@ -191,8 +189,8 @@ def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set)
 def test_sparse_factors_of_a_low_rank_weight(library, instruction_set):
     right, left = weight(some(32, 6, 0.5), 16), weight(some(50, 2, 0.7), 16)
     inputs = x(3, right.columns)
-    y = native.linear(library, inputs, sparse.matrix_of(left, None), sparse.matrix_of(right, None))
-    expected = inputs.double() @ exact(right).T @ exact(left).T
+    y = native.linear(library, inputs, matrix_of(left, None), matrix_of(right, None))
+    expected = inputs.double() @ definition(right).T @ definition(left).T
     off = (y.double() - expected).abs().max()
     assert float(off) <= 4 * 2**-8 * float(expected.abs().max())
 
@@ -206,34 +204,7 @@ def test_any_mask(data):
     rows, groups = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 40))
     counts = st.lists(st.booleans(), min_size=rows * groups, max_size=rows * groups)
     keep = torch.tensor(data.draw(counts)).view(rows, groups)
-    size, bits = data.draw(st.sampled_from(sparse.GROUP_SIZES)), data.draw(st.sampled_from((4, 8)))
+    size, bits = data.draw(st.sampled_from(GROUP_SIZES)), data.draw(st.sampled_from((4, 8)))
     stored = weight(keep, size, bits, data.draw(st.booleans()))
-    group_sparse.check(stored)
+    stored.check()
     check(library, stored, (data.draw(st.integers(1, 5)),))
-
-
-def test_only_what_belongs_together_is_usable():
-    stored = weight(some(5, 12, 0.5), 16, zero=True)
-    kept = len(stored.codes)
-    assert sparse.usable(stored, None)
-    assert sparse.usable(stored._replace(zero=None), torch.ones(5))
-    for wrong in (
-        stored._replace(codes=stored.codes[:-1]),
-        stored._replace(codes=stored.codes[:, :6].contiguous()),
-        stored._replace(codes=stored.codes.float()),
-        stored._replace(codes=stored.codes[0]),
-        stored._replace(scale=torch.ones(kept + 1)),
-        stored._replace(scale=stored.scale.double()),
-        stored._replace(zero=stored.zero.float()),
-        stored._replace(zero=stored.zero[1:]),
-        stored._replace(mask=stored.mask[:, :1].contiguous()),
-        stored._replace(mask=stored.mask.to(torch.int8)),
-        stored._replace(offsets=stored.offsets[:-1]),
-        stored._replace(offsets=stored.offsets.long()),
-        stored._replace(offsets=stored.offsets[None]),
-        stored._replace(columns=12 * 16 + 8),
-        stored._replace(mask=stored.mask.to("meta")),
-    ):
-        assert not sparse.usable(wrong, None)
-    assert not sparse.usable(stored, torch.ones(4))
-    assert not sparse.usable(stored, torch.ones(5, dtype=torch.int32))
