@@ -17,6 +17,7 @@ import platform
 import shutil
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,10 +26,10 @@ import spqlm
 from spqlm.data import encode, load_text
 from spqlm.evaluation import perplexity
 from spqlm.evaluation.machine import processor
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import of_factors
 from spqlm.model.memory import PeakMemory
-from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.ops import linear_from
-from spqlm.modules.quantized_linear import QuantizedLinear
+from spqlm.modules.ops import linear_of
 from spqlm.numerics import low_rank
 from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model, load_tokenizer
@@ -150,17 +151,16 @@ def block() -> dict:
     with PeakMemory() as memory:
         for weight in weights:
             started = time.perf_counter()
-            QuantizedLinear.from_weight(weight, None, "per_channel")
+            linear_of(Int8().nearest(weight), None)
             timings["int8"].append(time.perf_counter() - started)
             if weight.shape == (hidden, hidden):
                 started = time.perf_counter()
                 low_rank.variances(weight)
                 timings["spectrum"].append(time.perf_counter() - started)
                 started = time.perf_counter()
-                left, right = low_rank.truncate(weight, 1024)
-                LowRankLinear(
-                    QuantizedLinear.from_weight(right, None, "per_channel"), linear_from(left, None)
-                )
+                factors = of_factors(*low_rank.truncate(weight, 1024))
+                right = Int8().nearest(factors.right.restore())
+                linear_of(replace(factors, right=right), None)
                 timings["factors"].append(time.perf_counter() - started)
     started = time.perf_counter()
     torch.linalg.svd(weights[0].float(), full_matrices=False)

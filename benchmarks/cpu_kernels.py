@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,10 +22,11 @@ from torch.nn import functional
 
 from spqlm import native
 from spqlm.evaluation.machine import processor
-from spqlm.kernels import dispatch
-from spqlm.kernels.int4_linear import int4_linear
-from spqlm.kernels.int8_linear import int8_linear
-from spqlm.numerics.integer import dequantize
+from spqlm.formats import StoredWeight
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+from spqlm.kernels.product import FEW_ROWS, linear
+from spqlm.native.weights import matrix_of
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 COUNTS = (1, 2, 4, 8, 16, 32, 512)
@@ -66,29 +68,52 @@ class Weights:
         return self.copies[self.turn % len(self.copies)]
 
 
-def int8(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+class StoredWeights(Weights):
+    """The same of a stored weight, also as the native kernels see it."""
+
+    def __init__(self, weight: StoredWeight) -> None:
+        names = weight.tensors()
+        super().__init__(lambda: tuple(names.values()))
+        copies = (dict(zip(names, copy, strict=True)) for copy in self.copies)
+        self.weights = [replace(weight, **tensors) for tensors in copies]
+        self.matrices = [matrix_of(weight, None) for weight in self.weights]
+
+    def weight(self) -> StoredWeight:
+        self.turn += 1
+        return self.weights[self.turn % len(self.weights)]
+
+    def matrix(self) -> native.Matrix:
+        self.turn += 1
+        matrix = self.matrices[self.turn % len(self.matrices)]
+        assert matrix is not None
+        return matrix
+
+
+def int8(out: int, width: int, dtype: torch.dtype) -> StoredWeight:
     codes = torch.randint(-127, 128, (out, width), dtype=torch.int8)
-    return codes, (torch.rand(out) / 64 + 0.01).to(dtype)
+    scale = (torch.rand(out) / 64 + 0.01).to(dtype)
+    return Int8().hold({"codes": codes, "scale": scale}, width)
 
 
-def int4(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def int4(out: int, width: int, dtype: torch.dtype, group_size: int = GROUP) -> StoredWeight:
     codes = torch.randint(0, 256, (out, width // 2), dtype=torch.uint8)
-    return codes, (torch.randn(out, width // GROUP) / 8).to(dtype)
+    scale = (torch.randn(out, width // group_size) / 8).to(dtype)
+    return Int4(group_size=group_size).hold({"codes": codes, "scale": scale}, width)
 
 
 def compare(
     out: int, width: int, count: int, dtype: torch.dtype, repeats: int
 ) -> list[dict[str, object]]:
     x = torch.randn(count, width).to(dtype)
-    eight = Weights(lambda: int8(out, width, dtype))
-    four = Weights(lambda: int4(out, width, dtype))
+    eight = StoredWeights(int8(out, width, dtype))
+    four = StoredWeights(int4(out, width, dtype))
     dense = Weights(lambda: (torch.randn(out, width).to(dtype),))
     ways: dict[str, tuple[Weights, Callable[[], object]]] = {
         "dense, PyTorch": (dense, lambda: functional.linear(x, *dense.next())),
-        "int8": (eight, lambda: int8_linear(x, *eight.next(), None)),
-        "int4": (four, lambda: int4_linear(x, *four.next(), None)),
+        "int8": (eight, lambda: linear(x, eight.weight(), None)),
+        "int4": (four, lambda: linear(x, four.weight(), None)),
     }
-    if count <= 2 * dispatch.FEW_ROWS and native.library() is not None:
+    if count <= 2 * FEW_ROWS and native.library() is not None:
         # Both sides of the crossover, whatever it is set to.
         ways["int8, dequantised"] = (eight, lambda: functional.linear(x, dequantised(eight, dtype)))
         ways["int8, codes read"] = (eight, lambda: codes_read(eight, x))
@@ -115,32 +140,28 @@ def compare(
     ]
 
 
-def dequantised(weights: Weights, dtype: torch.dtype) -> Tensor:
-    codes, scale = weights.next()
-    library = native.library()
+def dequantised(weights: StoredWeights, dtype: torch.dtype) -> Tensor:
+    matrix, library = weights.matrix(), native.library()
     assert library is not None
-    weight = torch.empty(codes.shape, dtype=dtype)
-    native.dequantize(library, native.matrix_of(codes, scale, None), 0, len(codes), weight)
+    weight = torch.empty(matrix.rows, matrix.columns, dtype=dtype)
+    native.dequantize(library, matrix, 0, matrix.rows, weight)
     return weight
 
 
-def codes_read(weights: Weights, x: Tensor) -> Tensor:
+def codes_read(weights: StoredWeights, x: Tensor) -> Tensor:
     library = native.library()
     assert library is not None
-    return native.linear(library, x, native.matrix_of(*weights.next(), None))
+    return native.linear(library, x, weights.matrix())
 
 
 def check() -> None:
     """A fast wrong answer is worth nothing."""
     x = torch.randn(1, 4096)
-    for op, (codes, scale) in (
-        (int8_linear, int8(64, 4096, torch.float32)),
-        (int4_linear, int4(64, 4096, torch.float32)),
-    ):
-        expected = x.double() @ dequantize(codes, scale.double()).T
-        off = (op(x, codes, scale, None) - expected).abs().max() / expected.abs().max()
+    for weight in (int8(64, 4096, torch.float32), int4(64, 4096, torch.float32)):
+        expected = x.double() @ weight.restore(torch.float64).T
+        off = (linear(x, weight, None) - expected).abs().max() / expected.abs().max()
         if float(off) > 1e-5:
-            raise SystemExit(f"{op.__name__} is off by {float(off):.1e}")
+            raise SystemExit(f"the product in {weight.format.name} is off by {float(off):.1e}")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from random_model import LINEAR, SHAPES, make
+from random_model import SHAPES, WEIGHTS, make
 from transformers import LlamaConfig, PreTrainedModel
 
 from spqlm.checkpoint.quantizer import attach
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
     parser.add_argument("--layers", type=int, default=8)
     formats = ["bfloat16", "int8", "int4", "sparse"]
-    parser.add_argument("--formats", nargs="+", choices=LINEAR, default=formats)
+    parser.add_argument("--formats", nargs="+", choices=WEIGHTS, default=formats)
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

@@ -18,13 +18,19 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spqlm.numerics.group_sparse import GroupSparse, pack
+from spqlm.formats import StoredWeight
+from spqlm.formats.group_sparse import pack
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+
+if TYPE_CHECKING:
+    from spqlm.kernels.triton.sparse_linear import Stored
 
 RESULTS = Path(__file__).parent / "results" / "cuda_kernels.json"
 SHAPES = ("4096x4096", "11008x4096", "4096x11008")
@@ -49,10 +55,12 @@ def dense(out: int, width: int) -> tuple[int, Product]:
     return weight.nbytes, lambda x: functional.linear(x, weight)
 
 
-def coded(out: int, width: int, bits: int) -> tuple[Tensor, Tensor]:
+def coded(out: int, width: int, bits: int) -> StoredWeight:
     if bits == 8:
-        return random_codes(out, width).view(torch.int8), random_scale(out)
-    return random_codes(out, width // 2), random_scale(out, width // GROUP)
+        codes = random_codes(out, width).view(torch.int8)
+        return Int8().hold({"codes": codes, "scale": random_scale(out)}, width)
+    codes, scale = random_codes(out, width // 2), random_scale(out, width // GROUP)
+    return Int4(group_size=GROUP).hold({"codes": codes, "scale": scale}, width)
 
 
 def read_as_stored(out: int, width: int, bits: int) -> tuple[int, Product]:
@@ -60,7 +68,7 @@ def read_as_stored(out: int, width: int, bits: int) -> tuple[int, Product]:
     from spqlm.kernels.triton.matrix import matrix_of
 
     stored = coded(out, width, bits)
-    matrix = matrix_of(*stored, None)
+    matrix = matrix_of(stored, None)
     assert matrix is not None
     return nbytes(stored), lambda x: linear.read_codes(x, matrix, x.dtype)
 
@@ -70,7 +78,7 @@ def written_out(out: int, width: int, bits: int) -> tuple[int, Product]:
     from spqlm.kernels.triton.matrix import matrix_of
 
     stored = coded(out, width, bits)
-    matrix = matrix_of(*stored, None)
+    matrix = matrix_of(stored, None)
     assert matrix is not None
     return nbytes(stored), lambda x: functional.linear(x, linear.dequantized(matrix, x.dtype))
 
@@ -81,26 +89,27 @@ def low_rank(out: int, width: int) -> tuple[int, Product]:
 
     rank = out * width // (out + width) // 2 // 32 * 32
     right, left = coded(rank, width, 8), coded(out, rank, 8)
-    return nbytes(right + left), lambda x: product(x, (*right, None), (*left, None))
+    return nbytes(right) + nbytes(left), lambda x: product(x, right, left, None)
 
 
-def group_sparse(out: int, width: int, share: Tensor | float = 0.5) -> tuple[int, GroupSparse]:
+def group_sparse(out: int, width: int, share: Tensor | float = 0.5) -> tuple[int, "Stored"]:
     """4 bits, that share of the groups kept."""
-    from spqlm.kernels.triton.sparse_linear import group_numbers
+    from spqlm.kernels.triton.sparse_linear import group_numbers, stored_of
 
     keep = torch.rand(out, width // SPARSE_GROUP, device="cuda") < share
     codes = torch.randint(-8, 8, (out, width), dtype=torch.int8, device="cuda")
     weight = pack(codes, random_scale(*keep.shape), None, keep, bits=4)
-    group_numbers(weight)  # Which cannot be made while a graph is captured.
-    *tensors, _ = weight
-    return nbytes(tuple(tensors)), weight
+    stored = stored_of(weight, None)
+    assert stored is not None
+    group_numbers(stored.mask, stored.groups)  # Which cannot be made while a graph is captured.
+    return nbytes(weight), stored
 
 
 def groups_read(out: int, width: int) -> tuple[int, Product]:
     from spqlm.kernels.triton import sparse_linear
 
-    size, weight = group_sparse(out, width)
-    return size, lambda x: sparse_linear.read_codes(x, weight, None)
+    size, stored = group_sparse(out, width)
+    return size, lambda x: sparse_linear.read_codes(x, stored)
 
 
 def uneven_groups_read(out: int, width: int) -> tuple[int, Product]:
@@ -108,15 +117,15 @@ def uneven_groups_read(out: int, width: int) -> tuple[int, Product]:
     from spqlm.kernels.triton import sparse_linear
 
     share = torch.linspace(0.1, 0.9, out, device="cuda")[:, None]
-    size, weight = group_sparse(out, width, share)
-    return size, lambda x: sparse_linear.read_codes(x, weight, None)
+    size, stored = group_sparse(out, width, share)
+    return size, lambda x: sparse_linear.read_codes(x, stored)
 
 
 def groups_written_out(out: int, width: int) -> tuple[int, Product]:
     from spqlm.kernels.triton import sparse_linear
 
-    size, weight = group_sparse(out, width)
-    return size, lambda x: functional.linear(x, sparse_linear.dequantized(weight, x.dtype))
+    size, stored = group_sparse(out, width)
+    return size, lambda x: functional.linear(x, sparse_linear.dequantized(stored, x.dtype))
 
 
 def two_of_four(out: int, width: int) -> tuple[int, Product]:
@@ -148,7 +157,7 @@ def exllama(out: int, width: int) -> tuple[int, Product]:
         return y
 
     product.held = (stored, zeros, scale, room)  # type: ignore[attr-defined]
-    return nbytes((stored, scale)), product
+    return stored.nbytes + scale.nbytes, product
 
 
 def torchao(out: int, width: int, bits: int) -> tuple[int, Product]:
@@ -180,8 +189,8 @@ WAYS: dict[str, Callable[[int, int], tuple[int, Product]]] = {
 }
 
 
-def nbytes(tensors: tuple[Tensor | None, ...]) -> int:
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+def nbytes(weight: StoredWeight) -> int:
+    return sum(tensor.nbytes for tensor in weight.tensors().values())
 
 
 def captured(

@@ -16,16 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from cpu_kernels import Weights, read_bandwidth, timed
+from cpu_kernels import StoredWeights, Weights, int4, int8, read_bandwidth, timed
 from torch import Tensor
 from torch.nn import functional
 
 from spqlm import native
 from spqlm.evaluation.machine import processor
-from spqlm.native import sparse
-from spqlm.native.sparse import Schedule
-from spqlm.numerics import group_sparse
-from spqlm.numerics.group_sparse import GroupSparse
+from spqlm.formats import StoredWeight
+from spqlm.formats.group_sparse import GroupSparse
+from spqlm.native.weights import Schedule, sparse_linear
+from spqlm.numerics.group_sparse import offsets_of, pack_mask
 
 RESULTS = Path(__file__).parent / "results" / "group_sparse.json"
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))
@@ -34,43 +34,20 @@ DTYPE = torch.bfloat16
 Row = dict[str, object]
 
 
-def packed(keep: Tensor) -> GroupSparse:
+def packed(keep: Tensor) -> StoredWeight:
     """Random codes and scales in the groups of `keep`, made in stored form."""
     kept = int(keep.sum())
-    counts = keep.sum(1, dtype=torch.int32)
-    return GroupSparse(
-        torch.randint(0, 256, (kept, GROUP // 2), dtype=torch.uint8),
-        (torch.rand(kept) / 64 + 0.01).to(DTYPE),
-        None,
-        group_sparse.pack_mask(keep),
-        torch.cat((counts.new_zeros(1), counts.cumsum(0, dtype=torch.int32))),
-        keep.shape[1] * GROUP,
-    )
-
-
-class SparseWeights(Weights):
-    """Copies of a sparse weight, as the kernels see them."""
-
-    def __init__(self, keep: Tensor) -> None:
-        weight = packed(keep)
-        super().__init__(lambda: tuple(part for part in weight if isinstance(part, Tensor)))
-        parts = [(codes, scale, None, *index) for codes, scale, *index in self.copies]
-        self.matrices = [
-            sparse.matrix_of(GroupSparse(*part, weight.columns), None) for part in parts
-        ]
-
-    def matrix(self) -> native.Matrix:
-        self.turn += 1
-        return self.matrices[self.turn % len(self.matrices)]
+    tensors = {
+        "codes": torch.randint(0, 256, (kept, GROUP // 2), dtype=torch.uint8),
+        "scale": (torch.rand(kept) / 64 + 0.01).to(DTYPE),
+        "mask": pack_mask(keep),
+        "offsets": offsets_of(keep),
+    }
+    return GroupSparse(group_size=GROUP, kept=kept).hold(tensors, keep.shape[1] * GROUP)
 
 
 def random_mask(rows: int, columns: int, sparsity: float) -> Tensor:
     return torch.rand(rows, columns // GROUP) >= sparsity
-
-
-def int4(rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    codes = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8)
-    return codes, (torch.randn(rows, columns // DENSE_GROUP) / 8).to(DTYPE)
 
 
 def torch_int4(rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -79,24 +56,21 @@ def torch_int4(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), scales
 
 
-def int8(rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    codes = torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
-    return codes, (torch.rand(rows) / 64 + 0.01).to(DTYPE)
-
-
 Way = tuple[Weights, Callable[[Tensor], object]]
 
 
-def sparse_way(keep: Tensor) -> Way:
-    library, weights = native.library(), SparseWeights(keep)
+def native_way(weight: StoredWeight) -> Way:
+    library, weights = native.library(), StoredWeights(weight)
     assert library is not None
     return weights, lambda x: native.linear(library, x, weights.matrix())
 
 
+def sparse_way(keep: Tensor) -> Way:
+    return native_way(packed(keep))
+
+
 def int4_way(rows: int, columns: int) -> Way:
-    library, weights = native.library(), Weights(lambda: int4(rows, columns))
-    assert library is not None
-    return weights, lambda x: native.linear(library, x, native.matrix_of(*weights.next(), None))
+    return native_way(int4(rows, columns, DTYPE, DENSE_GROUP))
 
 
 def torch_int4_way(rows: int, columns: int) -> Way:
@@ -110,7 +84,7 @@ def torch_int4_way(rows: int, columns: int) -> Way:
 
 
 def others(rows: int, columns: int) -> dict[str, Way]:
-    eight = Weights(lambda: int8(rows, columns))
+    eight = StoredWeights(int8(rows, columns, DTYPE))
     dense = Weights(lambda: (torch.randn(rows, columns).to(DTYPE),))
     return {
         "int4 g128": int4_way(rows, columns),
@@ -186,10 +160,10 @@ def kept_like_zipf(rows: int, groups: int) -> Tensor:
     return torch.rand(rows, groups) < share[:, None]
 
 
-def scheduled_way(weights: SparseWeights, schedule: Schedule) -> Way:
+def scheduled_way(weights: StoredWeights, schedule: Schedule) -> Way:
     library = native.library()
     assert library is not None
-    return weights, lambda x: sparse.linear(library, x, weights.matrix(), schedule)
+    return weights, lambda x: sparse_linear(library, x, weights.matrix(), schedule)
 
 
 def uneven(repeats: int) -> list[Row]:
@@ -203,7 +177,7 @@ def uneven(repeats: int) -> list[Row]:
         "one eighth of the rows": kept_in_few_rows(rows, groups),
         "one row in 16 x 1048576": (torch.arange(16) == 7)[:, None].expand(16, 65536).contiguous(),
     }.items():
-        weights = SparseWeights(keep)
+        weights = StoredWeights(packed(keep))
         ways = {
             "by groups": scheduled_way(weights, Schedule.EVEN_GROUPS),
             "by rows": scheduled_way(weights, Schedule.EVEN_ROWS),

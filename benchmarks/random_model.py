@@ -21,12 +21,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from spqlm.checkpoint.atomic import atomic_directory
 from spqlm.checkpoint.quantizer import attach
-from spqlm.modules.group_sparse_linear import GroupSparseLinear
-from spqlm.modules.int4_linear import Int4Linear
-from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.quantized_embedding import QuantizedEmbedding
-from spqlm.modules.quantized_linear import QuantizedLinear
-from spqlm.numerics import group_sparse
+from spqlm.formats import StoredWeight, group_sparse
+from spqlm.formats.dense import Dense, DenseWeight
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import LowRank, LowRankWeight
+from spqlm.modules.embedding import CompressedEmbedding
+from spqlm.modules.ops import linear_of
 
 SHAPES = {
     "llama-2-7b": LlamaConfig(
@@ -45,62 +46,50 @@ GROUP, SPARSE_GROUP = 64, 16
 DTYPE = torch.bfloat16
 
 
-def int8(rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Codes, and a scale for every row."""
-    codes = torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
-    return codes, _scale(rows, levels=73)
-
-
 def _scale(*shape: int, levels: float) -> Tensor:
     """Scales that make evenly drawn codes, `levels` their deviation, as wide as weights are."""
     return torch.full(shape, DEVIATION / levels, dtype=DTYPE)
 
 
-def int4_linear(rows: int, columns: int) -> nn.Module:
+def int4(rows: int, columns: int) -> StoredWeight:
     codes = torch.randint(0, 256, (rows, columns // 2), dtype=torch.uint8)
-    return Int4Linear.from_codes(codes, _scale(rows, columns // GROUP, levels=4.6), None)
+    scale = _scale(rows, columns // GROUP, levels=4.6)
+    return Int4(group_size=GROUP).hold({"codes": codes, "scale": scale}, columns)
 
 
-def int8_linear(rows: int, columns: int) -> nn.Module:
-    return QuantizedLinear.from_tensors(*int8(rows, columns), None)
+def int8(rows: int, columns: int) -> StoredWeight:
+    codes = torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
+    return Int8().hold({"codes": codes, "scale": _scale(rows, levels=73)}, columns)
 
 
-def sparse_linear(rows: int, columns: int) -> nn.Module:
+def sparse(rows: int, columns: int) -> StoredWeight:
     keep = torch.rand(rows, columns // SPARSE_GROUP) < 0.5
     codes = torch.randint(-8, 8, (rows, columns), dtype=torch.int8)
     scale = _scale(*keep.shape, levels=4.6)
-    weight = group_sparse.pack(codes, scale, None, keep, 4)
-    return GroupSparseLinear.from_weight(weight, None)
+    return group_sparse.pack(codes, scale, None, keep, 4)
 
 
-def low_rank_linear(rows: int, columns: int) -> nn.Module:
+def low_rank(rows: int, columns: int) -> StoredWeight:
     rank = min(rows, columns) // 4
-    return LowRankLinear(int8_linear(rank, columns), int8_linear(rows, rank))
+    return LowRankWeight(LowRank(rank=rank, factor=Int8()), int8(rows, rank), int8(rank, columns))
 
 
-def dense_linear(rows: int, columns: int) -> nn.Module:
-    linear = nn.Linear(columns, rows, bias=False, dtype=DTYPE, device="meta")
-    linear.to_empty(device=torch.get_default_device())
-    nn.init.normal_(linear.weight, std=DEVIATION)
-    return linear
+def dense(rows: int, columns: int) -> StoredWeight:
+    return DenseWeight(Dense(), torch.empty(rows, columns, dtype=DTYPE).normal_(std=DEVIATION))
 
 
-LINEAR = {
-    "bfloat16": dense_linear,
-    "int8": int8_linear,
-    "pruned-int8": int8_linear,
-    "int4": int4_linear,
-    "sparse": sparse_linear,
+WEIGHTS = {
+    "bfloat16": dense,
+    "int8": int8,
+    "pruned-int8": int8,
+    "int4": int4,
+    "sparse": sparse,
 }
 
 
 def embedding(rows: int, columns: int, quantized: bool) -> nn.Module:
     if quantized:
-        table = QuantizedEmbedding(
-            rows, columns, granularity="per_channel", embed_scale=1.0, padding_idx=None, dtype=DTYPE
-        )
-        table.hold(*int8(rows, columns))
-        return table
+        return CompressedEmbedding(int8(rows, columns))
     return nn.Embedding(rows, columns, _weight=torch.randn(rows, columns, dtype=DTYPE))
 
 
@@ -114,12 +103,13 @@ def make(config: LlamaConfig, name: str) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
-            linear = LINEAR[name]
+            weight = WEIGHTS[name]
             if path == "lm_head" and name != "bfloat16":
-                linear = int8_linear
+                weight = int8
             elif pruned and ".self_attn." in path:
-                linear = low_rank_linear
-            model.set_submodule(path, linear(module.out_features, module.in_features))
+                weight = low_rank
+            stored = weight(module.out_features, module.in_features)
+            model.set_submodule(path, linear_of(stored, None))
         elif isinstance(module, nn.Embedding):
             shape = (module.num_embeddings, module.embedding_dim)
             model.set_submodule(path, embedding(*shape, quantized=name != "bfloat16"))
@@ -135,7 +125,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
     parser.add_argument("--layers", type=int, help="instead of the shape's")
-    parser.add_argument("--formats", nargs="+", choices=LINEAR, default=list(LINEAR))
+    parser.add_argument("--formats", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--device", default="cpu", help="that makes them; a GPU is faster")
     arguments = parser.parse_args()
     torch.set_default_device(arguments.device)

@@ -28,18 +28,20 @@ from compress import CONTEXT, WINDOWS, machine
 import spqlm
 from spqlm.data import encode, load_text
 from spqlm.evaluation import perplexity
+from spqlm.formats.low_rank import LowRank
 from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
+SMALL_GROUPS = [{"int4": {"group_size": 64}}, "int8"]
 # What the recipe's stage `budget`, or its calibration, is without each.
 INGREDIENTS: dict[str, dict] = {
     "gradient weights in the fit": {"token_power": 0},
     "GPTQ": {"rounding": "nearest"},
     "ranks": {"ranks": []},
     "widths": {"widths": [], "key_value_groups": []},
-    "groups of 128": {"group_sizes": [64]},
-    "a 4-bit embedding": {"embedding_bits": [8]},
+    "groups of 128": {"formats": SMALL_GROUPS, "embedding_formats": SMALL_GROUPS},
+    "a 4-bit embedding": {"embedding_formats": ["int8"]},
     "windows beyond 48": {"windows": 48},
 }
 
@@ -83,7 +85,8 @@ def measure(
         overwrite=True,
     ).manifest
     [budget, *_] = manifest.stages
-    details = [change.details for change in budget.plan.changes]
+    changes = budget.plan.changes
+    formats = [change.stored_as for change in changes]
     return {
         "label": label,
         "target": size,
@@ -95,11 +98,11 @@ def measure(
         "machine": machine(),
         "stage_seconds": {record.plan.stage: record.seconds for record in manifest.stages},
         "peak_bytes": max(record.peak_bytes for record in manifest.stages),
-        "int4": sum(detail["bits"] == 4 for detail in details),
-        "ranks": sum(detail["rank"] is not None for detail in details),
-        "cuts": sum("cut" in detail for detail in details),
-        "weights": len(details),
-        "predicted": sum(detail["predicted_loss"] for detail in details),
+        "int4": sum(form.code_bits == 4 for form in formats),
+        "ranks": sum(isinstance(form, LowRank) for form in formats),
+        "cuts": sum(change.cut is not None for change in changes),
+        "weights": len(changes),
+        "predicted": budget.plan.predicted_loss,
     }
 
 

@@ -88,8 +88,8 @@ def two_of_four(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
 
 
 def four_bits(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
-    codes, scale = gptq.round_int4(weight, hessian, GROUP, damping)
-    return (codes.unflatten(1, (-1, GROUP)) * scale[..., None]).flatten(1)
+    codes, scale = gptq.round_groups(weight, hessian, GROUP, 4, damping)
+    return integer.dequantize_groups(codes, scale)
 
 
 # Bits of a weight: 2 + (16 + 16) / 64, (4 + 2) / 2 + 16 / 64, and 4 + 16 / 64.

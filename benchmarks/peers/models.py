@@ -19,9 +19,8 @@ INT4 = Recipe.from_dict(
         "stages": [
             {
                 "budget": {
-                    "bits": [4],
-                    "embedding_bits": [8],
-                    "group_sizes": [64],
+                    "formats": [{"int4": {"group_size": 64}}],
+                    "embedding_formats": ["int8"],
                     "rounding": "nearest",
                 }
             }

@@ -44,8 +44,8 @@ class Ours:
 
 
 def _int4(**options: Any) -> dict[str, Any]:
-    budget = {"bits": [4], "embedding_bits": [16], "group_sizes": [GROUP], **options}
-    return {"budget": budget}
+    formats = {"formats": [{"int4": {"group_size": GROUP}}], "embedding_formats": ["dense"]}
+    return {"budget": formats | options}
 
 
 def _compressor(argument: str) -> Peer:
