@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -58,15 +59,18 @@ class RunState:
 
     def directory(self, stage: str, key: str) -> Path:
         """Where a stage keeps what it finishes; made when something is written."""
-        drop_old_files("run", KEPT_RUNS)
+        with suppress(OSError):  # Another process drops them, too.
+            drop_old_files("run", KEPT_RUNS)
         found = cache_directory() / f"run-{stage}-{key}"
         self._directories.append(found)
         return found
 
     def forget(self) -> None:
-        """The run is through: drop what its stages kept."""
+        """The run is through: drop what its stages kept, and the cache where that leaves none."""
         for directory in self._directories:
             shutil.rmtree(directory, ignore_errors=True)
+        with suppress(OSError):  # Something else is in it, or it was never made.
+            cache_directory().rmdir()
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

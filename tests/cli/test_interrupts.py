@@ -93,7 +93,11 @@ def test_a_traceback_is_shown_only_with_debug(tmp_path):
     assert "Traceback" in err and "not a checkpoint" in err.splitlines()[-1]
 
 
-def test_ctrl_c_while_training_leaves_no_output(source, text_file, tmp_path):
+def test_ctrl_c_while_training_leaves_no_output(
+    source, text_file, tmp_path, tmp_path_factory, monkeypatch
+):
+    # Where training is kept for the same run to go on from.
+    monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     recipe = tmp_path / "long.yaml"
     recipe.write_text("stages: [quantize, recover: {steps: 30000, context: 8}]\n")
     before = contents(tmp_path)
