@@ -16,6 +16,7 @@ from spqlm.cli import app
 TUTORIALS = [p for p in PAGES if p.name in ("README.md", "index.md") or "tutorials" in p.parts]
 # What sets a machine up: checked, not run.
 SET_UP = re.compile(r"make (\w+)|pip install \S*?\"?\S*\[(\w+)\]\"?|\. \.venv/bin/activate")
+SHAPE = {"max_position_embeddings": 2048, "num_hidden_layers": 1}
 QUESTION = {"question": "Which one?", "choices": ["this", "that"], "label": 1}
 
 
@@ -31,7 +32,7 @@ def commands(page):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A directory to work in, with the files that the tutorials speak of."""
-    model, tokenizer = tiny_model(max_position_embeddings=2048), tiny_tokenizer()
+    model, tokenizer = tiny_model(**SHAPE), tiny_tokenizer()
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "tiny")
     (tmp_path / "my_text.txt").write_text(TEXT * 3)
