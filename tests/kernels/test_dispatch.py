@@ -15,7 +15,7 @@ from spqlm.modules.quantized_linear import QuantizedLinear
 from spqlm.numerics import group_sparse, integer
 
 OUT, IN = 48, 64
-needs_library = pytest.mark.skipif(native.library() is None, reason="no native library")
+needs_library = pytest.mark.usefixtures("library")
 
 
 @pytest.fixture(params=["int8", "int4"])
