@@ -2,12 +2,33 @@ import pytest
 import torch
 from hypothesis import settings
 
+from spqlm import native
+from spqlm.errors import SpqError
 from tests.helpers import TEXT, tiny_model, tiny_tokenizer
 
 settings.register_profile("spq", deadline=None, max_examples=50)
 settings.load_profile("spq")
 # Tiny models gain nothing from threads, and lose hundredfold where other work shares the cores.
 torch.set_num_threads(1)
+
+
+def pytest_report_header():
+    try:
+        found = native.library()
+    except SpqError as error:
+        return f"native kernels: {error}"
+    if found is None:
+        return "native kernels: none, so their tests are skipped"
+    return f"native kernels: {', '.join(native.instruction_sets(found))}"
+
+
+@pytest.fixture
+def library():
+    """The native library; without it the test is skipped, or fails if SPQ_REQUIRE_NATIVE is 1."""
+    found = native.library()
+    if found is None:
+        pytest.skip("the native library is not there")
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,5 @@
 """`spq generate`."""
 
-import pytest
-
-from spqlm import native
 from spqlm.native.decoder import Program
 
 
@@ -12,9 +9,7 @@ def test_generate_continues_the_prompt(run, int8):
     assert first[1].startswith("The quick") and len(first[1]) > len("The quick")
 
 
-def test_generate_decodes_natively(run, int8, monkeypatch):
-    if native.library() is None:
-        pytest.skip("the native library is not built")
+def test_generate_decodes_natively(library, run, int8, monkeypatch):
     steps = []
     original = Program.step
     monkeypatch.setattr(Program, "step", lambda *args: steps.append(1) or original(*args))

@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 
-from spqlm import native
 from spqlm.decoding.optimize import optimize
 
-needs_library = pytest.mark.skipif(native.library() is None, reason="no native library")
+needs_library = pytest.mark.usefixtures("library")
 PROMPT = torch.arange(5, 13)[None]
 
 

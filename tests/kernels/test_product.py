@@ -17,7 +17,7 @@ from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import linear_from
 
 OUT, IN = 48, 64
-needs_library = pytest.mark.skipif(native.library() is None, reason="no native library")
+needs_library = pytest.mark.usefixtures("library")
 
 
 @pytest.fixture(params=["int8", "int4"])

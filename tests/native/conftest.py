@@ -4,14 +4,6 @@ from tests.instruction_sets import chosen
 from spqlm import native
 
 
-@pytest.fixture
-def library():
-    found = native.library()
-    if found is None:
-        pytest.skip("the native library is not built")
-    return found
-
-
 @pytest.fixture(params=native.INSTRUCTION_SETS)
 def instruction_set(request, library):
     """Every set of kernels that this processor can run, one after the other."""

@@ -14,14 +14,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
+from spqlm.errors import SpqError
+from spqlm.native.interface import compiled_from_these_sources, declare
+from spqlm.native.structures import Matrix as Matrix
 
-INTERFACE = 8
-"""What `spq_interface` of the library must return: see library.cpp."""
+logger = logging.getLogger(__name__)
 
 INSTRUCTION_SETS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "portable")
 CHOICE = "SPQ_KERNELS"
 """Environment variable: one of INSTRUCTION_SETS, or `reference` for no native kernels."""
+REQUIRED = "SPQ_REQUIRE_NATIVE"
+"""Environment variable: 1 makes it an error, not a warning, that the library is not there."""
+FILE = "SPQ_NATIVE_LIBRARY"
+"""Environment variable: another library than the one that installing the package puts beside this
+file; it must be compiled from the same sources."""
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Float types, by their numbers in matrix.h."""
@@ -30,37 +36,27 @@ FLOATS = tuple(DTYPES)
 _ELEMENTS = (*FLOATS, torch.int8, torch.uint8, torch.int32)
 
 
-class Matrix(ctypes.Structure):
-    """Mirrors `Matrix` in matrix.h."""
-
-    _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("rows", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("groups", ctypes.c_int64),
-        ("format", ctypes.c_int32),
-        ("scale_type", ctypes.c_int32),
-        ("bias_type", ctypes.c_int32),
-        ("group_size", ctypes.c_int32),
-        ("zero", ctypes.c_void_p),
-        ("mask", ctypes.c_void_p),
-        ("offsets", ctypes.c_void_p),
-    )
-
-
 def library_file() -> Path:
-    """Where installing the package puts the compiled library."""
-    return Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")
+    """Where the compiled library is expected."""
+    beside = Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")
+    return Path(os.environ.get(FILE) or beside)
 
 
 def library() -> ctypes.CDLL | None:
     """The compiled library, or None; one warning says why there is none.
 
     None at all while torch.compile traces a model: it makes kernels of its own.
+
+    Raises:
+        SpqError: there is none, and SPQ_REQUIRE_NATIVE is 1.
     """
     return None if torch.compiler.is_compiling() else _library()
+
+
+def _absent(sentence: str, remedy: str) -> None:
+    if os.environ.get(REQUIRED) == "1":
+        raise SpqError(f"{sentence}, and {REQUIRED}=1 asks for them; {remedy}")
+    logger.warning("%s, so compressed layers run in PyTorch, slower; %s", sentence, remedy)
 
 
 @cache
@@ -73,20 +69,19 @@ def _library() -> ctypes.CDLL | None:
         # PyTorch is imported above, so its OpenMP library is the one whose threads are used.
         found = ctypes.CDLL(str(file))
     except OSError as error:
-        logger.warning(
-            "the native kernels are not there (%s), so compressed layers run in PyTorch, slower; "
+        why = error if file.exists() else f"no {file.name}"
+        _absent(
+            f"the native kernels are not there ({why})",
             "install a C++ compiler and then spqlm again",
-            error if file.exists() else f"no {file.name}",
         )
         return None
-    if found.spq_interface() != INTERFACE:
-        logger.warning(
-            "%s was compiled from other sources, so compressed layers run in PyTorch, slower; "
+    if not compiled_from_these_sources(found):
+        _absent(
+            f"the native kernels in {file.name} were compiled from other sources",
             "install spqlm again",
-            file.name,
         )
         return None
-    _declare(found)
+    declare(found)
     if wanted and not found.spq_choose(wanted.encode()):
         logger.warning(
             "%s=%s: this machine has no such kernels, so those for %s are used; there are %s",
@@ -98,39 +93,15 @@ def _library() -> ctypes.CDLL | None:
     return found
 
 
-def _declare(found: ctypes.CDLL) -> None:
-    pointer, whole, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    matrix = ctypes.POINTER(Matrix)
-    found.spq_instruction_set.restype = ctypes.c_char_p
-    found.spq_choose.argtypes = [ctypes.c_char_p]
-    found.spq_linear.argtypes = [matrix, matrix, pointer, small, whole, pointer, small]
-    found.spq_linear.restype = None
-    found.spq_sparse_linear.argtypes = [matrix, pointer, small, whole, pointer, small, small]
-    found.spq_sparse_linear.restype = None
-    found.spq_dequantize.argtypes = [matrix, whole, whole, pointer, small, small]
-    found.spq_dequantize.restype = None
-    found.spq_normalize.argtypes = [
-        pointer,
-        small,
-        whole,
-        whole,
-        pointer,
-        ctypes.c_float,
-        pointer,
-        small,
-    ]
-    found.spq_gated.argtypes = [pointer, pointer, small, whole, pointer, small]
-    for function in (found.spq_normalize, found.spq_gated):
-        function.restype = None
-    found.spq_many.argtypes = [matrix, pointer, whole, pointer, small]
-    found.spq_gram.argtypes = [pointer, pointer, whole, whole, pointer, small]
-    found.spq_attention.argtypes = [pointer, small]
-
-
 def instruction_set(found: ctypes.CDLL) -> str:
     """The one that the library's kernels run with now."""
     name: bytes = found.spq_instruction_set()
     return name.decode()
+
+
+def instruction_sets(found: ctypes.CDLL) -> list[str]:
+    """Those of INSTRUCTION_SETS that this processor can run, fastest first."""
+    return [name for name in INSTRUCTION_SETS if found.spq_runs_here(name.encode())]
 
 
 def addressable(*tensors: Tensor | None) -> bool:
@@ -163,6 +134,9 @@ def linear(found: ctypes.CDLL, x: Tensor, matrix: Matrix, inner: Matrix | None =
 
     Returns:
         [..., out] in the dtype of x.
+
+    Raises:
+        RuntimeError: the library does not know a format or a type.
     """
     y = x.new_empty(*x.shape[:-1], matrix.rows)
     count = y.numel() // matrix.rows

@@ -10,7 +10,7 @@ struct States {
   int64_t sequence, head, position;
 };
 
-// Mirrored by spq/native/attention.py.
+// Mirrored by spqlm/native/structures.py.
 struct Attention {
   States queries, keys, values;
   // [sequences]: the first position that is seen; those before are padding.

@@ -6,38 +6,7 @@ import torch
 from torch import Tensor
 
 from spqlm import native
-
-_WHOLE = ctypes.c_int64
-
-
-class States(ctypes.Structure):
-    """Mirrors `States` in attention.h."""
-
-    _fields_ = (
-        ("first", ctypes.c_void_p),
-        ("sequence", _WHOLE),
-        ("head", _WHOLE),
-        ("position", _WHOLE),
-    )
-
-
-class Attention(ctypes.Structure):
-    """Mirrors `Attention` in attention.h."""
-
-    _fields_ = (
-        ("queries", States),
-        ("keys", States),
-        ("values", States),
-        ("begins", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("sequences", _WHOLE),
-        ("query_heads", _WHOLE),
-        ("key_heads", _WHOLE),
-        ("count", _WHOLE),
-        ("length", _WHOLE),
-        ("width", _WHOLE),
-        ("scale", ctypes.c_float),
-    )
+from spqlm.native.structures import Attention, States
 
 
 def available() -> bool:

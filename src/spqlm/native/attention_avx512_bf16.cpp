@@ -6,8 +6,10 @@
 
 #include "attention.h"
 #include "parallel.h"
+#include "target.h"
 
-#include "target_avx512_bf16.h"
+TARGET_BEGIN(AVX512 ",avx512bf16")
+
 #include "transpose.h"
 
 namespace {
@@ -211,5 +213,5 @@ void attention_avx512_bf16(const Attention& a, int32_t threads) {
   });
 }
 
-#include "target_end.h"
+TARGET_END
 #endif

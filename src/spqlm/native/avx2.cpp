@@ -1,13 +1,9 @@
 // Kernels for processors with AVX2, FMA and F16C.
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include <immintrin.h>
+#include "target.h"
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma,f16c")
-#endif
+TARGET_BEGIN("avx2,fma,f16c")
 
 #include "kernels_impl.h"
 #include "sums.h"
@@ -74,13 +70,14 @@ struct Avx2 {
     high = _mm256_permute2f128_ps(a, b, 0x31);
   }
 
-  template <int S>
+  template <FloatType S>
   static void store(char* p, F a) {
     if constexpr (S == FLOAT32) {
       _mm256_storeu_ps((float*)p, a);
     } else if constexpr (S == FLOAT16) {
       _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
     } else {
+      static_assert(S == BFLOAT16);
       const __m256i bits = _mm256_castps_si256(a);
       const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
       const __m256i up = _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff));
@@ -96,7 +93,5 @@ struct Avx2 {
 
 const Kernels kernels_avx2 = make_kernels<Avx2>();
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+TARGET_END
 #endif

@@ -1,14 +1,9 @@
 // Kernels for processors with AVX-512 F, BW, DQ and VL.
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include <immintrin.h>
+#include "target.h"
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), \
-                             apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
-#endif
+TARGET_BEGIN(AVX512)
 
 #include "kernels_impl.h"
 #include "sums.h"
@@ -80,13 +75,14 @@ struct Avx512 {
     high = _mm512_permutex2var_ps(even, _mm512_add_epi32(first, _mm512_set1_epi32(8)), odd);
   }
 
-  template <int S>
+  template <FloatType S>
   static void store(char* p, F a) {
     if constexpr (S == FLOAT32) {
       _mm512_storeu_ps((float*)p, a);
     } else if constexpr (S == FLOAT16) {
       _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
     } else {
+      static_assert(S == BFLOAT16);
       const __m512i bits = _mm512_castps_si512(a);
       const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
       const __m512i up = _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff));
@@ -100,7 +96,5 @@ struct Avx512 {
 
 const Kernels kernels_avx512 = make_kernels<Avx512>();
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+TARGET_END
 #endif

@@ -1,57 +1,13 @@
 // One more token of each of some sequences through a whole decoder of Llama's layout in one call, by
 // threads that stay together.
 #include <algorithm>
+#include <array>
 
+#include "decoder.h"
+#include "exported.h"
 #include "kernels.h"
 #include "pairs.h"
 #include "sparse.h"
-
-#define EXPORTED extern "C" __attribute__((visibility("default")))
-
-// The structures are mirrored by spq/native/decoder.py.
-
-// outer x, or outer (inner x) where there is an inner one.
-struct Linear {
-  Matrix outer;
-  Matrix inner;  // rows = 0: there is none
-};
-
-struct Layer {
-  Linear query, key, value, output, gate, up, down;
-  const float* attention_norm;  // [hidden]
-  const float* mlp_norm;
-  const float* query_norm;  // [head_width] or null
-  const float* key_norm;
-  void* keys;  // the cache, [count, key_heads, capacity, head_width] of the model's type
-  void* values;
-  int64_t query_heads;
-  int64_t key_heads;
-  int64_t window;  // positions that a token sees, itself included; 0: all
-};
-
-struct Decoder {
-  const Layer* layers;
-  const float* norm;  // [hidden]
-  Matrix embedding;   // [vocabulary, hidden]
-  Linear head;
-  int64_t layer_count;
-  int64_t hidden;
-  int64_t head_width;
-  int64_t capacity;
-  const float* cosine;  // of the rotary embedding, [angles, head_width]
-  const float* sine;
-  float epsilon;
-  float attention_scale;
-  int32_t type;  // of the cache and the logits
-  int32_t count;  // sequences, at most MOST_INPUTS
-};
-
-// What is told about a sequence for one step.
-struct Sequence {
-  int64_t token;
-  int64_t angle;  // row of the tables of the rotary embedding
-  int64_t first;  // position in the cache from which on it is seen; those before are padding
-};
 
 namespace {
 
@@ -64,12 +20,27 @@ constexpr int64_t ENOUGH_HEADS = 32;
 // Numbers in as many whole lines of the cache as `size` numbers need.
 int64_t in_lines(int64_t size) { return (size + 15) / 16 * 16; }
 
+std::array<const Linear*, 7> linears_of(const Layer& layer) {
+  return {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate, &layer.up, &layer.down};
+}
+
+bool known(const Linear& linear) {
+  return ::known(linear.outer) && (!linear.inner.rows || ::known(linear.inner));
+}
+
+bool known(const Decoder& decoder) {
+  if (!::known(decoder.type) || !::known(decoder.embedding) || !known(decoder.head)) return false;
+  for (int64_t i = 0; i < decoder.layer_count; i++)
+    for (const Linear* linear : linears_of(decoder.layers[i]))
+      if (!known(*linear)) return false;
+  return true;
+}
+
 int64_t widest(const Decoder& decoder) {
   int64_t width = std::max(decoder.hidden, decoder.head.inner.rows);
   for (int64_t i = 0; i < decoder.layer_count; i++) {
     const Layer& layer = decoder.layers[i];
-    for (const Linear* linear : {&layer.query, &layer.key, &layer.value, &layer.output, &layer.gate,
-                                 &layer.up, &layer.down})
+    for (const Linear* linear : linears_of(layer))
       width = std::max({width, linear->outer.rows, linear->outer.columns, linear->inner.columns});
   }
   return in_lines(arranged_size(width));
@@ -266,8 +237,8 @@ struct Worker {
 
   // Where `head`, counted over all sequences, has the keys or values of a position.
   char* cached(void* cache, int64_t head, int64_t position) const {
-    const int64_t bytes = decoder.type == FLOAT32 ? 4 : 2;
-    return (char*)cache + (head * decoder.capacity + position) * decoder.head_width * bytes;
+    const int64_t before = (head * decoder.capacity + position) * decoder.head_width;
+    return (char*)cache + before * element_size(decoder.type);
   }
 
   void attend(const Layer& layer, int64_t position) {
@@ -329,12 +300,10 @@ struct Worker {
     for (int64_t i = 0; i < decoder.layer_count; i++) layer(decoder.layers[i], position);
     normalize(decoder.norm);
     apply(decoder.head, shared.logits);
-    const int64_t size = decoder.head.outer.rows, bytes = decoder.type == FLOAT32 ? 4 : 2;
+    const int64_t size = decoder.head.outer.rows, bytes = size * element_size(decoder.type);
 #pragma omp for schedule(static)
-    for (int64_t m = 0; m < count; m++) {
-      const Matrix row = {shared.logits + m * size, nullptr, nullptr, 1, size, 0, FLOAT32, 0, 0, 0};
-      kernels().dequantize(row, 0, 1, (char*)logits + m * size * bytes, decoder.type);
-    }
+    for (int64_t m = 0; m < count; m++)
+      convert(shared.logits + m * size, FLOAT32, size, (char*)logits + m * bytes, decoder.type);
   }
 };
 
@@ -343,8 +312,9 @@ constexpr int PRIVATE = 6;  // and that each has for itself
 
 }  // namespace
 
-// float32 numbers that `spq_decode` needs to work in.
+// float32 numbers that `spq_decode` needs to work in, or REFUSED.
 EXPORTED int64_t spq_decode_room(const Decoder* decoder, int32_t threads) {
+  if (!known(*decoder)) return REFUSED;
   const int64_t count = decoder->count, width = widest(*decoder) * count;
   return SHARED * width + in_lines(count * decoder->head.outer.rows) +
          in_lines(count * carried_room(*decoder)) +
@@ -354,8 +324,9 @@ EXPORTED int64_t spq_decode_room(const Decoder* decoder, int32_t threads) {
 
 // Logits [count, vocabulary] of what follows a token of each sequence; the tokens stand at `position`
 // (< capacity) of the cache, which their keys and values go into.
-EXPORTED void spq_decode(const Decoder* decoder, const Sequence* sequences, int64_t position,
-                         float* room, void* logits, int32_t threads) {
+EXPORTED Status spq_decode(const Decoder* decoder, const Sequence* sequences, int64_t position,
+                           float* room, void* logits, int32_t threads) {
+  if (!known(*decoder)) return REFUSED;
   const int64_t width = widest(*decoder), all = width * decoder->count;
   const int64_t share = most_sharing(*decoder);
   float* next = room;
@@ -388,4 +359,5 @@ EXPORTED void spq_decode(const Decoder* decoder, const Sequence* sequences, int6
                   input(0), {input(1), input(2), input(3)}};
     worker.step(position, logits);
   }
+  return DONE;
 }

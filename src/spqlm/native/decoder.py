@@ -7,49 +7,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from spqlm.native import DTYPES, Matrix, addressable
+from spqlm.native import DTYPES, addressable
+from spqlm.native.structures import Decoder as Decoder
+from spqlm.native.structures import Layer as Layer
+from spqlm.native.structures import Linear as Linear
+from spqlm.native.structures import Matrix
 
 WIDEST_HEAD = 512
 """Columns of an attention head that the native step has room for; see decode.cpp."""
 
 MOST_SEQUENCES = 64
 """Sequences that one step can take; MOST_INPUTS in matrix.h."""
-
-
-class Linear(ctypes.Structure):
-    """Mirrors `Linear` in decode.cpp: outer · x, or outer · (inner · x)."""
-
-    _fields_ = (("outer", Matrix), ("inner", Matrix))
-
-
-class Layer(ctypes.Structure):
-    """Mirrors `Layer` in decode.cpp."""
-
-    _fields_ = (
-        *((name, Linear) for name in ("query", "key", "value", "output", "gate", "up", "down")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm", "keys", "values")
-        ),
-        *((name, ctypes.c_int64) for name in ("query_heads", "key_heads", "window")),
-    )
-
-
-class Decoder(ctypes.Structure):
-    """Mirrors `Decoder` in decode.cpp."""
-
-    _fields_ = (
-        ("layers", ctypes.POINTER(Layer)),
-        ("norm", ctypes.c_void_p),
-        ("embedding", Matrix),
-        ("head", Linear),
-        *((name, ctypes.c_int64) for name in ("layer_count", "hidden", "head_width", "capacity")),
-        *((name, ctypes.c_void_p) for name in ("cosine", "sine")),
-        ("epsilon", ctypes.c_float),
-        ("attention_scale", ctypes.c_float),
-        ("type", ctypes.c_int32),
-        ("count", ctypes.c_int32),
-    )
 
 
 @dataclass
@@ -120,6 +88,9 @@ class Program:
 
         Returns:
             logits of the next tokens, [sequences, vocabulary].
+
+        Raises:
+            RuntimeError: the library does not know a format that the decoder has.
         """
         threads = torch.get_num_threads()
         needed = self.library.spq_decode_room(self.decoder, threads)
@@ -164,15 +135,6 @@ def program(
         dtype: of the model.
         held: tensors that any of these has the address of.
     """
-    pointer, whole = ctypes.c_void_p, ctypes.c_int64
-    library.spq_decode_room.argtypes = [ctypes.POINTER(Decoder), ctypes.c_int32]
-    library.spq_decode_room.restype = whole
-    library.spq_decode.restype = None
-    library.spq_decode.argtypes = [
-        ctypes.POINTER(Decoder),
-        *(pointer, whole, pointer, pointer),
-        ctypes.c_int32,
-    ]
     array = (Layer * len(layers))(*layers)
     decoder = Decoder(
         array,

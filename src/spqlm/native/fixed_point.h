@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "lanes.h"
 #include "pairs.h"
 
 namespace {
@@ -11,9 +12,7 @@ inline int64_t exponent_of(float value) { return (int64_t)(bits_from_float(value
 
 // 16 of `columns` numbers from k on; zeros beyond the last.
 inline __m512 load16(const float* x, int64_t columns, int64_t k) {
-  const int64_t left = columns - k;
-  const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
-  return _mm512_maskz_loadu_ps(mask, x + k);
+  return _mm512_maskz_loadu_ps(mask_of(columns - k), x + k);
 }
 
 // Up to BLOCK numbers, zeros beyond the last, in 16 bits; returns what they are multiples of.

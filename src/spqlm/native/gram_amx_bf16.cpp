@@ -1,18 +1,11 @@
 // Sums of outer products of bfloat16 vectors, for processors with AMX.
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 
-#include <immintrin.h>
-
 #include <algorithm>
 
-#if defined(__clang__)
-#pragma clang attribute push(                                                                   \
-    __attribute__((                                                                             \
-        target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), \
-    apply_to = function)
-#else
-#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
-#endif
+#include "target.h"
+
+TARGET_BEGIN(AVX512 ",avx512bf16,amx-tile,amx-bf16")
 
 #include "gram.h"
 #include "parallel.h"
@@ -71,7 +64,5 @@ void gram_amx_bf16(const uint16_t* x, const float* by, int64_t count, int64_t co
   }
 }
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+TARGET_END
 #endif

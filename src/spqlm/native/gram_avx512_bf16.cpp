@@ -5,8 +5,11 @@
 
 #include "gram.h"
 #include "parallel.h"
+#include "target.h"
 
-#include "target_avx512_bf16.h"
+TARGET_BEGIN(AVX512 ",avx512bf16")
+
+#include "lanes.h"
 
 namespace {
 
@@ -28,8 +31,8 @@ void pack(const uint16_t* x, const float* by, int64_t count, int64_t columns, in
   for (int64_t pair = 0; pair < (count + 1) / 2; pair++) {
     const int64_t t = 2 * pair;
     for (int64_t k = 0; k < WIDE; k += 16) {
-      const int64_t column = panel * WIDE + k, left = columns - column;
-      const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+      const int64_t column = panel * WIDE + k;
+      const __mmask16 mask = mask_of(columns - column);
       const uint16_t* first = x + t * columns + column;
       const __m512i low = _mm512_cvtepu16_epi32(scaled(first, mask, by[t]));
       __m512i high = _mm512_setzero_si512();
@@ -57,9 +60,7 @@ void tile(const uint32_t* left, const uint32_t* right, int64_t pairs, float* tot
   }
   for (int64_t r = 0; r < high; r++)
     for (int64_t v = 0; v < VECTORS; v++) {
-      const int64_t left_over = wide - 16 * v;
-      const __mmask16 mask =
-          left_over >= 16 ? 0xffff : left_over > 0 ? (__mmask16)((1u << left_over) - 1) : 0;
+      const __mmask16 mask = mask_of(wide - 16 * v);
       float* to = total + r * stride + 16 * v;
       _mm512_mask_storeu_ps(to, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), sums[r][v]));
     }
@@ -89,5 +90,5 @@ void gram_avx512_bf16(const uint16_t* x, const float* by, int64_t count, int64_t
   }
 }
 
-#include "target_end.h"
+TARGET_END
 #endif

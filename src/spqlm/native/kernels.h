@@ -17,13 +17,13 @@ struct Kernels {
                  float* y, int64_t y_stride, float* carried);
 
   // The rows first <= row < last as numbers of `type`, into out [last - first, columns].
-  void (*dequantize)(const Matrix&, int64_t first, int64_t last, void* out, int32_t type);
+  void (*dequantize)(const Matrix&, int64_t first, int64_t last, void* out, FloatType type);
 
   // Attention of `count` heads to the same keys and values: softmax(keys query) values. keys and
   // values are [length, width] of `type`; queries and out are [count, width]; scores is room for
   // [count, length].
   void (*attend)(const float* queries, int64_t count, const void* keys, const void* values,
-                 int32_t type, int64_t length, int64_t width, float* scores, float* out);
+                 FloatType type, int64_t length, int64_t width, float* scores, float* out);
 
   // gate = silu(gate) * up, [size].
   void (*gated)(float* gate, const float* up, int64_t size);
@@ -38,3 +38,6 @@ extern const Kernels kernels_avx512;
 
 // The fastest set that this processor can run, or the one chosen by `spq_choose`.
 const Kernels& kernels();
+
+// `size` numbers of one float type as those of another.
+void convert(const void* from, FloatType from_type, int64_t size, void* to, FloatType to_type);

@@ -11,21 +11,21 @@ struct Elements;
 
 template <class V>
 struct Elements<V, FLOAT32> {
-  static constexpr int bytes = 4;
+  static constexpr int bytes = element_size(FLOAT32);
   static typename V::F load(const char* p) { return V::load((const float*)p); }
   static float one(const char* p) { return read_float(p, FLOAT32, 0); }
 };
 
 template <class V>
 struct Elements<V, BFLOAT16> {
-  static constexpr int bytes = 2;
+  static constexpr int bytes = element_size(BFLOAT16);
   static typename V::F load(const char* p) { return V::load_bfloat16(p); }
   static float one(const char* p) { return read_float(p, BFLOAT16, 0); }
 };
 
 template <class V>
 struct Elements<V, FLOAT16> {
-  static constexpr int bytes = 2;
+  static constexpr int bytes = element_size(FLOAT16);
   static typename V::F load(const char* p) { return V::load_float16(p); }
   static float one(const char* p) { return read_float(p, FLOAT16, 0); }
 };
@@ -145,12 +145,15 @@ struct Tiles {
   template <int R, int M>
   static void tile(const Matrix& w, const float* x, int64_t row, float* y, int64_t y_stride) {
     switch (w.format) {
-      case FLOAT32: return Plain<V, FLOAT32, R, M>::run(w, x, row, y, y_stride);
-      case BFLOAT16: return Plain<V, BFLOAT16, R, M>::run(w, x, row, y, y_stride);
-      case FLOAT16: return Plain<V, FLOAT16, R, M>::run(w, x, row, y, y_stride);
+      case DENSE_FLOAT32: return Plain<V, FLOAT32, R, M>::run(w, x, row, y, y_stride);
+      case DENSE_BFLOAT16: return Plain<V, BFLOAT16, R, M>::run(w, x, row, y, y_stride);
+      case DENSE_FLOAT16: return Plain<V, FLOAT16, R, M>::run(w, x, row, y, y_stride);
       case INT8: return Plain<V, INT8, R, M>::run(w, x, row, y, y_stride);
-      default: return Packed<V, R, M>::run(w, x, row, y, y_stride);
+      case INT4: return Packed<V, R, M>::run(w, x, row, y, y_stride);
+      case SPARSE8:
+      case SPARSE4: break;  // have a product of their own
     }
+    __builtin_trap();
   }
 
   // `high` rows of the matrix times M inputs, as many at a time as there are registers for.
@@ -177,7 +180,7 @@ struct Tiles {
   }
 };
 
-template <class V, int T, int S>
+template <class V, int T, FloatType S>
 void dequantize_plain(const Matrix& w, int64_t row, char* out) {
   using E = Elements<V, T>;
   const char* p = (const char*)w.weight + row * w.columns * E::bytes;
@@ -190,7 +193,7 @@ void dequantize_plain(const Matrix& w, int64_t row, char* out) {
   for (; k < w.columns; k++) write_float(out, S, k, E::one(p + k * E::bytes) * scale);
 }
 
-template <class V, int S>
+template <class V, FloatType S>
 void dequantize_packed(const Matrix& w, int64_t row, char* out) {
   const int64_t size = w.columns / w.groups;
   if (size % (2 * V::width)) {
@@ -227,28 +230,36 @@ void sparse(const Matrix& w, const float* x, int64_t count, int64_t first, int64
   run(w, x, count, first, last, y, y_stride, carried);
 }
 
-template <class V, int S>
+template <class V, FloatType S>
 void dequantize_row(const Matrix& w, int64_t row, char* out) {
   switch (w.format) {
-    case FLOAT32: return dequantize_plain<V, FLOAT32, S>(w, row, out);
-    case BFLOAT16: return dequantize_plain<V, BFLOAT16, S>(w, row, out);
-    case FLOAT16: return dequantize_plain<V, FLOAT16, S>(w, row, out);
+    case DENSE_FLOAT32: return dequantize_plain<V, FLOAT32, S>(w, row, out);
+    case DENSE_BFLOAT16: return dequantize_plain<V, BFLOAT16, S>(w, row, out);
+    case DENSE_FLOAT16: return dequantize_plain<V, FLOAT16, S>(w, row, out);
     case INT8: return dequantize_plain<V, INT8, S>(w, row, out);
     case INT4: return dequantize_packed<V, S>(w, row, out);
-    default: return dequantize_sparse<V, S>(w, row, out);
+    case SPARSE8: return dequantize_sparse<V, S, SPARSE8>(w, row, out);
+    case SPARSE4: return dequantize_sparse<V, S, SPARSE4>(w, row, out);
   }
+  __builtin_trap();
+}
+
+template <class V, FloatType S>
+void dequantize_rows(const Matrix& w, int64_t first, int64_t last, char* out) {
+  const int64_t stride = w.columns * element_size(S);
+  for (int64_t row = first; row < last; row++) dequantize_row<V, S>(w, row, out + (row - first) * stride);
 }
 
 template <class V>
-void dequantize(const Matrix& w, int64_t first, int64_t last, void* out, int32_t type) {
+void dequantize(const Matrix& w, int64_t first, int64_t last, void* out, FloatType type) {
   const Kernels* other = for_narrow_groups<V>(w);
   if (other) return other->dequantize(w, first, last, out, type);
-  for (int64_t row = first; row < last; row++) {
-    char* to = (char*)out + (row - first) * w.columns * (type == FLOAT32 ? 4 : 2);
-    if (type == FLOAT32) dequantize_row<V, FLOAT32>(w, row, to);
-    else if (type == BFLOAT16) dequantize_row<V, BFLOAT16>(w, row, to);
-    else dequantize_row<V, FLOAT16>(w, row, to);
+  switch (type) {
+    case FLOAT32: return dequantize_rows<V, FLOAT32>(w, first, last, (char*)out);
+    case BFLOAT16: return dequantize_rows<V, BFLOAT16>(w, first, last, (char*)out);
+    case FLOAT16: return dequantize_rows<V, FLOAT16>(w, first, last, (char*)out);
   }
+  __builtin_trap();
 }
 
 // e^x within 2 ulp for |x| < 87, and e^±87 beyond. Whole numbers decide, not floats: compilers would
@@ -358,15 +369,17 @@ void weighted_sums(Weighted w, int64_t count, float* out) {
 }
 
 template <class V>
-void attend(const float* queries, int64_t count, const void* keys, const void* values, int32_t type,
+void attend(const float* queries, int64_t count, const void* keys, const void* values, FloatType type,
             int64_t length, int64_t width, float* scores, float* out) {
-  const Matrix matrix = {keys, nullptr, nullptr, length, width, 0, type, 0, 0, 0};
-  Tiles<V>::product(matrix, queries, count, 0, length, scores, length);
+  Tiles<V>::product(dense(keys, type, length, width), queries, count, 0, length, scores, length);
   for (int64_t m = 0; m < count; m++) softmax(scores + m * length, length);
   const Weighted weighted = {scores, (const char*)values, length, width};
-  if (type == FLOAT32) weighted_sums<V, FLOAT32>(weighted, count, out);
-  else if (type == BFLOAT16) weighted_sums<V, BFLOAT16>(weighted, count, out);
-  else weighted_sums<V, FLOAT16>(weighted, count, out);
+  switch (type) {
+    case FLOAT32: return weighted_sums<V, FLOAT32>(weighted, count, out);
+    case BFLOAT16: return weighted_sums<V, BFLOAT16>(weighted, count, out);
+    case FLOAT16: return weighted_sums<V, FLOAT16>(weighted, count, out);
+  }
+  __builtin_trap();
 }
 
 template <class V>

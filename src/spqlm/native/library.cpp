@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "exported.h"
 #include "gram.h"
 #include "kernels.h"
 #include "many.h"
@@ -80,14 +81,8 @@ T* room_of(Purpose purpose, int64_t count) {
   return (T*)room_for(purpose, count * sizeof(T));
 }
 
-// `size` numbers of one float type as those of another.
-void convert(const void* from, int32_t from_type, int64_t size, void* to, int32_t to_type) {
-  const Matrix row = {from, nullptr, nullptr, 1, size, 0, from_type, 0, 0, 0};
-  kernels().dequantize(row, 0, 1, to, to_type);
-}
-
 // y [count, rows] of `type`.
-void multiply_sparse(const Matrix& matrix, const float* input, int64_t count, void* y, int32_t type,
+void multiply_sparse(const Matrix& matrix, const float* input, int64_t count, void* y, FloatType type,
                      int32_t threads, Schedule schedule) {
   const int64_t columns = matrix.columns, rows = matrix.rows, tasks = sparse_tasks(matrix);
   const int64_t batch = std::min(count, MOST_INPUTS);
@@ -100,13 +95,13 @@ void multiply_sparse(const Matrix& matrix, const float* input, int64_t count, vo
     const int64_t multiplications = some * kept_before(matrix, rows) * matrix.group_size;
     in_parallel(threads, tasks, multiplications, [&](int64_t task) { run_task(product, task); });
     settle(product);
-    convert(sums, FLOAT32, some * rows, (char*)y + m * rows * (type == FLOAT32 ? 4 : 2), type);
+    convert(sums, FLOAT32, some * rows, (char*)y + m * rows * element_size(type), type);
   }
 }
 
 // The same for any matrix, from inputs that were of `input_type` before they became float32.
-void multiply(const Matrix& matrix, const float* input, int32_t input_type, int64_t count, void* y,
-              int32_t type, int32_t threads) {
+void multiply(const Matrix& matrix, const float* input, FloatType input_type, int64_t count, void* y,
+              FloatType type, int32_t threads) {
   if (in_tasks(matrix, input_type, std::min(count, MOST_INPUTS)))
     return multiply_sparse(matrix, input, count, y, type, threads, EVEN_GROUPS);
   const int64_t columns = matrix.columns, rows = matrix.rows, room = arranged_size(columns);
@@ -126,7 +121,7 @@ void multiply(const Matrix& matrix, const float* input, int32_t input_type, int6
         kernels().product(matrix, input + m * columns, some, first, last, sums - first, ROWS);
       for (int64_t i = 0; i < some; i++)
         convert(sums + i * ROWS, FLOAT32, last - first,
-                (char*)y + ((m + i) * rows + first) * (type == FLOAT32 ? 4 : 2), type);
+                (char*)y + ((m + i) * rows + first) * element_size(type), type);
     }
   });
 }
@@ -134,6 +129,10 @@ void multiply(const Matrix& matrix, const float* input, int32_t input_type, int6
 }  // namespace
 
 const Kernels& kernels() { return *chosen->kernels; }
+
+void convert(const void* from, FloatType from_type, int64_t size, void* to, FloatType to_type) {
+  kernels().dequantize(dense(from, from_type, 1, size), 0, 1, to, to_type);
+}
 
 void* room_for(Purpose purpose, int64_t bytes) {
   thread_local std::vector<char> rooms[(int)Purpose::COUNT];
@@ -149,13 +148,21 @@ namespace {
 const Pairs* tiles_for(const Matrix& matrix, int64_t count) {
 #if defined(__linux__)
   if (!chosen->allowed || matrix.columns % 32) return nullptr;
-  if (matrix.format == INT8) return count >= TILES_INT8 ? &tiles_int8 : nullptr;
-  if (matrix.format == BFLOAT16) return count >= TILES_BFLOAT16 ? &tiles_bfloat16 : nullptr;
-  if (is_sparse(matrix)) return count >= TILES_SPARSE ? &tiles_sparse : nullptr;
-  if (matrix.format == INT4 && matrix.columns / matrix.groups % 32 == 0)
-    return count >= TILES_INT4 ? &tiles_int4 : nullptr;
-#endif
+  switch (matrix.format) {
+    case INT8: return count >= TILES_INT8 ? &tiles_int8 : nullptr;
+    case INT4:
+      if (matrix.columns / matrix.groups % 32) return nullptr;
+      return count >= TILES_INT4 ? &tiles_int4 : nullptr;
+    case DENSE_BFLOAT16: return count >= TILES_BFLOAT16 ? &tiles_bfloat16 : nullptr;
+    case SPARSE8:
+    case SPARSE4: return count >= TILES_SPARSE ? &tiles_sparse : nullptr;
+    case DENSE_FLOAT32:
+    case DENSE_FLOAT16: return nullptr;
+  }
+  __builtin_trap();
+#else
   return nullptr;
+#endif
 }
 
 }  // namespace
@@ -165,11 +172,19 @@ const Pairs* pairs_for(const Matrix& matrix, int64_t count) {
 #if defined(__x86_64__) && defined(__GNUC__)
   if (!chosen->pairs) return nullptr;
   if (const Pairs* tiles = tiles_for(matrix, count)) return tiles;
-  if (matrix.format == INT8) return &pairs_int8;
-  if (matrix.format == BFLOAT16) return &pairs_bfloat16;
-  if (matrix.format != INT4) return nullptr;
-  const int64_t size = matrix.columns / matrix.groups;
-  return size % BLOCK == 0 || (size % 16 == 0 && BLOCK % size == 0) ? &pairs_int4 : nullptr;
+  switch (matrix.format) {
+    case INT8: return &pairs_int8;
+    case INT4: {
+      const int64_t size = matrix.columns / matrix.groups;
+      return size % BLOCK == 0 || (size % 16 == 0 && BLOCK % size == 0) ? &pairs_int4 : nullptr;
+    }
+    case DENSE_BFLOAT16: return &pairs_bfloat16;
+    case DENSE_FLOAT32:
+    case DENSE_FLOAT16:
+    case SPARSE8:
+    case SPARSE4: return nullptr;
+  }
+  __builtin_trap();
 #else
   return nullptr;
 #endif
@@ -183,13 +198,14 @@ decltype(&sparse_avx512_bf16) interleaved_for(const Matrix& matrix) {
 #endif
 }
 
-#define EXPORTED extern "C" __attribute__((visibility("default")))
-
-
-// Raised with every change of a signature, a structure or a bound below.
-EXPORTED int spq_interface() { return 8; }
-
 EXPORTED const char* spq_instruction_set() { return chosen->name; }
+
+// Whether this processor and this build have the set of that name.
+EXPORTED int spq_runs_here(const char* name) {
+  for (const Set& set : sets)
+    if (!strcmp(set.name, name)) return runs_here(set);
+  return 0;
+}
 
 // 0 where this processor or this build lacks the set of that name; then nothing changes.
 EXPORTED int spq_choose(const char* name) {
@@ -202,17 +218,20 @@ EXPORTED int spq_choose(const char* name) {
 }
 
 // As spq_linear of one sparse matrix, with a choice of how the work is split.
-EXPORTED void spq_sparse_linear(const Matrix* matrix, const void* x, int32_t type, int64_t count,
-                                void* y, int32_t threads, int32_t schedule) {
+EXPORTED Status spq_sparse_linear(const Matrix* matrix, const void* x, FloatType type, int64_t count,
+                                  void* y, int32_t threads, Schedule schedule) {
+  if (!known(*matrix) || !is_sparse(*matrix) || !known(type) || !known(schedule)) return REFUSED;
   float* input = room_of<float>(Purpose::INPUT, count * matrix->columns);
   convert(x, type, count * matrix->columns, input, FLOAT32);
-  multiply_sparse(*matrix, input, count, y, type, threads, (Schedule)schedule);
+  multiply_sparse(*matrix, input, count, y, type, threads, schedule);
+  return DONE;
 }
 
 // y [count, rows of outer] = x [count, columns] times the matrix, transposed, plus its bias: outer,
 // or inner and then outer where inner is not null. x and y are of `type`, sums in float32.
-EXPORTED void spq_linear(const Matrix* outer, const Matrix* inner, const void* x, int32_t type,
-                         int64_t count, void* y, int32_t threads) {
+EXPORTED Status spq_linear(const Matrix* outer, const Matrix* inner, const void* x, FloatType type,
+                           int64_t count, void* y, int32_t threads) {
+  if (!known(*outer) || (inner && !known(*inner)) || !known(type)) return REFUSED;
   const int64_t size = count * (inner ? inner->columns : outer->columns);
   float* room = room_of<float>(Purpose::INPUT, size + (inner ? count * inner->rows : 0));
   const float* input = (const float*)x;
@@ -225,61 +244,67 @@ EXPORTED void spq_linear(const Matrix* outer, const Matrix* inner, const void* x
     input = room + size;
   }
   multiply(*outer, input, type, count, y, type, threads);
+  return DONE;
 }
 
 // The rows first <= row < last as numbers of `type`, out [last - first, columns].
-EXPORTED void spq_dequantize(const Matrix* matrix, int64_t first, int64_t last, void* out, int32_t type,
-                    int32_t threads) {
-  const int64_t bytes = matrix->columns * (type == FLOAT32 ? 4 : 2), count = last - first;
+EXPORTED Status spq_dequantize(const Matrix* matrix, int64_t first, int64_t last, void* out,
+                               FloatType type, int32_t threads) {
+  if (!known(*matrix) || !known(type)) return REFUSED;
+  const int64_t bytes = matrix->columns * element_size(type), count = last - first;
   in_parallel(threads, (count + ROWS - 1) / ROWS, count * matrix->columns, [&](int64_t block) {
     const int64_t start = first + block * ROWS, end = std::min(start + ROWS, last);
     kernels().dequantize(*matrix, start, end, (char*)out + (start - first) * bytes, type);
   });
+  return DONE;
 }
 
-// See many.h. Returns 0, with nothing done, where the chosen instruction set has no such kernel or
-// the matrix does not suit it.
-EXPORTED int spq_many(const Matrix* matrix, const void* x, int64_t count, void* y, int32_t threads) {
-  if (!chosen->many || matrix->columns % MANY_COLUMNS) return 0;
+// See many.h. Declines where the chosen instruction set has no such kernel or the matrix does not suit it.
+EXPORTED Status spq_many(const Matrix* matrix, const void* x, int64_t count, void* y, int32_t threads) {
+  if (!known(*matrix)) return REFUSED;
+  if (!chosen->many || matrix->columns % MANY_COLUMNS) return DECLINED;
   const int64_t inputs = (count + MANY_INPUTS - 1) / MANY_INPUTS * MANY_INPUTS;
   uint32_t* room = room_of<uint32_t>(Purpose::MANY, inputs * matrix->columns / 2);
   chosen->many(*matrix, (const uint16_t*)x, count, (uint16_t*)y, room, threads);
-  return 1;
+  return DONE;
 }
 
-// See gram.h. Returns 0, with nothing done, where the chosen instruction set has no such kernel.
-EXPORTED int spq_gram(const void* x, const float* by, int64_t count, int64_t columns, float* total,
-                      int32_t threads) {
-  if (!chosen->gram) return 0;
+// See gram.h. Declines where the chosen instruction set has no such kernel.
+EXPORTED Status spq_gram(const void* x, const float* by, int64_t count, int64_t columns, float* total,
+                         int32_t threads) {
+  if (!chosen->gram) return DECLINED;
   chosen->gram((const uint16_t*)x, by, count, columns, total, threads);
-  return 1;
+  return DONE;
 }
 
-// See attention.h. Returns 0, with nothing done, where the chosen instruction set has no such kernel or
-// the width of a head does not suit it.
-EXPORTED int spq_attention(const Attention* attention, int32_t threads) {
-  if (!chosen->attention || attention->width % HEAD_STEP || attention->width > HEAD_MOST) return 0;
+// See attention.h. Declines where the chosen instruction set has no such kernel or the width of a head
+// does not suit it.
+EXPORTED Status spq_attention(const Attention* attention, int32_t threads) {
+  if (!chosen->attention || attention->width % HEAD_STEP || attention->width > HEAD_MOST) return DECLINED;
   chosen->attention(*attention, threads);
-  return 1;
+  return DONE;
 }
 
 // out = x / rms(x) * weight for each of `count` rows; x and out are of `type`.
-EXPORTED void spq_normalize(const void* x, int32_t type, int64_t count, int64_t size,
-                            const float* weight, float epsilon, void* out, int32_t threads) {
-  const int64_t bytes = size * (type == FLOAT32 ? 4 : 2);
+EXPORTED Status spq_normalize(const void* x, FloatType type, int64_t count, int64_t size,
+                              const float* weight, float epsilon, void* out, int32_t threads) {
+  if (!known(type)) return REFUSED;
+  const int64_t bytes = size * element_size(type);
   in_parallel(threads, count, 4 * count * size, [&](int64_t row) {
     float* held = room_of<float>(Purpose::INPUT, size);
     convert((const char*)x + row * bytes, type, size, held, FLOAT32);
     kernels().normalize(held, weight, epsilon, size, held);
     convert(held, FLOAT32, size, (char*)out + row * bytes, type);
   });
+  return DONE;
 }
 
 // out = silu(gate) * up, all of `type`.
-EXPORTED void spq_gated(const void* gate, const void* up, int32_t type, int64_t size, void* out,
-                        int32_t threads) {
+EXPORTED Status spq_gated(const void* gate, const void* up, FloatType type, int64_t size, void* out,
+                          int32_t threads) {
+  if (!known(type)) return REFUSED;
   constexpr int64_t PIECE = 2048;
-  const int64_t bytes = type == FLOAT32 ? 4 : 2;
+  const int64_t bytes = element_size(type);
   in_parallel(threads, (size + PIECE - 1) / PIECE, 16 * size, [&](int64_t piece) {
     const int64_t first = piece * PIECE, some = std::min(PIECE, size - first);
     float left[PIECE], right[PIECE];
@@ -288,4 +313,5 @@ EXPORTED void spq_gated(const void* gate, const void* up, int32_t type, int64_t 
     kernels().gated(left, right, some);
     convert(left, FLOAT32, some, (char*)out + first * bytes, type);
   });
+  return DONE;
 }

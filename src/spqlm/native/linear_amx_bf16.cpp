@@ -4,7 +4,6 @@
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 
 #include <cpuid.h>
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -12,15 +11,9 @@
 
 #include "many.h"
 #include "parallel.h"
+#include "target.h"
 
-#if defined(__clang__)
-#pragma clang attribute push(                                                                   \
-    __attribute__((                                                                             \
-        target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), \
-    apply_to = function)
-#else
-#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
-#endif
+TARGET_BEGIN(AVX512 ",avx512bf16,amx-tile,amx-bf16")
 
 #include "weight_tiles.h"
 
@@ -113,8 +106,7 @@ struct Panel {
         found[half] = _mm512_fmadd_ps(_mm512_load_ps(sums + k), _mm512_load_ps(scale + k),
                                       _mm512_load_ps(bias + k));
       }
-      const __mmask32 mask = wide - r < SQUARE ? (1u << (wide - r)) - 1 : 0xffffffffu;
-      _mm512_mask_storeu_epi16(y + r, mask, (__m512i)_mm512_cvtne2ps_pbh(found[1], found[0]));
+      _mm512_mask_storeu_epi16(y + r, mask_of<__mmask32>(wide - r), (__m512i)_mm512_cvtne2ps_pbh(found[1], found[0]));
     }
   }
 };
@@ -141,7 +133,5 @@ void linear_amx_bf16(const Matrix& w, const uint16_t* x, int64_t count, uint16_t
   });
 }
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+TARGET_END
 #endif

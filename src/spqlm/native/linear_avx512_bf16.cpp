@@ -6,8 +6,10 @@
 
 #include "many.h"
 #include "parallel.h"
+#include "target.h"
 
-#include "target_avx512_bf16.h"
+TARGET_BEGIN(AVX512 ",avx512bf16")
+
 #include "transpose.h"
 
 namespace {
@@ -87,5 +89,5 @@ void linear_avx512_bf16(const Matrix& w, const uint16_t* x, int64_t count, uint1
   });
 }
 
-#include "target_end.h"
+TARGET_END
 #endif

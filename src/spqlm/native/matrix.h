@@ -4,11 +4,17 @@
 #include <cstdint>
 #include <cstring>
 
-// Mirrored by spq/native/__init__.py.
+// Switches over enums name every case and have no `default`, so that compilers point at those which a new
+// value is missing from. What `known` accepts is all that gets as far as them.
+
+// What numbers are stored in. Mirrored, as Format, by FORMATS in spqlm/native/__init__.py.
+enum FloatType : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+// How the numbers of a weight are stored.
 enum Format : int32_t {
-  FLOAT32 = 0,
-  BFLOAT16 = 1,
-  FLOAT16 = 2,
+  DENSE_FLOAT32 = FLOAT32,
+  DENSE_BFLOAT16 = BFLOAT16,
+  DENSE_FLOAT16 = FLOAT16,
   INT8 = 3,
   INT4 = 4,
   SPARSE8 = 5,
@@ -18,7 +24,7 @@ enum Format : int32_t {
 // Row-major [rows, columns], dense or codes with scales. No pointer needs any alignment.
 //
 // The sparse formats keep whole groups of a row's columns, one behind the other over all rows, and
-// read 0 elsewhere: numbers are scale * code + zero.
+// read 0 elsewhere: numbers are scale * code + zero. Mirrored by spqlm/native/structures.py.
 struct Matrix {
   const void* weight;  // sparse: the codes of the kept groups, [kept, group_size]
   const void* scale;   // int8: [rows] or [1]; int4: [rows, groups]; sparse: [kept]
@@ -26,10 +32,10 @@ struct Matrix {
   int64_t rows;
   int64_t columns;
   int64_t groups;      // in a row; 0 where one scale serves the whole matrix
-  int32_t format;      // a Format
-  int32_t scale_type;  // FLOAT32, BFLOAT16 or FLOAT16; also of the zeros
-  int32_t bias_type;
-  int32_t group_size;      // what follows is there for sparse formats alone
+  Format format;
+  FloatType scale_type;  // also of the zeros
+  FloatType bias_type;
+  int32_t group_size;  // what follows is there for sparse formats alone
   const void* zero = nullptr;        // [kept] or null
   const uint8_t* mask = nullptr;     // [rows, ceil(groups / 8)]: a bit for each group, lowest first
   const uint8_t* offsets = nullptr;  // int32 [rows + 1]: kept groups before each row
@@ -37,6 +43,62 @@ struct Matrix {
 
 // Everything below has internal linkage: files compiled for different instruction sets must not
 // share one copy.
+
+// Numbers [rows, columns] of a float type, without scales or a bias.
+static inline Matrix dense(const void* numbers, FloatType type, int64_t rows, int64_t columns) {
+  return {numbers, nullptr, nullptr, rows, columns, 0, (Format)type, FLOAT32, FLOAT32, 0};
+}
+
+// Bytes of a number.
+static constexpr int64_t element_size(FloatType type) {
+  switch (type) {
+    case FLOAT32: return 4;
+    case BFLOAT16:
+    case FLOAT16: return 2;
+  }
+  __builtin_trap();
+}
+
+static inline bool is_sparse(const Matrix& matrix) {
+  switch (matrix.format) {
+    case SPARSE8:
+    case SPARSE4: return true;
+    case DENSE_FLOAT32:
+    case DENSE_BFLOAT16:
+    case DENSE_FLOAT16:
+    case INT8:
+    case INT4: return false;
+  }
+  __builtin_trap();
+}
+
+// Whether the kernels know a type; it may be any number that somebody passed.
+static inline bool known(FloatType type) {
+  switch (type) {
+    case FLOAT32:
+    case BFLOAT16:
+    case FLOAT16: return true;
+  }
+  return false;
+}
+
+// Whether the kernels know a matrix' format, the types of what goes with it, and the size of its groups.
+static inline bool known(const Matrix& matrix) {
+  if (matrix.bias && !known(matrix.bias_type)) return false;
+  const int32_t size = matrix.group_size;
+  switch (matrix.format) {
+    case DENSE_FLOAT32:
+    case DENSE_BFLOAT16:
+    case DENSE_FLOAT16: return true;
+    case INT8: return known(matrix.scale_type);
+    case INT4: return known(matrix.scale_type) && matrix.groups > 0;
+    case SPARSE8:
+    case SPARSE4:
+      return known(matrix.scale_type) && (size == 8 || size == 16 || size == 32 || size == 64);
+  }
+  return false;
+}
+
 static inline float float_from_bits(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
@@ -80,41 +142,53 @@ static inline uint16_t to_float16(float value) {
   return (uint16_t)(sign | ((rounded - 0x38000000) >> 13));
 }
 
-static inline float read_float(const void* data, int32_t type, int64_t index) {
-  if (type == FLOAT32) {
-    float value;
-    memcpy(&value, (const char*)data + 4 * index, sizeof value);
-    return value;
-  }
-  uint16_t bits;
-  memcpy(&bits, (const char*)data + 2 * index, sizeof bits);
+template <class Number>
+static inline Number read(const void* data, int64_t index) {
+  Number number;
+  memcpy(&number, (const char*)data + sizeof number * index, sizeof number);
+  return number;
+}
+
+template <class Number>
+static inline void write(void* data, int64_t index, Number number) {
+  memcpy((char*)data + sizeof number * index, &number, sizeof number);
+}
+
+// No switch, nor in row_scale: GCC takes its form as the cue for whether a product and the bias behind it
+// are rounded once or twice, and results would change. `known` has refused other types.
+static inline float read_float(const void* data, FloatType type, int64_t index) {
+  if (type == FLOAT32) return read<float>(data, index);
+  const uint16_t bits = read<uint16_t>(data, index);
   return type == BFLOAT16 ? from_bfloat16(bits) : from_float16(bits);
 }
 
-static inline void write_float(void* data, int32_t type, int64_t index, float value) {
-  if (type == FLOAT32) {
-    memcpy((char*)data + 4 * index, &value, sizeof value);
-    return;
+static inline void write_float(void* data, FloatType type, int64_t index, float value) {
+  switch (type) {
+    case FLOAT32: return write(data, index, value);
+    case BFLOAT16: return write(data, index, to_bfloat16(value));
+    case FLOAT16: return write(data, index, to_float16(value));
   }
-  const uint16_t bits = type == BFLOAT16 ? to_bfloat16(value) : to_float16(value);
-  memcpy((char*)data + 2 * index, &bits, sizeof bits);
+  __builtin_trap();
 }
 
-// Inputs that are multiplied at a time. Mirrored by spq/native/decoder.py.
+// Inputs that are multiplied at a time. Mirrored by spqlm/native/decoder.py.
 constexpr int64_t MOST_INPUTS = 64;
 
-static inline bool is_sparse(const Matrix& matrix) { return matrix.format >= SPARSE8; }
-
+// Bytes of a row where it is multiplied: rows of sparse matrices are written out in bfloat16.
 static inline int64_t row_bytes(const Matrix& matrix) {
   switch (matrix.format) {
-    case FLOAT32: return 4 * matrix.columns;
+    case DENSE_FLOAT32: return 4 * matrix.columns;
     case INT8: return matrix.columns;
     case INT4: return matrix.columns / 2;
-    default: return 2 * matrix.columns;
+    case DENSE_BFLOAT16:
+    case DENSE_FLOAT16:
+    case SPARSE8:
+    case SPARSE4: return 2 * matrix.columns;
   }
+  __builtin_trap();
 }
 
-// The scale that serves a whole row; 1 for a dense matrix.
+// The scale that serves a whole row; 1 where there is none.
 static inline float row_scale(const Matrix& matrix, int64_t row) {
   if (matrix.format != INT8) return 1.0f;
   return read_float(matrix.scale, matrix.scale_type, matrix.groups ? row : 0);

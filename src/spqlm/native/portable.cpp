@@ -70,7 +70,7 @@ struct Portable {
     high = each([&](int i) { return i % 2 ? odd.at[4 + i / 2] : even.at[4 + i / 2]; });
   }
 
-  template <int S>
+  template <FloatType S>
   static void store(char* p, F a) {
     for (int i = 0; i < width; i++) write_float(p, S, i, a.at[i]);
   }

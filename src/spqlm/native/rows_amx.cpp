@@ -2,18 +2,11 @@
 // memory, or as bytes where they are 4-bit codes, and 16 inputs at once.
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 
-#include <immintrin.h>
-
 #include <algorithm>
 
-#if defined(__clang__)
-#pragma clang attribute push(                                                                   \
-    __attribute__((                                                                             \
-        target("amx-tile,amx-int8,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), \
-    apply_to = function)
-#else
-#pragma GCC target("amx-tile,amx-int8,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
-#endif
+#include "target.h"
+
+TARGET_BEGIN(AVX512 ",avx512bf16,amx-tile,amx-int8,amx-bf16")
 
 #include "fixed_point.h"
 #include "kernels.h"
@@ -71,8 +64,7 @@ struct Int4 {
   static const char* codes(const Matrix& w, int64_t row, int64_t high, int64_t k, char* room,
                            int64_t* stride) {
     *stride = BLOCK;
-    const int64_t bytes = std::min(w.columns - k, BLOCK) / 2;
-    const __mmask64 there = bytes >= 64 ? ~0ull : (1ull << bytes) - 1;
+    const __mmask64 there = mask_of<__mmask64>((w.columns - k) / 2);
     const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
     const __m512i second = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
     const __m512i low = _mm512_set1_epi8(15), middle = _mm512_set1_epi8(8);
@@ -335,7 +327,5 @@ const Pairs tiles_int4 = {arrange<Int4>, product<rows<Int4>>};
 const Pairs tiles_bfloat16 = {arrange_bfloat16, product<rows_bfloat16>};
 const Pairs tiles_sparse = {arrange_bfloat16, product<rows_sparse>};
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+TARGET_END
 #endif

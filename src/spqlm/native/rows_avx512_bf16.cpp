@@ -2,27 +2,17 @@
 // walk over a matrix, with another product of 32 columns at a time.
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include <immintrin.h>
-
 #include <algorithm>
 
-#if defined(__clang__)
-#pragma clang attribute push(                                                               \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma"))), \
-    apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,fma")
-#endif
+#include "target.h"
+
+TARGET_BEGIN(AVX512 ",avx512bf16,avx512vnni")
 
 #include "fixed_point.h"
 
 namespace {
 
 constexpr int64_t STEP = 32;  // columns of a vector
-
-inline __mmask32 mask_of(int64_t count) {
-  return count >= STEP ? 0xffffffffu : (1u << count) - 1;
-}
 
 // int8 codes and inputs in fixed point. Sums of a block are whole numbers: at most 2^29.
 struct Int8 {
@@ -118,7 +108,7 @@ void tile(const Matrix& w, const uint16_t* x, int64_t count, int64_t begin, int6
     };
     int64_t k = 0;
     for (; k + STEP <= columns; k += STEP) step(k);
-    if (k < columns) step(k, mask_of(columns - k));
+    if (k < columns) step(k, mask_of<__mmask32>(columns - k));
     for (int m = 0; m < M; m++) {
       float scale;
       memcpy(&scale, room + count * BLOCK + 2 * (begin + m), sizeof scale);
@@ -161,7 +151,5 @@ void product(const Matrix& w, const uint16_t* x, int64_t count, int64_t first, i
 const Pairs pairs_int8 = {arrange<Int8>, product<Int8>};
 const Pairs pairs_bfloat16 = {arrange<Bfloat16>, product<Bfloat16>};
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+TARGET_END
 #endif

@@ -2,17 +2,11 @@
 // fixed point, eight columns to a sum.
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include <immintrin.h>
-
 #include <algorithm>
 
-#if defined(__clang__)
-#pragma clang attribute push( \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c"))), \
-    apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")
-#endif
+#include "target.h"
+
+TARGET_BEGIN(AVX512 ",avx512vnni,f16c")
 
 #include "fixed_point.h"
 #include "sums.h"
@@ -49,19 +43,24 @@ inline __m512i scale_index(int64_t size) {
   return _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(shift));
 }
 
+// Up to eight numbers of a float type.
+inline __m256 load_eight(FloatType type, __mmask8 mask, const char* p) {
+  switch (type) {
+    case FLOAT32: return _mm256_maskz_loadu_ps(mask, p);
+    case BFLOAT16: {
+      const __m256i wide = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(mask, p));
+      return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    }
+    case FLOAT16: return _mm256_cvtph_ps(_mm_maskz_loadu_epi16(mask, p));
+  }
+  __builtin_trap();
+}
+
 // A row's scales from group `first` on, as many as `mask` says, one for each sum of eight columns.
 inline __m512 load_scales(const Matrix& w, int64_t row, int64_t first, __mmask8 mask,
                           __m512i index) {
-  const char* p = (const char*)w.scale + (row * w.groups + first) * (w.scale_type ? 2 : 4);
-  __m256 scales;
-  if (w.scale_type == FLOAT32) {
-    scales = _mm256_maskz_loadu_ps(mask, p);
-  } else {
-    const __m128i bits = _mm_maskz_loadu_epi16(mask, p);
-    scales = w.scale_type == FLOAT16
-                 ? _mm256_cvtph_ps(bits)
-                 : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-  }
+  const char* p = (const char*)w.scale + (row * w.groups + first) * element_size(w.scale_type);
+  const __m256 scales = load_eight(w.scale_type, mask, p);
   return _mm512_permutexvar_ps(index, _mm512_castps256_ps512(scales));
 }
 
@@ -97,9 +96,8 @@ void packed(const Matrix& w, const Arranged& x, int64_t begin, int64_t row, floa
   for (int r = 0; r < R; r++)
     for (int m = 0; m < M; m++) acc[r][m] = _mm512_setzero_ps();
   for (int64_t block = 0; block < block_count_of(w.columns); block++) {
-    const int64_t bytes = (w.columns - block * BLOCK) / 2;
-    const __mmask64 mask = bytes >= 64 ? ~0ull : (1ull << bytes) - 1;
-    const __mmask8 scale_mask = (__mmask8)((1u << std::min(w.groups - group, here)) - 1);
+    const __mmask64 mask = mask_of<__mmask64>((w.columns - block * BLOCK) / 2);
+    const __mmask8 scale_mask = mask_of<__mmask8>(std::min(w.groups - group, here));
     __m512i even[R], odd[R];
     __m512 scales[R];
     for (int r = 0; r < R; r++) {
@@ -186,7 +184,5 @@ void arrange(const float* x, int64_t count, int64_t columns, uint16_t* arranged)
 
 const Pairs pairs_int4 = {arrange, product};
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+TARGET_END
 #endif

@@ -11,8 +11,11 @@ constexpr int64_t TASK_BYTES = 1 << 15;
 int64_t start(const SparseProduct& product, int64_t task) {
   const Matrix& matrix = *product.matrix;
   const int64_t tasks = sparse_tasks(matrix);
-  if (product.schedule == EVEN_ROWS) return kept_before(matrix, matrix.rows * task / tasks);
-  return kept_before(matrix, matrix.rows) * task / tasks;
+  switch (product.schedule) {
+    case EVEN_GROUPS: return kept_before(matrix, matrix.rows) * task / tasks;
+    case EVEN_ROWS: return kept_before(matrix, matrix.rows * task / tasks);
+  }
+  __builtin_trap();
 }
 
 }  // namespace

@@ -10,18 +10,25 @@
 #include "kernels.h"
 #include "pairs.h"
 
+// Mirrored by spqlm/native/sparse.py.
 enum Schedule : int32_t { EVEN_GROUPS = 0, EVEN_ROWS = 1 };
+
+static inline bool known(Schedule schedule) {
+  switch (schedule) {
+    case EVEN_GROUPS:
+    case EVEN_ROWS: return true;
+  }
+  return false;
+}
 
 // Whether a product with so many inputs, which were of this type before they became float32, is cut into
 // tasks. Where there are tiles for them, they take whole rows.
-static inline bool in_tasks(const Matrix& matrix, int32_t type, int64_t count) {
+static inline bool in_tasks(const Matrix& matrix, FloatType type, int64_t count) {
   return is_sparse(matrix) && !(type == BFLOAT16 && pairs_for(matrix, count));
 }
 
 static inline int64_t kept_before(const Matrix& matrix, int64_t row) {
-  int32_t kept;
-  memcpy(&kept, matrix.offsets + sizeof kept * row, sizeof kept);
-  return kept;
+  return read<int32_t>(matrix.offsets, row);
 }
 
 // The first row that begins at kept group `first` or later. The search starts around the row where
@@ -43,8 +50,22 @@ static inline int64_t row_from(const Matrix& matrix, int64_t first) {
   return low;
 }
 
+// Of the codes of a group.
+static constexpr int64_t group_bytes(Format format, int64_t size) {
+  switch (format) {
+    case SPARSE8: return size;
+    case SPARSE4: return size / 2;
+    case DENSE_FLOAT32:
+    case DENSE_BFLOAT16:
+    case DENSE_FLOAT16:
+    case INT8:
+    case INT4: break;  // keep all groups
+  }
+  __builtin_trap();
+}
+
 static inline int64_t group_bytes(const Matrix& matrix) {
-  return matrix.format == SPARSE4 ? matrix.group_size / 2 : matrix.group_size;
+  return group_bytes(matrix.format, matrix.group_size);
 }
 
 // One product, y[m * y_stride + row] for `count` inputs, at most MOST_INPUTS.

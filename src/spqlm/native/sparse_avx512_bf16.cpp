@@ -1,18 +1,11 @@
 // Sparse 4-bit codes times some inputs, for processors with AVX-512 BF16, VBMI and VBMI2.
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include <immintrin.h>
+#include "target.h"
 
-#if defined(__clang__)
-#pragma clang attribute push(                                                                 \
-    __attribute__((target(                                                                    \
-        "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512bf16,fma,f16c,popcnt"))), \
-    apply_to = function)
-#else
-#pragma GCC target( \
-    "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx512bf16,fma,f16c,popcnt")
-#endif
+TARGET_BEGIN(AVX512 ",avx512bf16,avx512vbmi,avx512vbmi2,f16c,popcnt")
 
+#include "lanes.h"
 #include "pairs.h"
 #include "sparse_impl.h"
 
@@ -29,6 +22,19 @@ inline __m256i in_bfloat16(const char* p) {
   memcpy(&codes, p, sizeof codes);
   const __m256i lanes = _mm256_set1_epi64x(codes);
   return _mm256_permutexvar_epi16(_mm256_multishift_epi64_epi8(shifts, lanes), values);
+}
+
+// Up to sixteen numbers of a float type.
+inline __m512 load_sixteen(FloatType type, __mmask16 mask, const char* p) {
+  switch (type) {
+    case FLOAT32: return _mm512_maskz_loadu_ps(mask, p);
+    case BFLOAT16: {
+      const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+      return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    }
+    case FLOAT16: return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
+  }
+  __builtin_trap();
 }
 
 // Sixteen columns at a time: the first eight and the last eight in turn, so that codes only need to be
@@ -93,21 +99,11 @@ struct Interleaved {
     return next - place;
   }
 
-  static void floats(const void* data, int32_t type, int64_t first, int64_t count, float* out) {
-    const char* p = (const char*)data + first * (type == FLOAT32 ? 4 : 2);
-    for (int64_t i = 0; i < count; i += 16) {
-      const __mmask16 mask = count - i < 16 ? (__mmask16)((1u << (count - i)) - 1) : 0xffff;
-      __m512 values;
-      if (type == FLOAT32) {
-        values = _mm512_maskz_loadu_ps(mask, p + 4 * i);
-      } else {
-        const __m256i half = _mm256_maskz_loadu_epi16(mask, p + 2 * i);
-        values = type == FLOAT16
-                     ? _mm512_cvtph_ps(half)
-                     : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-      }
-      _mm512_storeu_ps(out + i, values);
-    }
+  static void floats(const void* data, FloatType type, int64_t first, int64_t count, float* out) {
+    const int64_t bytes = element_size(type);
+    const char* p = (const char*)data + first * bytes;
+    for (int64_t i = 0; i < count; i += 16)
+      _mm512_storeu_ps(out + i, load_sixteen(type, mask_of(count - i), p + i * bytes));
   }
 
   template <int M>
@@ -116,8 +112,9 @@ struct Interleaved {
       case 8: return zeros<Eight, 8, M>(kept, x, sums);
       case 16: return zeros<Sixteen, 16, M>(kept, x, sums);
       case 32: return zeros<Sixteen, 32, M>(kept, x, sums);
-      default: return zeros<Sixteen, 64, M>(kept, x, sums);
+      case 64: return zeros<Sixteen, 64, M>(kept, x, sums);
     }
+    __builtin_trap();
   }
 
   template <class V, int G, int M>
@@ -190,7 +187,5 @@ void write_out_avx512_bf16(const Matrix& w, int64_t first, int64_t last, char* o
   }
 }
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+TARGET_END
 #endif

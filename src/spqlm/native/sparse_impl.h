@@ -52,8 +52,8 @@ struct Room {
   }
 
   // What `cover` reads next time, or as much of it as it reads at least.
-  void prefetch(const void* numbers, int32_t type) const {
-    const int64_t bytes = type == FLOAT32 ? 4 : 2;
+  void prefetch(const void* numbers, FloatType type) const {
+    const int64_t bytes = element_size(type);
     const char* next = (const char*)numbers + end * bytes;
     for (int64_t i = 0; i < COVERED * bytes; i += 64) __builtin_prefetch(next + i);
   }
@@ -142,9 +142,22 @@ void sparse_product(const Matrix& w, const float* x, int64_t count, int64_t firs
   }
 }
 
+// Codes in order, of a group from column `k` on.
+template <class V, Format T>
+inline typename V::F load_codes(const char* group, int64_t k) {
+  static_assert(T == SPARSE4 || T == SPARSE8);
+  if constexpr (T == SPARSE4) return V::load_int4(group + k / 2);
+  else return V::load_int8(group + k);
+}
+
 template <class V>
-inline typename V::F load_codes(int32_t format, const char* p) {
-  return format == SPARSE4 ? V::load_int4(p) : V::load_int8(p);
+inline typename V::F load_floats(FloatType type, const char* p) {
+  switch (type) {
+    case FLOAT32: return V::load((const float*)p);
+    case BFLOAT16: return V::load_bfloat16(p);
+    case FLOAT16: return V::load_float16(p);
+  }
+  __builtin_trap();
 }
 
 // Any sparse format times inputs in order. Groups are as wide as a vector or wider.
@@ -156,25 +169,31 @@ struct SparseFloats {
     return ::set_bits(mask, bits, step, place);
   }
 
-  static void floats(const void* data, int32_t type, int64_t first, int64_t count, float* out) {
-    const char* p = (const char*)data + first * (type == FLOAT32 ? 4 : 2);
+  static void floats(const void* data, FloatType type, int64_t first, int64_t count, float* out) {
+    const int64_t bytes = element_size(type);
+    const char* p = (const char*)data + first * bytes;
     int64_t i = 0;
     for (; i + V::width <= count; i += V::width)
-      V::template store<FLOAT32>(
-          (char*)(out + i), type == FLOAT32    ? V::load((const float*)(p + 4 * i))
-                            : type == BFLOAT16 ? V::load_bfloat16(p + 2 * i)
-                                               : V::load_float16(p + 2 * i));
+      V::template store<FLOAT32>((char*)(out + i), load_floats<V>(type, p + i * bytes));
     for (; i < count; i++) out[i] = read_float(p, type, i);
   }
 
   template <int M>
   static void tile(const Matrix& w, const Kept& kept, const float* x, float* sums) {
-    return w.format == SPARSE4 ? run<SPARSE4, M>(w, kept, x, sums)
-                               : run<SPARSE8, M>(w, kept, x, sums);
+    switch (w.format) {
+      case SPARSE8: return run<SPARSE8, M>(w, kept, x, sums);
+      case SPARSE4: return run<SPARSE4, M>(w, kept, x, sums);
+      case DENSE_FLOAT32:
+      case DENSE_BFLOAT16:
+      case DENSE_FLOAT16:
+      case INT8:
+      case INT4: break;  // keep all groups
+    }
+    __builtin_trap();
   }
 
   // Two sums for each input, of every other group: one would wait for itself.
-  template <int T, int M>
+  template <Format T, int M>
   static void run(const Matrix& w, const Kept& kept, const float* x, float* sums) {
     typename V::F acc[2][M];
     for (int u = 0; u < 2; u++)
@@ -186,36 +205,34 @@ struct SparseFloats {
     for (int m = 0; m < M; m++) sums[m] += V::sum(acc[0][m]) + V::sum(acc[1][m]);
   }
 
-  template <int T, int M>
+  template <Format T, int M>
   static void group(const Matrix& w, const Kept& kept, int64_t i, const float* x,
                     typename V::F* acc) {
-    const int64_t size = w.group_size, bytes = T == SPARSE4 ? size / 2 : size;
-    const char* codes = kept.codes + i * bytes;
+    const int64_t size = w.group_size;
+    const char* codes = kept.codes + i * group_bytes(T, size);
     const float* input = (const float*)((const char*)x + UNIT * (int64_t)kept.place[i]);
     const typename V::F scale = V::set(kept.scale[i]), zero = V::set(kept.zero ? kept.zero[i] : 0.0f);
     V::prefetch(codes + 2048);
     for (int64_t k = 0; k < size; k += V::width) {
-      const typename V::F code = load_codes<V>(T, codes + (T == SPARSE4 ? k / 2 : k));
-      const typename V::F weight = V::fma(code, scale, zero);
+      const typename V::F weight = V::fma(load_codes<V, T>(codes, k), scale, zero);
       for (int m = 0; m < M; m++)
         acc[m] = V::fma(weight, V::load(input + m * size + k), acc[m]);
     }
   }
 };
 
-template <class V, int S>
+template <class V, FloatType S, Format T>
 void dequantize_sparse(const Matrix& w, int64_t row, char* out) {
-  constexpr int bytes = S == FLOAT32 ? 4 : 2;
+  constexpr int64_t bytes = element_size(S);
   const int64_t size = w.group_size;
   memset(out, 0, w.columns * bytes);
   const auto place = [&](const Kept& kept, int64_t base) {
     for (int64_t i = 0; i < kept.count; i++) {
       char* to = out + base * size * bytes + UNIT * (int64_t)kept.place[i];
       const typename V::F scale = V::set(kept.scale[i]), zero = V::set(kept.zero ? kept.zero[i] : 0.0f);
-      for (int64_t k = 0; k < size; k += V::width) {
-        const char* codes = kept.codes + (i * size + k) * group_bytes(w) / size;
-        V::template store<S>(to + k * bytes, V::fma(load_codes<V>(w.format, codes), scale, zero));
-      }
+      const char* codes = kept.codes + i * group_bytes(T, size);
+      for (int64_t k = 0; k < size; k += V::width)
+        V::template store<S>(to + k * bytes, V::fma(load_codes<V, T>(codes, k), scale, zero));
     }
   };
   Room room;

@@ -1,17 +1,12 @@
 // Vector code that products of many inputs share; included below the target of the file that uses it.
 #pragma once
 
-#include <cstdint>
+#include "lanes.h"
 
 namespace {
 
 // What is transposed at a time: 16 rows of 16 pairs of columns.
 constexpr int64_t SIDE = 16;
-
-// The lanes of a vector that hold one of `count` numbers.
-inline __mmask16 mask_of(int64_t count) {
-  return count >= 16 ? 0xffff : count > 0 ? (__mmask16)((1u << count) - 1) : 0;
-}
 
 // to[k][r] = from[r][k] for 16 x 16 numbers, of which `rows` rows and `columns` columns exist and the
 // others are zero.

@@ -91,7 +91,7 @@ inline bool groups_of_lanes(const Matrix& w) {
 
 // Whether packing some columns costs no more than their share of a row.
 inline bool divisible(const Matrix& w) {
-  return w.format == INT8 || w.format == BFLOAT16 || groups_of_lanes(w);
+  return w.format == INT8 || w.format == DENSE_BFLOAT16 || groups_of_lanes(w);
 }
 
 // Up to 16 rows as tiles, one for 32 columns. What is in int8 is without its scale; rows that do not
@@ -101,7 +101,7 @@ inline void pack_tiles(const Part& part, uint32_t* tiles) {
   if (w.format == INT8) return pack_int8(part, tiles);
   if (groups_of_lanes(w)) return pack_int4(part, tiles);
   const uint16_t* rows = (const uint16_t*)w.weight + part.first * w.columns;
-  if (w.format != BFLOAT16) {
+  if (w.format != DENSE_BFLOAT16) {
     rows = (uint16_t*)room_for(Purpose::PANEL_ROWS, SIDE * w.columns * sizeof(uint16_t));
     kernels().dequantize(w, part.first, part.first + part.high, (void*)rows, BFLOAT16);
   }
