@@ -8,12 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from spqlm.formats import Format, dump
+from spqlm.formats.dense import Dense
+from spqlm.formats.group_sparse import of_share
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
 from spqlm.model.memory import resident_bytes
-from spqlm.model.view import ModelView
+from spqlm.model.view import ModelView, Role
 from spqlm.recipe import load_recipe
 
 Counted = Literal["file", "packed"]
 Stages = list[dict[str, Any]]
+
+
+Shape = tuple[int, int]
+Chosen = Callable[[int, int], Format]
 
 
 @dataclass(frozen=True)
@@ -21,37 +30,54 @@ class Inventory:
     """What a dense model holds.
 
     Attributes:
-        attention: weights of the attention projections.
-        mlp: weights of the MLPs.
-        outer: weights of the embedding and, unless it is tied to it, the lm_head.
-        outputs: rows of all of these, each of which has a scale in int8.
-        outer_outputs: of the outer ones alone.
+        attention: rows and columns of the attention projections.
+        mlps: of the MLPs' projections.
+        outers: of the embedding and, unless it is tied to it, the lm_head.
         other: bytes of all else.
         width: bytes of a weight.
     """
 
-    attention: int
-    mlp: int
-    outer: int
-    outputs: int
-    outer_outputs: int
+    attention: tuple[Shape, ...]
+    mlps: tuple[Shape, ...]
+    outers: tuple[Shape, ...]
     other: int
     width: int
 
     @property
+    def mlp(self) -> int:
+        """Weights of the MLPs."""
+        return _count(self.mlps)
+
+    @property
     def linear(self) -> int:
         """Weights of the decoder's linear layers."""
-        return self.attention + self.mlp
+        return _count(self.attention) + self.mlp
+
+    @property
+    def outer(self) -> int:
+        """Weights of the embedding and the lm_head."""
+        return _count(self.outers)
+
+    @property
+    def outputs(self) -> int:
+        """Rows of all of these, each of which has a scale in int8."""
+        return sum(rows for rows, _ in (*self.attention, *self.mlps, *self.outers))
 
     @property
     def dense(self) -> int:
         """Bytes of the whole model."""
-        return (self.linear + self.outer) * self.width + self.other
+        return self.stored(lambda *_: Dense(), Dense())
 
-    def integers(self, linear_bits: float, outer_bits: float) -> float:
-        """Bytes of the model at so many bits a weight, with a scale for every row."""
-        total = self.linear * linear_bits / 8 + self.outer * outer_bits / 8 + self.other
-        return total + self.outputs * self.width
+    def stored(self, linear: Chosen, outer: Format) -> int:
+        """Bytes of the model in other formats.
+
+        Args:
+            linear: the format of a linear layer's weight, by its rows and columns.
+            outer: of the embedding and the lm_head.
+        """
+        inner = [(linear(*shape), shape) for shape in (*self.attention, *self.mlps)]
+        every = [*inner, *((outer, shape) for shape in self.outers)]
+        return self.other + sum(form.stored_bytes(*at, self.width) for form, at in every)
 
     def packed(self, sparsity: float, value_bytes: int) -> float:
         """Bytes with a share of the linear layers' weights gone and a bit for every place."""
@@ -59,24 +85,20 @@ class Inventory:
         return self.linear * ((1 - sparsity) * value_bytes + 1 / 8) + outer + self.other
 
 
+def _count(shapes: tuple[Shape, ...]) -> int:
+    return sum(rows * columns for rows, columns in shapes)
+
+
 def inventory(view: ModelView) -> Inventory:
     """Count what a dense model holds."""
-    weights = {role: view.linears((role,)) for role in ("attention", "mlp", "lm_head")}
-    counts = {r: sum(n.module.weight.numel() for n in named) for r, named in weights.items()}
+    roles: tuple[Role, ...] = ("attention", "mlp", "lm_head")
+    shapes = {r: tuple(tuple(n.module.weight.shape) for n in view.linears((r,))) for r in roles}
     embedding = view.embedding.module.weight
-    outer = embedding.numel() + (0 if view.tied else counts["lm_head"])
-    held = counts["attention"] + counts["mlp"] + outer
-    rows = sum(len(n.module.weight) for role in ("attention", "mlp") for n in weights[role])
+    outers = (tuple(embedding.shape), *(() if view.tied else shapes["lm_head"]))
+    held = _count((*shapes["attention"], *shapes["mlp"], *outers))
     width = embedding.element_size()
-    return Inventory(
-        attention=counts["attention"],
-        mlp=counts["mlp"],
-        outer=outer,
-        outputs=rows + outer // embedding.shape[1],
-        outer_outputs=outer // embedding.shape[1],
-        other=resident_bytes(view.model) - held * width,
-        width=width,
-    )
+    other = resident_bytes(view.model) - held * width
+    return Inventory(shapes["attention"], shapes["mlp"], outers, other, width)
 
 
 @dataclass(frozen=True)
@@ -136,31 +158,30 @@ def _pruned(model: Inventory, size: int) -> list[Candidate]:
 
 def _int4(rounding: str) -> Candidates:
     def candidates(model: Inventory, size: int) -> list[Candidate]:
+        pairs: list[tuple[Format, Format]] = [
+            (inner, outer)
+            for inner in (Int4(group_size=32), Int4(group_size=64), Int4(group_size=128))
+            for outer in (inner, Int8())
+        ]
         return [
             Candidate(
                 [
                     {
                         "budget": {
-                            "bits": [4],
-                            "embedding_bits": [outer],
-                            "group_sizes": [group],
+                            "formats": [dump(inner)],
+                            "embedding_formats": [dump(outer)],
                             "rounding": rounding,
                             # Plain E[x xᵀ], as published.
                             "token_power": 0.0,
                         }
                     }
                 ],
-                model.integers(4 + 8 * model.width / group, _outer_bits(model, outer, group)),
+                model.stored(lambda *_, form=inner: form, outer),
             )
-            for group in (32, 64, 128)
-            for outer in (4, 8)
+            for inner, outer in pairs
         ]
 
     return candidates
-
-
-def _outer_bits(model: Inventory, bits: int, group: int) -> float:
-    return bits + (8 * model.width / group if bits == 4 else 0)
 
 
 def _sparse(method: str, int8: bool) -> Candidates:
@@ -194,14 +215,16 @@ def _group_sparse(name: str) -> Candidates:
     def candidates(model: Inventory, size: int) -> list[Candidate]:
         stages = load_recipe(name).to_dict()["stages"]
         fields = stages[0]["sparsify"]
-        group = fields["group_size"]
-        # Codes and a scale where a group is stored; a bit for every group, and a row's offset.
-        stored = fields["bits"] + 8 * model.width / group
-        index = model.linear / group / 8 + 4 * (model.outputs - model.outer_outputs)
-        least = index + model.outer + model.outer_outputs * model.width + model.other
-        share = _within(1 - (size - least) / (model.linear * stored / 8))
-        stages[0] = {"sparsify": {**fields, "sparsity": min(share, 0.95)}}
-        return [Candidate(stages, least + (1 - share) * model.linear * stored / 8)]
+        group, bits = fields["group_size"], fields["bits"]
+
+        def stored(share: float) -> int:
+            return model.stored(lambda rows, cols: of_share(rows, cols, group, bits, share), Int8())
+
+        # Bytes fall evenly with the share of groups that go.
+        full, half = stored(0.0), stored(0.5)
+        share = min(_within((full - size) / (2 * (full - half))), 0.95)
+        stages[0] = {"sparsify": {**fields, "sparsity": share}}
+        return [Candidate(stages, stored(share))]
 
     return candidates
 
@@ -209,7 +232,9 @@ def _group_sparse(name: str) -> Candidates:
 def _shipped(name: str) -> Candidates:
     def candidates(model: Inventory, size: int) -> list[Candidate]:
         stages = load_recipe(name).to_dict()["stages"]
-        return [Candidate(stages, model.integers(8, 8) if stages else model.dense)]
+        return [
+            Candidate(stages, model.stored(lambda *_: Int8(), Int8()) if stages else model.dense)
+        ]
 
     return candidates
 
