@@ -18,26 +18,30 @@ CHECKS := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BI
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check format bench results docs clean
+.PHONY: help install demo test check sanitize format bench results docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## make the virtual environment and install into it
 
 demo: $(STAMP) ## compress a small model, measure it before and after, print one table
 	@TQDM_DISABLE=1 HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
 
-# The tests run even where a check fails, so that one run shows everything; either one fails the
-# target. pytest comes last: its summary is the last line.
+# A native library that is not there, or is older than its sources, fails the tests. They run even
+# where a check fails, so that one run shows everything; either one fails the target. pytest comes
+# last: its summary is the last line.
 test: $(STAMP) ## run the checks, then the tests
 	@checks=0; { $(CHECKS); } || { checks=$$?; \
 		echo "The checks failed (see above): the tests run now, and make test will fail."; }; \
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
+	SPQ_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
 		$(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS) && exit $$checks
 
 check: $(STAMP) ## lint, formatting, types, import rules
 	$(CHECKS)
+
+sanitize: $(STAMP) ## test the native kernels under ASan and UBSan, with GCC and with Clang
+	@.ci/sanitize $(BIN)/python g++ clang++
 
 format: $(STAMP) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix
@@ -111,7 +115,7 @@ endef
 
 export VENV_REFUSAL TORCH_REFUSAL TORCH_PLANNED TORCH_INSTALLED TORCH_PIN
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard src/spqlm/native/*.h src/spqlm/native/*.cpp)
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard src/spqlm/native/*.h src/spqlm/native/*.cpp)
 	@$(PIP) --version >/dev/null 2>&1 || { \
 		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 			{ echo "error: $(PYTHON) is missing or older than Python 3.11: run make again with PYTHON=another/python." >&2; exit 1; }; \

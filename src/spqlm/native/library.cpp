@@ -2,6 +2,10 @@
 #include <algorithm>
 #include <vector>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
+
 #include "attention.h"
 #include "exported.h"
 #include "gram.h"
@@ -40,11 +44,19 @@ const Set sets[] = {
     {"portable", &kernels_portable},
 };
 
+#if defined(__x86_64__) && defined(__GNUC__)
+// Clang before 17 cannot be asked for it by name.
+bool f16c_runs_here() {
+  unsigned a, b, c = 0, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 bool runs_here(const Set& set) {
   if (set.kernels == &kernels_portable) return true;
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-      !__builtin_cpu_supports("f16c")) return false;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !f16c_runs_here())
+    return false;
   if (set.kernels == &kernels_avx2) return true;
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
@@ -113,12 +125,14 @@ void multiply(const Matrix& matrix, const float* input, FloatType input_type, in
   in_parallel(threads, (rows + ROWS - 1) / ROWS, count * rows * columns, [&](int64_t block) {
     const int64_t first = block * ROWS, last = std::min(first + ROWS, rows);
     float sums[MOST_INPUTS * ROWS];
+    // Where row 0 would be, which kernels count from: as a number, since it lies before the array.
+    float* const from_row_0 = (float*)((uintptr_t)sums - first * sizeof(float));
     for (int64_t m = 0; m < count; m += MOST_INPUTS) {
       const int64_t some = std::min(count - m, MOST_INPUTS);
       if (pairs)
-        pairs->product(matrix, arranged + m * room, some, first, last, sums - first, ROWS);
+        pairs->product(matrix, arranged + m * room, some, first, last, from_row_0, ROWS);
       else
-        kernels().product(matrix, input + m * columns, some, first, last, sums - first, ROWS);
+        kernels().product(matrix, input + m * columns, some, first, last, from_row_0, ROWS);
       for (int64_t i = 0; i < some; i++)
         convert(sums + i * ROWS, FLOAT32, last - first,
                 (char*)y + ((m + i) * rows + first) * element_size(type), type);
