@@ -45,7 +45,7 @@ const Set sets[] = {
 };
 
 #if defined(__x86_64__) && defined(__GNUC__)
-// Clang before 17 cannot be asked for it by name.
+// Clang 14 cannot be asked for it by name.
 bool f16c_runs_here() {
   unsigned a, b, c = 0, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
