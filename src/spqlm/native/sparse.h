@@ -28,7 +28,9 @@ static inline bool in_tasks(const Matrix& matrix, FloatType type, int64_t count)
 }
 
 static inline int64_t kept_before(const Matrix& matrix, int64_t row) {
-  return read<int32_t>(matrix.offsets, row);
+  int32_t kept;
+  memcpy(&kept, matrix.offsets + sizeof kept * row, sizeof kept);
+  return kept;
 }
 
 // The first row that begins at kept group `first` or later. The search starts around the row where

@@ -25,16 +25,17 @@ inline __m256i in_bfloat16(const char* p) {
 }
 
 // Up to sixteen numbers of a float type.
-inline __m512 load_sixteen(FloatType type, __mmask16 mask, const char* p) {
-  switch (type) {
-    case FLOAT32: return _mm512_maskz_loadu_ps(mask, p);
-    case BFLOAT16: {
-      const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
-      return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-    }
-    case FLOAT16: return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
+template <FloatType S>
+inline __m512 load_sixteen(__mmask16 mask, const char* p) {
+  if constexpr (S == FLOAT32) {
+    return _mm512_maskz_loadu_ps(mask, p);
+  } else if constexpr (S == FLOAT16) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
+  } else {
+    static_assert(S == BFLOAT16);
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
-  __builtin_trap();
 }
 
 // Sixteen columns at a time: the first eight and the last eight in turn, so that codes only need to be
@@ -100,10 +101,20 @@ struct Interleaved {
   }
 
   static void floats(const void* data, FloatType type, int64_t first, int64_t count, float* out) {
-    const int64_t bytes = element_size(type);
+    switch (type) {
+      case FLOAT32: return floats<FLOAT32>(data, first, count, out);
+      case BFLOAT16: return floats<BFLOAT16>(data, first, count, out);
+      case FLOAT16: return floats<FLOAT16>(data, first, count, out);
+    }
+    __builtin_trap();
+  }
+
+  template <FloatType S>
+  static void floats(const void* data, int64_t first, int64_t count, float* out) {
+    constexpr int64_t bytes = element_size(S);
     const char* p = (const char*)data + first * bytes;
     for (int64_t i = 0; i < count; i += 16)
-      _mm512_storeu_ps(out + i, load_sixteen(type, mask_of(count - i), p + i * bytes));
+      _mm512_storeu_ps(out + i, load_sixteen<S>(mask_of(count - i), p + i * bytes));
   }
 
   template <int M>

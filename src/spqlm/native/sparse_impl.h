@@ -150,14 +150,12 @@ inline typename V::F load_codes(const char* group, int64_t k) {
   else return V::load_int8(group + k);
 }
 
-template <class V>
-inline typename V::F load_floats(FloatType type, const char* p) {
-  switch (type) {
-    case FLOAT32: return V::load((const float*)p);
-    case BFLOAT16: return V::load_bfloat16(p);
-    case FLOAT16: return V::load_float16(p);
-  }
-  __builtin_trap();
+template <class V, FloatType S>
+inline typename V::F load_floats(const char* p) {
+  static_assert(S == FLOAT32 || S == BFLOAT16 || S == FLOAT16);
+  if constexpr (S == FLOAT32) return V::load((const float*)p);
+  else if constexpr (S == BFLOAT16) return V::load_bfloat16(p);
+  else return V::load_float16(p);
 }
 
 // Any sparse format times inputs in order. Groups are as wide as a vector or wider.
@@ -170,12 +168,22 @@ struct SparseFloats {
   }
 
   static void floats(const void* data, FloatType type, int64_t first, int64_t count, float* out) {
-    const int64_t bytes = element_size(type);
+    switch (type) {
+      case FLOAT32: return floats<FLOAT32>(data, first, count, out);
+      case BFLOAT16: return floats<BFLOAT16>(data, first, count, out);
+      case FLOAT16: return floats<FLOAT16>(data, first, count, out);
+    }
+    __builtin_trap();
+  }
+
+  template <FloatType S>
+  static void floats(const void* data, int64_t first, int64_t count, float* out) {
+    constexpr int64_t bytes = element_size(S);
     const char* p = (const char*)data + first * bytes;
     int64_t i = 0;
     for (; i + V::width <= count; i += V::width)
-      V::template store<FLOAT32>((char*)(out + i), load_floats<V>(type, p + i * bytes));
-    for (; i < count; i++) out[i] = read_float(p, type, i);
+      V::template store<FLOAT32>((char*)(out + i), load_floats<V, S>(p + i * bytes));
+    for (; i < count; i++) out[i] = read_float(p, S, i);
   }
 
   template <int M>
