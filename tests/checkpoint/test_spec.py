@@ -248,7 +248,7 @@ def test_a_shape_that_the_format_does_not_fit_is_refused_with_the_reason(entry, 
 
 @pytest.mark.parametrize(
     ("stated", "nearest"),
-    [("int5", "int"), ("int88", "int8"), ("grp_sparse", "group_sparse"), ("lowrank", "low_rank")],
+    [("int9", "int"), ("int88", "int8"), ("grp_sparse", "group_sparse"), ("lowrank", "low_rank")],
 )
 @pytest.mark.parametrize("suffix", ["", "_embedding"])
 def test_an_unknown_format_is_refused_with_the_nearest_and_why_it_may_be_unknown(

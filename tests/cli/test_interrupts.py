@@ -110,7 +110,9 @@ def test_ctrl_c_while_training_leaves_no_output(
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == "spq: interrupted; nothing was written"
+    assert err.splitlines()[-1] == (
+        "spq: interrupted; nothing was written, and the same command goes on after what was finished"
+    )
     assert "Traceback" not in err
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
 
@@ -118,7 +120,7 @@ def test_ctrl_c_while_training_leaves_no_output(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("compress", "demo", "out"), "nothing was written"),
+        (("compress", "demo", "out"), "goes on after what was finished"),
         (("eval", "demo"), "the same command goes on from there"),
         (("-v", "eval", "demo"), "the same command goes on from there"),
         (("eval", "demo", "--no-cache"), "nothing was written"),

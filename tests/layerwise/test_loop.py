@@ -7,7 +7,7 @@ from spqlm.layerwise import loop as loop_module
 from spqlm.layerwise.loop import LayerLoop, replace_layer_by_layer
 from spqlm.layerwise.walk import CHUNK, Walk
 from spqlm.model.view import ModelView
-from spqlm.modules.ops import select_inputs, select_outputs
+from spqlm.modules.ops import select
 
 LAYERS = 4
 
@@ -179,8 +179,8 @@ def test_an_attention_block_knows_its_heads_after_a_cut(restored):
 
     def cut(layer, put):
         for named in (layer.query, layer.key, layer.value):
-            put(named.name, select_outputs(named.module, index))
-        put(layer.attention_output.name, select_inputs(layer.attention_output.module, index))
+            put(named.name, select(named.module, "output", index))
+        put(layer.attention_output.name, select(layer.attention_output.module, "input", index))
 
     class Cutting(Memory):
         def restore(self, name):

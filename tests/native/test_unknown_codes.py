@@ -9,8 +9,9 @@ from tests.helpers import tiny_model
 
 from spqlm import native
 from spqlm.decoding import program
-from spqlm.native import sparse
-from spqlm.numerics import group_sparse
+from spqlm.formats.group_sparse import pack
+from spqlm.formats.int8 import Int8
+from spqlm.native.weights import matrix_of
 
 # What comes next, what lies far off, and what is below all.
 FORMATS = (7, 8, 99, -1)
@@ -19,17 +20,18 @@ TYPES = (3, 4, 7, -1)
 
 def int8(**changes) -> tuple[native.Matrix, tuple]:
     codes, scale = torch.ones(32, 64, dtype=torch.int8), torch.ones(32)
-    matrix = native.matrix_of(codes, scale, scale)
+    weight = Int8().hold({"codes": codes, "scale": scale}, 64)
+    matrix = matrix_of(weight, scale)
     for name, value in changes.items():
         setattr(matrix, name, value)
     return matrix, (codes, scale)
 
 
 def group_of_16(**changes) -> tuple[native.Matrix, tuple]:
-    weight = group_sparse.pack(
+    weight = pack(
         torch.ones(32, 64, dtype=torch.int8), torch.ones(32, 4), None, torch.ones(32, 4) > 0, 4
     )
-    matrix = sparse.matrix_of(weight, None)
+    matrix = matrix_of(weight, None)
     for name, value in changes.items():
         setattr(matrix, name, value)
     return matrix, (weight,)

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from spqlm.modules.coded import Coded
 from tests.helpers import calibrated, tiny_model, tiny_tokenizer
 
 import spqlm
@@ -12,6 +11,7 @@ from spqlm.cache import RunState, cache_directory
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.loop import Step
 from spqlm.model.view import ModelView
+from spqlm.modules.linear import Compressed
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.recipe import Recipe
 from spqlm.stages import distill
@@ -142,7 +142,7 @@ def test_cuts_and_ranks_go_on(monkeypatch, model_type):
     layers, modules = ModelView(expected).layers, list(expected.modules())
     if model_type == "gemma3_text":
         pairs = [module for module in modules if isinstance(module, LowRankLinear)]
-        assert any(isinstance(pair.left, Coded) for pair in pairs)
+        assert any(isinstance(pair.left, Compressed) for pair in pairs)
     else:
         assert any(layer.query_heads < 8 for layer in layers)
         assert any(layer.intermediate_size < 128 for layer in layers)
@@ -298,7 +298,7 @@ def test_a_run_that_is_killed_before_it_is_published_does_nothing_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(spqlm.pipeline, "atomic_directory", interrupted)
+        patch.setattr(spqlm.export.base, "atomic_directory", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compress(text_file, tmp_path / "out")
     kills = Kills(monkeypatch)

@@ -91,6 +91,8 @@ def _kept(arguments: list[str]) -> str:
     command = next((word for word in arguments if not word.startswith("-")), "")
     if command == "compare" or (command == "eval" and "--no-cache" not in arguments):
         return "what was found so far is kept, and the same command goes on from there"
+    if command == "compress":
+        return "nothing was written, and the same command goes on after what was finished"
     return "nothing was written"
 
 
