@@ -111,7 +111,8 @@ def test_ctrl_c_while_training_leaves_no_output(
     code, out, err = finish(process)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == (
-        "spq: interrupted; nothing was written, and the same command goes on after what was finished"
+        "spq: interrupted; nothing was written, "
+        "and the same command goes on after what was finished"
     )
     assert "Traceback" not in err
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
