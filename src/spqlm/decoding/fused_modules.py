@@ -1,7 +1,7 @@
 """Norms and gates of a transformers model in one pass over memory, where no gradients are needed.
 
 Eager PyTorch takes six passes for a norm and two for a gate, which costs a small model, whose
-products are short, several percent of the time of a prompt (docs/kernels.md).
+products are short, several percent of the time of a prompt (docs/kernel-measurements.md).
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Attention of prompts in one native call: an attention implementation of transformers.
 
 PyTorch's attention on a CPU takes as long for a prompt of a small model as all products of weights
-together, and longer where a batch is padded (docs/kernels.md).
+together, and longer where a batch is padded (docs/kernel-measurements.md).
 """
 
 from typing import Any
