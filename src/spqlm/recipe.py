@@ -1,6 +1,5 @@
 """Recipes: strict YAML that names the stages, their order and every parameter."""
 
-import difflib
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from spqlm.calibration.gather import CalibrationConfig
 from spqlm.errors import SpqError
+from spqlm.registry import nearest
 from spqlm.stages import Stage, available, stage_class
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -141,5 +141,4 @@ def _sentence(kind: type[BaseModel], error: ValidationError) -> str:
         annotation = kind.model_fields[parent].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             kind = annotation
-    nearest = difflib.get_close_matches(last, kind.model_fields, n=1, cutoff=0.0)
-    return f"unknown key {last!r}; did you mean {nearest[0]!r}?"
+    return f"unknown key {last!r}; did you mean {nearest(last, kind.model_fields)!r}?"

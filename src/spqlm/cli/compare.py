@@ -1,6 +1,5 @@
 """`spq compare MODEL OUT`."""
 
-import difflib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from spqlm.comparison.cells import Cell
 from spqlm.comparison.run import CELLS
 from spqlm.errors import SpqError
 from spqlm.evaluation.protocols import DEFAULT, protocol
+from spqlm.registry import nearest
 from spqlm.report.comparison import curves, markdown, summary
 from spqlm.report.pictures import file_name, links, size_against_loss
 from spqlm.units import parse_size
@@ -116,6 +116,5 @@ def _listed(text: str, option: str) -> list[str]:
 
 def _method(name: str) -> str:
     if name not in METHODS:
-        nearest = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
-        raise SpqError(f"there is no method {name!r}; did you mean {nearest!r}?")
+        raise SpqError(f"there is no method {name!r}; did you mean {nearest(name, METHODS)!r}?")
     return name

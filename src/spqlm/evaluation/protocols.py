@@ -1,9 +1,9 @@
 """Named ways to cut a text into windows for perplexity."""
 
-import difflib
 from typing import NamedTuple
 
 from spqlm.errors import SpqError
+from spqlm.registry import nearest
 
 
 class Protocol(NamedTuple):
@@ -38,9 +38,10 @@ def protocol(name: str, context: int | None = None, stride: int | None = None) -
         SpqError: there is no such protocol; the nearest is named.
     """
     if name not in PROTOCOLS:
-        nearest = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.0)[0]
         known = ", ".join(PROTOCOLS)
-        raise SpqError(f"no protocol {name!r}; did you mean {nearest!r}? Known ones: {known}")
+        raise SpqError(
+            f"no protocol {name!r}; did you mean {nearest(name, PROTOCOLS)!r}? Known ones: {known}"
+        )
     if context is None:
         context, default_stride = PROTOCOLS[name]
     else:

@@ -1,11 +1,10 @@
 """One file per kind of checkpoint that can be written; the file's name is the target's name."""
 
-import difflib
-import pkgutil
 from importlib import import_module
 
 from spqlm.errors import SpqError
 from spqlm.export.base import Output, Target
+from spqlm.registry import nearest, plugins
 
 __all__ = ["NATIVE", "Output", "Target", "available", "target_class"]
 
@@ -15,7 +14,7 @@ NATIVE = "native"
 
 def available() -> list[str]:
     """Names of targets, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    return plugins(__path__)
 
 
 def target_class(name: str) -> type[Target]:
@@ -25,7 +24,8 @@ def target_class(name: str) -> type[Target]:
         SpqError: no such target; names the nearest one.
     """
     if name not in available():
-        nearest = difflib.get_close_matches(name, available(), n=1, cutoff=0.0)
-        raise SpqError(f"unknown export target {name!r}; did you mean {nearest[0]!r}?")
+        raise SpqError(
+            f"unknown export target {name!r}; did you mean {nearest(name, available())!r}?"
+        )
     target: type[Target] = import_module(f"{__name__}.{name}").TARGET
     return target

@@ -6,22 +6,20 @@ done with them. Everything else asks these two. Kernels, training of codes and s
 that a stored weight may have; the PyTorch reference `restore` is all that it must.
 """
 
-import difflib
-import pkgutil
 from importlib import import_module
 from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator
 
 from spqlm.formats.base import Format, Layout, StoredWeight
+from spqlm.registry import nearest, plugins
 
 __all__ = ["AnyFormat", "Format", "Layout", "StoredWeight", "available", "format_class", "parse"]
 
 
 def available() -> list[str]:
     """Names of the formats, sorted."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if name != "base" and not name.startswith("_"))
+    return plugins(__path__)
 
 
 def format_class(name: str) -> type[Format]:
@@ -31,9 +29,8 @@ def format_class(name: str) -> type[Format]:
         ValueError: no such format; names the nearest one.
     """
     if name not in available():
-        nearest = difflib.get_close_matches(name, available(), n=1, cutoff=0.0)
         raise ValueError(
-            f"unknown format {name!r}, the nearest is {nearest[0]!r}; "
+            f"unknown format {name!r}, the nearest is {nearest(name, available())!r}; "
             "a newer version of spqlm may know it"
         )
     found: type[Format] = import_module(f"{__name__}.{name}").FORMAT

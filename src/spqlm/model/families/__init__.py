@@ -3,18 +3,18 @@
 The file's name is the `model_type`. A new file is a new family: nothing else lists them.
 """
 
-import pkgutil
 from importlib import import_module
 
 from spqlm.errors import SpqError
 from spqlm.model.families.base import Attention, Family, Mlp
+from spqlm.registry import plugins
 
 __all__ = ["Attention", "Family", "Mlp", "family_for", "supported"]
 
 
 def supported() -> list[str]:
     """The `model_type`s that can be compressed, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    return plugins(__path__)
 
 
 def family_for(model_type: str) -> Family:
