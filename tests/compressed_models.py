@@ -1,7 +1,11 @@
 """Tiny compressed models on disk, for the tests of saving and loading."""
 
 import functools
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -105,3 +109,32 @@ def assert_same_state(one: PreTrainedModel, other: PreTrainedModel) -> None:
     for name, tensor in first.items():
         assert tensor.dtype == second[name].dtype
         assert torch.equal(tensor, second[name]), name
+
+
+UNAWARE = """
+import json, sys
+from transformers import AutoModelForCausalLM
+
+results = {}
+for directory in sys.argv[1:]:
+    try:
+        AutoModelForCausalLM.from_pretrained(directory)
+        results[directory] = "loaded"
+    except Exception as error:
+        results[directory] = f"{type(error).__name__}: {error}"
+assert "spqlm" not in sys.modules
+print(json.dumps(results))
+"""
+
+
+def without_the_package(directories: Sequence[Path]) -> dict[str, str]:
+    """What plain transformers says of each checkpoint, in one process of its own."""
+    child = subprocess.run(
+        [sys.executable, "-c", UNAWARE, *map(str, directories)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    results: dict[str, str] = json.loads(child.stdout.splitlines()[-1])
+    return results

@@ -1,9 +1,6 @@
 import functools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests import stored_weights
-from tests.compressed_models import assert_same_state, load, tie_head
+from tests.compressed_models import assert_same_state, load, tie_head, without_the_package
 from tests.helpers import greedy, logits, tiny_model
 from transformers import PreTrainedModel
 
@@ -272,34 +269,12 @@ def test_codes_of_another_type_are_refused_by_name(saved):
 
 # --- without the package -------------------------------------------------------------------------
 
-UNAWARE = """
-import json, sys
-from transformers import AutoModelForCausalLM
-
-results = {}
-for directory in sys.argv[1:]:
-    try:
-        AutoModelForCausalLM.from_pretrained(directory)
-        results[directory] = "loaded"
-    except Exception as error:
-        results[directory] = f"{type(error).__name__}: {error}"
-assert "spqlm" not in sys.modules
-print(json.dumps(results))
-"""
-
 
 def test_plain_transformers_fails_loudly(tmp_path):
     directories = [tmp_path / name for name in ("tied", "untied")]
     for directory in directories:
         compressed(directory.name == "tied").save_pretrained(directory)
-    child = subprocess.run(
-        [sys.executable, "-c", UNAWARE, *map(str, directories)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    results = json.loads(child.stdout.splitlines()[-1])
+    results = without_the_package(directories)
     assert len(results) == 2
     for result in results.values():
         assert result != "loaded"

@@ -1,12 +1,16 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tests.compressed_models import STEPS, assert_same_state, compressed, load, tensors
+from tests.compressed_models import (
+    STEPS,
+    assert_same_state,
+    compressed,
+    load,
+    tensors,
+    without_the_package,
+)
 from tests.helpers import greedy, logits, tiny_model
 
 import spqlm
@@ -146,21 +150,6 @@ def test_only_safetensors_are_written(saved):
 
 # --- without the package -------------------------------------------------------------------------
 
-UNAWARE = """
-import json, sys, warnings
-from transformers import AutoModelForCausalLM
-
-results = {}
-for directory in sys.argv[1:]:
-    try:
-        AutoModelForCausalLM.from_pretrained(directory)
-        results[directory] = "loaded"
-    except Exception as error:
-        results[directory] = f"{type(error).__name__}: {error}"
-assert "spqlm" not in sys.modules
-print(json.dumps(results))
-"""
-
 
 @pytest.fixture(scope="module")
 def unaware(tmp_path_factory) -> dict[str, str]:
@@ -170,14 +159,7 @@ def unaware(tmp_path_factory) -> dict[str, str]:
     for name in STEPS:
         for tied in (True, False):
             compressed(name, tied).save_pretrained(root / f"{name}-{tied}")
-    child = subprocess.run(
-        [sys.executable, "-c", UNAWARE, *map(str, sorted(root.iterdir()))],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    results = json.loads(child.stdout.splitlines()[-1])
+    results = without_the_package(sorted(root.iterdir()))
     return {Path(directory).name: result for directory, result in results.items()}
 
 
