@@ -196,9 +196,36 @@ class GroupSparse(Format):
 
     def fit(self, weight: Tensor, metric: Metric, rounding: Rounding) -> GroupSparseWeight:
         """The least salient groups go, the others are refitted and rounded by GPTQ."""
-        share = self.dropped_share(*weight.shape)
+        return self.prune(weight, metric)
+
+    def prune(
+        self,
+        weight: Tensor,
+        metric: Metric,
+        *,
+        kind: group_pruning.Saliency = "first_order",
+        pattern: group_pruning.Pattern = "free",
+        rounds: int = group_pruning.ROUNDS,
+    ) -> GroupSparseWeight:
+        """`fit` with a choice of how groups are judged (`numerics.group_pruning.prune_groups`).
+
+        Args:
+            weight: float32 [out, in].
+            metric: in which an error counts.
+            kind: of saliency.
+            pattern: where dropped groups may lie.
+            rounds: after each, what is left is refitted and judged anew.
+        """
         keep, refitted = group_pruning.prune_groups(
-            weight, metric.hessian, metric.output, self.group_size, share, damping=metric.damping
+            weight,
+            metric.hessian,
+            metric.output,
+            self.group_size,
+            self.dropped_share(*weight.shape),
+            kind=kind,
+            pattern=pattern,
+            rounds=rounds,
+            damping=metric.damping,
         )
         codes, scale, zero = group_pruning.round_kept(
             refitted,

@@ -11,7 +11,7 @@ from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
 from spqlm.formats import Format
-from spqlm.formats.group_sparse import GroupSparse, pack
+from spqlm.formats.group_sparse import GroupSparse
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.loop import LayerLoop, Step
 from spqlm.layerwise.metrics import HELD_OUT, Weighting, layer_metrics
@@ -196,27 +196,14 @@ class Sparsify(Stage):
     @torch.no_grad()
     def _pruned(self, module: Any, form: Format, metric: Metric) -> nn.Module:
         assert isinstance(form, GroupSparse)
-        weight = module.weight.detach().float()
-        keep, refitted = group_pruning.prune_groups(
-            weight,
-            metric.hessian,
-            metric.output,
-            self.group_size,
-            form.dropped_share(*weight.shape),
+        stored = form.prune(
+            module.weight.detach().float(),
+            metric,
             kind=self.saliency,
             pattern=self.pattern,
             rounds=self.rounds,
-            damping=metric.damping,
         )
-        codes, scale, zero = group_pruning.round_kept(
-            refitted,
-            metric.hessian,
-            keep,
-            self.bits,
-            zero_point=self.zero_point,
-            damping=metric.damping,
-        )
-        return with_weight(module, pack(codes, scale, zero, keep, self.bits))
+        return with_weight(module, stored)
 
 
 STAGE = Sparsify
