@@ -2,7 +2,8 @@
 
 import json
 
-from tests.helpers import TEXT
+from safetensors.torch import load_file, save_file
+from tests.helpers import TEXT, tiny_model
 
 
 def test_inspect_lists_every_layer(run, int8):
@@ -27,3 +28,16 @@ def test_inspect_measures_beside_the_prediction(run, int8, source, tmp_path):
     assert rows["model.norm"]["measured_loss"] is None
     code, out, _ = run("inspect", int8, *arguments)
     assert code == 0 and "measured" in out and "tokens" in out
+
+
+def test_a_name_from_a_file_is_shown_as_it_is(run, tmp_path):
+    out = tmp_path / "a[/b]"
+    tiny_model().save_pretrained(out)
+    tensors = load_file(out / "model.safetensors")
+    tensors["[/b]\x1b[31m<script>.weight"] = tensors.pop("model.norm.weight")
+    save_file(tensors, out / "model.safetensors")
+    code, shown, err = run("inspect", out)
+    assert code == 0, err
+    assert "[/b]\\x1b[31m<script>" in shown and "\x1b" not in shown
+    code, _, err = run("inspect", tmp_path / "[/b]\x1b[31m")
+    assert code == 1 and "[/b]\\x1b[31m" in err and "\x1b" not in err

@@ -21,3 +21,12 @@ def test_a_name_too_long_for_its_line_is_broken_like_the_rest(capsys):
     lines = printed(capsys, ["model." * WHOLE_NAME])
     assert all(len(line) <= 120 for line in lines)
     assert sum("mod" in line for line in lines) > 1
+
+
+def test_a_name_is_not_taken_for_markup(capsys):
+    hostile = "[/b] [red]x :smile: \x1b[31m"
+    made = table(hostile, hostile, hostile)
+    made.add_row(hostile, hostile)
+    show(made, hostile)
+    out = capsys.readouterr().out
+    assert out.count("[/b] [red]x :smile: \\x1b[31m") == 6 and "\x1b" not in out

@@ -12,6 +12,7 @@ import typer
 
 from spqlm.checkpoint.manifest import versions
 from spqlm.errors import SpqError
+from spqlm.names import visible
 
 INTERRUPTED = 130
 
@@ -77,7 +78,7 @@ def main() -> None:
     except SpqError as error:
         if debug:
             raise
-        typer.echo(f"spq: error: {error}", err=True)
+        typer.echo(f"spq: error: {visible(str(error))}", err=True)
         sys.exit(1)
     except SystemExit as stop:
         # Typer turns the interrupt of a command into this code, and says nothing.

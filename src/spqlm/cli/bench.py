@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from spqlm.checkpoint.atomic import write_text
@@ -86,7 +85,7 @@ def command(
     found = compare(config, lambda text: typer.echo(f"spq bench: {text}", err=True))
     if json_file is not None:
         _write(json_file, found)
-    show(_table(found), *map(escape, notes(found)))
+    show(_table(found), *notes(found))
 
 
 def _counts(option: str, text: str) -> tuple[int, ...]:
@@ -108,9 +107,9 @@ def _table(found: Comparison) -> Table:
     header, rates, costs = rows(found)
     shown = table(RATES, "")
     for name in header[1:]:
-        shown.add_column(escape(name), justify="right", overflow="fold")
+        shown.add_column(name, justify="right", overflow="fold")
     for row in rates:
-        shown.add_row(*map(escape, row))
+        shown.add_row(*row)
     shown.add_section()
     for row in costs:
         shown.add_row(*row)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from spqlm.checkpoint.atomic import check_output, write_text
 from spqlm.cli.options import Context, Device, Dtype, Json, Limit, Model, Protocol, Windows
@@ -90,10 +89,10 @@ def command(
     header, body = summary(cells)
     shown = table(model, *header)
     for row in body:
-        shown.add_row(*map(escape, row))
+        shown.add_row(*row)
     notes = [f"{cell.name}: {cell.reason}" for cell in cells if cell.reason] + missing
     written = f"Wrote {out}: table.md, comparison.json, curves.json, and every row in {CELLS}/"
-    show(shown, *map(escape, notes), escape(written))
+    show(shown, *notes, written)
 
 
 def _charts(out: Path, cells: list[Cell]) -> tuple[str, list[str]]:

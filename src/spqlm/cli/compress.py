@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.cli.options import Device, Dtype, Json, Model, ShardSize
@@ -97,11 +96,11 @@ def _show(manifest: Manifest, out: Path | None) -> None:
     size.add_row("source in float32 (SPQ paper's baseline)", megabytes(sizes.fp32), "")
     show(*([stages] if manifest.stages else []), size)
     if source.note:
-        show(f"Note: {escape(source.note)}.")
+        show(f"Note: {source.note}.")
     if out is None:
         show("Dry run: nothing was trained or written.")
         return
     show(
-        f"Wrote {escape(str(out))}, reloaded it and compared its logits. Load it with\n"
-        f'  import spqlm; model = spqlm.load("{escape(str(out))}")'
+        f"Wrote {out}, reloaded it and compared its logits. Load it with\n"
+        f'  import spqlm; model = spqlm.load("{out}")'
     )

@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar
 import torch
 import typer
 from pydantic import TypeAdapter, ValidationError
-from rich.markup import escape
 
 from spqlm.checkpoint.atomic import write_text
 from spqlm.checkpoint.manifest import FILE, read_manifest
@@ -98,7 +97,7 @@ def command(
     write_text(page, html(name, about, parts))
     card = page.with_suffix(".md")
     write_text(card, markdown(name, about, parts))
-    show(f"Wrote {escape(str(page))} and {escape(str(card))}")
+    show(f"Wrote {page} and {card}")
 
 
 def _beside(directory: Path, given: Path | None, name: str) -> Path | None:
