@@ -18,11 +18,11 @@ from spqlm.checkpoint.manifest import FILE, read_manifest
 from spqlm.data import fingerprint
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.evaluation import evaluate
-from spqlm.export import native
 from spqlm.formats.int8 import Int8
 from spqlm.model.families import supported
 from spqlm.model.memory import resident_bytes, weight_file_bytes
 from spqlm.recipe import Recipe
+from spqlm.targets import native
 from tests.helpers import TEXT, VOCABULARY, format_of, logits, tiny_model, tiny_tokenizer
 
 STAGES = [

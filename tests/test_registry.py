@@ -1,6 +1,6 @@
 import pytest
 
-from spqlm import export, formats, stages
+from spqlm import formats, stages, targets
 from spqlm.model import families
 from spqlm.registry import nearest, plugins
 
@@ -13,7 +13,7 @@ def test_a_plugin_is_a_public_module_other_than_base(tmp_path):
 
 @pytest.mark.parametrize(
     ("package", "known"),
-    [(export, "native"), (families, "llama"), (formats, "int4"), (stages, "budget")],
+    [(targets, "native"), (families, "llama"), (formats, "int4"), (stages, "budget")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_every_folder_of_plugins_is_listed(package, known):

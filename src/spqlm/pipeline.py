@@ -12,7 +12,6 @@ from spqlm.cache import RunState
 from spqlm.calibration.gather import Calibration
 from spqlm.checkpoint.manifest import Manifest, Sizes, StageRecord, versions
 from spqlm.errors import SpqError
-from spqlm.export import NATIVE, Output, target_class
 from spqlm.kernels.widening import widened_products
 from spqlm.model.memory import PeakMemory, resident_bytes
 from spqlm.model.view import ModelView
@@ -20,6 +19,7 @@ from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model
 from spqlm.sources.loaded import LoadedModel
 from spqlm.stages.base import Inputs, Stage
+from spqlm.targets import NATIVE, Output, target_class
 from spqlm.units import parse_ratio, parse_size
 
 logger = logging.getLogger(__name__)

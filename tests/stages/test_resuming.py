@@ -298,7 +298,7 @@ def test_a_run_that_is_killed_before_it_is_published_does_nothing_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(spqlm.export.base, "atomic_directory", interrupted)
+        patch.setattr(spqlm.targets.base, "atomic_directory", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compress(text_file, tmp_path / "out")
     kills = Kills(monkeypatch)

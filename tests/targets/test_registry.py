@@ -1,12 +1,12 @@
 import pytest
 
-from spqlm import export
+from spqlm import targets
 from spqlm.errors import SpqError
-from spqlm.export import Target, available, target_class
+from spqlm.targets import Target, available, target_class
 
 
 def test_our_own_checkpoint_is_a_target():
-    assert export.NATIVE in available()
+    assert targets.NATIVE in available()
 
 
 @pytest.mark.parametrize("name", available())

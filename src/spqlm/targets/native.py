@@ -10,10 +10,10 @@ from spqlm.checkpoint.manifest import FILE, Manifest
 from spqlm.checkpoint.quantizer import attach
 from spqlm.checkpoint.spec import ModuleSpec
 from spqlm.checkpoint.verify import check_logits, fixed_logits
-from spqlm.export.base import Target
 from spqlm.model.memory import weight_file_bytes
 from spqlm.model.view import ModelView
 from spqlm.sources.load import load_model
+from spqlm.targets.base import Target
 
 
 class NativeTarget(Target):

@@ -3,8 +3,8 @@
 from importlib import import_module
 
 from spqlm.errors import SpqError
-from spqlm.export.base import Output, Target
 from spqlm.registry import nearest, plugins
+from spqlm.targets.base import Output, Target
 
 __all__ = ["NATIVE", "Output", "Target", "available", "target_class"]
 

@@ -6,12 +6,12 @@ import pytest
 from tests.helpers import logits, tiny_model
 
 import spqlm
-from spqlm import export
+from spqlm import targets
 from spqlm.errors import CheckpointError, SpqError
-from spqlm.export import native
-from spqlm.export.native import NativeTarget
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe
+from spqlm.targets import native
+from spqlm.targets.native import NativeTarget
 
 
 class NoInt8(NativeTarget):
@@ -114,5 +114,5 @@ def small():
 def test_what_is_saved_reads_back_with_the_limit_it_was_given(source, tmp_path):
     result = spqlm.compress(source, tmp_path / "out", target_size=300_000, recipe=small())
     assert result.manifest.sizes.disk <= 300_000
-    assert export.target_class("native") is NativeTarget
+    assert targets.target_class("native") is NativeTarget
     assert logits(spqlm.load(tmp_path / "out")).equal(logits(result.model))
