@@ -4,17 +4,16 @@ Importing this package registers the checkpoint format with transformers, so tha
 `AutoModelForCausalLM.from_pretrained` reads compressed checkpoints.
 """
 
-from pathlib import Path
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel
-
-from spqlm.decoding.int8_activations import round_activations
-from spqlm.decoding.optimize import optimize as _optimize
+from spqlm.checkpoint.registration import register
 from spqlm.errors import CheckpointError, SpqError
-from spqlm.pipeline import CompressionResult, compress
-from spqlm.recipe import Recipe, load_recipe
-from spqlm.sources.load import load_model
+
+if TYPE_CHECKING:
+    from spqlm.loading import load
+    from spqlm.pipeline import CompressionResult, compress
+    from spqlm.recipe import Recipe, load_recipe
 
 __all__ = [
     "CheckpointError",
@@ -27,33 +26,25 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+# Imported when they are asked for: PyTorch and transformers take seconds to import.
+_HOMES = {
+    "CompressionResult": "spqlm.pipeline",
+    "Recipe": "spqlm.recipe",
+    "compress": "spqlm.pipeline",
+    "load": "spqlm.loading",
+    "load_recipe": "spqlm.recipe",
+}
 
-def load(
-    model: str | Path,
-    *,
-    optimize: bool = False,
-    int8_activations: bool = False,
-    **options: Any,
-) -> PreTrainedModel:
-    """Load a checkpoint of ours, or any other causal language model.
+register()
 
-    Args:
-        model: directory, hub id, `.gguf` file or `demo`.
-        optimize: decode natively on the CPU wherever that is possible, in `generate` too, and on a
-            GPU as CUDA graphs; see docs/kernels.md.
-        int8_activations: round what enters int8 layers to int8, too, where many tokens come at
-            once: prompts are read faster, a little less exactly.
-        options: `dtype`, `device_map` and whatever else `from_pretrained` takes.
+if not TYPE_CHECKING:  # so that a type checker finds names that do not exist
 
-    Returns:
-        the model in eval mode.
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = found
+        return found
 
-    Raises:
-        SpqError: there is no such model, or no layer of it has int8 weights to go with int8
-            activations.
-        CheckpointError: a checkpoint of ours is truncated or does not match its config.
-    """
-    loaded = load_model(model, **options).model
-    if int8_activations:
-        round_activations(loaded)
-    return _optimize(loaded) if optimize else loaded
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

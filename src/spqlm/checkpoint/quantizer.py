@@ -1,19 +1,24 @@
-"""`quant_method: spq` for transformers: rebuilds the structure before weights are read."""
+"""`quant_method: spq` for transformers: rebuilds the structure before weights are read.
+
+Imported while transformers itself is being imported (see `registration`), when its models cannot be
+imported yet. What needs them is imported inside the functions.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from spqlm.checkpoint.headers import TensorHeader, check_tensors, read_header
 from spqlm.checkpoint.spec import FORMAT_VERSION, ModuleSpec, WeightSpec, parse_spec
-from spqlm.checkpoint.structure import describe, rebuild
 from spqlm.errors import CheckpointError
 from spqlm.modules.linear import Compressed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 METHOD = "spq"
 
@@ -87,11 +92,13 @@ class SpqQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(
         self,
-        model: PreTrainedModel,
+        model: "PreTrainedModel",
         dtype: torch.dtype | None = None,
         checkpoint_files: list[str] | None = None,
         **kwargs: Any,
-    ) -> PreTrainedModel:
+    ) -> "PreTrainedModel":
+        from spqlm.checkpoint.structure import rebuild
+
         specs: dict[str, ModuleSpec] = self.quantization_config.specs
         with torch.device("meta"):
             rebuild(model, specs, dtype or torch.get_default_dtype())
@@ -109,8 +116,8 @@ class SpqQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(
-        self, model: PreTrainedModel, **kwargs: Any
-    ) -> PreTrainedModel:
+        self, model: "PreTrainedModel", **kwargs: Any
+    ) -> "PreTrainedModel":
         for name, module in model.named_modules():
             if not isinstance(module, Compressed):
                 continue
@@ -123,7 +130,7 @@ class SpqQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(
-        self, model: PreTrainedModel
+        self, model: "PreTrainedModel"
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The state with the guard in it; see `SpqConfig.guard`."""
         state = model.state_dict()
@@ -147,11 +154,13 @@ class SpqQuantizer(HfQuantizer):
         return True
 
 
-def attach(model: PreTrainedModel) -> None:
+def attach(model: "PreTrainedModel") -> None:
     """Record a model's structure in its config, so that `save_pretrained` writes our format.
 
     A model without compressed modules is left, or made, an ordinary dense one.
     """
+    from spqlm.checkpoint.structure import describe
+
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     specs = describe(model)

@@ -1,0 +1,41 @@
+"""Loading a model to use it."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from spqlm.decoding.int8_activations import round_activations
+from spqlm.decoding.optimize import optimize as _optimize
+from spqlm.sources.load import load_model
+
+
+def load(
+    model: str | Path,
+    *,
+    optimize: bool = False,
+    int8_activations: bool = False,
+    **options: Any,
+) -> PreTrainedModel:
+    """Load a checkpoint of ours, or any other causal language model.
+
+    Args:
+        model: directory, hub id, `.gguf` file or `demo`.
+        optimize: decode natively on the CPU wherever that is possible, in `generate` too, and on a
+            GPU as CUDA graphs; see docs/kernels.md.
+        int8_activations: round what enters int8 layers to int8, too, where many tokens come at
+            once: prompts are read faster, a little less exactly.
+        options: `dtype`, `device_map` and whatever else `from_pretrained` takes.
+
+    Returns:
+        the model in eval mode.
+
+    Raises:
+        SpqError: there is no such model, or no layer of it has int8 weights to go with int8
+            activations.
+        CheckpointError: a checkpoint of ours is truncated or does not match its config.
+    """
+    loaded = load_model(model, **options).model
+    if int8_activations:
+        round_activations(loaded)
+    return _optimize(loaded) if optimize else loaded
