@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.cache import RunState
 from spqlm.calibration.gather import Calibration
 from spqlm.checkpoint.manifest import Manifest, Sizes, StageRecord, versions
@@ -49,6 +50,7 @@ def compress(
     recipe: str | Path | Recipe | None = None,
     target_size: str | int | None = None,
     target_ratio: str | float | None = None,
+    alike: Alike = "free",
     calibration: str | None = None,
     recover: bool = True,
     seed: int = 0,
@@ -69,6 +71,8 @@ def compress(
             int8 and trains nothing.
         target_size: most bytes of all weights on disk: a number, or such as `90MB` or `85MiB`.
         target_ratio: the same as a share of the source's weights: `0.3` or `30%`.
+        alike: weights that are stored in one format: `fused`, q, k and v of a layer, and gate and
+            up; `uniform`, all of the decoder; `free`, as the recipe says.
         calibration: text source that replaces the recipe's.
         recover: False leaves out the stages that train.
         seed: of everything random.
@@ -88,6 +92,8 @@ def compress(
             same logits; it was removed.
     """
     steps, ratio = _targeted(recipe, target_size, target_ratio)
+    if alike != "free":
+        steps = steps.restricted(Restriction(alike=alike))
     if calibration is not None:
         steps = steps.calibrated_on(calibration)
     if not recover or dry_run:

@@ -6,6 +6,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from spqlm.allocation.restriction import Restriction
 from spqlm.calibration.gather import CalibrationConfig
 from spqlm.errors import SpqError
 from spqlm.registry import nearest
@@ -78,6 +79,21 @@ class Recipe(BaseModel):
             raise SpqError(
                 f"a target size needs a recipe with the stage `{'` or `'.join(able)}`, "
                 "such as `default`; this one has none"
+            )
+        pairs = zip(limited, self.stages, strict=True)
+        return self.model_copy(update={"stages": tuple(new or stage for new, stage in pairs)})
+
+    def restricted(self, restriction: Restriction) -> Self:
+        """The recipe with what a target asks of how weights are stored.
+
+        Raises:
+            SpqError: no stage of it chooses formats, or one offers none that is allowed.
+        """
+        limited = [stage.restricted(restriction) for stage in self.stages]
+        if all(stage is None for stage in limited):
+            raise SpqError(
+                "only a recipe with the stage `budget`, such as `default`, chooses formats that "
+                "suit a target"
             )
         pairs = zip(limited, self.stages, strict=True)
         return self.model_copy(update={"stages": tuple(new or stage for new, stage in pairs)})

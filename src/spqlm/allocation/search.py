@@ -10,7 +10,7 @@ from torch import nn
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.pricing import Pricer
 from spqlm.allocation.shapes import Shape, shapes
-from spqlm.allocation.units import Unit
+from spqlm.allocation.units import NO_TIES, Unit
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
 from spqlm.layerwise.loop import LayerLoop, Sink
@@ -184,9 +184,9 @@ def _members(units: list[Unit]) -> set[str]:
     return {part.named.name for unit in units for part in unit.priced[0].parts}
 
 
-def alternatives(unit: Unit) -> list[Alternative]:
-    """What was priced, for the knapsack."""
-    return [shaped.alternative() for shaped in unit.priced]
+def alternatives(unit: Unit, ties: Mapping[str, str] = NO_TIES) -> list[Alternative]:
+    """What was priced, for the knapsack; weights of one tie, by full name, are stored alike."""
+    return [shaped.alternative(ties) for shaped in unit.priced]
 
 
 def hopes(unit: Unit) -> list[Alternative]:

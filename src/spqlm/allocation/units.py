@@ -1,6 +1,6 @@
 """Weights that are decided together, with the bytes and predicted loss of what they may become."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -9,11 +9,12 @@ from spqlm.allocation.menu import stored_bytes
 from spqlm.allocation.shapes import Shape
 from spqlm.formats import Format
 from spqlm.model.view import Named
-from spqlm.numerics.knapsack import Alternative
+from spqlm.numerics.knapsack import Alternative, Tie
 from spqlm.plan import Cut
 
 # Shapes of a unit, and ranks of a weight, that are rounded before the worth is looked at anew.
 AT_ONCE = 2
+NO_TIES: Mapping[str, str] = {}
 
 
 @dataclass
@@ -82,14 +83,24 @@ class PricedShape:
     shape: Shape
     parts: list[Part]
 
-    def alternative(self, *, estimates: bool = False) -> Alternative:
-        """For the knapsack; with options that were not rounded yet, or without."""
+    def alternative(
+        self, ties: Mapping[str, str] = NO_TIES, *, estimates: bool = False
+    ) -> Alternative:
+        """For the knapsack; with options that were not rounded yet, or without.
+
+        Args:
+            ties: of weights that take the same option, by full name.
+            estimates: whether options count that were only estimated.
+        """
         parts = [
             list(zip(part.sizes, part.losses, strict=True))
             + ([(size, loss) for _, size, loss in part.estimates] if estimates else [])
             for part in self.parts
         ]
-        return Alternative(self.shape.loss, parts)
+        names = [ties.get(part.named.name) for part in self.parts]
+        pairs = zip(names, self.parts, strict=True)
+        tied = [None if name is None else Tie(name, part.options) for name, part in pairs]
+        return Alternative(self.shape.loss, parts, tied)
 
     def value(self, worth: float) -> float:
         """Least loss of shape and parts, with bytes paid at `worth`."""

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from spqlm.allocation.restriction import Alike
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.cli.options import Device, Dtype, Json, Model, ShardSize
 from spqlm.cli.tables import show, table
@@ -27,6 +28,13 @@ def command(
         str | None,
         typer.Option(help="The same as a share of the source: 0.3 or 30%.", show_default=False),
     ] = None,
+    alike: Annotated[
+        Alike,
+        typer.Option(
+            help="Weights stored in one format: `fused`, q, k and v of a layer, and gate and up; "
+            "`uniform`, all layers."
+        ),
+    ] = "free",
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -57,6 +65,7 @@ def command(
         recipe=recipe,
         target_size=target_size,
         target_ratio=target_ratio,
+        alike=alike,
         calibration=calibration,
         recover=recover,
         seed=seed,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spqlm.allocation.restriction import Restriction
 from spqlm.cache import RunState, work_key
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
@@ -71,6 +72,14 @@ class Stage(BaseModel, ABC):
 
     def within(self, target_bytes: int) -> Self | None:
         """The stage with this `byte_limit`; None for a stage that takes none."""
+        return None
+
+    def restricted(self, restriction: Restriction) -> Self | None:
+        """The stage with what a target asks of stored weights; None for one that chooses none.
+
+        Raises:
+            SpqError: it offers nothing that the restriction allows.
+        """
         return None
 
     @abstractmethod

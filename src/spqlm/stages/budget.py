@@ -1,37 +1,33 @@
 """A byte budget, spent on width, rank, sparsity and bits together, chosen by predicted loss."""
 
-from collections import Counter
 from collections.abc import Iterable
 from math import inf
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import torch
 from pydantic import Field, model_validator
 
 from spqlm.allocation.apply import apply_changes
+from spqlm.allocation.earlier_spelling import spelled_out
 from spqlm.allocation.menu import Menu, stored_bytes
 from spqlm.allocation.price_cache import cached
-from spqlm.allocation.search import Search, alternatives, dense_weights, priced_weights
-from spqlm.allocation.units import Unit
+from spqlm.allocation.restriction import Alike, Restriction
+from spqlm.allocation.search import Search, dense_weights, priced_weights
+from spqlm.allocation.spending import spend, summary
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.errors import SpqError
 from spqlm.formats import AnyFormat, Format
 from spqlm.formats.base import Rounding
-from spqlm.formats.group_sparse import GroupSparse
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
-from spqlm.formats.low_rank import LowRank
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
-from spqlm.numerics.knapsack import Choice, choose, smallest
 from spqlm.plan import Change, Plan
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.reconstruction import Reconstruction
 
-# A tensor's entry in the header of a weight file, generously.
-HEADER_BYTES = 200
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -74,6 +70,11 @@ class Budget(Stage):
     )
     sparse_group_size: Literal[8, 16, 32, 64] = Field(16, description="inputs in such a group")
     multiple_of: int = Field(64, ge=1, description="MLP widths are rounded to a multiple of this")
+    alike: Alike = Field(
+        "free",
+        description="weights that take one format: `fused`, q, k and v of a layer, and gate and "
+        "up; `uniform`, all of the decoder",
+    )
     rounding: Rounding = Field("gptq", description="of weights in fewer than 8 bits")
     rounding_int8: Rounding = Field(
         "nearest", description="of 8-bit weights, where `gptq` gains next to nothing"
@@ -100,21 +101,7 @@ class Budget(Stage):
     @classmethod
     def _earlier(cls, fields: Any) -> Any:
         """Recipes of earlier versions state bits and group sizes, whose products are formats."""
-        earlier = {"bits": "formats", "embedding_bits": "embedding_formats"}
-        if not isinstance(fields, dict) or not {*earlier, "group_sizes"} & set(fields):
-            return fields
-        for old, new in earlier.items():
-            if new in fields:
-                raise ValueError(f"give `{new}`, or `{old}` and `group_sizes`, not both")
-        sizes = fields.get("group_sizes", (64,))
-        spelled = {
-            new: _spelled_out(old, fields.get(old, (4, 8)), sizes) for old, new in earlier.items()
-        }
-        if 4 not in fields.get("bits", (4, 8)):
-            # They were of 4-bit weights, and there are none.
-            spelled["sparsities"] = []
-        dropped = {*earlier, "group_sizes"}
-        return {key: value for key, value in fields.items() if key not in dropped} | spelled
+        return spelled_out(fields) if isinstance(fields, dict) else fields
 
     @property
     def byte_limit(self) -> int | None:
@@ -124,6 +111,20 @@ class Budget(Stage):
     def within(self, target_bytes: int) -> Self:
         """The same options for another target."""
         return self.model_copy(update={"target_bytes": target_bytes})
+
+    def restricted(self, restriction: Restriction) -> Self:
+        """The same with fewer formats to choose from, and weights that share one."""
+        update: dict[str, Any] = {
+            "formats": restriction.allowed(("attention", "mlp"), self.formats),
+            "embedding_formats": restriction.allowed(
+                ("embedding", "lm_head"), self.embedding_formats
+            ),
+        }
+        update["alike"] = max(self.alike, restriction.alike, key=get_args(Alike).index)
+        if not restriction.shapes:
+            shapes = ("widths", "key_value_groups", "ranks", "sparsities")
+            update |= dict.fromkeys(shapes, ())
+        return self.model_copy(update=update)
 
     def needs(self, view: ModelView) -> Needs:
         """Sensitivities of what is still dense; none where it gets what loses next to nothing."""
@@ -141,7 +142,7 @@ class Budget(Stage):
             self._menu().check(named)
         if self.target_bytes is None:
             changes = self._widest(view)
-            return Plan(stage=self.key, changes=changes, summary=_summary(changes))
+            return Plan(stage=self.key, changes=changes, summary=summary(changes))
         _check_finite(view, statistics)
         search = cached(
             Search(
@@ -153,22 +154,8 @@ class Budget(Stage):
                 self.token_power,
             )
         )
-        units = search.units()
-        available = self._available(view, units)
-        search.spend(units, available)
-        self._check_reach(view, units, available)
-        taken = choose([alternatives(unit) for unit in units], available)
-        changes = [
-            change
-            for unit, choice in zip(units, taken, strict=True)
-            for change in _changes(unit, choice)
-        ]
-        summary = _summary(changes)
-        if sum(change.bytes_after for change in changes) == _largest(units):
-            summary += "; the target asks for nothing smaller"
-        if search.short_of_text:
-            summary += f"; {search.short_of_text}"
-        return Plan(stage=self.key, changes=changes, summary=summary)
+        changes, words = spend(search, self.target_bytes, self.alike)
+        return Plan(stage=self.key, changes=changes, summary=words)
 
     def _widest(self, view: ModelView) -> list[Change]:
         menu = self._menu()
@@ -201,19 +188,6 @@ class Budget(Stage):
             fine_rounding=self.rounding_int8,
         )
 
-    def _available(self, view: ModelView, units: list[Unit]) -> int:
-        """Bytes left for the units once everything else is paid for; may be too few, or < 0."""
-        return (self.target_bytes or 0) - _fixed(view, units)
-
-    def _check_reach(self, view: ModelView, units: list[Unit], available: int) -> None:
-        least = smallest([alternatives(unit) for unit in units])
-        if least > available and self.target_bytes is not None:
-            reachable = -(-(_fixed(view, units) + least) // 10**5) / 10
-            raise SpqError(
-                f"a target of {self.target_bytes / 1e6:.1f} MB cannot be reached; "
-                f"the smallest with these options is {reachable:.1f} MB"
-            )
-
     @torch.no_grad()
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Shape and store as planned, layer by layer."""
@@ -243,80 +217,9 @@ def _check_finite(view: ModelView, statistics: Statistics) -> None:
             )
 
 
-def _fixed(view: ModelView, units: list[Unit]) -> int:
-    """Bytes of everything else, and of file headers."""
-    state = {id(p): p for p in view.model.parameters()}
-    total = sum(p.numel() * p.element_size() for p in state.values())
-    parts = [part for unit in units for part in unit.priced[0].parts]
-    # Codes and scale instead of a weight, twice where there are two factors.
-    total += HEADER_BYTES * (len(state) + 3 * len(parts))
-    return total - sum(module_bytes(part.named.module) for part in parts)
-
-
-def _largest(units: list[Unit]) -> int:
-    """Bytes with every weight in its shape, at its rank and in the most bits."""
-    parts = [part for unit in units for part in unit.priced[0].parts]
-    return sum(max(part.sizes[: part.whole]) for part in parts)
-
-
-def _changes(unit: Unit, choice: Choice) -> list[Change]:
-    """What was chosen, with the price of the shape on the weight that reads what was cut."""
-    shaped = unit.priced[choice.alternative]
-    changes = []
-    for part, pick in zip(shaped.parts, choice.options, strict=True):
-        loss = part.losses[pick]
-        if part.cut is not None and part.cut.side == "input":
-            loss += shaped.shape.loss
-        changes.append(
-            Change(
-                module=part.named.name,
-                bytes_before=module_bytes(part.named.module),
-                bytes_after=part.sizes[pick],
-                format=part.options[pick],
-                cut=part.cut,
-                predicted_loss=loss,
-            )
-        )
-    return changes
-
-
-def _spelled_out(key: str, bits: Any, sizes: Any) -> list[Any]:
-    """Formats of some numbers of bits, in any of some group sizes."""
-    for name, value in ((key, bits), ("group_sizes", sizes)):
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{name} must be a list, not {value!r}")
-    named: dict[int, list[Any]] = {
-        4: [{"int4": {"group_size": size}} for size in sizes],
-        8: ["int8"],
-        16: ["dense"],
-    }
-    unknown = [count for count in bits if count not in tuple(named)]
-    if unknown:
-        raise ValueError(f"{key} are of 4, 8 or 16, not {unknown[0]!r}; name `formats` instead")
-    return [form for count, forms in named.items() if count in bits for form in forms]
-
-
 def _widest_of(formats: Iterable[Format]) -> Format:
     """The one of the most bits; floats have more than any integers."""
     return max(formats, key=lambda form: inf if form.code_bits is None else form.code_bits)
-
-
-def _summary(changes: list[Change]) -> str:
-    """How many weights became what, and the prices' sum where there are prices."""
-    formats = [change.stored_as for change in changes]
-    counts = Counter(form.codes for form in formats)
-    kept = counts.pop("dense", 0)
-    words = [f"{count} weights to {codes}" for codes, count in sorted(counts.items())]
-    words += [f"{kept} weights left as they are"] if kept else []
-    ranks = sum(isinstance(form, LowRank) for form in formats)
-    sparse = sum(isinstance(form, GroupSparse) for form in formats)
-    cuts = sum(change.cut is not None for change in changes)
-    words += [f"{ranks} factorised"] if ranks else []
-    words += [f"{sparse} group-sparse"] if sparse else []
-    words += [f"{cuts} cut"] if cuts else []
-    losses = [change.predicted_loss for change in changes if change.predicted_loss is not None]
-    predicted = f"; predicted loss {sum(losses):.4f} nats" if losses else ""
-    return ", ".join(words) + predicted
 
 
 STAGE = Budget

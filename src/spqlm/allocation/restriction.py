@@ -1,0 +1,76 @@
+"""What the place that weights go to asks of how they are stored, besides bytes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from spqlm.errors import SpqError
+from spqlm.formats import Format
+from spqlm.model.view import LayerView, ModelView, Named, Role
+
+# From the loosest to the strictest.
+Alike = Literal["free", "fused", "uniform"]
+
+SPOKEN = {
+    "fused": "q, k and v alike, gate and up alike",
+    "uniform": "one format for all layers",
+}
+"""What weights that are stored alike are called."""
+
+
+def _nothing(_: Role, __: Format) -> None:
+    """Refuse nothing."""
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """Which formats weights may take, and which weights take the same one.
+
+    Attributes:
+        refusal: why weights of a role may not take a format, in words; None where they may.
+        alike: `fused`: query, key and value of a layer, and gate and up, as engines need it that
+            compute each set in one product; `uniform`: all weights of the decoder; `free`: none.
+        shapes: whether layers may be cut, factorised and lose groups, each by itself.
+    """
+
+    refusal: Callable[[Role, Format], str | None] = _nothing
+    alike: Alike = "free"
+    shapes: bool = True
+
+    def allowed(self, roles: tuple[Role, ...], formats: tuple[Format, ...]) -> tuple[Format, ...]:
+        """Those of the formats that weights of all these roles may take.
+
+        Raises:
+            SpqError: none of them; says why.
+        """
+        reasons = {
+            form: next((why for why in (self.refusal(role, form) for role in roles) if why), None)
+            for form in formats
+        }
+        found = tuple(form for form, why in reasons.items() if why is None)
+        if not found:
+            words = "; ".join(f"{form.name}: {why}" for form, why in reasons.items())
+            raise SpqError(
+                f"the recipe offers no format that {roles[0]} weights may take ({words})"
+            )
+        return found
+
+
+def fused(layer: LayerView) -> list[list[Named]]:
+    """The weights of a layer that engines compute in one product: q, k and v; gate and up."""
+    sets = [[layer.query, layer.key, layer.value], layer.mlp_inputs]
+    return [members for members in sets if len(members) > 1]
+
+
+def ties(view: ModelView, alike: Alike) -> dict[str, str]:
+    """The name of its tie for each weight that has one, by full name."""
+    return {named.name: tie for tie, members in _sets(view, alike) for named in members}
+
+
+def _sets(view: ModelView, alike: Alike) -> Iterator[tuple[str, list[Named]]]:
+    for layer in view.layers:
+        if alike == "uniform":
+            yield alike, layer.leaves
+        if alike == "fused":
+            for members in fused(layer):
+                yield members[0].name, members
