@@ -102,8 +102,7 @@ def compress(
     directory = None if out is None or dry_run else Path(out)
     if directory is not None:
         target.check_output(directory, overwrite=overwrite)
-    loaded = load_model(model, dtype=dtype, device_map=device)
-    loaded.check_finite()
+    loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True)
     if tokenizer is not None:
         loaded.tokenizer = tokenizer
     if ratio is not None:

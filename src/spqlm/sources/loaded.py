@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.checkpoint.manifest import Manifest, read_manifest
-from spqlm.errors import SpqError
 from spqlm.model.memory import parameter_count, resident_bytes
 from spqlm.plan import Source, SourceKind
 
@@ -47,18 +45,6 @@ class LoadedModel:
             CheckpointError: the manifest is damaged.
         """
         return read_manifest(self.directory) if self.directory else None
-
-    def check_finite(self) -> None:
-        """Refuse weights that nothing can be measured on.
-
-        Raises:
-            SpqError: one holds NaN or Inf; names it.
-        """
-        for name, weight in self.model.named_parameters():
-            if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
-                raise SpqError(
-                    f"weight {name!r} holds NaN or Inf; the source checkpoint is damaged"
-                )
 
 
 def describe_source(name: str, kind: SourceKind, model: PreTrainedModel, note: str = "") -> Source:

@@ -1,0 +1,91 @@
+"""peft adapters: a model with one beside its weights, or added to them."""
+
+import importlib.util
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from spqlm.errors import SpqError
+from spqlm.sources.accounting import check_loaded
+
+# What peft writes beside an adapter.
+ADAPTER = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def base_of(path: Path, config: Mapping[str, Any]) -> str:
+    """The model that an adapter was trained on.
+
+    Args:
+        path: directory of the adapter.
+        config: what its config file holds.
+
+    Raises:
+        SpqError: peft is not installed, or the adapter has no weights that may be read, or names
+            no model or another adapter.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise SpqError(f"{path.name!r} is an adapter and needs peft: pip install 'spqlm[eval]'")
+    if not (path / WEIGHTS).is_file():
+        raise SpqError(
+            f"adapter {path.name!r} needs its weights in {WEIGHTS}; pickles are not read"
+        )
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise SpqError(f"{ADAPTER} in {str(path)!r} names no base_model_name_or_path")
+    if (Path(base) / ADAPTER).is_file():
+        raise SpqError(
+            f"adapter {path.name!r} names another adapter as its model; merge that one first"
+        )
+    return base
+
+
+def put_on(model: PreTrainedModel, path: Path, *, merge: bool) -> PreTrainedModel:
+    """A model with an adapter, in eval mode.
+
+    Args:
+        model: that the adapter was trained on; changed in place.
+        path: directory of the adapter.
+        merge: add it to the weights, which makes a plain model.
+
+    Raises:
+        SpqError: a tensor of the adapter is missing, left over or of another shape.
+    """
+    conversions = getattr(model, "_weight_conversions", None)
+    found = model.load_adapter(str(path), use_safetensors=True, ignore_mismatched_sizes=True)
+    check_loaded(f"adapter {path.name!r}", vars(found))
+    if merge:
+        _merge(model, path.name)
+        # transformers names tensors by the last file that it read, which was the adapter's.
+        attributes: Any = model
+        attributes._weight_conversions = conversions
+    return model.eval()
+
+
+def _merge(model: PreTrainedModel, adapter: str) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    ]
+    tied = {name.rpartition(".")[0] for name in chain(*model.all_tied_weights_keys.items())}
+    for name, module in layers:
+        if name in tied:
+            raise SpqError(
+                f"adapter {adapter!r} changes {name!r}, which shares its weight with another "
+                "module: it cannot be merged"
+            )
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            plain = module.unload_and_optionally_merge_module(True, True, None)
+        else:
+            module.merge(safe_merge=True)
+            plain = module.get_base_layer()
+        model.set_submodule(name, plain)
+    del model.peft_config
+    model._hf_peft_config_loaded = False

@@ -1,0 +1,110 @@
+"""Models from a directory or the hub, as transformers reads them."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.hub import cached_file
+
+from spqlm.checkpoint import quantizer
+from spqlm.errors import CheckpointError, SpqError
+from spqlm.sources.accounting import check_files, check_kinds, check_loaded
+
+logger = logging.getLogger(__name__)
+
+# What a damaged config or weight file makes transformers raise.
+LOADING_ERRORS = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError),
+    *(HFValidationError, HfHubHTTPError, SafetensorError, StrictDataclassError),
+)
+
+
+def read_pretrained(name: str, options: dict[str, Any]) -> PreTrainedModel:
+    """A model from a directory or the hub, with every tensor accounted for.
+
+    Args:
+        name: hub id or directory.
+        options: of `from_pretrained`, `trust_remote_code` among them.
+
+    Raises:
+        SpqError: see `spqlm.sources.load.load_model`.
+        CheckpointError: likewise.
+    """
+    what, trusted = f"model {name!r}", options["trust_remote_code"]
+    wanted = options | {
+        "use_safetensors": True,
+        # Told by name below, and not by a report that the command line switches off.
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }
+    try:
+        if Path(name).is_dir():
+            check_files(what, Path(name))
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trusted)
+        _check_causal(name, config)
+        found: Any = AutoModelForCausalLM.from_pretrained(name, **wanted)
+        model, info = found
+        check_loaded(what, info)
+        if getattr(model, "hf_quantizer", None) is None:
+            folder = Path(str(cached_file(name, "config.json"))).parent
+            check_kinds(what, model, check_files(what, folder))
+    except SpqError:
+        raise
+    except LOADING_ERRORS as error:
+        raise SpqError(f"cannot load {what}: {first_line(error)}") from error
+    return model.eval()
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, less its advice."""
+    return str(error).strip().split("\n")[0]
+
+
+def _check_causal(name: str, config: Any) -> None:
+    architectures = config.architectures or []
+    if architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+        raise SpqError(
+            f"model {name!r} is {architectures[0]}, not a causal language model (...ForCausalLM)"
+        )
+    stated = getattr(config, "quantization_config", None)
+    if stated is None:
+        # Where older versions of compressed-tensors put theirs.
+        stated = getattr(config, "compression_config", None)
+    if stated is None:
+        return
+    if not isinstance(stated, dict):
+        raise CheckpointError(f"quantization_config of {name!r} is not a JSON object")
+    method = stated.get("quant_method")
+    if method != quantizer.METHOD:
+        raise SpqError(
+            f"model {name!r} is already quantised with {method or 'a method that it does not name'}"
+            "; start from the original weights"
+        )
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a model, or None where there is none.
+
+    Raises:
+        SpqError: there is one, and it is damaged.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code
+        )
+    # The tokenizers library raises bare exceptions where its files are damaged.
+    except Exception as error:
+        if any(Path(name).glob("tokenizer*")):
+            raise SpqError(f"cannot read the tokenizer of {name!r}: {first_line(error)}") from error
+        logger.info("no tokenizer in %s: %s", name, error)
+        return None
+    return tokenizer
