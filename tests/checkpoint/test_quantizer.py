@@ -14,6 +14,7 @@ from tests.compressed_models import (
 from tests.helpers import greedy, logits, tiny_model
 
 import spqlm
+from spqlm import native
 from spqlm.checkpoint.quantizer import attach
 from spqlm.errors import SpqError
 
@@ -123,6 +124,18 @@ def test_device_map_is_honoured(tmp_path, kind, tied, device_map):
     assert {parameter.device.type for parameter in reloaded.parameters()} == {"cpu"}
     assert_same_state(reloaded, model)
     assert torch.equal(logits(reloaded), logits(model))
+
+
+def test_loading_says_once_that_the_model_will_be_slow(tmp_path, monkeypatch, caplog):
+    compressed("int8", tied=True).save_pretrained(tmp_path)
+    monkeypatch.delenv(native.REQUIRED, raising=False)
+    monkeypatch.setattr(native, "library_file", lambda: tmp_path / "_kernels.so")
+    native._library.cache_clear()
+    load(tmp_path)
+    load(tmp_path)
+    native._library.cache_clear()
+    (message,) = (r.getMessage() for r in caplog.records if r.name == native.__name__)
+    assert "several times slower; install a C++ compiler" in message
 
 
 def test_a_model_that_is_not_compressed_is_saved_as_an_ordinary_one(tmp_path):

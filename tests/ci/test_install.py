@@ -130,6 +130,20 @@ def test_torch_comes_first_and_the_rest_is_held_to_the_versions_that_were_tried(
     assert set(known) - set(pins.read_text().splitlines()) == {"torch==2.13.0"}
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_an_installation_without_kernels_says_so_at_the_end(
+    script, pip, compiled, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "constraints.txt").write_text(CONSTRAINTS)
+    library = tmp_path / "src/spqlm/native/_kernels.so"
+    library.parent.mkdir(parents=True)
+    if compiled:
+        library.touch()
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    script.install_packages("torch==2.13.0", "model==1")
+    assert ("without its native kernels" in capsys.readouterr().err) is not compiled
+
+
 def test_what_pip_cannot_do_ends_it(script, monkeypatch):
     monkeypatch.setattr(script.sys, "executable", "false")
     with pytest.raises(SystemExit) as stop:

@@ -7,7 +7,6 @@ of tensors, and every processor, because it holds its kernels for several instru
 import ctypes
 import logging
 import os
-import sysconfig
 from functools import cache
 from pathlib import Path
 
@@ -38,7 +37,7 @@ _ELEMENTS = (*FLOATS, torch.int8, torch.uint8, torch.int32)
 
 def library_file() -> Path:
     """Where the compiled library is expected."""
-    beside = Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")
+    beside = Path(__file__).with_name("_kernels.so")
     return Path(os.environ.get(FILE) or beside)
 
 
@@ -56,7 +55,7 @@ def library() -> ctypes.CDLL | None:
 def _absent(sentence: str, remedy: str) -> None:
     if os.environ.get(REQUIRED) == "1":
         raise SpqError(f"{sentence}, and {REQUIRED}=1 asks for them; {remedy}")
-    logger.warning("%s, so compressed layers run in PyTorch, slower; %s", sentence, remedy)
+    logger.warning("%s, so compressed layers run in PyTorch, several times slower; %s", sentence, remedy)
 
 
 @cache
@@ -72,7 +71,7 @@ def _library() -> ctypes.CDLL | None:
         why = error if file.exists() else f"no {file.name}"
         _absent(
             f"the native kernels are not there ({why})",
-            "install a C++ compiler and then spqlm again",
+            "install a C++ compiler (GCC or Clang) and then spqlm again",
         )
         return None
     if not compiled_from_these_sources(found):
