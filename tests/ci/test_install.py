@@ -95,21 +95,21 @@ def test_a_torch_that_asks_for_triton_gets_the_one_that_it_asks_for(script):
 def test_a_build_for_gpus_is_refused_before_anything_is_installed(script, pip):
     pip.plans = torch_wheel("2.13.0", CUDA)
     with pytest.raises(SystemExit, match=r"torch==2\.13\.0 to a GPU build.*SPQ_ALLOW_CUDA=1"):
-        script.install_packages("torch==2.13.0", "model==1")
+        script.install_torch("torch==2.13.0")
     assert all("--dry-run" in call for call in pip.calls)
 
 
 def test_a_build_for_gpus_that_came_all_the_same_is_taken_out_again(script, pip, monkeypatch):
     monkeypatch.setattr(script, "built_for_gpu", lambda file: file.is_file())
     with pytest.raises(SystemExit, match="GPU build"):
-        script.install_packages("torch==2.13.0", "model==1")
+        script.install_torch("torch==2.13.0")
     assert pip.calls[-1] == ("uninstall", "--quiet", "--yes", "torch")
 
 
 def test_a_build_for_gpus_is_taken_where_it_is_allowed(script, pip, monkeypatch):
     pip.plans = torch_wheel("2.13.0", CUDA)
     monkeypatch.setenv("SPQ_ALLOW_CUDA", "1")
-    script.install_packages("torch==2.13.0", "model==1")
+    script.install_torch("torch==2.13.0")
     assert ("install", "--no-deps", "torch==2.13.0") in pip.calls
 
 
@@ -118,7 +118,8 @@ def test_torch_comes_first_and_the_rest_is_held_to_the_versions_that_were_tried(
 ):
     import torch
 
-    script.install_packages("torch==2.13.0", "model==1")
+    script.install_torch("torch==2.13.0")
+    script.install_spqlm("model==1")
     pins = tmp_path / "constraints.txt"
     assert pip.calls[1:] == [
         ("install", "--no-deps", "torch==2.13.0"),
@@ -134,13 +135,12 @@ def test_torch_comes_first_and_the_rest_is_held_to_the_versions_that_were_tried(
 def test_an_installation_without_kernels_says_so_at_the_end(
     script, pip, compiled, tmp_path, monkeypatch, capsys
 ):
-    (tmp_path / "constraints.txt").write_text(CONSTRAINTS)
     library = tmp_path / "src/spqlm/native/_kernels.so"
     library.parent.mkdir(parents=True)
     if compiled:
         library.touch()
     monkeypatch.setattr(script, "ROOT", tmp_path)
-    script.install_packages("torch==2.13.0", "model==1")
+    script.install_spqlm("model==1")
     assert ("without its native kernels" in capsys.readouterr().err) is not compiled
 
 

@@ -55,7 +55,8 @@ def library() -> ctypes.CDLL | None:
 def _absent(sentence: str, remedy: str) -> None:
     if os.environ.get(REQUIRED) == "1":
         raise SpqError(f"{sentence}, and {REQUIRED}=1 asks for them; {remedy}")
-    logger.warning("%s, so compressed layers run in PyTorch, several times slower; %s", sentence, remedy)
+    slow = "so compressed layers run in PyTorch, several times slower"
+    logger.warning("%s, %s; %s", sentence, slow, remedy)
 
 
 @cache
