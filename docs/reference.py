@@ -61,19 +61,21 @@ def command_line() -> str:
         "interrupted. These options come before the command:",
         _options(group),
     ]
-    for name in sorted(group.commands):
+    for name in group.commands:
         parts.append(_command(name, group.commands[name]))
     return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
 def _command(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    shown = [p.name.upper() + (" ..." if p.nargs == -1 else "") for p in arguments]
-    rows = [(f"`{p.name.upper()}`", p.help or "") for p in arguments]
+    shown = [p.metavar + (" ..." if p.nargs == -1 else "") for p in arguments]
+    rows = [(f"`{p.metavar}`", p.help or "") for p in arguments]
+    examples = "\n".join(line.strip() for line in command.epilog.splitlines()[1:])
     parts = [
         f"## spq {name}",
         f"```text\nspq {' '.join([name, *shown])}\n```",
         command.help,
+        f"```text\n{examples}\n```",
         table(("argument", "meaning"), rows),
         _options(command),
     ]

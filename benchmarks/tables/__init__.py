@@ -83,5 +83,5 @@ def documents(results: Path = RESULTS, root: Path = ROOT) -> dict[Path, str]:
 HEAD = """# Results
 
 Written by `make results` from the JSON in `benchmarks/results/`, which the scripts in `benchmarks/`,
-`spq compare` and `spq bench --json` measure. Sections or rows name their machine; an AMD EPYC without
+`spq compare` and `spq bench --output` measure. Sections or rows name their machine; an AMD EPYC without
 instructions in brackets is a Zen 4 with AVX-512 BF16, the Intel Xeon has AMX, too."""

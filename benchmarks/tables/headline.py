@@ -18,7 +18,7 @@ def headline(recipes: dict, sizes: dict | None, speed: dict | None) -> str:
     Args:
         recipes: cells of benchmarks/compress.py, by recipe.
         sizes: what benchmarks/sizes.py stored, if it was run.
-        speed: what `spq bench --json` stored, if it was run, models named as the rows are here.
+        speed: what `spq bench --output` stored, if it was run, models named as the rows are here.
     """
     rates = _decoding(speed) if speed else {}
     rows = [_recipe(name, recipes[name]) for name in BEFORE]

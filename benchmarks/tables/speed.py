@@ -1,4 +1,4 @@
-"""Speed of whole models, from `spq bench --json`."""
+"""Speed of whole models, from `spq bench --output`."""
 
 from benchmarks.tables.markdown import table
 
@@ -10,7 +10,7 @@ def section(stored: dict) -> str:
     return f"""## Speed
 
 SmolLM2-135M-Instruct: dense, in int8, where named by their sizes pruned and factorised with int8 and at
-`--target-size`, and in int4 (groups of 64, embedding int8). Written by `spq bench --json`
+`--target-size`, and in int4 (groups of 64, embedding int8). Written by `spq bench --output`
 ([what is timed](benchmarks.md)). {_measured(stored)}
 """
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.cache import RunState
 from spqlm.calibration.gather import Calibration
-from spqlm.checkpoint.manifest import Manifest, Sizes, StageRecord, versions
+from spqlm.checkpoint.manifest import Manifest, Sizes, StageRecord
 from spqlm.errors import SpqError
 from spqlm.kernels.widening import widened_products
 from spqlm.model.memory import PeakMemory, resident_bytes
@@ -22,6 +22,7 @@ from spqlm.sources.loaded import LoadedModel
 from spqlm.stages.base import Inputs, Stage
 from spqlm.targets import NATIVE, Output, target_class
 from spqlm.units import parse_ratio, parse_size
+from spqlm.versions import versions
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """The command line in this process, and a checkpoint to run it on."""
 
 import logging
+import os
 import signal
 import sys
 
@@ -15,14 +16,16 @@ from spqlm.cli import main
 def _as_before():
     """Undo what a command sets for its whole process."""
     root, terminate = logging.getLogger(), signal.getsignal(signal.SIGTERM)
-    handlers, level = root.handlers[:], root.level
+    handlers, level, environment = root.handlers[:], root.level, dict(os.environ)
+    transformers_logging.set_verbosity_error()  # as a new process would have it
     root.handlers.clear()  # or the command would close pytest's own
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
     signal.signal(signal.SIGTERM, terminate)
     transformers_logging.set_verbosity_warning()
-    transformers_logging.enable_progress_bar()
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from spqlm.cli import bench
 from spqlm.errors import SpqError
+from spqlm.evaluation import speed as speed_package
 from spqlm.evaluation.speed import BenchmarkConfig, Comparison, Measure, ModelSpeed, Rate, Spread
 
 app = typer.Typer()
@@ -67,7 +68,9 @@ FOUND = Comparison(
 @pytest.fixture
 def configs(monkeypatch):
     asked = []
-    monkeypatch.setattr(bench, "compare", lambda config, tell: asked.append(config) or FOUND)
+    monkeypatch.setattr(
+        speed_package, "compare", lambda config, tell: asked.append(config) or FOUND
+    )
     return asked
 
 
@@ -124,10 +127,14 @@ def test_quick_is_less_of_everything(configs):
     assert config.decode_tokens < full.decode_tokens and config.rounds < full.rounds
 
 
-def test_json_has_every_sample_and_replaces_what_was_there(configs, tmp_path):
+def test_the_json_has_every_sample(configs):
+    assert Comparison.model_validate(json.loads(run("a", "--json").stdout)) == FOUND
+
+
+def test_output_replaces_what_was_there(configs, tmp_path):
     file = tmp_path / "bench.json"
     file.write_text("old")
-    assert run("a", "--json", file).exit_code == 0
+    assert run("a", "--output", file).exit_code == 0
     assert Comparison.model_validate(json.loads(file.read_text())) == FOUND
     assert list(tmp_path.iterdir()) == [file]
 
@@ -136,10 +143,10 @@ def test_a_failed_comparison_leaves_the_file_alone(monkeypatch, tmp_path):
     def fail(config, tell):
         raise SpqError("no such model")
 
-    monkeypatch.setattr(bench, "compare", fail)
+    monkeypatch.setattr(speed_package, "compare", fail)
     file = tmp_path / "bench.json"
     file.write_text("old")
-    assert isinstance(run("a", "--json", file).exception, SpqError)
+    assert isinstance(run("a", "--output", file).exception, SpqError)
     assert file.read_text() == "old"
 
 
@@ -154,7 +161,7 @@ def test_a_failed_comparison_leaves_the_file_alone(monkeypatch, tmp_path):
         (("a", "--seconds", "0"), "seconds must be above 0"),
         (("a", "--threads", "0"), "threads must be at least 1"),
         (("a", "--dtype", "int3"), "--dtype 'int3' is none of"),
-        (("a", "--json", "/nowhere/at/all.json"), "--json .* does not exist"),
+        (("a", "--output", "/nowhere/at/all.json"), "--output .* does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_measured(configs, arguments, message):
@@ -165,7 +172,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_measured(configs, arguments, m
 
 
 def test_how_long_it_takes_is_said_on_stderr(monkeypatch):
-    monkeypatch.setattr(bench, "compare", lambda config, tell: tell("a while") or FOUND)
+    monkeypatch.setattr(speed_package, "compare", lambda config, tell: tell("a while") or FOUND)
     result = run("a")
     assert result.stderr == "spq bench: a while\n" and "a while" not in result.stdout
 

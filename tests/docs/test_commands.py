@@ -42,7 +42,7 @@ def place(tmp_path, monkeypatch):
     (data / "arc_easy.jsonl").write_text("\n".join(records))
     monkeypatch.setenv("SPQ_DATA_DIR", str(data))
     # Timing takes minutes, and has tests of its own.
-    monkeypatch.setattr("spqlm.cli.bench.compare", lambda plan, tell: FOUND)
+    monkeypatch.setattr("spqlm.evaluation.speed.compare", lambda plan, tell: FOUND)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

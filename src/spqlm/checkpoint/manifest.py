@@ -1,7 +1,5 @@
 """How a checkpoint came to be: written beside the weights, read by `inspect` and `eval`."""
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -101,17 +99,6 @@ class Manifest(BaseModel):
         """Of all text that the checkpoint was ever calibrated or tuned on."""
         own = self.calibration.fingerprints if self.calibration else []
         return sorted({*own, *self.seen_before})
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that decide the result."""
-    found = {"python": platform.python_version()}
-    for package in ("spqlm", "torch", "transformers", "safetensors"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
 
 
 def read_manifest(directory: Path) -> Manifest | None:

@@ -1,4 +1,9 @@
-"""The command line: one file per command, found by name."""
+"""The command line: one file per command, found by name.
+
+At the top of a command's file stands what its help needs, and that must not load PyTorch or
+transformers. What the command itself needs is imported inside its function, so that help, versions
+and shell completion come at once.
+"""
 
 import logging
 import pkgutil
@@ -10,18 +15,21 @@ from typing import Any
 
 import typer
 
-from spqlm.checkpoint.manifest import versions
+from spqlm.cli.terminal import StandardError, quiet_transformers, survive_ascii
 from spqlm.errors import SpqError
 from spqlm.names import visible
+from spqlm.versions import versions
 
 INTERRUPTED = 130
+# Panels of `spq --help`, in this order. A command's GROUP is one of them.
+GROUPS = ("Compress", "Measure", "Use", "Look")
 
 app = typer.Typer(
     name="spq",
-    help="Make causal language models smaller and say what it cost.",
+    help="Make causal language models smaller, and measure what is lost.",
+    epilog="Start with: spq compress demo out",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
@@ -34,34 +42,34 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     context: typer.Context,
-    debug: bool = typer.Option(False, "--debug", help="Show a traceback on errors."),
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log each step."),
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Show versions and exit."
     ),
 ) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(name)s: %(message)s", force=True)
+    logging.basicConfig(
+        level=level, format="%(name)s: %(message)s", handlers=[StandardError()], force=True
+    )
     for noisy in ("httpx", "urllib3", "filelock", "fsspec", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def _register() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        if module.name not in ("options", "tables"):
-            command = import_module(f"{__name__}.{module.name}").command
-            # Paragraphs are set anew at the terminal's width; typer keeps the lines of the source.
-            paragraphs = (getdoc(command) or "").split("\n\n")
-            about = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-            app.command(name=module.name, help=about)(command)
-
-
-def _quiet_transformers() -> None:
-    """Our own progress and messages replace the library's."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    found = [
+        import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)
+    ]
+    commands = [module for module in found if hasattr(module, "command")]
+    for module in sorted(commands, key=lambda module: GROUPS.index(module.GROUP)):
+        # Paragraphs are set anew at the terminal's width; typer keeps the lines of the source.
+        paragraphs = (getdoc(module.command) or "").split("\n\n")
+        app.command(
+            name=module.__name__.rpartition(".")[2],
+            help="\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs),
+            epilog="\n".join(["Examples:", *(f"  {example}" for example in module.EXAMPLES)]),
+            rich_help_panel=module.GROUP,
+        )(module.command)
 
 
 def _terminate(_signal: int, _frame: Any) -> None:
@@ -72,7 +80,8 @@ def main() -> None:
     """Run the command line and exit: 0 on success, 1 on bad input, 130 when interrupted."""
     signal.signal(signal.SIGTERM, _terminate)
     debug = "--debug" in sys.argv
-    _quiet_transformers()
+    survive_ascii()
+    quiet_transformers()
     try:
         app(prog_name="spq")
     except SpqError as error:

@@ -1,18 +1,32 @@
 """`spq bench MODEL [MODEL ...]`."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.table import Table
 
-from spqlm.checkpoint.atomic import write_text
-from spqlm.cli.options import MODEL_HELP, Device, Dtype, Int8Activations
+from spqlm.cli.choices import models as complete_models
+from spqlm.cli.options import (
+    MACHINE,
+    MEASURED,
+    MODEL_HELP,
+    Device,
+    Dtype,
+    Int8Activations,
+    Json,
+    Output,
+)
+from spqlm.cli.output import as_json as json_of
+from spqlm.cli.output import deliver
 from spqlm.cli.tables import show, table
 from spqlm.errors import SpqError
-from spqlm.evaluation.speed import BenchmarkConfig, Comparison, compare
-from spqlm.report.speed import RATES, notes, rows
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from spqlm.evaluation.speed import Comparison
+
+GROUP = "Measure"
+EXAMPLES = ("spq bench demo out --quick", "spq bench demo out --optimize --output bench.json")
 
 QUICK: dict[str, Any] = {
     "batches": (1,),
@@ -23,54 +37,93 @@ QUICK: dict[str, Any] = {
 
 
 def command(
-    models: Annotated[list[str], typer.Argument(help=MODEL_HELP, show_default=False)],
-    batch: Annotated[str, typer.Option(help="Batch sizes of decoding.")] = "1,4,16",
-    prefill: Annotated[str, typer.Option(help="Prompt lengths of prefill.")] = "128,512,2048",
-    prompt_tokens: Annotated[int, typer.Option(help="In the cache when decoding starts.")] = 128,
-    decode_tokens: Annotated[int, typer.Option(help="Timed at each batch size.")] = 32,
-    rounds: Annotated[int, typer.Option(help="Most repetitions of each measure.")] = 7,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help=MODEL_HELP,
+            metavar="MODEL",
+            show_default=False,
+            autocompletion=complete_models,
+        ),
+    ],
+    batch: Annotated[
+        str, typer.Option(help="Batch sizes of decoding.", rich_help_panel=MEASURED)
+    ] = "1,4,16",
+    prefill: Annotated[
+        str, typer.Option(help="Lengths of the prompts that are read.", rich_help_panel=MEASURED)
+    ] = "128,512,2048",
+    prompt_tokens: Annotated[
+        int,
+        typer.Option(help="Tokens in the cache when decoding starts.", rich_help_panel=MEASURED),
+    ] = 128,
+    decode_tokens: Annotated[
+        int,
+        typer.Option(help="Tokens decoded at each batch size.", rich_help_panel=MEASURED),
+    ] = 32,
+    rounds: Annotated[
+        int, typer.Option(help="Most repetitions of each measurement.", rich_help_panel=MEASURED)
+    ] = 7,
     seconds: Annotated[
         float,
         typer.Option(
-            help="For each measure and model; then it is not repeated, once it ran twice. It also "
-            "ends when its median is settled."
+            help="Most time for each measurement of each model. It runs twice at least, and stops "
+            "earlier when its median is settled.",
+            rich_help_panel=MEASURED,
         ),
     ] = 6.0,
-    threads: Annotated[
-        int | None, typer.Option(help="Of torch.", show_default="as torch chooses")
-    ] = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Only batch 1, prompts of 128, 16 tokens and 3 rounds.",
+            rich_help_panel=MEASURED,
+        ),
+    ] = False,
     optimize: Annotated[
-        bool, typer.Option("--optimize", help="Measure each also loaded with optimize=True.")
+        bool,
+        typer.Option(
+            "--optimize",
+            help="Measure each model a second time, loaded with optimize=True.",
+            rich_help_panel=MACHINE,
+        ),
     ] = False,
     int8_activations: Int8Activations = False,
     one_at_a_time: Annotated[
         bool,
         typer.Option(
             "--one-at-a-time",
-            help="Load the models anew in every round, where they do not fit in memory together.",
+            help="Hold one model in memory at a time, and load each again in every round.",
+            rich_help_panel=MACHINE,
         ),
     ] = False,
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Batch 1, prefill 128, 16 tokens, 3 rounds."),
-    ] = False,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", help="Also write every sample here.", show_default=False),
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads of PyTorch.", show_default="PyTorch's choice", rich_help_panel=MACHINE
+        ),
     ] = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    as_json: Json = False,
+    output: Output = None,
 ) -> None:
-    """Speed of MODELs in turn: prefill, decoding, loading, memory; ratios to the first."""
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise SpqError(f"--json {str(json_file)!r} is a directory, or in one that does not exist")
+    """Measure the speed of one model or several, side by side.
+
+    Reads prompts, decodes and loads, and measures the memory that this takes. The models take
+    turns, so that all of them see the same machine. Ratios are to the first model.
+    """
     sizes: dict[str, Any] = {
         "batches": _counts("--batch", batch),
         "prefills": _counts("--prefill", prefill),
         "decode_tokens": decode_tokens,
         "rounds": rounds,
     }
-    config = BenchmarkConfig(
+    import torch
+
+    from spqlm.evaluation import speed
+    from spqlm.report.speed import notes
+
+    config = speed.BenchmarkConfig(
         models=tuple(models),
         optimize=optimize,
         int8_activations=int8_activations,
@@ -82,10 +135,9 @@ def command(
         seconds=seconds,
         **(QUICK if quick else sizes),
     )
-    found = compare(config, lambda text: typer.echo(f"spq bench: {text}", err=True))
-    if json_file is not None:
-        _write(json_file, found)
-    show(_table(found), *notes(found))
+    found = speed.compare(config, lambda text: typer.echo(f"spq bench: {text}", err=True))
+    if not deliver(json_of(found), as_json, output):
+        show(_table(found), *notes(found))
 
 
 def _counts(option: str, text: str) -> tuple[int, ...]:
@@ -96,14 +148,9 @@ def _counts(option: str, text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-def _write(file: Path, found: Comparison) -> None:
-    try:
-        write_text(file, found.model_dump_json(indent=1) + "\n")
-    except OSError as error:
-        raise SpqError(f"cannot write {str(file)!r}: {error.strerror}") from error
+def _table(found: "Comparison") -> "Table":
+    from spqlm.report.speed import RATES, rows
 
-
-def _table(found: Comparison) -> Table:
     header, rates, costs = rows(found)
     shown = table(RATES, "")
     for name in header[1:]:

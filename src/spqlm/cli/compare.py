@@ -2,22 +2,39 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spqlm.checkpoint.atomic import check_output, write_text
-from spqlm.cli.options import Context, Device, Dtype, Json, Limit, Model, Protocol, Windows
+from spqlm.cli import choices
+from spqlm.cli.options import (
+    MEASURED,
+    OUTPUT,
+    Context,
+    Device,
+    Dtype,
+    Json,
+    Limit,
+    Model,
+    Protocol,
+    Seed,
+    Windows,
+    listed,
+)
+from spqlm.cli.output import as_json as json_of
 from spqlm.cli.tables import show, table
-from spqlm.comparison import METHODS, Comparison, Settings, compare
-from spqlm.comparison.cells import Cell
-from spqlm.comparison.run import CELLS
 from spqlm.errors import SpqError
-from spqlm.evaluation.protocols import DEFAULT, protocol
 from spqlm.registry import nearest
-from spqlm.report.comparison import curves, markdown, summary
-from spqlm.report.pictures import file_name, links, size_against_loss
 from spqlm.units import parse_size
+
+if TYPE_CHECKING:
+    from spqlm.comparison import Cell
+
+GROUP = "Measure"
+EXAMPLES = (
+    "spq compare demo results --sizes 136MB,90MB",
+    "spq compare demo results --sizes 90MB --methods gptq,gqsa,ensemble --limit 12",
+)
 
 
 def command(
@@ -25,42 +42,75 @@ def command(
     out: Annotated[
         Path,
         typer.Argument(
-            help="Directory of the results; a run that was stopped goes on in it.",
+            help="Directory of the results. An earlier run in it is continued.",
+            metavar="OUT",
             show_default=False,
         ),
     ],
     sizes: Annotated[
-        str, typer.Option(help="Comma-separated, such as 136MB,90MB.", show_default=False)
+        str, typer.Option(help="Sizes to compress to, such as 136MB,90MB.", show_default=False)
     ],
     methods: Annotated[
-        str, typer.Option(help=f"Comma-separated: {', '.join(METHODS)}.", show_default="all")
-    ] = ",".join(METHODS),
-    tasks: Annotated[str, typer.Option(help="As for `spq eval`.")] = "builtin",
+        str | None,
+        typer.Option(
+            help=f"Names separated by commas: {', '.join(choices.METHODS)}.",
+            show_default="all",
+            autocompletion=choices.listed(choices.METHODS),
+        ),
+    ] = None,
     calibration: Annotated[
-        str, typer.Option(help="Text that all methods are calibrated and trained on.")
+        str,
+        typer.Option(
+            help="Text that every method is calibrated and trained on.",
+            autocompletion=choices.one_of(choices.TEXTS),
+        ),
     ] = "builtin",
-    named: Protocol = DEFAULT,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Texts and benchmarks, as for `spq eval`.",
+            autocompletion=choices.listed((*choices.TEXTS, *choices.BENCHMARKS)),
+            rich_help_panel=MEASURED,
+        ),
+    ] = "builtin",
+    named: Protocol = choices.DEFAULT_PROTOCOL,
     context: Context = None,
     limit: Limit = None,
     windows: Windows = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the compressed models, in OUT/models.")
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep the compressed models in OUT/models, and use those that are there.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compress MODEL with every method at every size, and measure each result the same way.
+    """Compress MODEL with every method at every size, and measure all results the same way.
 
-    OUT gets a JSON file, a recipe and the commands of every cell, the table as Markdown, all cells
-    as one JSON file, and size against loss as charts and as data. With --keep a model is made once:
-    a run that was stopped, or that adds tasks, takes the one that is there.
+    Writes to OUT: for each result its figures, its recipe and the commands that repeat it; a table
+    in Markdown; charts of size against loss.
     """
+    asked = [parse_size(size) for size in listed(sizes, "--sizes")]
+    from spqlm.checkpoint.atomic import check_output, write_text
+    from spqlm.comparison import METHODS, Comparison, Settings, compare
+    from spqlm.comparison.run import CELLS
+    from spqlm.evaluation.protocols import protocol
+    from spqlm.report.comparison import curves, markdown, summary
+
+    wanted = list(METHODS) if methods is None else listed(methods, "--methods")
+    for name in wanted:
+        if name not in METHODS:
+            near = nearest(name, METHODS)
+            raise SpqError(f"there is no method {name!r}; did you mean {near!r}?")
     laid = protocol(named, context)
     settings = Settings(
         calibration=calibration,
-        tasks=tuple(_listed(tasks, "--tasks")),
+        tasks=tuple(listed(tasks, "--tasks")),
         context=laid.context,
         stride=laid.stride,
         limit=limit,
@@ -69,14 +119,12 @@ def command(
         dtype=dtype,
         device=device,
     )
-    wanted = [_method(name) for name in _listed(methods, "--methods")]
-    asked = [parse_size(size) for size in _listed(sizes, "--sizes")]
     # An earlier comparison may be gone on with; anything else that is there may not be touched.
     if not (out / CELLS).is_dir() and out.is_dir() and any(out.iterdir()):
         raise SpqError(f"{str(out)!r} holds something else than a comparison; name a new directory")
     check_output(out, overwrite=True)
     cells = compare(model, out, wanted, asked, settings, keep=keep)
-    everything = Comparison(model=model, cells=cells).model_dump_json(indent=1)
+    everything = json_of(Comparison(model=model, cells=cells))
     write_text(out / "comparison.json", everything + "\n")
     charts, missing = _charts(out, cells)
     page = f"# Methods at matched size: {model}\n\n{charts}{markdown(cells)}\n"
@@ -95,8 +143,11 @@ def command(
     show(shown, *notes, written)
 
 
-def _charts(out: Path, cells: list[Cell]) -> tuple[str, list[str]]:
+def _charts(out: Path, cells: list["Cell"]) -> tuple[str, list[str]]:
     """Draw size against loss for each text; Markdown that shows it, or why it was not drawn."""
+    from spqlm.checkpoint.atomic import write_text
+    from spqlm.report.pictures import file_name, links, size_against_loss
+
     try:
         drawn = size_against_loss(cells)
     except SpqError as error:
@@ -104,16 +155,3 @@ def _charts(out: Path, cells: list[Cell]) -> tuple[str, list[str]]:
     for text, chart in drawn.items():
         write_text(out / file_name(text), chart)
     return links(drawn), []
-
-
-def _listed(text: str, option: str) -> list[str]:
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
-        raise SpqError(f"{option} is empty; name at least one")
-    return names
-
-
-def _method(name: str) -> str:
-    if name not in METHODS:
-        raise SpqError(f"there is no method {name!r}; did you mean {nearest(name, METHODS)!r}?")
-    return name

@@ -1,64 +1,98 @@
 """`spq compress MODEL OUT`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spqlm.allocation.restriction import Alike
-from spqlm.checkpoint.manifest import Manifest
-from spqlm.cli.options import Device, Dtype, Json, Model, ShardSize
+from spqlm.cli.choices import TEXTS, Alike, one_of, recipes
+from spqlm.cli.options import OUTPUT, Device, Dtype, Json, Model, Seed, ShardSize
+from spqlm.cli.output import as_json as json_of
+from spqlm.cli.output import deliver
 from spqlm.cli.tables import show, table
-from spqlm.pipeline import compress
 from spqlm.units import megabytes, ratio
+
+if TYPE_CHECKING:
+    from spqlm.checkpoint.manifest import Manifest
+
+GROUP = "Compress"
+EXAMPLES = (
+    "spq compress demo out",
+    "spq compress demo out --target-size 90MB --calibration my-text.jsonl",
+    "spq compress ./my-model out --recipe sparse --dry-run",
+)
 
 
 def command(
     model: Model,
-    out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(help="Directory to write.", metavar="OUT", show_default=False)
+    ],
     recipe: Annotated[
         str | None,
-        typer.Option(help="Shipped name or YAML file.", show_default="default"),
+        typer.Option(
+            help="Name of a recipe (`spq recipes` lists them), or a YAML file.",
+            show_default="default",
+            autocompletion=one_of(recipes()),
+        ),
     ] = None,
     target_size: Annotated[
         str | None,
-        typer.Option(help="Most bytes of all weights: 90MB, 1.5GB, 85MiB.", show_default=False),
+        typer.Option(
+            help="Most bytes of all weight files: 90MB, 1.5GB or 85MiB.", show_default=False
+        ),
     ] = None,
     target_ratio: Annotated[
         str | None,
-        typer.Option(help="The same as a share of the source: 0.3 or 30%.", show_default=False),
+        typer.Option(
+            help="The same, as a share of MODEL's weights: 0.3 or 30%.", show_default=False
+        ),
     ] = None,
     alike: Annotated[
         Alike,
         typer.Option(
-            help="Weights stored in one format: `fused`, q, k and v of a layer, and gate and up; "
-            "`uniform`, all layers."
+            help="Which weights must have one format: `fused` for q, k and v of a layer, and gate "
+            "and up; `uniform` for all layers."
         ),
     ] = "free",
     calibration: Annotated[
         str | None,
         typer.Option(
             help="Text to calibrate and train on: a .txt or .jsonl file, a name in "
-            "$SPQ_DATA_DIR, `builtin`, or `model` for what the model itself writes.",
+            "$SPQ_DATA_DIR, `builtin`, or `model` for text that MODEL writes itself.",
             show_default="the recipe's",
+            autocompletion=one_of(("builtin", "model", *TEXTS[1:])),
         ),
     ] = None,
     recover: Annotated[
         bool, typer.Option("--recover/--no-recover", help="Run the stages that train.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT if it is not empty.")
+        bool,
+        typer.Option("--overwrite", help="Replace OUT if it is not empty.", rich_help_panel=OUTPUT),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Plan only: train nothing, write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Plan in memory only: no training, and nothing is written.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     max_shard_size: ShardSize = "4GB",
     as_json: Json = False,
 ) -> None:
-    """Compress MODEL into OUT, a directory that loads in transformers after `import spqlm`."""
+    """Compress MODEL and write the result to OUT.
+
+    Without options every weight becomes int8. With a target size the best format for each weight is
+    searched, and the result is trained a little to agree with MODEL. OUT is reloaded and checked
+    before the command ends. In Python it loads with transformers after `import spqlm`.
+    """
+    from spqlm.pipeline import compress
+
     result = compress(
         model,
         out,
@@ -75,13 +109,11 @@ def command(
         dry_run=dry_run,
         max_shard_size=max_shard_size,
     )
-    if as_json:
-        typer.echo(result.manifest.model_dump_json(indent=2))
-        return
-    _show(result.manifest, out if result.directory else None)
+    if not deliver(json_of(result.manifest), as_json):
+        _show(result.manifest, out if result.directory else None)
 
 
-def _show(manifest: Manifest, out: Path | None) -> None:
+def _show(manifest: "Manifest", out: Path | None) -> None:
     stages = table("stages", "stage", "saved", "time", "peak memory", "what it did")
     stages.columns[-1].justify = "left"
     stages.columns[-1].no_wrap = False

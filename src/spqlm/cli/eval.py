@@ -1,12 +1,12 @@
 """`spq eval MODEL`."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spqlm.cache import cache_directory
+from spqlm.cli import choices
 from spqlm.cli.options import (
+    MEASURED,
     Context,
     Device,
     Dtype,
@@ -14,19 +14,27 @@ from spqlm.cli.options import (
     Json,
     Limit,
     Model,
+    Output,
     Protocol,
+    Seed,
     Windows,
+    listed,
 )
+from spqlm.cli.output import as_json as json_of
+from spqlm.cli.output import deliver
 from spqlm.cli.tables import show, table
-from spqlm.data.benchmarks import BENCHMARKS
-from spqlm.decoding.int8_activations import round_activations
-from spqlm.decoding.optimize import optimize
 from spqlm.errors import SpqError
-from spqlm.evaluation import Evaluation, Reference, TaskResult, check_tasks, evaluate, open_journal
-from spqlm.evaluation.protocols import DEFAULT, protocol
-from spqlm.evaluation.tasks import FEW_SHOT_SEED
-from spqlm.sources.load import load_model
-from spqlm.sources.loaded import LoadedModel
+
+if TYPE_CHECKING:
+    from spqlm.evaluation import TaskResult
+    from spqlm.sources.loaded import LoadedModel
+
+GROUP = "Measure"
+EXAMPLES = (
+    "spq eval out --against demo",
+    "spq eval out --tasks wikitext2,arc_easy --limit 200 --output results.json",
+    "spq eval out --tasks my-text.txt --protocol windows-2048",
+)
 
 
 def command(
@@ -34,51 +42,70 @@ def command(
     tasks: Annotated[
         str,
         typer.Option(
-            help=f"Comma-separated: {', '.join(BENCHMARKS)}; wikitext2, c4, builtin, or a .txt or"
-            " .jsonl file, for perplexity. NAME=FILE takes a task's data from a file."
+            help=f"Names separated by commas. For perplexity: {', '.join(choices.TEXTS)}, a .txt "
+            f"or a .jsonl file. Benchmarks: {', '.join(choices.BENCHMARKS)}; NAME=FILE takes the "
+            "data from a file.",
+            autocompletion=choices.listed((*choices.TEXTS, *choices.BENCHMARKS)),
+            rich_help_panel=MEASURED,
         ),
     ] = "builtin",
-    named: Protocol = DEFAULT,
-    context: Context = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(help="From one window's start to the next.", show_default="the protocol's"),
-    ] = None,
-    limit: Limit = None,
-    windows: Windows = None,
     against: Annotated[
         str | None,
         typer.Option(
-            help="Dense model to measure the KL divergence to, and the share of equal top tokens.",
+            help="The dense model. Adds the KL divergence to it, and how often the likeliest token "
+            "is the same.",
             show_default=False,
+            autocompletion=choices.models,
+            rich_help_panel=MEASURED,
         ),
     ] = None,
+    named: Protocol = choices.DEFAULT_PROTOCOL,
+    context: Context = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens from the start of a window to the start of the next.",
+            show_default="the protocol's",
+            rich_help_panel=MEASURED,
+        ),
+    ] = None,
+    limit: Limit = None,
+    windows: Windows = None,
     chat: Annotated[
         bool,
-        typer.Option("--chat/--plain", help="Put prompts in the tokenizer's chat template."),
+        typer.Option(
+            "--chat/--plain",
+            help="Put the questions into the tokenizer's chat template.",
+            rich_help_panel=MEASURED,
+        ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the draw of few-shot examples.")] = FEW_SHOT_SEED,
     cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Use answers found earlier, keep new ones.")
+        bool,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Keep answers, and use those kept by an earlier run with the same weights.",
+            rich_help_panel=MEASURED,
+        ),
     ] = True,
+    seed: Seed = choices.FEW_SHOT_SEED,
     dtype: Dtype = "auto",
     device: Device = None,
     int8_activations: Int8Activations = False,
     as_json: Json = False,
-    output: Annotated[
-        Path | None, typer.Option(help="Also write the JSON here.", show_default=False)
-    ] = None,
+    output: Output = None,
 ) -> None:
-    """Perplexity and benchmarks of MODEL, with protocols and standard errors.
+    """Measure the quality of MODEL: perplexity on texts, accuracy on benchmarks.
 
-    A run that was stopped goes on where it was: answers are kept by the content of weights and
-    data.
+    Every figure comes with its protocol and its standard error. A run that was stopped continues
+    where it was. The seed draws the examples that a benchmark shows before each question.
     """
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    if not names:
-        raise SpqError("--tasks is empty; name at least one of wikitext2, c4, builtin or a file")
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise SpqError(f"--output {str(output)!r} is a directory, or in one that does not exist")
+    names = listed(tasks, "--tasks")
+    from spqlm.cache import cache_directory
+    from spqlm.decoding.int8_activations import round_activations
+    from spqlm.decoding.optimize import optimize
+    from spqlm.evaluation import Evaluation, Reference, check_tasks, evaluate, open_journal
+    from spqlm.evaluation.protocols import protocol
+
     laid = protocol(named, context, stride)
     check_tasks(names)
     loaded = _load(model, dtype, device)
@@ -111,20 +138,17 @@ def command(
         for name in names
     ]
     found = Evaluation(model=model, int8_activations=int8_activations, tasks=tuple(results))
-    text = found.model_dump_json(indent=2)
-    if output is not None:
-        output.write_text(text + "\n", encoding="utf-8")
-    if as_json:
-        typer.echo(text)
-        return
-    _show(f"{model}, int8 activations" if int8_activations else model, results)
+    if not deliver(json_of(found), as_json, output):
+        _show(f"{model}, int8 activations" if int8_activations else model, results)
 
 
-def _load(model: str, dtype: str, device: str | None) -> LoadedModel:
+def _load(model: str, dtype: str, device: str | None) -> "LoadedModel":
+    from spqlm.sources.load import load_model
+
     return load_model(model, dtype=dtype, device_map=device)
 
 
-def _show(title: str, results: list[TaskResult]) -> None:
+def _show(title: str, results: list["TaskResult"]) -> None:
     rows = table(title, "task", "metric", "value", "± s.e.", "scored", "protocol")
     for result in results:
         for row in _rows(result):
@@ -143,7 +167,7 @@ def _show(title: str, results: list[TaskResult]) -> None:
             )
 
 
-def _rows(result: TaskResult) -> list[tuple[str, ...]]:
+def _rows(result: "TaskResult") -> list[tuple[str, ...]]:
     mark = " (contaminated)" if result.contaminated else ""
     rows: list[tuple[str, ...]] = []
     for score in result.scores:

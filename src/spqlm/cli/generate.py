@@ -1,40 +1,54 @@
 """`spq generate MODEL --prompt TEXT`."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from transformers import PreTrainedModel, TextStreamer, set_seed
 
-from spqlm.cli.options import Device, Dtype, Model
-from spqlm.decoding.optimize import optimize
+from spqlm.cli.options import Device, Dtype, Model, Seed
 from spqlm.errors import SpqError
-from spqlm.sources.load import load_model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+GROUP = "Use"
+EXAMPLES = (
+    'spq generate out --prompt "The sea was"',
+    'spq generate demo --chat --prompt "Why is the sky blue?" --temperature 0.7',
+)
 
 DEFAULT_NEW_TOKENS = 128
 
 
 def command(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="What to continue or to answer.")],
+    prompt: Annotated[
+        str, typer.Option(help="Text to continue, or with --chat to answer.", show_default=False)
+    ],
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Most tokens to write; by default 128, within the context."),
+        typer.Option(min=1, help="Most tokens to write.", show_default="128, within the context"),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")
+        float, typer.Option(min=0.0, help="0 takes the likeliest token every time.")
     ] = 0.0,
     chat: Annotated[
         bool,
-        typer.Option("--chat/--plain", help="Wrap the prompt in the tokenizer's chat template."),
+        typer.Option("--chat/--plain", help="Put the prompt into the tokenizer's chat template."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
-    """Stream text from any checkpoint."""
+    """Continue a prompt with MODEL, and print the text as it is written."""
     if not prompt:
         raise SpqError("--prompt is empty; give some text to continue")
+    import torch
+    from transformers import TextStreamer, set_seed
+
+    from spqlm.decoding.optimize import optimize
+    from spqlm.sources.load import load_model
+
     loaded = load_model(model, dtype=dtype, device_map=device)
     tokenizer = loaded.tokenizer
     if tokenizer is None:
@@ -66,7 +80,9 @@ def command(
         )
 
 
-def _most_new_tokens(model: PreTrainedModel, input_ids: torch.Tensor, wanted: int | None) -> int:
+def _most_new_tokens(
+    model: "PreTrainedModel", input_ids: "torch.Tensor", wanted: int | None
+) -> int:
     """Tokens that fit behind the prompt."""
     prompt, context = input_ids.shape[-1], model.config.max_position_embeddings
     if not prompt:

@@ -1,45 +1,66 @@
 """`spq inspect OUT`."""
 
-import json
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spqlm.cli.options import Json
+from spqlm.cli.choices import TEXTS, models, one_of
+from spqlm.cli.options import MEASURED, Checkpoint, Json, Output
+from spqlm.cli.output import as_json as json_of
+from spqlm.cli.output import deliver
 from spqlm.cli.tables import show, table
-from spqlm.report.layers import Layer, layers
-from spqlm.report.measured import measure_checkpoint
 from spqlm.units import megabytes
+
+if TYPE_CHECKING:
+    from spqlm.report.layers import Layer
+
+GROUP = "Look"
+EXAMPLES = ("spq inspect out", "spq inspect out --against demo --output out/modules.json")
 
 
 def command(
-    directory: Annotated[Path, typer.Argument(help="A checkpoint directory.", show_default=False)],
+    directory: Checkpoint,
     against: Annotated[
         str | None,
         typer.Option(
-            help="The model it was made from: measure what each module costs there. Minutes.",
+            help="The model that it was made from. Each module is put into it by itself, and what "
+            "that costs is measured. Takes minutes.",
             show_default=False,
+            autocompletion=models,
+            rich_help_panel=MEASURED,
         ),
     ] = None,
-    windows: Annotated[int, typer.Option(min=1, help="Windows to measure on.")] = 2,
-    context: Annotated[int, typer.Option(min=2, help="Tokens in each.")] = 512,
     text: Annotated[
-        str, typer.Option("--text", help="What to measure on: a source as for eval.")
+        str,
+        typer.Option(
+            "--text",
+            help="Text to measure on, as for `spq eval`.",
+            autocompletion=one_of(TEXTS),
+            rich_help_panel=MEASURED,
+        ),
     ] = "builtin",
+    windows: Annotated[
+        int, typer.Option(min=1, help="Most windows of the text.", rich_help_panel=MEASURED)
+    ] = 2,
+    context: Annotated[
+        int, typer.Option(min=2, help="Tokens in each window.", rich_help_panel=MEASURED)
+    ] = 512,
     as_json: Json = False,
+    output: Output = None,
 ) -> None:
-    """What each layer of a checkpoint is: format, shape, rank, bits, bytes, predicted loss.
+    """Show what each layer of a checkpoint is: format, shape, rank, bits, bytes, predicted loss.
 
-    Reads config.json and the headers of the weight files; no weight is loaded, unless --against
-    swaps each module into the model that it was made from.
+    Reads the config and the headers of the weight files, and no weights. With --against it also
+    measures the loss of each module.
     """
+    from spqlm.report.layers import layers
+    from spqlm.report.measured import measure_checkpoint
+
     rows = layers(directory)
     if against is not None:
         losses = measure_checkpoint(directory, against, text, windows, context)
         rows = [row.model_copy(update={"measured_loss": losses.get(row.module)}) for row in rows]
-    if as_json:
-        typer.echo(json.dumps([row.model_dump() for row in rows], indent=2))
+    if deliver(json_of(rows), as_json, output):
         return
     columns = ["module", "format", "out × in", "rank", "bits", "bytes", "predicted"]
     shown = table(str(directory), *columns, *(["measured"] if against else []))
@@ -53,7 +74,7 @@ def command(
     show(shown, f"{len(rows)} modules, {megabytes(total)}; {'; '.join(notes)}")
 
 
-def _cells(row: Layer) -> list[str]:
+def _cells(row: "Layer") -> list[str]:
     shape = " × ".join(str(size) for size in row.shape)
     rank = "-" if row.rank is None else str(row.rank)
     loss = _nats(row.predicted_loss)

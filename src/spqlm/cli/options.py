@@ -1,18 +1,18 @@
-"""Options that several commands share, checked before anything is loaded."""
+"""Options that several commands share: they mean the same everywhere, and are checked first."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
+from spqlm.cli.choices import DEVICES, DTYPES, PROTOCOLS, models, one_of
 from spqlm.errors import SpqError
-from spqlm.evaluation.protocols import PROTOCOLS
 
-MODEL_HELP = (
-    "Hub id, directory (a peft adapter's too), .gguf file, or `demo` (SmolLM2-135M-Instruct)."
-)
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Panels of a command's help, as options stand in.
+MEASURED, MACHINE, OUTPUT = "What is measured", "Arithmetic and machine", "Output"
+
+MODEL_HELP = "A hub id, a directory, a peft adapter, a .gguf file, or `demo` (SmolLM2-135M)."
 
 
 def _known_dtype(value: str) -> str:
@@ -23,6 +23,8 @@ def _known_dtype(value: str) -> str:
 
 def _present_device(value: str | None) -> str | None:
     if value is not None:
+        import torch
+
         try:
             torch.empty(1, device=value).item()
         except (RuntimeError, AssertionError) as error:
@@ -37,54 +39,120 @@ def _readable_size(value: str) -> str:
     return value
 
 
-Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="float32, bfloat16, float16, or auto for the checkpoint's own.",
-        callback=_known_dtype,
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda, ...", show_default="cpu", callback=_present_device),
-]
-ShardSize = Annotated[str, typer.Option(help="Of one weight file.", callback=_readable_size)]
-Int8Activations = Annotated[
-    bool,
-    typer.Option(
-        "--int8-activations",
-        help="Round what enters int8 layers to int8, too, where many tokens come at once.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Protocol = Annotated[
-    str, typer.Option("--protocol", help=f"Of perplexity: {', '.join(PROTOCOLS)}.")
-]
-Context = Annotated[
-    int | None, typer.Option(help="Tokens in each window.", show_default="the protocol's")
-]
-
-
 def _positive(option: typer.CallbackParam, value: int | None) -> int | None:
     if value is not None and value < 1:
         raise SpqError(f"{option.opts[0]} must be at least 1, got {value}")
     return value
 
 
+def _writable(option: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Before minutes of work whose result could not be written."""
+    if value is not None and (value.is_dir() or not value.absolute().parent.is_dir()):
+        reason = "is a directory" if value.is_dir() else "lies in a directory that does not exist"
+        raise SpqError(f"{option.opts[0]} {str(value)!r} {reason}; name a file")
+    return value
+
+
+def listed(text: str, option: str) -> list[str]:
+    """Names separated by commas, each once.
+
+    Raises:
+        SpqError: there is none.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise SpqError(f"{option} is empty; name at least one")
+    return names
+
+
+Model = Annotated[
+    str,
+    typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False, autocompletion=models),
+]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(help="Directory of a checkpoint.", metavar="OUT", show_default=False),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=MACHINE)]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16, float16, or auto for the model's own.",
+        callback=_known_dtype,
+        autocompletion=one_of(DTYPES),
+        rich_help_panel=MACHINE,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Such as cpu, cuda or cuda:1.",
+        show_default="cpu",
+        callback=_present_device,
+        autocompletion=one_of(DEVICES),
+        rich_help_panel=MACHINE,
+    ),
+]
+Int8Activations = Annotated[
+    bool,
+    typer.Option(
+        "--int8-activations",
+        help="Also round the inputs of int8 layers to int8, where many tokens come at once. "
+        "Prompts are read faster and a little less exactly.",
+        rich_help_panel=MACHINE,
+    ),
+]
+ShardSize = Annotated[
+    str,
+    typer.Option(
+        help="Largest size of one weight file.", callback=_readable_size, rich_help_panel=OUTPUT
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print JSON to standard output, no tables.", rich_help_panel=OUTPUT
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also write the JSON to this file, in place of what is there.",
+        show_default=False,
+        callback=_writable,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        help=f"How a text is cut into windows: {', '.join(PROTOCOLS)}.",
+        autocompletion=one_of(PROTOCOLS),
+        rich_help_panel=MEASURED,
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens in each window.", show_default="the protocol's", rich_help_panel=MEASURED
+    ),
+]
 Limit = Annotated[
     int | None,
     typer.Option(
-        help="Windows or documents per task, from the start.",
+        help="Most windows of a text, or questions of a benchmark.",
         show_default="all",
         callback=_positive,
+        rich_help_panel=MEASURED,
     ),
 ]
 Windows = Annotated[
     int | None,
     typer.Option(
-        help="Windows per text, where --limit is for documents.",
+        help="Most windows of a text, where --limit is for benchmarks.",
         show_default="--limit",
         callback=_positive,
+        rich_help_panel=MEASURED,
     ),
 ]

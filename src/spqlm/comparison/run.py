@@ -9,7 +9,7 @@ import yaml
 
 from spqlm.cache import cache_directory
 from spqlm.checkpoint.atomic import write_text
-from spqlm.checkpoint.manifest import Manifest, read_manifest, versions
+from spqlm.checkpoint.manifest import Manifest, read_manifest
 from spqlm.comparison.cells import Cell, cell_name, command, is_matched, read_cell
 from spqlm.comparison.methods import METHODS, Candidate, Inventory, inventory
 from spqlm.comparison.models import MODELS, make, place
@@ -21,6 +21,7 @@ from spqlm.model.view import ModelView
 from spqlm.pipeline import compress
 from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model
+from spqlm.versions import versions
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,39 @@
+"""JSON as commands give it: printed where `--json` asks, written where `--output` names a file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from spqlm.errors import SpqError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+def as_json(found: "BaseModel | Sequence[BaseModel]") -> str:
+    """Indented, and in ASCII, so that every terminal and pipe carries it."""
+    # By pydantic first: it writes null for what is no number in JSON.
+    every = found if isinstance(found, Sequence) else [found]
+    plain = [json.loads(one.model_dump_json()) for one in every]
+    return json.dumps(plain if isinstance(found, Sequence) else plain[0], indent=2)
+
+
+def deliver(text: str, printed: bool, file: Path | None = None) -> bool:
+    """Write JSON to a file if one is named, and print it if asked; whether it was printed.
+
+    Raises:
+        SpqError: the file cannot be written.
+    """
+    from spqlm.checkpoint.atomic import write_text
+
+    if file is not None:
+        try:
+            write_text(file, text + "\n")
+        except OSError as error:
+            raise SpqError(f"cannot write {str(file)!r}: {error.strerror}") from error
+    if printed:
+        typer.echo(text)
+    return printed
