@@ -1,14 +1,15 @@
 """SPQ: make causal language models smaller, and say what it cost.
 
 Importing this package registers the checkpoint format with transformers, so that
-`AutoModelForCausalLM.from_pretrained` reads compressed checkpoints.
+`AutoModelForCausalLM.from_pretrained` reads compressed checkpoints, and with peft, so that adapters
+train on them.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from spqlm.checkpoint.registration import register
 from spqlm.errors import CheckpointError, SpqError
+from spqlm.integrations import register
 
 if TYPE_CHECKING:
     from spqlm.loading import load

@@ -1,4 +1,4 @@
-"""Transformers reads our checkpoints, whichever package is imported first; in new processes."""
+"""transformers and peft take our checkpoints, whichever is imported first; in new processes."""
 
 import subprocess
 import sys
@@ -46,6 +46,21 @@ def python(script, *arguments):
 def test_plain_transformers_loads_a_checkpoint(source, tmp_path, order):
     spqlm.compress(source, tmp_path / "out", recipe="int8")
     assert python(ORDERS[order] + LOAD, tmp_path / "out") == "True"
+
+
+ADAPT = """
+from peft import LoraConfig, get_peft_model
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+adapted = get_peft_model(model, LoraConfig(target_modules="all-linear"))
+print(sum(hasattr(module, "lora_A") for module in adapted.modules()))
+"""
+
+
+@pytest.mark.parametrize("first", ["spqlm", "peft"])
+def test_plain_peft_adapts_a_checkpoint(source, tmp_path, first):
+    spqlm.compress(source, tmp_path / "out", recipe="int8")
+    imports = f"import sys, {first}, spqlm\nfrom transformers import AutoModelForCausalLM"
+    assert python(imports + ADAPT, tmp_path / "out") == "14"
 
 
 def test_importing_the_package_loads_nothing_heavy():
