@@ -22,7 +22,7 @@ from spqlm.formats.int8 import Int8
 from spqlm.model.families import supported
 from spqlm.model.memory import resident_bytes, weight_file_bytes
 from spqlm.recipe import Recipe
-from spqlm.targets import native
+from spqlm.targets import base
 from tests.helpers import TEXT, VOCABULARY, format_of, logits, tiny_model, tiny_tokenizer
 
 STAGES = [
@@ -348,7 +348,7 @@ def test_a_run_that_stops_while_saving_leaves_what_was_there(
     def stop(*_arguments, **_options):
         raise error
 
-    monkeypatch.setattr(native, "model_card", stop)  # written after the weights
+    monkeypatch.setattr(base, "model_card", stop)  # written after the weights
     with pytest.raises(raised):
         spqlm.compress(source, occupied, recipe="int8", overwrite=True)
     assert contents(tmp_path) == before

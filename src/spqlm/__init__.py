@@ -12,6 +12,7 @@ from spqlm.errors import CheckpointError, SpqError
 from spqlm.integrations import register
 
 if TYPE_CHECKING:
+    from spqlm.conversion import Exported, export
     from spqlm.loading import load
     from spqlm.pipeline import CompressionResult, compress
     from spqlm.recipe import Recipe, load_recipe
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "CompressionResult",
+    "Exported",
     "Recipe",
     "SpqError",
     "compress",
+    "export",
     "load",
     "load_recipe",
 ]
@@ -30,8 +33,10 @@ __version__ = "0.1.0"
 # Imported when they are asked for: PyTorch and transformers take seconds to import.
 _HOMES = {
     "CompressionResult": "spqlm.pipeline",
+    "Exported": "spqlm.conversion",
     "Recipe": "spqlm.recipe",
     "compress": "spqlm.pipeline",
+    "export": "spqlm.conversion",
     "load": "spqlm.loading",
     "load_recipe": "spqlm.recipe",
 }

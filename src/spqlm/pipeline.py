@@ -116,7 +116,8 @@ def compress(
     manifest = _manifest(steps, seed, loaded, text, records)
     if directory is not None:
         output = Output(directory, overwrite, max_shard_size, steps.byte_limit)
-        manifest = target.save(loaded.model, loaded.tokenizer, manifest, output)
+        written = target.save(loaded.model, loaded.tokenizer, manifest, output)
+        manifest = written.manifest or manifest
     run.forget()
     return CompressionResult(loaded.model, loaded.tokenizer, manifest, directory)
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from spqlm.checkpoint import atomic
-from spqlm.checkpoint.atomic import atomic_directory, check_output
+from spqlm.checkpoint.atomic import atomic_directory, atomic_file, check_output
 from spqlm.errors import SpqError
 
 OLD = {"config.json": b"old", "deep/weights.bin": bytes(range(256))}
@@ -231,3 +231,28 @@ def environment() -> dict[str, str]:
     package = str(Path(atomic.__file__).parents[2])
     paths = [package, os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def test_a_file_appears_whole_and_replaces_only_when_asked(tmp_path):
+    out = tmp_path / "deep" / "model.gguf"
+    with atomic_file(out, overwrite=False) as partial:
+        partial.write_bytes(b"new")
+        assert not out.exists()
+    assert out.read_bytes() == b"new"
+    with pytest.raises(SpqError, match="exists; pass --overwrite"):
+        with atomic_file(out, overwrite=False):
+            pass
+    with pytest.raises(KeyboardInterrupt):
+        with atomic_file(out, overwrite=True) as partial:
+            partial.write_bytes(b"half")
+            raise KeyboardInterrupt
+    assert out.read_bytes() == b"new"
+    with atomic_file(out, overwrite=True) as partial:
+        partial.write_bytes(b"newer")
+    assert out.read_bytes() == b"newer" and list(out.parent.iterdir()) == [out]
+
+
+def test_a_directory_is_no_file(tmp_path):
+    with pytest.raises(SpqError, match="one file is written"):
+        with atomic_file(tmp_path, overwrite=True):
+            pass

@@ -78,7 +78,7 @@ def test_the_front_matter_is_yaml(card):
 
 def test_a_note_about_the_source_is_shown(result):
     source = result.manifest.source.model_copy(update={"note": "unpacked from a file"})
-    noted = model_card(result.manifest.model_copy(update={"source": source}), "small")
+    noted = model_card(result.manifest.model_copy(update={"source": source}), "small", "code")
     assert "\nUnpacked from a file.\n" in noted
 
 

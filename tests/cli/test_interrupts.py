@@ -22,14 +22,14 @@ from spqlm.cli import main
 
 SLOW_SAVE = """
     import sys, time
-    import spqlm.targets.native
+    import spqlm.targets.base
     from spqlm.cli import main
 
     def wait(*_):
         print("SAVING", file=sys.stderr, flush=True)
         time.sleep(300)
 
-    spqlm.targets.native.model_card = wait  # after the weights, before the directory is published
+    spqlm.targets.base.model_card = wait  # after the weights, before the directory is published
     main()
 """
 SLOW_ANSWERS = """

@@ -1,16 +1,16 @@
 """What any target may refuse, shown on ours with other rules."""
 
-import copy
-
 import pytest
+import torch
 from tests.helpers import logits, tiny_model
 
 import spqlm
 from spqlm import targets
+from spqlm.checkpoint.structure import describe
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe
-from spqlm.targets import native
+from spqlm.targets import _directory
 from spqlm.targets.native import NativeTarget
 
 
@@ -19,13 +19,6 @@ class NoInt8(NativeTarget):
 
     def refusal(self, spec):
         return "it has no 8-bit weights" if spec.form.name == "int8" else None
-
-
-class Fused(NativeTarget):
-    key = "fused"
-
-    def shared(self, layer):
-        return [[layer.query, layer.key, layer.value], layer.mlp_inputs]
 
 
 def compressed(*stages):
@@ -40,52 +33,36 @@ def quantized(*modules):
 
 def test_a_format_that_cannot_be_expressed_is_refused_by_name_and_reason():
     NoInt8().prepare(quantized())
-    match = r"'model.layers.0.mlp.gate_proj' cannot be exported as no_int8: it has no 8-bit weights"
+    match = (
+        "no_int8 cannot hold the module 'model.layers.0.mlp.gate_proj' and 5 others: it has no "
+        "8-bit weights; --as-floats .* --for no_int8"
+    )
     with pytest.raises(SpqError, match=match):
         NoInt8().prepare(quantized("mlp"))
 
 
 def test_a_refused_format_stops_a_run_before_it_writes(source, tmp_path, monkeypatch):
     monkeypatch.setattr(NativeTarget, "refusal", NoInt8.refusal)
-    with pytest.raises(SpqError, match="cannot be exported as native"):
+    with pytest.raises(SpqError, match="native cannot hold the module"):
         spqlm.compress(source, tmp_path / "out", recipe="int8")
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_share_a_format_pass():
-    for modules in [(), ("mlp",), ("attention", "mlp", "lm_head")]:
-        Fused().prepare(quantized(*modules))
-
-
-@pytest.mark.parametrize("name", ["self_attn.k_proj", "mlp.up_proj"])
-@pytest.mark.parametrize("modules", [(), ("attention", "mlp")], ids=["dense", "int8"])
-def test_weights_that_must_share_a_format_and_do_not_are_refused(name, modules):
-    view, other = quantized(*modules), quantized(*(() if modules else ("attention", "mlp")))
-    name = f"model.layers.1.{name}"
-    view.replace(name, other.module(name))
-    with pytest.raises(SpqError, match=f"as fused needs one format for .*{name}"):
-        Fused().prepare(view)
-
-
-def test_factors_count_as_part_of_a_format():
-    svd = {"svd": {"variance": 0.6, "multiple_of": 8}}
-    view, other = compressed(svd), compressed(svd, {"quantize": {"mode": "per_channel"}})
-    query, *others = (named.name for named in Fused().shared(view.layers[0])[0])
-    for name in others:
-        view.replace(name, copy.deepcopy(view.module(query)))
-    Fused().prepare(view)
-    view.replace(f"{others[0]}.left", other.module(f"{query}.left"))
-    with pytest.raises(SpqError, match=f"needs one format for {query}"):
-        Fused().prepare(view)
+def test_what_is_refused_can_be_written_as_floats():
+    view = quantized("mlp", "attention")
+    before = logits(view.model)
+    assert NoInt8().prepare(view, as_floats=True) == ["14 weights were multiplied out to floats"]
+    assert describe(view.model) == {}
+    assert torch.allclose(logits(view.model), before, atol=1e-4)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_files_larger_than_the_target_are_not_published(source, tmp_path, monkeypatch, overwrite):
-    out, size = tmp_path / "out", native.weight_file_bytes
+    out, size = tmp_path / "out", _directory.weight_file_bytes
     if overwrite:
         out.mkdir()
         (out / "thesis.txt").write_text("years of work")
-    monkeypatch.setattr(native, "weight_file_bytes", lambda folder: size(folder) + 10**9)
+    monkeypatch.setattr(_directory, "weight_file_bytes", lambda folder: size(folder) + 10**9)
     with pytest.raises(CheckpointError, match=r"1,000,\d+,?\d* bytes, more than .* 300,000 bytes"):
         spqlm.compress(source, out, target_size=300_000, recipe=small(), overwrite=overwrite)
     assert [file.name for file in tmp_path.glob("out*/*")] == ["thesis.txt"] * overwrite
@@ -93,7 +70,7 @@ def test_files_larger_than_the_target_are_not_published(source, tmp_path, monkey
 
 
 def test_the_target_is_the_promise_to_the_byte(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "weight_file_bytes", lambda _: 300_000)
+    monkeypatch.setattr(_directory, "weight_file_bytes", lambda _: 300_000)
     spqlm.compress(source, tmp_path / "out", target_size=300_000, recipe=small())
     with pytest.raises(CheckpointError, match=r"300,000 bytes, .* 299,999 bytes"):
         spqlm.compress(source, tmp_path / "other", target_size=299_999, recipe=small())

@@ -15,7 +15,12 @@ def test_a_target_is_found_by_its_file(name):
     assert target_class(name).key == name
 
 
-@pytest.mark.parametrize("name", ["nativ", "base", ""])
-def test_an_unknown_target_names_the_nearest(name):
-    with pytest.raises(SpqError, match=f"target '{name}'; did you mean 'native'?"):
+@pytest.mark.parametrize(("name", "meant"), [("nativ", "native"), ("densa", "dense")])
+def test_an_unknown_target_names_the_nearest(name, meant):
+    with pytest.raises(SpqError, match=f"target '{name}'; did you mean '{meant}'?"):
         target_class(name)
+
+
+def test_what_targets_share_is_none():
+    with pytest.raises(SpqError, match="unknown export target 'base'"):
+        target_class("base")

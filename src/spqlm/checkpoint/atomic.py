@@ -36,6 +36,18 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_output_file(out: Path, *, overwrite: bool) -> None:
+    """Refuse a file that would cost the user something.
+
+    Raises:
+        SpqError: `out` is a directory, or a file that may not be overwritten.
+    """
+    if out.is_dir():
+        raise SpqError(f"output {str(out)!r} is a directory, but one file is written; name a file")
+    if out.exists() and not overwrite:
+        raise SpqError(f"output file {str(out)!r} exists; pass --overwrite to replace it")
+
+
 @contextmanager
 def atomic_directory(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Path]:
     """A new directory beside `out` that becomes `out` when the block ends well.
@@ -53,6 +65,29 @@ def atomic_directory(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
         SpqError: see `check_output`; or the disk is full or cannot be written to.
     """
     check_output(out, overwrite=overwrite)
+    with _beside(out, needed_bytes) as (partial, final):
+        partial.mkdir()
+        yield partial
+        _publish(partial, final)
+
+
+@contextmanager
+def atomic_file(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterator[Path]:
+    """The same for a file: where to write it, and what is there at the end becomes `out`.
+
+    Raises:
+        SpqError: see `check_output_file`; or the disk is full or cannot be written to.
+    """
+    check_output_file(out, overwrite=overwrite)
+    with _beside(out, needed_bytes) as (partial, final):
+        yield partial
+        _settle(partial)
+        partial.replace(final)
+
+
+@contextmanager
+def _beside(out: Path, needed_bytes: int) -> Iterator[tuple[Path, Path]]:
+    """A free name beside `out`, and `out` itself; what has the name at the end is removed."""
     out = out.absolute()
     partial = out.with_name(f"{out.name}.partial-{secrets.token_hex(4)}")
     try:
@@ -63,12 +98,12 @@ def atomic_directory(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
                 f"the disk of {out.name!r} has {free / 1e6:.0f} MB free, "
                 f"but the checkpoint needs {needed_bytes / 1e6:.0f} MB"
             )
-        partial.mkdir()
-        yield partial
-        _publish(partial, out)
+        yield partial, out
     except (OSError, SafetensorError) as error:
         raise SpqError(f"cannot write {out.name!r}: {error}") from error
     finally:
+        if partial.is_file():
+            partial.unlink()
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -93,13 +128,9 @@ def _put_back(out: Path) -> None:
 
 
 def _publish(partial: Path, out: Path) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
     for file in partial.rglob("*"):
         if file.is_file():
-            file.chmod(0o666 & ~umask)  # safetensors writes files that only their owner can read
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+            _settle(file)
     if not out.exists():
         partial.rename(out)
         return
@@ -111,3 +142,12 @@ def _publish(partial: Path, out: Path) -> None:
         replaced.rename(out)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _settle(file: Path) -> None:
+    """On disk for good, and readable for whom the user's mask lets read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)  # safetensors writes files that only their owner can read
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())

@@ -6,12 +6,22 @@ from spqlm.checkpoint.manifest import Manifest
 from spqlm.units import megabytes, ratio
 
 
-def model_card(manifest: Manifest, name: str) -> str:
+def transformers_snippet(name: str, *, ours: bool) -> str:
+    """Python that loads a checkpoint in transformers; `ours` needs an import."""
+    needs = "import spqlm  # registers the format with transformers\n" if ours else ""
+    return f"""{needs}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")"""
+
+
+def model_card(manifest: Manifest, name: str, usage: str) -> str:
     """Markdown: what the checkpoint is, how large, how to load it and how it was made.
 
     Args:
         manifest: of the checkpoint.
         name: of its directory.
+        usage: Python that loads it.
     """
     source, sizes = manifest.source, manifest.sizes
     calibration = manifest.calibration
@@ -28,8 +38,6 @@ def model_card(manifest: Manifest, name: str) -> str:
     )
     recipe = yaml.safe_dump(manifest.recipe, sort_keys=False)
     versions = ", ".join(f"{key} {value}" for key, value in manifest.versions.items())
-    compressed = bool(manifest.stages)
-    needs = "import spqlm  # registers the format with transformers\n" if compressed else ""
     note = f"\n{source.note[0].upper()}{source.note[1:]}.\n" if source.note else ""
     return f"""---
 library_name: transformers
@@ -52,10 +60,7 @@ tags: [spq, compressed]
 ## Load it
 
 ```python
-{needs}from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+{usage}
 ```
 
 ## How it was made

@@ -11,15 +11,26 @@ from spqlm.errors import CheckpointError
 from spqlm.model.tying import retie
 
 
+def skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """The dense model of the same config, on the meta device."""
+    with torch.device("meta"):
+        dense: PreTrainedModel = AutoModelForCausalLM.from_config(model.config)
+    return dense
+
+
+def is_factor(name: str, specs: Mapping[str, ModuleSpec]) -> bool:
+    """Whether a module is a factor of a low-rank layer."""
+    parent = specs.get(name.rpartition(".")[0])
+    return isinstance(parent, WeightSpec) and parent.low_rank
+
+
 def describe(model: PreTrainedModel) -> dict[str, ModuleSpec]:
     """Specs of all modules that differ from the dense model of the same config.
 
     Returns:
         by full module name, in the order of `model.named_modules()`; empty for a dense model.
     """
-    with torch.device("meta"):
-        dense = AutoModelForCausalLM.from_config(model.config)
-    ordinary = dict(dense.named_modules())
+    ordinary = dict(skeleton(model).named_modules())
     specs: dict[str, ModuleSpec] = {}
     for name, module in model.named_modules():
         spec = spec_of(module)
@@ -29,16 +40,10 @@ def describe(model: PreTrainedModel) -> dict[str, ModuleSpec]:
         if spec is None:
             continue
         usual = spec_of(ordinary[name]) if name in ordinary else None
-        if spec.dense and (_low_rank_parent(name, specs) or spec == usual):
+        if spec.dense and (is_factor(name, specs) or spec == usual):
             continue
         specs[name] = spec
     return specs
-
-
-def _low_rank_parent(name: str, specs: Mapping[str, ModuleSpec]) -> bool:
-    """Whether a module is a factor of a low-rank layer."""
-    parent = specs.get(name.rpartition(".")[0])
-    return isinstance(parent, WeightSpec) and parent.low_rank
 
 
 def rebuild(model: PreTrainedModel, specs: dict[str, ModuleSpec], dtype: torch.dtype) -> None:
@@ -67,7 +72,7 @@ def rebuild(model: PreTrainedModel, specs: dict[str, ModuleSpec], dtype: torch.d
         if isinstance(spec, HeadCount):
             module.num_heads = spec.num_heads
             continue
-        if _low_rank_parent(name, specs) and isinstance(spec.place, LinearPlace):
+        if is_factor(name, specs) and isinstance(spec.place, LinearPlace):
             if spec.place.shape != (module.out_features, module.in_features):
                 raise CheckpointError(f"factor {name!r} does not fit its low-rank layer")
         model.set_submodule(name, spec.build(dtype))

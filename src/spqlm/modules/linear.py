@@ -21,7 +21,7 @@ class Compressed(nn.Module):
         self.format = weight.format
         self._columns = weight.shape[1]
         for name, tensor in weight.tensors().items():
-            self.register_parameter(name, _held(tensor))
+            self.register_parameter(name, held(tensor))
 
     @property
     def stored_weight(self) -> StoredWeight:
@@ -55,7 +55,7 @@ class CompressedLinear(Compressed):
         """
         super().__init__(weight)
         self.out_features, self.in_features = weight.shape
-        self.register_parameter("bias", None if bias is None else _held(bias))
+        self.register_parameter("bias", None if bias is None else held(bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """X [..., in_features] -> [..., out_features], in the dtype of x."""
@@ -75,6 +75,6 @@ class CompressedLinear(Compressed):
         )
 
 
-def _held(tensor: Tensor) -> nn.Parameter:
+def held(tensor: Tensor) -> nn.Parameter:
     """The tensor as a parameter; one that is there already is shared."""
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)

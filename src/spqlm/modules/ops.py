@@ -9,7 +9,7 @@ from spqlm.formats import StoredWeight
 from spqlm.formats.dense import Dense, DenseWeight
 from spqlm.formats.low_rank import LowRankWeight
 from spqlm.modules.embedding import CompressedEmbedding
-from spqlm.modules.linear import Compressed, CompressedLinear
+from spqlm.modules.linear import Compressed, CompressedLinear, held
 from spqlm.modules.low_rank_linear import LowRankLinear
 
 Side = Literal["input", "output"]
@@ -112,7 +112,7 @@ def module_bytes(module: nn.Module) -> int:
 
 
 def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """An `nn.Linear` that holds exactly these tensors (no copy, no initialisation).
+    """An `nn.Linear` that holds exactly these tensors: no copy, and no initialisation.
 
     Args:
         weight: [out, in].
@@ -120,7 +120,7 @@ def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.weight = held(weight)
     if bias is not None:
-        linear.bias = nn.Parameter(bias, requires_grad=False)
+        linear.bias = held(bias)
     return linear

@@ -1,4 +1,7 @@
-"""One file per kind of checkpoint that can be written; the file's name is the target's name."""
+"""One file per kind of checkpoint that can be written; the file's name is the target's.
+
+A hyphen in a name is an underscore in the file's.
+"""
 
 from importlib import import_module
 
@@ -14,7 +17,7 @@ NATIVE = "native"
 
 def available() -> list[str]:
     """Names of targets, sorted."""
-    return plugins(__path__)
+    return [name.replace("_", "-") for name in plugins(__path__)]
 
 
 def target_class(name: str) -> type[Target]:
@@ -25,7 +28,8 @@ def target_class(name: str) -> type[Target]:
     """
     if name not in available():
         raise SpqError(
-            f"unknown export target {name!r}; did you mean {nearest(name, available())!r}?"
+            f"unknown export target {name!r}; did you mean {nearest(name, available())!r}? "
+            f"There are {', '.join(available())}"
         )
-    target: type[Target] = import_module(f"{__name__}.{name}").TARGET
+    target: type[Target] = import_module(f"{__name__}.{name.replace('-', '_')}").TARGET
     return target

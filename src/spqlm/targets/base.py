@@ -1,19 +1,29 @@
-"""What an export target is: the formats it can express, and how it is written and verified."""
+"""What an export target is: what it can express, and how it is written and verified."""
 
+import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from spqlm.checkpoint.atomic import atomic_directory, check_output
-from spqlm.checkpoint.manifest import Manifest
-from spqlm.checkpoint.spec import ModuleSpec, WeightSpec
-from spqlm.checkpoint.structure import describe
+from spqlm.checkpoint.atomic import (
+    atomic_directory,
+    atomic_file,
+    check_output,
+    check_output_file,
+)
+from spqlm.checkpoint.card import model_card
+from spqlm.checkpoint.dense import multiply_out, resized, restore_sizes
+from spqlm.checkpoint.manifest import FILE, Manifest
+from spqlm.checkpoint.spec import WeightSpec
+from spqlm.checkpoint.structure import describe, is_factor
 from spqlm.errors import CheckpointError, SpqError
-from spqlm.formats import Format
+from spqlm.formats import StoredWeight
+from spqlm.model.memory import resident_bytes
 from spqlm.model.view import LayerView, ModelView, Named
+from spqlm.modules.ops import stored_weight
 
 # Disk space to ask for, as a share of the weights in memory: they, the tokenizer and the records.
 NEEDED_SPACE = 1.05
@@ -24,127 +34,224 @@ class Output:
     """What is to be written, and what it may take.
 
     Attributes:
-        directory: that appears whole or not at all.
-        overwrite: whether a non-empty one may be replaced.
+        place: directory or file that appears whole or not at all.
+        overwrite: whether what is there may be replaced.
         max_shard_size: of one weight file, such as `4GB`.
         byte_limit: most bytes of all weight files; None where none was asked for.
     """
 
-    directory: Path
+    place: Path
     overwrite: bool = False
     max_shard_size: str = "4GB"
     byte_limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that a target needs, or that can read what it wrote.
+
+    Attributes:
+        name: to import.
+        install: the command that installs it.
+    """
+
+    name: str
+    install: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can be imported."""
+        return importlib.util.find_spec(self.name) is not None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        manifest: with the bytes on disk; None where there was none.
+        disk: bytes of the weight files.
+        verified: how it was read back, in words.
+    """
+
+    manifest: Manifest | None
+    disk: int
+    verified: str
 
 
 class Target(ABC):
     """A kind of checkpoint. `prepare` says whether a model fits it, `save` writes and verifies."""
 
     key: ClassVar[str]
+    # One file, or a directory of several.
+    one_file: ClassVar[bool] = False
+    # Without it nothing can be written.
+    needs: ClassVar[Package | None] = None
 
     @abstractmethod
-    def refusal(self, spec: ModuleSpec) -> str | None:
-        """Why a module stored like this cannot be expressed, in words; None where it can."""
+    def refusal(self, spec: WeightSpec) -> str | None:
+        """Why a weight stored like this cannot be expressed, in words; None where it can."""
+
+    def value_refusal(self, weight: StoredWeight) -> str | None:
+        """The same of the numbers in it, where `refusal` has none."""
+        return None
+
+    def resizing_refusal(self, config: PretrainedConfig) -> str | None:
+        """Why layers of other sizes than the config's cannot be expressed; None where they can."""
+        return "it gives every layer the size that the config states"
 
     def shared(self, layer: LayerView) -> list[list[Named]]:
-        """Weights of a layer that must be stored in one format, such as q, k and v; none."""
+        """Weights of a layer that are best stored in one format, such as q, k and v; none.
+
+        A byte budget for this target keeps to it.
+        """
         return []
+
+    def check_model(  # noqa: B027  (most targets hold every model)
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        """Refuse a kind of model, or a tokenizer, that the target has no place for; none.
+
+        Raises:
+            SpqError: says which, and what would be right.
+        """
 
     @abstractmethod
     def write(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
-        directory: Path,
+        place: Path,
         max_shard_size: str,
     ) -> int:
-        """Write a prepared model and its tokenizer into an empty directory.
+        """Write a prepared model and its tokenizer into an empty directory, or as a file.
 
         Returns:
             bytes of the weight files.
         """
 
     @abstractmethod
-    def record(self, manifest: Manifest, directory: Path, name: str) -> None:
-        """Write beside the weights how they came to be; `name` is the final directory's."""
+    def usage(self, name: str, manifest: Manifest | None) -> str:
+        """Code or a command that loads what was written under this name."""
 
     @abstractmethod
-    def verify(self, model: PreTrainedModel, directory: Path) -> None:
+    def verify(self, model: PreTrainedModel, place: Path) -> str:
         """Read back what was written and compare it with the model.
 
+        Returns:
+            by whom and how, such as `reloaded by transformers, logits alike`.
+
         Raises:
-            CheckpointError: it does not load, or does not compute the same.
+            CheckpointError: it does not load, or is not the same.
         """
 
-    def check_output(self, directory: Path, *, overwrite: bool) -> None:
+    def record(self, manifest: Manifest, directory: Path, name: str) -> None:
+        """Write beside the weights how they came to be; `name` is the final directory's."""
+        (directory / FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        card = model_card(manifest, name, self.usage(name, manifest))
+        (directory / "README.md").write_text(card, encoding="utf-8")
+
+    def check_output(self, place: Path, *, overwrite: bool) -> None:
         """Refuse, before any work is done, a place that may not be written to.
 
         Raises:
-            SpqError: it is a file, or a directory that is not empty and may not be replaced.
+            SpqError: it exists and may not be replaced, or is of the wrong kind; or a package that
+                writes this target is missing.
         """
-        check_output(directory, overwrite=overwrite)
+        if self.needs is not None and not self.needs.installed:
+            raise SpqError(f"writing {self.key} needs {self.needs.name}: {self.needs.install}")
+        (check_output_file if self.one_file else check_output)(place, overwrite=overwrite)
 
-    def prepare(self, view: ModelView) -> None:
-        """Make a compressed model in memory ready to be saved.
+    def refused(self, view: ModelView) -> dict[str, str]:
+        """Modules whose weights the target cannot hold as they are stored: why, by full name.
 
-        Raises:
-            SpqError: a module has a format that the target cannot express, or weights that must
-                share one do not; names them.
+        A tied pair is one, the embedding.
         """
         specs = describe(view.model)
+        if view.tied:
+            specs.pop(view.lm_head.name, None)
+        found = {}
         for name, spec in specs.items():
+            if not isinstance(spec, WeightSpec) or spec.dense or is_factor(name, specs):
+                continue
             reason = self.refusal(spec)
+            if reason is None:
+                reason = self.value_refusal(stored_weight(view.module(name)).detach())
             if reason is not None:
-                raise SpqError(f"module {name!r} cannot be exported as {self.key}: {reason}")
-        for layer in view.layers:
-            for group in self.shared(layer):
-                first, *others = [_formats(specs, named.name) for named in group]
-                if any(other != first for other in others):
-                    names = ", ".join(named.name for named in group)
-                    raise SpqError(f"an export as {self.key} needs one format for {names}")
+                found[name] = reason
+        return found
+
+    def prepare(self, view: ModelView, *, as_floats: bool = False) -> list[str]:
+        """Make a compressed model in memory ready to be saved.
+
+        Args:
+            view: the model; changed in place.
+            as_floats: whether weights that the target cannot hold become floats, and layers that
+                it cannot hold get the config's size. That takes more bytes and loses nothing.
+
+        Returns:
+            notes for the user, on what is not written as it was stored.
+
+        Raises:
+            SpqError: a module has a format, values or a size that the target cannot express; names
+                the first.
+        """
+        refused = self.refused(view)
+        reason = self.resizing_refusal(view.model.config)
+        wrong_size = {} if reason is None else resized(view.model)
+        if not as_floats:
+            self._refuse(refused | {name: f"it was cut, and {reason}" for name in wrong_size})
+        multiply_out(view, refused)
+        if wrong_size:
+            restore_sizes(view)
+        count = len(refused | wrong_size)
+        return [f"{count} weights were multiplied out to floats"] if count else []
+
+    def _refuse(self, refused: dict[str, str]) -> None:
+        for name, reason in refused.items():
+            more = f" and {len(refused) - 1} others" if len(refused) > 1 else ""
+            raise SpqError(
+                f"{self.key} cannot hold the module {name!r}{more}: {reason}; --as-floats writes "
+                f"such modules multiplied out, and `spq compress --for {self.key}` avoids them"
+            )
 
     def save(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
-        manifest: Manifest,
+        manifest: Manifest | None,
         output: Output,
-    ) -> Manifest:
+    ) -> Written:
         """Write beside the output, verify what was written, and only then publish it.
 
         Args:
             model: prepared.
             tokenizer: of the model, or None.
-            manifest: less the bytes on disk, which are not known yet.
+            manifest: how it came to be, less the bytes, which are not known yet; None of a model
+                that is not ours.
             output: where to, and how large it may be.
-
-        Returns:
-            the manifest with the bytes on disk, as it was written.
 
         Raises:
             CheckpointError: the weights are larger than the limit, or do not read back alike;
                 nothing is published and what was there before stays.
             SpqError: the output may not be replaced, or the disk is full.
         """
-        needed = int(manifest.sizes.resident * NEEDED_SPACE)
-        place, overwrite = output.directory, output.overwrite
-        with atomic_directory(place, overwrite=overwrite, needed_bytes=needed) as partial:
+        resident = resident_bytes(model)
+        place, overwrite = output.place, output.overwrite
+        atomic = atomic_file if self.one_file else atomic_directory
+        needed = int(resident * NEEDED_SPACE)
+        with atomic(place, overwrite=overwrite, needed_bytes=needed) as partial:
             disk = self.write(model, tokenizer, partial, output.max_shard_size)
             if output.byte_limit is not None and disk > output.byte_limit:
                 raise CheckpointError(
                     f"the weight files take {disk:,} bytes, more than the target size of "
                     f"{output.byte_limit:,} bytes; nothing was written"
                 )
-            sizes = manifest.sizes.model_copy(update={"disk": disk})
-            manifest = manifest.model_copy(update={"sizes": sizes})
-            self.record(manifest, partial, place.name)
-            self.verify(model, partial)
-        return manifest
-
-
-def _formats(specs: dict[str, ModuleSpec], name: str) -> dict[str, Format]:
-    """How a module and the factors inside it are stored, by the rest of their names."""
-    return {
-        other.removeprefix(name): spec.form
-        for other, spec in specs.items()
-        if isinstance(spec, WeightSpec) and f"{other}.".startswith(f"{name}.")
-    }
+            if manifest is not None:
+                sizes = {"disk": disk, "resident": resident}
+                manifest = manifest.model_copy(
+                    update={"sizes": manifest.sizes.model_copy(update=sizes)}
+                )
+                self.record(manifest, partial, place.name)
+            verified = self.verify(model, partial)
+        return Written(manifest, disk, verified)
