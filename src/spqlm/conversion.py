@@ -1,17 +1,16 @@
 """A checkpoint written for another program."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from spqlm.model.view import ModelView
 from spqlm.sources.load import load_model
 from spqlm.targets import Output, target_class
 
 
-@dataclass(frozen=True)
-class Exported:
+class Exported(BaseModel):
     """What was written.
 
     Attributes:
@@ -22,6 +21,8 @@ class Exported:
         usage: code or a command that loads it.
         notes: what was not written as it was stored.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     place: Path
     bytes: int
@@ -66,10 +67,10 @@ def export(
     output = Output(place, overwrite, max_shard_size)
     written = writer.save(loaded.model, loaded.tokenizer, loaded.manifest, output)
     return Exported(
-        place,
-        written.disk,
-        loaded.source.bytes,
-        written.verified,
-        writer.usage(str(dest), written.manifest),
-        notes,
+        place=place,
+        bytes=written.disk,
+        source_bytes=loaded.source.bytes,
+        verified=written.verified,
+        usage=writer.usage(str(dest), written.manifest),
+        notes=notes,
     )

@@ -14,6 +14,7 @@ from spqlm.data.hub import HUB_TEXTS
 from spqlm.evaluation.protocols import DEFAULT, PROTOCOLS
 from spqlm.evaluation.tasks import FEW_SHOT_SEED
 from spqlm.recipe import shipped
+from spqlm.targets import NATIVE, available
 
 
 def test_names_are_those_that_are_defined():
@@ -24,6 +25,7 @@ def test_names_are_those_that_are_defined():
     assert choices.FEW_SHOT_SEED == FEW_SHOT_SEED
     assert choices.Alike == Alike
     assert choices.recipes() == shipped()
+    assert {*choices.targets(), NATIVE} == set(available())
 
 
 def test_the_last_of_several_names_is_completed():

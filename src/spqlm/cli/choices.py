@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import spqlm
+from spqlm.registry import plugins
 
 PROTOCOLS = ("windows-1024", "windows-2048", "sliding-1024")
 DEFAULT_PROTOCOL = PROTOCOLS[0]
@@ -32,6 +33,12 @@ Complete = Callable[[str], list[str]]
 def recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     return sorted(file.stem for file in Path(*spqlm.__path__).glob("recipes/*.yaml"))
+
+
+def targets() -> list[str]:
+    """What a checkpoint can be exported as; `native` is what it is."""
+    found = plugins([str(Path(*spqlm.__path__) / "targets")])
+    return [name.replace("_", "-") for name in found if name != "native"]
 
 
 def one_of(names: Iterable[str]) -> Complete:

@@ -1,44 +1,66 @@
 """`spq export OUT TARGET DEST`."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from spqlm import targets
-from spqlm.cli.options import MODEL_HELP, Dtype, Json, ShardSize
+from spqlm.cli.choices import models, one_of, targets
+from spqlm.cli.options import MODEL_HELP, OUTPUT, Dtype, Json, ShardSize
+from spqlm.cli.output import as_json as json_of
+from spqlm.cli.output import deliver
 from spqlm.cli.tables import show
-from spqlm.conversion import export
 from spqlm.units import megabytes
 
-TARGETS = ", ".join(name for name in targets.available() if name != targets.NATIVE)
+GROUP = "Use"
+EXAMPLES = ("spq export out dense out-dense",)
 
 
 def command(
-    out: Annotated[str, typer.Argument(help=f"Checkpoint. {MODEL_HELP}", show_default=False)],
-    target: Annotated[str, typer.Argument(help=f"{TARGETS}.", show_default=False)],
+    out: Annotated[
+        str,
+        typer.Argument(
+            help=f"A checkpoint of ours; or {MODEL_HELP[0].lower()}{MODEL_HELP[1:]}",
+            metavar="OUT",
+            show_default=False,
+            autocompletion=models,
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help=f"What to write: {', '.join(targets())}.",
+            metavar="TARGET",
+            show_default=False,
+            autocompletion=one_of(targets()),
+        ),
+    ],
     dest: Annotated[
-        Path, typer.Argument(help="Directory to write, or file for gguf.", show_default=False)
+        Path, typer.Argument(help="Where to write it.", metavar="DEST", show_default=False)
     ],
     as_floats: Annotated[
         bool,
-        typer.Option("--as-floats", help="Write what the target cannot hold multiplied out."),
+        typer.Option(
+            "--as-floats",
+            help="Write weights that TARGET cannot hold multiplied out.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     dtype: Dtype = "auto",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace DEST if it is there.")
+        bool,
+        typer.Option("--overwrite", help="Replace DEST if it is there.", rich_help_panel=OUTPUT),
     ] = False,
     max_shard_size: ShardSize = "4GB",
     as_json: Json = False,
 ) -> None:
     """Write the checkpoint OUT for another program, read it back and compare.
 
-    Weights stay as they were chosen wherever TARGET has the same numbers; where it has not, the
-    export is refused and says which module and why.
+    Weights stay the numbers that were chosen wherever TARGET can hold them. Where it cannot, the
+    export is refused, and says which module and why.
     """
+    from spqlm.conversion import export
+
     exported = export(
         out,
         target,
@@ -48,13 +70,11 @@ def command(
         overwrite=overwrite,
         max_shard_size=max_shard_size,
     )
-    if as_json:
-        typer.echo(json.dumps(asdict(exported) | {"place": str(exported.place)}, indent=2))
+    if deliver(json_of(exported), as_json):
         return
     for note in exported.notes:
-        show(f"Note: {escape(note)}.")
+        show(f"Note: {note}.")
     show(
-        f"Wrote {escape(str(dest))}, {megabytes(exported.bytes)} (from "
-        f"{megabytes(exported.source_bytes)}), and {escape(exported.verified)}. Load it with"
+        f"Wrote {dest}, {megabytes(exported.bytes)} (from {megabytes(exported.source_bytes)}), and "
+        f"{exported.verified}. Load it with\n{exported.usage}"
     )
-    typer.echo(exported.usage)
