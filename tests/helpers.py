@@ -1,7 +1,7 @@
 """Tiny random models and a tokenizer, made in memory."""
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from spqlm.allocation.search import dense_weights
@@ -49,14 +49,19 @@ def tiny_model(model_type: str = "llama", *, dtype=torch.float32, seed=0, **over
     return model.eval()
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, after three special ones."""
+def tiny_tokenizer(begins: str = "") -> PreTrainedTokenizerFast:
+    """One token per byte, after three special ones; each text begins with the tokens `begins`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2}
     vocabulary |= {symbol: index + 3 for index, symbol in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if begins:
+        special = [(token, vocabulary[token]) for token in begins.split()]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begins} $A", special_tokens=special
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )

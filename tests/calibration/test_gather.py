@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tests.helpers import TEXT
+from tests.helpers import TEXT, tiny_tokenizer
 
 from spqlm.calibration import gather
 from spqlm.calibration.gather import Calibration, CalibrationConfig
@@ -51,3 +51,16 @@ def test_only_what_is_needed_is_gathered(model, tokenizer, config):
     assert all(torch.equal(statistics.windows, drawn) for statistics in found)
     assert [set(statistics.moments) for statistics in found] == [set(), {observation}, set()]
     assert [set(statistics.sensitivities) for statistics in found] == [set(), set(), {NAME}]
+
+
+@pytest.mark.parametrize("source", ["text", "builtin", "model"])
+def test_windows_begin_as_the_tokenizer_begins_a_text(model, text_file, source):
+    config = CalibrationConfig(
+        source=str(text_file) if source == "text" else source, windows=6, context=32
+    )
+    calibration = Calibration(config, ModelView(model), tiny_tokenizer("<s>"), seed=0)
+    windows = calibration.statistics(Needs(windows=True)).windows
+    assert windows.shape == (6, 32) and (windows[:, 0] == 0).all()
+    assert calibration.record.begins == [0]
+    trained = draw_windows(model, calibration.ids, 16, 4, seed=1)  # as stages that train do
+    assert trained.shape == (4, 16) and (trained[:, 0] == 0).all()

@@ -21,7 +21,11 @@ def cache(tmp_path, monkeypatch):
 
 
 def written(model, tokenizer=None, seed=0):
-    return generated_ids(ModelView(model), tokenizer or tiny_tokenizer(), COUNT, CONTEXT, seed)
+    return _text(model, tokenizer or tiny_tokenizer(), seed).ids
+
+
+def _text(model, tokenizer, seed=0):
+    return generated_ids(ModelView(model), tokenizer, COUNT, CONTEXT, seed)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "opt", "gemma3_text"])
@@ -85,12 +89,24 @@ def test_draws_have_the_probabilities_of_the_logits():
     assert shares[0] == shares[4] == 0
 
 
-def test_sequences_start_with_words_behind_what_every_text_starts_with():
+def test_sequences_start_with_words():
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    starts = generated_text._starts(model, tokenizer, 200, torch.Generator().manual_seed(0))
-    assert not {*starts[:, -1].tolist()} & {*tokenizer.all_special_ids}
-    before = tokenizer("")["input_ids"][:1]
-    assert starts.shape[1] == (2 if before == [tokenizer.bos_token_id] else 1)
+    words = generated_text._words(model, tokenizer, 200, torch.Generator().manual_seed(0))
+    assert words.shape == (200, 1)
+    assert not {*words.flatten().tolist()} & {*tokenizer.all_special_ids}
+
+
+def test_sequences_are_written_behind_what_every_text_begins_with():
+    model, tokenizer = tiny_model(), tiny_tokenizer("<s>")
+    read = []
+    model.register_forward_pre_hook(
+        lambda _, __, named: read.append(named["input_ids"]), with_kwargs=True
+    )
+    text = _text(model, tokenizer)
+    assert read[0].shape == (COUNT, 2) and (read[0][:, 0] == 0).all()
+    assert len(text) == COUNT * (CONTEXT - 1) and text.begins.tolist() == [0]
+    again = _text(model, tokenizer)  # from the cache
+    assert torch.equal(again.ids, text.ids) and torch.equal(again.begins, text.begins)
 
 
 def test_another_seed_writes_another_text_and_the_same_one_the_same():

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from spqlm.data import consecutive, encode, sample
+from spqlm.data import EncodedText, beginning, consecutive, encode, sample
 from spqlm.errors import SpqError
 
 
@@ -26,12 +27,12 @@ def test_encode_keeps_the_whole_text_in_one_piece(tokenizer, caplog):
     transformers_logger = logging.getLogger("transformers")
     transformers_logger.addHandler(caplog.handler)
     try:
-        ids = encode(tokenizer, "some text\n" * 50, minimum=500)
+        text = encode(tokenizer, "some text\n" * 50, minimum=500)
     finally:
         transformers_logger.removeHandler(caplog.handler)
-    assert ids.dtype == torch.int64
-    assert ids.shape == (500,)
-    assert tokenizer.decode(ids) == "some text\n" * 50
+    assert text.ids.dtype == torch.int64
+    assert text.ids.shape == (500,) and len(text) == 500 and not len(text.begins)
+    assert tokenizer.decode(text.ids) == "some text\n" * 50
     assert not caplog.records
 
 
@@ -83,3 +84,40 @@ def test_counts_below_one_are_refused():
         consecutive(ids, 2, 0)
     with pytest.raises(SpqError, match="count must be at least 1, not -1"):
         sample(ids, 2, -1, seed=0)
+
+
+@pytest.mark.parametrize(("begins", "ids"), [("", []), ("<s>", [0]), ("<s> </s>", [0, 1])])
+def test_windows_begin_as_the_tokenizer_begins_a_text(begins, ids):
+    tokenizer = tiny_tokenizer(begins)
+    assert beginning(tokenizer) == ids
+    text = encode(tokenizer, "some text\n" * 50, minimum=500)
+    plain = tiny_tokenizer()("some text\n" * 50)["input_ids"]
+    assert text.begins.tolist() == ids and text.ids.tolist() == plain
+    room = 20 - len(ids)
+    windows = consecutive(text, 20)
+    assert windows.shape == (500 // room, 20)
+    assert all(window[: len(ids)] == ids for window in windows.tolist())
+    assert windows[:, len(ids) :].flatten().tolist() == plain[: 500 // room * room]
+    drawn = sample(text[100:], 20, 7, seed=0)
+    assert drawn.shape == (7, 20) and drawn.dtype == torch.int64
+    assert all(window[: len(ids)] == ids for window in drawn.tolist())
+
+
+def test_overlapping_windows_begin_so_too():
+    text = EncodedText(torch.arange(10, 40), torch.tensor([0]))
+    windows = consecutive(text, 11, stride=5)
+    assert windows[:, 0].tolist() == [0] * 5
+    assert windows[:, 1].tolist() == [10, 15, 20, 25, 30]
+
+
+def test_the_text_alone_begins_so_where_windows_are_cut_as_published():
+    text = encode(tiny_tokenizer("<s>"), "some text\n" * 50, minimum=500, begin=False)
+    assert consecutive(text, 20)[:2, 0].tolist() == [0, text.ids[20]]
+
+
+def test_a_window_needs_room_behind_what_it_begins_with():
+    text = EncodedText(torch.arange(10), torch.tensor([0, 1]))
+    with pytest.raises(SpqError, match="no room behind"):
+        consecutive(text, 2)
+    with pytest.raises(SpqError, match="10 tokens, and at least 11 are needed"):
+        sample(text, 13, 1, seed=0)

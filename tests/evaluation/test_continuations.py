@@ -49,6 +49,23 @@ def test_equals_one_plain_pass_each(model_type):
     assert_equal(model, items, likelihoods(model, items, Journal()))
 
 
+LONGROPE = {
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0, 1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0],
+    "original_max_position_embeddings": 48,
+}
+
+
+def test_frequencies_that_follow_the_length_do_not_follow_the_batch():
+    model = tiny_model(rope_parameters=LONGROPE)
+    start = ids(36, 0)  # common to all, and short by itself
+    items = [Continuation((*start, *ids(n, n)), 2) for n in (4, 9, 20, 20, 33, 60)]
+    assert_equal(model, items, likelihoods(model, items, Journal()))
+
+
 def test_a_common_beginning_is_run_once(model):
     items = like(9)
     journal = Journal()

@@ -40,6 +40,22 @@ def test_lines_that_are_no_answers_are_passed_over(tmp_path, line):
     assert Journal(file).get("a") == 1
 
 
+@pytest.mark.parametrize(("old", "new"), [("1.5", "2.5"), ("a", "b")])
+def test_changed_answers_are_passed_over_and_said(tmp_path, caplog, old, new):
+    file = tmp_path / "answers.jsonl"
+    Journal(file).put({"a": 1.5}, tokens=1)
+    file.write_text(file.read_text().replace(old, new))
+    found = Journal(file)
+    assert found.get("a") is None and found.get("b") is None
+    assert "1 damaged lines of answers.jsonl were passed over" in caplog.text
+
+
+def test_the_answers_of_another_model_are_passed_over(tmp_path):
+    Journal(tmp_path / "one.jsonl").put({"a": 1}, tokens=1)
+    (tmp_path / "one.jsonl").rename(tmp_path / "two.jsonl")
+    assert Journal(tmp_path / "two.jsonl").get("a") is None
+
+
 def test_a_place_that_cannot_be_written_to_is_done_without(tmp_path, caplog):
     (tmp_path / "taken").write_text("")
     journal = Journal(tmp_path / "taken" / "answers.jsonl")
@@ -55,6 +71,9 @@ def test_the_digest_is_of_what_decides_the_answers():
     assert len(digests) == 2
     assert model_digest(tiny_model()) in digests
     assert model_digest(tiny_model(dtype=torch.bfloat16)) not in digests
+    writes = tiny_model()
+    writes.generation_config.repetition_penalty = 2.0
+    assert model_digest(writes) not in digests
     changed = tiny_model()
     changed.config.rms_norm_eps = 1e-2
     assert model_digest(changed) not in digests

@@ -4,12 +4,12 @@ import importlib.util
 import json
 
 import pytest
-from tests.helpers import tiny_model
+from tests.helpers import tiny_model, tiny_tokenizer
 
 from spqlm.data import fingerprint
 from spqlm.data.benchmarks import BENCHMARKS, read_benchmark
 from spqlm.errors import SpqError
-from spqlm.evaluation import Journal, check_tasks, evaluate, lm_eval
+from spqlm.evaluation import Journal, check_tasks, evaluate, lm_eval, open_journal
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu".split()
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -115,11 +115,48 @@ def test_generated_answers_equal_lm_eval_run_by_hand(wide, tokenizer, data, tmp_
     samples = by_hand(wide, tokenizer, "gsm8k", data, limit=2)["samples"]["gsm8k"]
     expected = {sample["resps"][0][0] for sample in samples}
     lines = [json.loads(line) for line in file.read_text().split("\n") if line]
-    assert {answer for _, answer in lines} == expected
+    assert {answer for _, answer, _ in lines} == expected
     assert len(expected) == 2 and all(expected)
     metrics = ["exact_match,strict-match", "exact_match,flexible-extract"]
     assert [score.metric for score in result.scores] == metrics
     assert {(score.shots, score.documents) for score in result.scores} == {(5, 2)}
+
+
+@pytest.mark.parametrize("name", ["arc_easy", "gsm8k"])
+def test_prompts_begin_as_the_tokenizer_begins_a_text(wide, data, name):
+    read = []
+    hook = wide.register_forward_pre_hook(
+        lambda _, __, named: read.append(named["input_ids"]), with_kwargs=True
+    )
+    evaluate(wide, tiny_tokenizer("<s>"), name, limit=1)
+    hook.remove()
+    first = read[0][0].tolist()  # padding is on the left where text is written
+    assert next(token for token in first if token != 2) == 0 and first.count(0) == 1
+
+
+def _answers(model, tokenizer, journal):
+    evaluate(model, tokenizer, "gsm8k", limit=2, journal=journal)
+    return journal.reused, sorted(journal._answers.values())
+
+
+def test_written_answers_are_of_one_generation_config_and_one_tokenizer(data, tmp_path):
+    model = tiny_model(max_position_embeddings=4096)
+    _answers(model, tiny_tokenizer(), open_journal(model, tmp_path))
+    other = tiny_tokenizer("<s>")
+    reused, found = _answers(model, other, open_journal(model, tmp_path))
+    fresh = _answers(model, other, Journal())[1]
+    assert reused == 0 and set(fresh) <= set(found)
+    model.generation_config.repetition_penalty = 5.0
+    found = _answers(model, tiny_tokenizer(), open_journal(model, tmp_path))
+    assert found == _answers(model, tiny_tokenizer(), Journal())
+    assert _answers(model, tiny_tokenizer(), open_journal(model, tmp_path)) == (2, found[1])
+
+
+def test_text_is_written_with_a_cache_whatever_the_config_says(wide, tokenizer, data):
+    model = tiny_model(max_position_embeddings=4096, use_cache=False)
+    assert evaluate(model, tokenizer, "gsm8k", limit=2).scores == (
+        evaluate(wide, tokenizer, "gsm8k", limit=2).scores
+    )
 
 
 def test_lm_eval_shows_no_progress_of_its_own(wide, tokenizer, data, capfd):

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from spqlm.data import EncodedText
 from spqlm.errors import SpqError
 from spqlm.evaluation import Journal, Perplexity, perplexity
 from spqlm.kernels.widening import widened_products
@@ -181,3 +182,34 @@ def test_result_is_frozen_and_strict(model, ids):
         result.perplexity = 1.0
     with pytest.raises(ValidationError):
         Perplexity(**result.model_dump(), surprise=1)
+
+
+@pytest.mark.parametrize("stride", [None, 30])
+def test_windows_begin_as_the_tokenizer_begins_a_text(model, ids, stride):
+    read = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, named: read.append(named["input_ids"][0]), with_kwargs=True
+    )
+    text = EncodedText(ids[:400], torch.tensor([5, 6]))
+    result = perplexity(model, text, 100, stride=stride)
+    hook.remove()
+    assert all(len(window) == 100 and window[:2].tolist() == [5, 6] for window in read)
+    assert (result.begins, result.context) == ((5, 6), 100)
+    assert "each beginning with 5 6 as the tokenizer begins a text" in result.protocol
+    # Every token of the text once, up to the last whole window; none of those that begin it.
+    step = stride or 98
+    assert result.tokens == 98 + (len(read) - 1) * step
+    starts = range(0, 400 - 98 + 1, step)
+    losses = []
+    for start in starts:
+        window = torch.cat([text.begins, ids[start : start + 98]])
+        logits = model(window[None]).logits[0].double()
+        scored = cross_entropy(logits[1:-1], window[2:], reduction="none")
+        losses += scored[-step if start else 0 :].tolist()
+    assert result.nll == pytest.approx(statistics.mean(losses), rel=1e-5)
+
+
+def test_a_text_that_begins_with_nothing_is_scored_as_its_ids(model, ids):
+    text = EncodedText(ids, ids[:0])
+    assert perplexity(model, text, 100, limit=2) == perplexity(model, ids, 100, limit=2)
+    assert perplexity(model, ids, 100, limit=2).begins == ()

@@ -1,6 +1,5 @@
 """Calibration text and what is measured on it, gathered when the first stage needs it."""
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
@@ -9,7 +8,7 @@ from spqlm.calibration.needs import Needs
 from spqlm.calibration.sensitivity_cache import cached_sensitivities
 from spqlm.calibration.statistics import Statistics, collect, draw_windows
 from spqlm.checkpoint.manifest import CalibrationRecord
-from spqlm.data import GENERATED, Text, encode, fingerprint, load_text
+from spqlm.data import GENERATED, EncodedText, Text, encode, fingerprint, load_text
 from spqlm.errors import SpqError
 from spqlm.model.limits import check_context
 from spqlm.model.view import ModelView
@@ -54,11 +53,11 @@ class Calibration:
         """
         self._config, self._view, self._tokenizer = config, view, tokenizer
         self._seed = seed
-        self._ids: torch.Tensor | None = None
+        self._ids: EncodedText | None = None
 
     @property
-    def ids(self) -> torch.Tensor:
-        """The text as tokens, int64 [tokens].
+    def ids(self) -> EncodedText:
+        """The text as tokens, whose windows begin as the tokenizer begins a text.
 
         Raises:
             SpqError: the model has no tokenizer, or the text cannot be used.
@@ -73,11 +72,12 @@ class Calibration:
                 tokens=len(self._ids),
                 windows=self._config.windows,
                 context=self._config.context,
+                begins=self._ids.begins.tolist(),
                 fingerprints=fingerprint(text.text),
             )
         return self._ids
 
-    def _read(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Text, torch.Tensor]:
+    def _read(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Text, EncodedText]:
         config = self._config
         if config.source == GENERATED:
             # As the model is when a stage first asks, which is dense where the first one does.
@@ -85,7 +85,7 @@ class Calibration:
             size = config.windows, config.context
             ids = generated_ids(self._view, tokenizer, *size, self._seed)
             origin = f"sampled from the model, seed {self._seed}"
-            return Text(config.source, origin, (str(tokenizer.decode(ids)),)), ids
+            return Text(config.source, origin, (str(tokenizer.decode(ids.ids)),)), ids
         text = load_text(config.source, "calibration")
         return text, encode(tokenizer, text.text, minimum=config.context)
 

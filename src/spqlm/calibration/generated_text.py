@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.cache import cache_directory, drop_old_files, work_key, write_tensors
+from spqlm.data import EncodedText, beginning
 from spqlm.decoding.optimize import optimized
 from spqlm.model.view import ModelView
 from spqlm.native.decoder import MOST_SEQUENCES
@@ -29,11 +30,11 @@ ROWS = 8
 
 def generated_ids(
     view: ModelView, tokenizer: PreTrainedTokenizerBase, count: int, context: int, seed: int
-) -> Tensor:
+) -> EncodedText:
     """Sequences sampled from the model's own predictions, one after the other.
 
-    Each starts with a random word of the vocabulary, behind the token that the tokenizer puts
-    before every text, if it has one. A cache on disk that cannot be read or written is logged and
+    Each starts with a random word of the vocabulary, behind what the tokenizer puts before every
+    text. A cache on disk that cannot be read or written is logged and
     done without.
 
     Args:
@@ -44,16 +45,18 @@ def generated_ids(
         seed: of the draws. Sampling follows the rounding of the machine's kernels.
 
     Returns:
-        int64 [count * context].
+        count * context tokens, less what each sequence begins with: windows begin with it again.
     """
     generator = torch.Generator().manual_seed(seed)
-    starts = _starts(view.model, tokenizer, count, generator)
+    begins = torch.tensor(beginning(tokenizer), dtype=torch.int64)
+    words = _words(view.model, tokenizer, count, generator)
+    starts = torch.cat([begins.expand(count, -1), words], dim=1)
     key = work_key(view, starts, str(COMPUTATION), str(context), str(seed))
     file = cache_directory() / f"generated-{key}.safetensors"
     try:
         if file.is_file() and (ids := load_file(file)["ids"]).shape == (count * context,):
             logger.info("text that the model wrote, from %s", file.name)
-            return ids
+            return _text(ids, begins, count)
     except (OSError, SafetensorError, KeyError) as error:
         logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
     ids = _write(view.model, starts, context, generator).flatten()
@@ -62,20 +65,20 @@ def generated_ids(
         drop_old_files("generated")
     except (OSError, SafetensorError) as error:
         logger.warning("generated text was not cached: %s", error)
-    return ids
+    return _text(ids, begins, count)
 
 
-def _starts(
+def _text(ids: Tensor, begins: Tensor, count: int) -> EncodedText:
+    return EncodedText(ids.view(count, -1)[:, len(begins) :].flatten(), begins)
+
+
+def _words(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, draws: torch.Generator
 ) -> Tensor:
-    """int64 [count, 1 or 2]."""
+    """Ids of words of the vocabulary, int64 [count, 1]."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     words = [i for i in range(min(len(tokenizer), model.config.vocab_size)) if i not in special]
-    picked = torch.tensor(words)[torch.randint(len(words), (count, 1), generator=draws)]
-    before = tokenizer("")["input_ids"][:1]
-    if before != [tokenizer.bos_token_id]:
-        return picked
-    return torch.cat([torch.full_like(picked, before[0]), picked], dim=1)
+    return torch.tensor(words)[torch.randint(len(words), (count, 1), generator=draws)]
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spqlm.calibration.sensitivity import Sensitivity
-from spqlm.data import sample
+from spqlm.data import EncodedText, sample
 from spqlm.model.limits import check_context, check_vocabulary
 from spqlm.progress import track
 
@@ -111,13 +111,13 @@ def _hooked(
 
 
 def draw_windows(
-    model: PreTrainedModel, ids: Tensor, context: int, count: int, seed: int
+    model: PreTrainedModel, text: Tensor | EncodedText, context: int, count: int, seed: int
 ) -> Tensor:
     """Random windows of calibration text that the model can read.
 
     Args:
         model: that will read them.
-        ids: int64 [tokens].
+        text: token ids, int64 [tokens], or a text whose windows begin as the tokenizer begins it.
         context: tokens in a window.
         count: how many.
         seed: of the draw.
@@ -130,7 +130,7 @@ def draw_windows(
             are not the model's.
     """
     check_context(model, context)
-    windows = sample(ids, context, count, seed)
+    windows = sample(text, context, count, seed)
     check_vocabulary(model, windows)
     return windows
 

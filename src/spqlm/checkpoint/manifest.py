@@ -20,6 +20,7 @@ class CalibrationRecord(BaseModel):
         tokens: in the whole text.
         windows: that calibration ran over.
         context: tokens in each.
+        begins: tokens that each window begins with, as the tokenizer begins a text.
         fingerprints: of the text, to find overlap with evaluation text.
     """
 
@@ -30,6 +31,7 @@ class CalibrationRecord(BaseModel):
     tokens: int
     windows: int
     context: int
+    begins: list[int] = Field(default_factory=list)
     fingerprints: list[str]
 
 

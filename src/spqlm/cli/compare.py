@@ -10,6 +10,7 @@ from spqlm.cli import choices
 from spqlm.cli.options import (
     MEASURED,
     OUTPUT,
+    Bos,
     Context,
     Device,
     Dtype,
@@ -75,6 +76,7 @@ def command(
     ] = "builtin",
     named: Protocol = choices.DEFAULT_PROTOCOL,
     context: Context = None,
+    bos: Bos = None,
     limit: Limit = None,
     windows: Windows = None,
     seed: Seed = 0,
@@ -107,12 +109,13 @@ def command(
         if name not in METHODS:
             near = nearest(name, METHODS)
             raise SpqError(f"there is no method {name!r}; did you mean {near!r}?")
-    laid = protocol(named, context)
+    laid = protocol(named, context, bos=bos)
     settings = Settings(
         calibration=calibration,
         tasks=tuple(listed(tasks, "--tasks")),
         context=laid.context,
         stride=laid.stride,
+        bos=laid.bos,
         limit=limit,
         windows=windows,
         seed=seed,

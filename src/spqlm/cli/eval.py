@@ -7,6 +7,7 @@ import typer
 from spqlm.cli import choices
 from spqlm.cli.options import (
     MEASURED,
+    Bos,
     Context,
     Device,
     Dtype,
@@ -69,6 +70,7 @@ def command(
             rich_help_panel=MEASURED,
         ),
     ] = None,
+    bos: Bos = None,
     limit: Limit = None,
     windows: Windows = None,
     chat: Annotated[
@@ -106,7 +108,7 @@ def command(
     from spqlm.evaluation import Evaluation, Reference, check_tasks, evaluate, open_journal
     from spqlm.evaluation.protocols import protocol
 
-    laid = protocol(named, context, stride)
+    laid = protocol(named, context, stride, bos)
     check_tasks(names)
     loaded = _load(model, dtype, device)
     if loaded.tokenizer is None:
@@ -127,6 +129,7 @@ def command(
             name,
             context=laid.context,
             stride=laid.stride,
+            bos=laid.bos,
             limit=limit,
             windows=windows,
             chat=chat,

@@ -138,6 +138,15 @@ Context = Annotated[
         help="Tokens in each window.", show_default="the protocol's", rich_help_panel=MEASURED
     ),
 ]
+Bos = Annotated[
+    bool | None,
+    typer.Option(
+        "--bos/--no-bos",
+        help="Begin each window as the tokenizer begins a text; most published figures do not.",
+        show_default="the protocol's",
+        rich_help_panel=MEASURED,
+    ),
+]
 Limit = Annotated[
     int | None,
     typer.Option(

@@ -37,6 +37,7 @@ class Settings:
         tasks: as for `evaluate`; run in the cells that lack them.
         context: tokens per window of a text.
         stride: from one window's start to the next.
+        bos: whether each begins as the tokenizer begins a text.
         limit: the most windows or documents per task; None for all.
         windows: the most windows per text; None for `limit`.
         seed: of everything random.
@@ -48,6 +49,7 @@ class Settings:
     tasks: tuple[str, ...]
     context: int = 1024
     stride: int = 1024
+    bos: bool = True
     limit: int | None = None
     windows: int | None = None
     seed: int = 0
@@ -223,6 +225,7 @@ class _Runner:
                 task,
                 context=options.context,
                 stride=options.stride,
+                bos=options.bos,
                 limit=options.limit,
                 windows=options.windows,
                 reference=self.dense,
@@ -240,6 +243,7 @@ class _Runner:
         limits += [] if options.windows is None else ["--windows", options.windows]
         recipe = ["--recipe", f"{name}.yaml", "--seed", options.seed]
         windows = ["--context", options.context, "--stride", options.stride]
+        windows.append("--bos" if options.bos else "--no-bos")
         tasks = ["--tasks", ",".join(measured), "--against", self.model]
         return [
             command("spq", "compress", self.model, name, *recipe, *shared),

@@ -6,12 +6,14 @@ passages; `encode`, `consecutive` and `sample` turn text into windows of tokens.
 
 from spqlm.data.fingerprints import fingerprint, overlap
 from spqlm.data.sources import GENERATED, Split, Text, load_text
-from spqlm.data.windows import consecutive, encode, sample
+from spqlm.data.windows import EncodedText, beginning, consecutive, encode, sample
 
 __all__ = [
     "GENERATED",
+    "EncodedText",
     "Split",
     "Text",
+    "beginning",
     "consecutive",
     "encode",
     "fingerprint",

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from spqlm.evaluation.journal import Journal, digest
 from spqlm.kernels.widening import widened_products
+from spqlm.model.rotary import reads_long
 from spqlm.progress import track
 
 # Tokens of one batch with padding, and those that its attention looks back on, which bound the
@@ -67,21 +68,30 @@ def likelihoods(
     keys = [digest(["continuation", item.ids, item.scored]) for item in continuations]
     found: dict[str, Any] = {key: journal.get(key) for key in keys}
     missing = {k: c for k, c in zip(keys, continuations, strict=True) if found[k] is None}
-    shared = _shared(list(missing.values()))
+    alike: dict[bool, dict[str, Continuation]] = {}
+    for key, item in missing.items():
+        alike.setdefault(reads_long(model, len(item.ids) - 1), {})[key] = item
     with torch.inference_mode(), widened_products(model.dtype):
-        start = _Start(model, shared)
-        batches = list(_batches(missing, len(shared)))
-        for batch in track(batches, description):
+        work = [
+            (start, batch)
+            for group in alike.values()
+            for start in [_Start(model, _shared(model, list(group.values())))]
+            for batch in _batches(group, start.length)
+        ]
+        for start, batch in track(work, description):
             answers = _score(model, start, [missing[key] for key in batch])
             found.update(zip(batch, answers, strict=True))
-            tokens = sum(len(missing[key].ids) - len(shared) - 1 for key in batch)
+            tokens = sum(len(missing[key].ids) - start.length - 1 for key in batch)
             journal.put({key: found[key] for key in batch}, tokens + start.tokens)
             start.tokens = 0
     return [Likelihood(float(log), bool(greedy)) for log, greedy in (found[k] for k in keys)]
 
 
-def _shared(continuations: list[Continuation]) -> tuple[int, ...]:
-    """The tokens that all begin with; at least the last before each continuation is left out."""
+def _shared(model: PreTrainedModel, continuations: list[Continuation]) -> tuple[int, ...]:
+    """The tokens that all begin with; at least the last before each continuation is left out.
+
+    None where a forward pass of these alone would have other rotary frequencies.
+    """
     if len(continuations) < 2:
         return ()
     least = min(continuations, key=lambda item: item.ids).ids
@@ -89,7 +99,8 @@ def _shared(continuations: list[Continuation]) -> tuple[int, ...]:
     limit = min(len(item.ids) - item.scored - 1 for item in continuations)
     pairs = zip(least[:limit], most[:limit], strict=True)
     length = next((place for place, (a, b) in enumerate(pairs) if a != b), max(limit, 0))
-    return least[:length] if length >= SHARED_TOKENS else ()
+    alone, behind = (reads_long(model, n) for n in (length, len(least) - 1))
+    return least[:length] if length >= SHARED_TOKENS and alone == behind else ()
 
 
 def _batches(missing: dict[str, Continuation], shared: int) -> Iterator[list[str]]:

@@ -17,7 +17,7 @@ from spqlm.decoding.int8_activations import rounds_activations
 logger = logging.getLogger(__name__)
 
 # Raised whenever what is computed changes, so that older answers are not used.
-COMPUTATION = 1
+COMPUTATION = 2
 KEPT_FILES = 64
 
 
@@ -42,8 +42,8 @@ class Effort(BaseModel):
 class Journal:
     """Answers by key, each appended to a file as soon as it is known.
 
-    A line of the file is `[key, answer]` in JSON. A last line that was cut short by a kill is
-    passed over.
+    A line of the file is `[key, answer, checksum]` in JSON; the checksum is also over the file's
+    name. Lines that are cut short, changed or another file's are passed over.
 
     Attributes:
         tokens: that were run to find the answers put in.
@@ -62,15 +62,19 @@ class Journal:
     def _read(self, file: Path) -> None:
         damaged = 0
         for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                key, answer = json.loads(line) if line else (None, None)
-            except (ValueError, TypeError):
-                damaged += 1
+            if not line:
                 continue
-            if isinstance(key, str):
+            try:
+                key, answer, checksum = json.loads(line)
+                right = checksum == digest([file.stem, key, answer])
+            except (ValueError, TypeError, RecursionError):
+                right = False
+            if right:
                 self._answers[key] = answer
+            else:
+                damaged += 1
         if damaged:
-            logger.info("%d damaged lines of %s were passed over", damaged, file.name)
+            logger.warning("%d damaged lines of %s were passed over", damaged, file.name)
 
     def get(self, key: str) -> Any | None:
         """The answer to `key`, or None."""
@@ -88,7 +92,10 @@ class Journal:
         if self._file is None:
             return
         # The first newline ends a line that a kill may have cut short.
-        lines = "".join("\n" + json.dumps([key, answer]) for key, answer in answers.items())
+        lines = "".join(
+            "\n" + json.dumps([key, answer, digest([self._file.stem, key, answer])])
+            for key, answer in answers.items()
+        )
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a", encoding="utf-8") as handle:
@@ -112,13 +119,15 @@ def open_journal(model: PreTrainedModel, directory: Path) -> Journal:
 
 
 def model_digest(model: PreTrainedModel) -> str:
-    """Hash of what decides a model's answers: weights, config, arithmetic, device, versions."""
+    """Hash of what decides a model's answers: weights, configs, arithmetic, device, versions."""
     hashed = hashlib.blake2b(digest_size=12)
     versions = [version(package) for package in ("torch", "transformers")]
     described: list[Any] = [COMPUTATION, versions, str(model.dtype), model.device.type]
     if rounds_activations(model):
         described.append("int8 activations")
-    hashed.update(json.dumps([*described, model.config.to_json_string()]).encode())
+    for config in (model.config, model.generation_config):  # the latter decides what is written
+        described.append(None if config is None else config.to_json_string())
+    hashed.update(json.dumps(described).encode())
     for name, tensor in model.state_dict().items():
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

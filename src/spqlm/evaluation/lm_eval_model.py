@@ -52,6 +52,8 @@ def language_model(
     """
     from lm_eval.models.huggingface import HFLM
 
+    written_by = _vocabulary_digest(tokenizer)
+
     class Wrapped(HFLM):
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
@@ -63,10 +65,14 @@ def language_model(
             return [(likelihood.log, likelihood.greedy) for likelihood in found]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            keys = [digest(["generate natively", *request.args]) for request in requests]
+            prompts = [self.tok_encode(request.args[0]) for request in requests]
+            keys = [
+                digest(["written", written_by, prompt, *request.args[1:]])
+                for prompt, request in zip(prompts, requests, strict=True)
+            ]
             found: dict[str, Any] = {key: journal.get(key) for key in keys}
             missing = {k: r for k, r in zip(keys, requests, strict=True) if found[k] is None}
-            lengths = {key: len(self.tok_encode(r.args[0])) for key, r in missing.items()}
+            lengths = {key: len(p) for key, p in zip(keys, prompts, strict=True) if key in missing}
             order = sorted(missing, key=lambda key: -lengths[key])
             with optimized(model):
                 for start in track(range(0, len(order), PROMPTS), "answering"):
@@ -91,6 +97,8 @@ def language_model(
                 stopping_criteria=StoppingCriteriaList([StopStringCriteria(tokenizer, stop)]),
                 pad_token_id=tokenizer.pad_token_id,
                 custom_generate=greedy_batch,
+                # A config may say otherwise after training with gradient checkpointing.
+                use_cache=True,
                 **options | {"do_sample": False, "temperature": None},
             )
 
@@ -103,3 +111,9 @@ def language_model(
 
     with quiet():
         return Wrapped(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=PROMPTS)
+
+
+def _vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of what decides which text some token ids are."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return digest([sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from spqlm.data import consecutive
+from spqlm.data import EncodedText, consecutive
 from spqlm.errors import SpqError
 from spqlm.evaluation.agreement import Agreement, Reference, compare
 from spqlm.evaluation.journal import Journal, digest
@@ -31,8 +31,10 @@ class Perplexity(BaseModel):
         windows: number of windows scored.
         context: tokens per window.
         stride: tokens from one window's start to the next.
+        begins: tokens that each window begins with, as the tokenizer begins a text; among those of
+            the context, and never scored.
         tokens: targets scored. Each once: of a window that overlaps the one before, the last
-            `stride` tokens; of any other, all but the first.
+            `stride` tokens; of any other, all but the first, or all behind those it begins with.
         dtype: of the model's floating-point parameters, e.g. "bfloat16".
         device: where the model's first parameters lie, e.g. "cpu" or "cuda:0".
         protocol: the above in one sentence.
@@ -47,6 +49,7 @@ class Perplexity(BaseModel):
     windows: int
     context: int
     stride: int
+    begins: tuple[int, ...] = ()
     tokens: int
     dtype: str
     device: str
@@ -56,7 +59,7 @@ class Perplexity(BaseModel):
 
 def perplexity(
     model: PreTrainedModel,
-    ids: Tensor,
+    text: Tensor | EncodedText,
     context: int,
     *,
     stride: int | None = None,
@@ -72,9 +75,10 @@ def perplexity(
 
     Args:
         model: a causal language model.
-        ids: token ids, int64, shape [tokens], on any device.
+        text: token ids, int64, shape [tokens], or a text whose windows begin as the tokenizer
+            begins it.
         context: tokens per window, at least 2 and at most what the model has positions for.
-        stride: tokens from one window's start to the next; None for `context`: no overlap.
+        stride: tokens from one window's start to the next; None or `context`: no overlap.
         limit: the most windows to score, from the start; None for all.
         reference: measure the agreement with this model too.
         journal: windows scored earlier, which are not scored again.
@@ -88,7 +92,10 @@ def perplexity(
     readers = [model, reference.model] if reference else [model]
     for reader in readers:
         check_context(reader, context)
-    windows = consecutive(ids, context, limit, stride)
+    text = EncodedText.of(text)
+    begins = len(text.begins)
+    windows = consecutive(text, context, limit, stride)
+    firsts = [max(1, begins), max(1, begins, context - stride)]
     check_vocabulary(model, windows)
     if reference is not None:
         reference.check(model)
@@ -97,7 +104,7 @@ def perplexity(
         for reader in readers:
             stack.enter_context(evaluating(reader))
         scores = [
-            _scored(model, window, max(1, context - stride) if index else 1, reference, journal)
+            _scored(model, window, firsts[index > 0], reference, journal)
             for index, window in enumerate(track(windows, description, len(windows)))
         ]
     counts = [int(score[0]) for score in scores]
@@ -111,10 +118,11 @@ def perplexity(
         windows=len(windows),
         context=context,
         stride=stride,
+        begins=tuple(text.begins.tolist()),
         tokens=sum(counts),
         dtype=_dtype(model),
         device=str(model.device),
-        protocol=_protocol(model, len(windows), context, stride),
+        protocol=_protocol(model, len(windows), context, stride, text.begins.tolist()),
         agreement=None if reference is None else _agreement(reference, scores),
     )
 
@@ -199,14 +207,22 @@ def _check_finite(model: PreTrainedModel, nll: float, losses: Sequence[float]) -
         )
 
 
-def _protocol(model: PreTrainedModel, windows: int, context: int, stride: int) -> str:
-    laid, scored = "non-overlapping windows", "the first token of each not scored"
-    if stride < context:
+def _protocol(
+    model: PreTrainedModel, windows: int, context: int, stride: int, begins: list[int]
+) -> str:
+    laid, unscored = "non-overlapping windows", "the first token of each not scored"
+    began = ""
+    if begins:
+        listed = " ".join(map(str, begins))
+        began = f" each beginning with {listed} as the tokenizer begins a text,"
+        unscored = "all tokens behind that scored"
+    if stride < context - len(begins):
         laid = f"windows, {stride} tokens apart,"
-        scored = f"the last {stride} tokens of each scored, of the first window all but the first"
+        rest = "all behind that" if begins else "all but the first"
+        unscored = f"the last {stride} tokens of each scored, of the first window {rest}"
     return (
         f"exp of the mean nll per token over {windows} {laid} of {context} tokens from the start"
-        f" of the text, {scored}, model in {_dtype(model)}, loss in float32."
+        f" of the text,{began} {unscored}, model in {_dtype(model)}, loss in float32."
     )
 
 

@@ -79,6 +79,7 @@ def evaluate(
     *,
     context: int = 1024,
     stride: int | None = None,
+    bos: bool = True,
     limit: int | None = None,
     windows: int | None = None,
     chat: bool = False,
@@ -96,6 +97,7 @@ def evaluate(
             `NAME=FILE` takes the data of either from a file.
         context: tokens per window of a text.
         stride: from one window's start to the next; None for `context`.
+        bos: whether each window begins as the tokenizer begins a text; else the text alone does.
         limit: the most windows or documents to score, from the start; None for all.
         windows: the most windows, where a text should not have the documents' limit.
         chat: put a benchmark's prompts in the tokenizer's chat template.
@@ -118,7 +120,7 @@ def evaluate(
     else:
         source = load_text(name if file is None else str(file), "evaluation")
         name = source.name if file is None else name
-        ids = encode(tokenizer, source.text, minimum=context)
+        ids = encode(tokenizer, source.text, minimum=context, begin=bos)
         figure = perplexity(
             model,
             ids,

@@ -34,6 +34,21 @@ def restore_frequencies(model: PreTrainedModel) -> None:
         module._buffers.update(fresh)
 
 
+def reads_long(model: PreTrainedModel, length: int) -> bool:
+    """Whether a sequence is so long that `longrope` takes its other frequencies.
+
+    It takes them for a whole batch, by the longest: short and long sequences are not to be computed
+    together, and not from a common cache.
+    """
+    stated = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    groups = [stated] if "rope_type" in stated else list(stated.values())
+    return any(
+        group["rope_type"] == "longrope" and length > group["original_max_position_embeddings"]
+        for group in groups
+        if isinstance(group, dict)
+    )
+
+
 def _is_rotary(module: nn.Module) -> bool:
     names = module._non_persistent_buffers_set
     return hasattr(module, "config") and any(name.endswith("inv_freq") for name in names)

@@ -13,6 +13,7 @@ from spqlm.allocation.restriction import Restriction
 from spqlm.cache import RunState, work_key
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
+from spqlm.data import EncodedText
 from spqlm.model.view import ModelView
 from spqlm.plan import Plan
 
@@ -23,14 +24,14 @@ class Inputs:
 
     Attributes:
         statistics: the same as `plan` saw, with the windows of calibration text if there are any.
-        ids: calibration text as tokens, int64 [tokens]; None for stages that do not train.
+        ids: calibration text as tokens; None for stages that do not train.
         seed: for whatever a stage draws.
         dense: the model as it was before the first stage; None for stages that do not compare.
         run: where finished work is kept until the run is through; None keeps nothing.
     """
 
     statistics: Statistics = field(default_factory=Statistics)
-    ids: Tensor | None = None
+    ids: Tensor | EncodedText | None = None
     seed: int = 0
     dense: PreTrainedModel | None = None
     run: RunState | None = None

@@ -98,7 +98,7 @@ class Distill(Stage):
         if inputs.ids is None or (self.compares and dense is None):
             raise SpqError("distillation needs calibration text and the dense model")
         training, held_out = self._windows(view, inputs)
-        directory = self._directory(view, inputs, dense)
+        directory = self._directory(view, inputs, dense, torch.cat([training, held_out]))
         bounded = bounded_activations(view, self.context)
         wanted, rates = self.parameters, (self.learning_rate, self.code_rate)
         layers = view.leaves(("attention", "mlp")) if wanted == "codes" else ()
@@ -122,13 +122,13 @@ class Distill(Stage):
         logger.info("distill: held-out loss %.5f before, %.5f after", run.before, run.best)
 
     def _directory(
-        self, view: ModelView, inputs: Inputs, dense: PreTrainedModel | None
+        self, view: ModelView, inputs: Inputs, dense: PreTrainedModel | None, windows: Tensor
     ) -> Path | None:
         """Where the state of training is kept; what it is compared with decides, too."""
-        if inputs.run is None or inputs.ids is None:
+        if inputs.run is None:
             return None
-        compared = "" if dense is None else work_key(ModelView(dense), inputs.ids)
-        return inputs.directory(view, self, inputs.ids, compared)
+        compared = "" if dense is None else work_key(ModelView(dense), windows)
+        return inputs.directory(view, self, windows, compared)
 
     def _windows(self, view: ModelView, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Windows to train on and, from another part of the text, to check on."""
