@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from spqlm.ambient import standard_torch
 from spqlm.model.view import ModelView
 from spqlm.sources.load import load_model
 from spqlm.targets import Output, target_class
@@ -32,6 +33,7 @@ class Exported(BaseModel):
     notes: list[str]
 
 
+@standard_torch
 def export(
     model: str | Path,
     target: str,
@@ -59,7 +61,7 @@ def export(
         CheckpointError: what was written does not read back alike; it was removed.
     """
     writer, place = target_class(target)(), Path(dest)
-    writer.check_output(place, overwrite=overwrite)
+    writer.check_output(place, overwrite=overwrite, inputs=[model])
     loaded = load_model(model, dtype=dtype)
     view = ModelView(loaded.model)
     writer.check_model(loaded.model, loaded.tokenizer)

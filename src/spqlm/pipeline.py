@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.allocation.restriction import Alike, Restriction
+from spqlm.ambient import standard_torch
 from spqlm.cache import RunState
 from spqlm.calibration.gather import Calibration
 from spqlm.checkpoint.manifest import Manifest, Sizes, StageRecord
@@ -44,6 +45,7 @@ class CompressionResult:
     directory: Path | None
 
 
+@standard_torch
 def compress(
     model: str | Path | PreTrainedModel,
     out: str | Path | None = None,
@@ -102,7 +104,10 @@ def compress(
     target = target_class(NATIVE)()
     directory = None if out is None or dry_run else Path(out)
     if directory is not None:
-        target.check_output(directory, overwrite=overwrite)
+        inputs = (model, recipe, steps.calibration.source)
+        target.check_output(
+            directory, overwrite=overwrite, inputs=[i for i in inputs if isinstance(i, str | Path)]
+        )
     loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True)
     if tokenizer is not None:
         loaded.tokenizer = tokenizer

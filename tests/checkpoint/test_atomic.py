@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from spqlm.checkpoint import atomic
 from spqlm.checkpoint.atomic import atomic_directory, atomic_file, check_output
+from spqlm.checkpoint.exchange import exchange
 from spqlm.errors import SpqError
 
 OLD = {"config.json": b"old", "deep/weights.bin": bytes(range(256))}
@@ -147,6 +148,7 @@ def test_a_parent_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_what_was_there_comes_back_where_the_last_rename_fails(out, monkeypatch):
+    monkeypatch.setattr(atomic, "exchange", lambda *_: False)
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
@@ -202,6 +204,7 @@ class Killed(BaseException):
 
 
 def test_a_kill_between_the_two_renames_is_undone_by_the_next_run(out, monkeypatch):
+    monkeypatch.setattr(atomic, "exchange", lambda *_: False)
     rename = Path.rename
 
     def killed(self: Path, target: Path) -> Path:
@@ -224,6 +227,72 @@ def test_another_output_s_remains_are_left_alone(tmp_path):
         (tmp_path / name).mkdir()
     check_output(tmp_path / "out", overwrite=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges directories here")
+def test_what_is_replaced_is_never_absent(out, monkeypatch):
+    monkeypatch.setattr(Path, "rename", lambda *_: pytest.fail("a rename leaves a gap"))
+    with atomic_directory(out, overwrite=True) as partial:
+        write(partial)
+    assert not untouched(out)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_two_directories_change_places(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    if exchange(tmp_path / "a", tmp_path / "b"):
+        assert (tmp_path / "a" / "b").exists() and (tmp_path / "b" / "a").exists()
+    assert not exchange(tmp_path / "a", tmp_path / "absent")
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, caplog):
+    left = [tmp_path / f"out.partial-0123456{n}" for n in range(3)]
+    left[0].mkdir()
+    (left[0] / "model.safetensors").write_bytes(b"half")
+    left[1].write_bytes(b"half")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.replaced-01234567").mkdir()
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    left[2].mkdir()  # of a run that has only just begun
+    check_output(tmp_path / "out", overwrite=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", left[2].name]
+    assert "out.partial-01234560, which a killed run left, is removed" in caplog.text
+
+
+def test_what_a_living_run_writes_is_left_alone(tmp_path):
+    with atomic_directory(tmp_path / "out", overwrite=False) as partial:
+        write(partial)
+        os.utime(partial, (0, 0))
+        check_output(tmp_path / "out", overwrite=False)
+    assert not list(tmp_path.glob("out.partial*"))
+
+
+@pytest.mark.parametrize("inside", ["", "model", "model/config.json"])
+def test_an_output_that_holds_what_is_read_is_not_replaced(tmp_path, inside):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    for read in (tmp_path / inside, os.path.relpath(tmp_path / inside)):
+        with pytest.raises(SpqError, match="which replacing it would delete"):
+            check_output(tmp_path, overwrite=True, inputs=[read])
+    with pytest.raises(SpqError, match="which replacing it would delete"):
+        check_output(tmp_path / "model", overwrite=True, inputs=["demo", tmp_path / "link"])
+    check_output(tmp_path / "model", overwrite=True, inputs=["demo", "x" * 5000, tmp_path])
+
+
+def test_the_directory_one_is_in_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SpqError, match="would delete"):
+        check_output(tmp_path, overwrite=True)
+
+
+def test_a_name_that_the_system_does_not_take_is_refused(tmp_path):
+    with pytest.raises(SpqError, match=r"'x+'\.\.\. cannot be used|x\.\.\.' cannot be used"):
+        check_output(Path("x" * 300), overwrite=False)
 
 
 def environment() -> dict[str, str]:

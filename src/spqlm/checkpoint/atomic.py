@@ -5,35 +5,69 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed run left stays there.
+    fcntl = None  # type: ignore[assignment]
 
 from safetensors import SafetensorError
 
+from spqlm.checkpoint.exchange import exchange
 from spqlm.errors import SpqError
 
 logger = logging.getLogger(__name__)
 
-REPLACED = ".replaced-"
+REPLACED, PARTIAL = ".replaced-", ".partial-"
+# A directory that is being made is locked a moment later; what is older and not locked was left.
+SETTLED_SECONDS = 60
 
 
-def check_output(out: Path, *, overwrite: bool) -> None:
+def check_output(out: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> None:
     """Refuse an output that would cost the user something.
 
-    An earlier run that was killed while it replaced `out` may have left it under another name; then
-    it is put back first.
+    Runs that were killed may have left something: `out` itself under another name, if that was when
+    they replaced it, is put back first; what they had begun to write is removed.
+
+    Args:
+        out: directory to write.
+        overwrite: whether a non-empty one may be replaced.
+        inputs: what the run reads; those that name something on disk must not be in `out`.
 
     Raises:
-        SpqError: `out` is a file, or a directory that is not empty and may not be overwritten.
+        SpqError: `out` is a file, or a directory that is not empty and may not be overwritten, or
+            in which an input lies, or whose name the system does not take.
     """
-    _put_back(out)
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise SpqError(f"output {str(out)!r} exists and is not a directory")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    try:
+        _put_back(out)
+        _remove_left(out)
+        if out.is_symlink() or (out.exists() and not out.is_dir()):
+            raise SpqError(f"output {str(out)!r} exists and is not a directory")
+        filled = out.is_dir() and any(out.iterdir())
+    except OSError as error:
+        shown = str(out) if len(str(out)) < 80 else f"{str(out)[:80]}..."
+        raise SpqError(f"output {shown!r} cannot be used: {error.strerror}") from None
+    if filled and not overwrite:
         raise SpqError(
             f"output directory {str(out)!r} is not empty; pass --overwrite to replace it"
         )
+    for kept in (*inputs, Path.cwd()) if filled else ():
+        if _lies_in(str(kept), out):
+            raise SpqError(
+                f"output {str(out)!r} holds {str(kept)!r}, which replacing it would delete; name "
+                "another directory"
+            )
+
+
+def _lies_in(name: str, out: Path) -> bool:
+    with suppress(OSError, ValueError):  # no name of a file
+        path = Path(name)
+        return path.exists() and path.resolve().is_relative_to(out.resolve())
+    return False
 
 
 def check_output_file(out: Path, *, overwrite: bool) -> None:
@@ -53,8 +87,9 @@ def atomic_directory(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
     """A new directory beside `out` that becomes `out` when the block ends well.
 
     On any failure, an interrupt included, it is removed, and what `out` held before is untouched.
-    A kill that no handler sees leaves only the directory beside it, and between the two renames of
-    an overwrite `out` under another name, from where the next run puts it back.
+    A kill that no handler sees leaves only the directory beside it, which the next run removes.
+    Where the system cannot exchange two directories in one step, a kill between the two renames of
+    an overwrite leaves `out` under another name, from where the next run puts it back.
 
     Args:
         out: final place.
@@ -67,8 +102,9 @@ def atomic_directory(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
     check_output(out, overwrite=overwrite)
     with _beside(out, needed_bytes) as (partial, final):
         partial.mkdir()
-        yield partial
-        _publish(partial, final)
+        with _locked(partial):
+            yield partial
+            _publish(partial, final)
 
 
 @contextmanager
@@ -79,17 +115,20 @@ def atomic_file(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterato
         SpqError: see `check_output_file`; or the disk is full or cannot be written to.
     """
     check_output_file(out, overwrite=overwrite)
+    _remove_left(out)
     with _beside(out, needed_bytes) as (partial, final):
-        yield partial
-        _settle(partial)
-        partial.replace(final)
+        partial.touch()
+        with _locked(partial):
+            yield partial
+            _settle(partial)
+            partial.replace(final)
 
 
 @contextmanager
 def _beside(out: Path, needed_bytes: int) -> Iterator[tuple[Path, Path]]:
     """A free name beside `out`, and `out` itself; what has the name at the end is removed."""
     out = out.absolute()
-    partial = out.with_name(f"{out.name}.partial-{secrets.token_hex(4)}")
+    partial = out.with_name(f"{out.name}{PARTIAL}{secrets.token_hex(4)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
@@ -102,9 +141,13 @@ def _beside(out: Path, needed_bytes: int) -> Iterator[tuple[Path, Path]]:
     except (OSError, SafetensorError) as error:
         raise SpqError(f"cannot write {out.name!r}: {error}") from error
     finally:
-        if partial.is_file():
-            partial.unlink()
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -117,11 +160,47 @@ def write_text(file: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Show other runs that this one lives: the system drops the lock when the process ends."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # Some network file systems have no locks.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_left(out: Path) -> None:
+    """Remove what killed runs left beside `out`."""
+    for kind in (PARTIAL, REPLACED) if fcntl is not None else ():
+        for path in _left(out, kind):
+            with suppress(OSError):  # Another run is writing it, or removes it as well.
+                if time.time() - path.stat().st_mtime < SETTLED_SECONDS:
+                    continue
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(path)
+                finally:
+                    os.close(handle)
+                logger.warning("%s, which a killed run left, is removed", path.name)
+
+
+def _left(out: Path, kind: str) -> list[Path]:
+    """What is called like `out` and a kind of remains, the oldest first."""
+    pattern = f"{glob.escape(out.name)}{kind}{8 * '[0-9a-f]'}"
+    return sorted(out.absolute().parent.glob(pattern), key=lambda path: path.stat().st_mtime)
+
+
 def _put_back(out: Path) -> None:
     if os.path.lexists(out):
         return
-    pattern = f"{glob.escape(out.name)}{REPLACED}{8 * '[0-9a-f]'}"
-    left = sorted(out.absolute().parent.glob(pattern), key=lambda folder: folder.stat().st_mtime)
+    left = _left(out, REPLACED)
     if left:
         logger.warning("%s was being replaced when a run was killed; it is put back", out)
         left[-1].rename(out)
@@ -134,6 +213,8 @@ def _publish(partial: Path, out: Path) -> None:
     if not out.exists():
         partial.rename(out)
         return
+    if exchange(partial, out):
+        return  # What was there has the other name now, and goes with it.
     replaced = out.with_name(f"{out.name}{REPLACED}{secrets.token_hex(4)}")
     out.rename(replaced)
     try:

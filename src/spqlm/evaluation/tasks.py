@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.ambient import standard_torch
 from spqlm.data import encode, load_text, overlap
 from spqlm.data.benchmarks import BENCHMARKS, Benchmark, Document, read_benchmark
 from spqlm.data.hub import HUB_TEXTS
@@ -72,6 +73,7 @@ class _Outcome(NamedTuple):
     scores: tuple[Score, ...] = ()
 
 
+@standard_torch
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -2,6 +2,7 @@
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -151,8 +152,13 @@ class Target(ABC):
         card = model_card(manifest, name, self.usage(name, manifest))
         (directory / "README.md").write_text(card, encoding="utf-8")
 
-    def check_output(self, place: Path, *, overwrite: bool) -> None:
+    def check_output(self, place: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> None:
         """Refuse, before any work is done, a place that may not be written to.
+
+        Args:
+            place: to write to.
+            overwrite: whether what is there may be replaced.
+            inputs: what the run reads, and must not lie there.
 
         Raises:
             SpqError: it exists and may not be replaced, or is of the wrong kind; or a package that
@@ -160,7 +166,10 @@ class Target(ABC):
         """
         if self.needs is not None and not self.needs.installed:
             raise SpqError(f"writing {self.key} needs {self.needs.name}: {self.needs.install}")
-        (check_output_file if self.one_file else check_output)(place, overwrite=overwrite)
+        if self.one_file:
+            check_output_file(place, overwrite=overwrite)
+        else:
+            check_output(place, overwrite=overwrite, inputs=inputs)
 
     def refused(self, view: ModelView) -> dict[str, str]:
         """Modules whose weights the target cannot hold as they are stored: why, by full name.
