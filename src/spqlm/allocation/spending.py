@@ -13,6 +13,7 @@ from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.knapsack import Choice, choose, smallest
 from spqlm.plan import Change
+from spqlm.progress import working
 
 # A tensor's entry in the header of a weight file, generously.
 HEADER_BYTES = 200
@@ -38,11 +39,12 @@ def spend(search: Search, target: int, alike: Alike) -> tuple[list[Change], str]
     available = target - fixed
     search.spend(units, available)
     _check_reach(units, tied, fixed, target)
-    taken = choose([alternatives(unit, tied) for unit in units], available)
+    with working("choosing formats"):
+        taken = choose([alternatives(unit, tied) for unit in units], available)
+        free = choose([alternatives(unit) for unit in units], available) if tied else taken
     changes = _all_changes(units, taken)
     words = [summary(changes)]
     if tied:
-        free = choose([alternatives(unit) for unit in units], available)
         more = _loss(units, taken) - _loss(units, free)
         words.append(f"{SPOKEN[alike]}: {more:.4f} nats of it")
     if sum(change.bytes_after for change in changes) == _largest(units):

@@ -35,7 +35,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(", ".join(f"{name} {number}" for name, number in versions().items()))
+        print(", ".join(f"{name} {number}" for name, number in versions().items()))
         raise typer.Exit
 
 
@@ -52,6 +52,7 @@ def _options(
     logging.basicConfig(
         level=level, format="%(name)s: %(message)s", handlers=[StandardError()], force=True
     )
+    logging.getLogger("spqlm.progress").setLevel(min(level, logging.INFO))
     for noisy in ("httpx", "urllib3", "filelock", "fsspec", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -87,12 +88,12 @@ def main() -> None:
     except SpqError as error:
         if debug:
             raise
-        typer.echo(f"spq: error: {visible(str(error))}", err=True)
+        print(f"spq: error: {visible(str(error))}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as stop:
         # Typer turns the interrupt of a command into this code, and says nothing.
         if stop.code == INTERRUPTED:
-            typer.echo(f"spq: interrupted; {_kept(sys.argv[1:])}", err=True)
+            print(f"spq: interrupted; {_kept(sys.argv[1:])}", file=sys.stderr)
         raise
 
 

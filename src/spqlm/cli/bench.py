@@ -1,5 +1,6 @@
 """`spq bench MODEL [MODEL ...]`."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -135,7 +136,7 @@ def command(
         seconds=seconds,
         **(QUICK if quick else sizes),
     )
-    found = speed.compare(config, lambda text: typer.echo(f"spq bench: {text}", err=True))
+    found = speed.compare(config, lambda text: print(f"spq bench: {text}", file=sys.stderr))
     if not deliver(json_of(found), as_json, output):
         show(_table(found), *notes(found))
 

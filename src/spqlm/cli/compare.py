@@ -135,7 +135,7 @@ def command(
     write_text(out / "table.md", page + made)
     write_text(out / "curves.json", json.dumps(curves(cells), indent=1) + "\n")
     if as_json:
-        typer.echo(everything)
+        print(everything)
         return
     header, body = summary(cells)
     shown = table(model, *header)

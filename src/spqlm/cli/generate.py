@@ -1,5 +1,6 @@
 """`spq generate MODEL --prompt TEXT`."""
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,6 +42,8 @@ def command(
     device: Device = None,
 ) -> None:
     """Continue a prompt with MODEL, and print the text as it is written."""
+    # Where the locale is not UTF-8, Python keeps what it cannot read of the words as surrogates.
+    prompt = os.fsencode(prompt).decode("utf-8", "replace")
     if not prompt:
         raise SpqError("--prompt is empty; give some text to continue")
     import torch
@@ -65,7 +68,7 @@ def command(
         inputs = tokenizer(prompt, return_tensors="pt")
     most = _most_new_tokens(loaded.model, inputs["input_ids"], max_new_tokens)
     if not chat:
-        typer.echo(prompt, nl=False)
+        print(prompt, end="", flush=True)
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     writer: Any = optimize(loaded.model)

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from spqlm.errors import SpqError
 
 if TYPE_CHECKING:
@@ -35,5 +33,5 @@ def deliver(text: str, printed: bool, file: Path | None = None) -> bool:
         except OSError as error:
             raise SpqError(f"cannot write {str(file)!r}: {error.strerror}") from error
     if printed:
-        typer.echo(text)
+        print(text)
     return printed

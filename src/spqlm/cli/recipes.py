@@ -1,6 +1,5 @@
 """`spq recipes`."""
 
-import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -16,4 +15,4 @@ def command() -> None:
     if console.is_terminal:
         console.print(Markdown(recipe_reference()))
     else:
-        typer.echo(recipe_reference())
+        print(recipe_reference())

@@ -39,13 +39,10 @@ def survive_ascii() -> None:
 def quiet_transformers() -> None:
     """Our own messages replace the library's, which reads these variables on its import.
 
-    Its bars show how long a download or loading takes, on a terminal. Short ones are not shown.
+    Bars of downloads stay, on a terminal.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DELAY", "3")
-        os.environ.setdefault("TQDM_LEAVE", "0")
-    else:
+    if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 

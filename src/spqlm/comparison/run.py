@@ -19,6 +19,7 @@ from spqlm.evaluation import Reference, TaskResult, check_tasks, evaluate, open_
 from spqlm.evaluation.journal import digest
 from spqlm.model.view import ModelView
 from spqlm.pipeline import compress
+from spqlm.progress import track
 from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model
 from spqlm.versions import versions
@@ -96,7 +97,7 @@ def compare(
     (out / CELLS).mkdir(parents=True, exist_ok=True)
     pairs: list[tuple[str, int | None]] = [(m, None) for m in methods if not METHODS[m].sized]
     pairs += [(m, size) for size in sizes for m in methods if METHODS[m].sized]
-    asked = [runner.cell(method, target) for method, target in pairs]
+    asked = [runner.cell(method, target) for method, target in track(pairs, "comparing")]
     return asked + runner.others(asked)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from spqlm.checkpoint.bars import our_bars
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.plan import SourceKind
 from spqlm.sources.accounting import check_finite
@@ -66,7 +67,8 @@ def load_model(
                 f"cannot put adapter {path.name!r} on {loaded.source.name!r}: {first_line(error)}"
             ) from error
     else:
-        found = read_pretrained(name, options)
+        with our_bars():
+            found = read_pretrained(name, options)
         # A checkpoint's records name the directory, not where this machine keeps it.
         shown = path.resolve().name if kind == "directory" else name
         loaded = LoadedModel(

@@ -227,7 +227,8 @@ def _loss(
 
 @torch.no_grad()
 def _mean_loss(model: PreTrainedModel, dense: PreTrainedModel | None, windows: Tensor) -> float:
-    return sum(float(_loss(model, dense, window)[0]) for window in windows) / len(windows)
+    held_out = track(windows, "distill: held-out text", len(windows))
+    return sum(float(_loss(model, dense, window)[0]) for window in held_out) / len(windows)
 
 
 STAGE = Distill

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.checkpoint.bars import our_bars
 from spqlm.checkpoint.verify import check_logits, fixed_logits
 from spqlm.model.memory import weight_file_bytes
 from spqlm.sources.load import load_model
@@ -21,7 +22,8 @@ def save_pretrained(
     Returns:
         bytes of the weight files.
     """
-    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    with our_bars():
+        model.save_pretrained(directory, max_shard_size=max_shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     return weight_file_bytes(directory)
