@@ -52,6 +52,11 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
+def gigabytes(count: int) -> str:
+    """Bytes as GB with one decimal: `16.4 GB`."""
+    return f"{count / 1e9:.1f} GB"
+
+
 def ratio(part: int, whole: int) -> str:
     """`part` as a share of `whole`: `50.2 %`."""
     return f"{100 * part / whole:.1f} %" if whole else "-"

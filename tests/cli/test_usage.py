@@ -1,17 +1,25 @@
 """Help, versions, usage and logging."""
 
+import shlex
 from importlib.metadata import version
 
 import pytest
 import torch
+import typer
 
-COMMANDS = ("compare", "compress", "eval", "bench", "inspect", "generate", "report")
+from spqlm.cli import GROUPS, app
+
+GROUP = typer.main.get_command(app)
+COMMANDS = sorted(GROUP.commands)
+EXAMPLES = [line.strip() for one in GROUP.commands.values() for line in one.epilog.splitlines()[1:]]
 
 
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(command in out for command in COMMANDS)
+    assert len(COMMANDS) >= 10 and all(f" {command} " in out for command in COMMANDS)
+    places = [out.index(f"─ {group} ─") for group in GROUPS]
+    assert places == sorted(places)
 
 
 def test_version_names_what_decides_the_result(run):
@@ -24,7 +32,28 @@ def test_version_names_what_decides_the_result(run):
 def test_each_command_explains_itself(run, command):
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
-    assert f"Usage: spq {command}" in out
+    assert f"Usage: spq {command}" in out and "Examples:" in out
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_can_be_typed(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    program, command, *words = shlex.split(example.partition(" > ")[0])
+    assert program == "spq"
+    GROUP.commands[command].make_context(command, words)
+
+
+def test_shared_options_mean_the_same_everywhere():
+    """Where they write, print or compute; the texts in between are the commands' own."""
+    for name in ("--json", "--dtype", "--device", "--seed", "--limit", "--int8-activations"):
+        helps = {
+            option.help
+            for command in GROUP.commands.values()
+            for option in command.params
+            if name in option.opts
+        }
+        assert len(helps) == 1, name
 
 
 @pytest.mark.parametrize(
