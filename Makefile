@@ -18,10 +18,10 @@ CHECKS := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BI
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check sanitize format bench results docs clean
+.PHONY: help install demo test check sanitize format bench results docs pythons release-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## make the virtual environment and install into it
 
@@ -58,6 +58,12 @@ docs: $(STAMP) ## write the reference from the code, then build the site into si
 	@$(PIP) install --quiet -c $(VENV)/constraints.txt mkdocs-material
 	$(BIN)/python docs/reference.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+pythons: $(STAMP) ## build the wheel and try it with every Python from 3.11 on that is found
+	@$(BIN)/python .ci/release.py pythons
+
+release-check: docs ## build and try what a release consists of; publishes nothing
+	@$(BIN)/python .ci/release.py
 
 clean: ## remove caches and build output (the virtual environment and models stay)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist site

@@ -12,6 +12,7 @@ from spqlm.errors import CheckpointError, SpqError
 from spqlm.integrations import register
 
 if TYPE_CHECKING:
+    __version__: str
     from spqlm.conversion import Exported, export
     from spqlm.loading import load
     from spqlm.pipeline import CompressionResult, compress
@@ -28,7 +29,6 @@ __all__ = [
     "load",
     "load_recipe",
 ]
-__version__ = "0.1.0"
 
 # Imported when they are asked for: PyTorch and transformers take seconds to import.
 _HOMES = {
@@ -46,9 +46,12 @@ register()
 if not TYPE_CHECKING:  # so that a type checker finds names that do not exist
 
     def __getattr__(name: str) -> object:
-        if name not in _HOMES:
+        if name == "__version__":  # pyproject.toml states it, and only that
+            found = import_module("spqlm.versions").versions()["spqlm"]
+        elif name in _HOMES:
+            found = getattr(import_module(_HOMES[name]), name)
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = getattr(import_module(_HOMES[name]), name)
         globals()[name] = found
         return found
 
