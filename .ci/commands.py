@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 
@@ -12,7 +11,11 @@ def pip(python: Path, *words: object, **environment: str) -> None:
 
 
 def run(*words: object, cwd: Path | str | None = None, **environment: str) -> str:
-    """What a command prints; all that it said is shown where it fails."""
+    """What a command prints.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; holds what it said.
+    """
     known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [str(word) for word in words],
@@ -21,7 +24,5 @@ def run(*words: object, cwd: Path | str | None = None, **environment: str) -> st
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
-        done.check_returncode()
+    done.check_returncode()
     return done.stdout.strip()

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import tomllib
 import zipfile
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -41,15 +42,14 @@ def main() -> None:
     part = parser.parse_args().part
     with tempfile.TemporaryDirectory() as folder:
         check = Check(Path(folder))
-        steps = [check.build, check.wheel, check.each_python]
-        if part == "all":
-            steps = [check.state, *steps, check.metadata, check.sdist, check.slow, check.compilers]
         try:
-            for step in steps:
+            for step in check.steps(part):
                 print(f"release: {step.__doc__.partition(chr(10))[0]}", flush=True)
                 for line in step():
                     print(f"  {line}", flush=True)
         except (Failure, subprocess.CalledProcessError) as failure:
+            if isinstance(failure, subprocess.CalledProcessError):
+                print(failure.stdout, failure.stderr, sep="\n", file=sys.stderr)
             sys.exit(f"release: failed: {failure}")
         if part == "all":
             shutil.copytree(check.built, ROOT / "dist", dirs_exist_ok=True)
@@ -64,6 +64,13 @@ class Check:
         self.project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
         self.version: str = self.project["version"]
         self.environments: dict[str, Path] = {}
+
+    def steps(self, part: str) -> list[Callable[[], list[str]]]:
+        """What to do, in order."""
+        tried = [self.build, self.wheel, self.each_python]
+        if part == "pythons":
+            return tried
+        return [self.state, *tried, self.metadata, self.sdist, self.slow, self.compilers]
 
     def state(self) -> list[str]:
         """The commit: clean, not tagged yet, CHANGELOG and version agree."""
@@ -110,8 +117,7 @@ class Check:
             if python is None:
                 lines.append(f"{version}: not on this machine, so not tried")
                 continue
-            self.environments[version] = self._environment(python, self.folder / version, wheel)
-            lines.append(said(native_facts(self._smoke(version))))
+            lines.append(self._tried(version, python, wheel))
         return lines
 
     def metadata(self) -> list[str]:
@@ -145,15 +151,27 @@ class Check:
             lines.append(run(compiler, "--version").partition("\n")[0])
         return lines
 
-    def _environment(self, python: Path, folder: Path, package: Path) -> Path:
-        """An environment with PyTorch, as `make` chooses it, and a package."""
-        run(python, ROOT / ".ci/install.py", "environment", folder)
+    def _tried(self, version: str, python: Path, wheel: Path) -> str:
+        """What a Python does with the wheel, beside PyTorch as `make` chooses it."""
+        folder, script = self.folder / version, ROOT / ".ci/install.py"
+        run(python, script, "environment", folder)
         inside = folder / "bin/python"
         known = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
         (torch,) = (line for line in known if line.startswith("torch=="))
-        run(inside, ROOT / ".ci/install.py", "torch", torch)
-        pip(inside, "-c", folder / "constraints.txt", package)
-        return inside
+        try:
+            run(inside, script, "torch", torch)
+        except subprocess.CalledProcessError as refused:
+            if "GPU build" not in refused.stderr:
+                raise
+            pip(inside, "--no-deps", wheel)
+            run(inside, ROOT / ".ci/smoke.py", "parts", cwd=self.folder)
+            return (
+                f"Python {version}: the index has no CPU build of {torch} for it, so only this was "
+                "tried: the wheel installs, its sources compile, its library opens"
+            )
+        pip(inside, "-c", folder / "constraints.txt", wheel)
+        self.environments[version] = inside
+        return said(native_facts(self._smoke(version)))
 
     def _reinstalled(self, **environment: str) -> dict:
         """The sdist in the place of the wheel, in the first environment; what it does."""

@@ -1,6 +1,7 @@
 """Does the installed package work? Run in an empty folder with the Python that it is installed for.
 
-    .venv/bin/python .ci/smoke.py
+    .venv/bin/python .ci/smoke.py          # all of it
+    .venv/bin/python .ci/smoke.py parts    # what can be tried without PyTorch
 
 Compresses a tiny model to int8 with the command `spq`, loads the result in a new process through
 transformers, and generates. What was found comes last, as one line of JSON: versions, the
@@ -8,12 +9,15 @@ instruction set of the native library (null without one), the OpenMP libraries i
 what was logged on loading.
 """
 
+import ctypes
+import importlib.util
 import json
 import logging
 import os
 import platform
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +28,9 @@ def main() -> None:
     """Write a model, compress it, and let a new process use the result."""
     if sys.argv[1:2] == ["use"]:
         print(json.dumps(use(sys.argv[2])))
+        return
+    if sys.argv[1:2] == ["parts"]:
+        try_parts()
         return
     folder = Path.cwd()
     write_tiny_model(folder / "tiny")
@@ -48,6 +55,18 @@ def write_tiny_model(folder: Path) -> None:
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=len(letters), num_hidden_layers=2, **shape)
     LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def try_parts() -> None:
+    """Compile every source file, a warning taken for an error, and open the library."""
+    package = Path(importlib.util.find_spec("spqlm").origin).parent
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for file in package.rglob("*.py"):
+            compile(file.read_text(encoding="utf-8"), file, "exec")
+    library = ctypes.CDLL(str(package / "native/_kernels.so"))
+    library.spq_instruction_set.restype = ctypes.c_char_p
+    assert library.spq_instruction_set()
 
 
 def use(checkpoint: str) -> dict:

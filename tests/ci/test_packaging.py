@@ -6,11 +6,10 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
+from tests.docs.pages import ROOT
 
-ROOT = Path(__file__).parents[2]
 WHEEL = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
 SDIST = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
 # Writes what it is asked to write: the real compilers are tried by `make release-check`.
