@@ -1,9 +1,11 @@
 """Stored weights of given tensors, and what they stand for, for the tests of whatever takes one."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-from spqlm.formats import StoredWeight
+from spqlm.formats import StoredWeight, format_class
 from spqlm.formats.dense import Dense, DenseWeight
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
@@ -36,6 +38,13 @@ def int4(codes: Tensor, scale: Tensor) -> StoredWeight:
     return packed_int4(Int4().pack(codes), scale)
 
 
+def grouped(codes: Tensor, scale: Tensor, bits: int) -> StoredWeight:
+    """Codes int8 [rows, columns] of so many bits, not packed yet, times [rows, groups]."""
+    columns = codes.shape[1]
+    form = format_class(f"int{bits}")(group_size=columns // scale.shape[1])
+    return form.hold({"codes": form.pack(codes), "scale": scale}, columns)
+
+
 def packed_int4(packed: Tensor, scale: Tensor) -> StoredWeight:
     """uint8 [rows, columns / 2] times [rows, groups]."""
     columns = 2 * packed.shape[1]
@@ -53,9 +62,9 @@ def definition(weight: StoredWeight) -> Tensor:
     codes, scale = tensors["codes"], tensors["scale"].double()
     if name == "int8":
         return codes.double() * scale[:, None]
-    if name == "int4":
-        return _nibbles(codes) * scale.repeat_interleave(weight.format.group_size, 1)
-    assert name == "group_sparse"
+    if name != "group_sparse":
+        values = _planes(codes, weight.format.bits) if name != "int4" else _nibbles(codes)
+        return values * scale.repeat_interleave(weight.format.group_size, 1)
     values = _nibbles(codes) if weight.format.bits == 4 else codes.double()
     values = values * scale[:, None]
     if weight.zero is not None:
@@ -74,3 +83,32 @@ def _nibbles(packed: Tensor) -> Tensor:
     """Codes plus eight, two to a byte, the even column below."""
     codes = torch.stack((packed % 16, packed // 16), 2)
     return codes.flatten(1).double() - 8
+
+
+def _planes(packed: Tensor, bits: int) -> Tensor:
+    """Codes in planes of four, two and one bits, as `spqlm.numerics.packing` describes them."""
+    columns = packed.shape[1] * 8 // bits
+    values, start, shift = torch.zeros(len(packed), columns, dtype=torch.int32), 0, 0
+    for width in (4, 2, 1):
+        if bits & width:
+            byte, bit = _places(columns, width).T
+            values += (packed[:, start + byte].int() >> bit & 2**width - 1) << shift
+            start, shift = start + columns * width // 8, shift + width
+    return values.double() - 2 ** (bits - 1)
+
+
+@cache
+def _places(columns: int, width: int) -> Tensor:
+    """Byte of a plane of so many bits, and bit in it, of every column: int64 [columns, 2]."""
+    places = []
+    for column in range(columns):
+        block, within = column // 128 * 128, column % 128
+        here, number, odd = min(128, columns - block), within // 2, within % 2
+        if width == 4:
+            byte, bit = number, 4 * odd
+        elif width == 2:
+            byte, bit = number % (here // 4), 4 * odd + 2 * (number // (here // 4))
+        else:
+            byte, bit = odd * here // 16 + number // 8, number % 8
+        places.append((block * width // 8 + byte, bit))
+    return torch.tensor(places)

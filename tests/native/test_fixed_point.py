@@ -1,16 +1,17 @@
-"""int8 and 4-bit weights times inputs in fixed point: what that keeps, and what of odd numbers."""
+"""Codes times inputs in fixed point: what that keeps, and what of odd numbers."""
 
 import pytest
 import torch
-from tests.stored_weights import int4, int8
+from tests.stored_weights import grouped, int8, random_codes
 
 from spqlm import native
 from spqlm.native.weights import matrix_of
+from spqlm.numerics.packing import PLANES
 
 GROUP = 32
 
 
-@pytest.fixture(params=[8, 4])
+@pytest.fixture(params=[8, *PLANES])
 def bits(request):
     return request.param
 
@@ -25,9 +26,9 @@ def product(library, bits):
         if bits == 8:
             weight = int8(codes, torch.ones(1))
         elif codes.shape[1] % GROUP:
-            pytest.skip("no width for groups of 4-bit codes")
+            pytest.skip("no width for whole groups")
         else:
-            weight = int4(codes, torch.ones(len(codes), codes.shape[1] // GROUP))
+            weight = grouped(codes, torch.ones(len(codes), codes.shape[1] // GROUP), bits)
         return native.linear(library, x.to(torch.bfloat16), matrix_of(weight, None))
 
     return run
@@ -36,13 +37,7 @@ def product(library, bits):
 @pytest.fixture
 def codes(bits):
     """Random ones, int8 [rows, columns]."""
-
-    def draw(rows: int, columns: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(0)
-        low, high = (-127, 128) if bits == 8 else (-8, 8)
-        return torch.randint(low, high, (rows, columns), generator=generator, dtype=torch.int8)
-
-    return draw
+    return lambda rows, columns: random_codes(rows, columns, bits)
 
 
 @pytest.mark.parametrize("power", [-80, -20, 0, 20, 80])

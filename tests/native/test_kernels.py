@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from tests import stored_weights
+from tests.instruction_sets import chosen
 from tests.stored_weights import definition, dense, random_codes
 from torch import Tensor
 
@@ -12,6 +15,7 @@ from spqlm import native
 from spqlm.formats import StoredWeight
 from spqlm.native.weights import matrix_of
 from spqlm.numerics import integer
+from spqlm.numerics.packing import MULTIPLE, PLANES
 
 # Rows of input: one, and what tiles of four and of sixteen and batches of 64 leave over.
 COUNTS = (1, 2, 3, 7, 17, 50, 67)
@@ -29,9 +33,13 @@ def int8(rows: int, columns: int, per_row: bool, dtype: torch.dtype) -> StoredWe
     return stored_weights.int8(random_codes(rows, columns, 8), scale.to(dtype))
 
 
-def int4(rows: int, columns: int, size: int, dtype: torch.dtype) -> StoredWeight:
+def grouped(rows: int, columns: int, size: int, dtype: torch.dtype, bits: int = 4) -> StoredWeight:
     scale = random(rows, columns // size) / 8
-    return stored_weights.int4(random_codes(rows, columns, 4), scale.to(dtype))
+    return stored_weights.grouped(random_codes(rows, columns, bits), scale.to(dtype), bits)
+
+
+def fits(columns: int, bits: int) -> bool:
+    return bits == 4 or columns % MULTIPLE == 0
 
 
 def exact(x: Tensor, whole: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,8 +58,7 @@ def assert_product(library, x: Tensor, weight: StoredWeight, bias=None) -> None:
     wrong = (y.double() - expected).abs()
     allowed = 2e-6 * size + ROUNDING[x.dtype] * expected.abs() + 1e-7
     kernels, form = native.instruction_set(library), weight.format.name
-    tiles = kernels == "amx_bf16" and form == "int4" and x.dtype == torch.bfloat16
-    if tiles or (form == "int8" and kernels.endswith("_bf16")):
+    if form.startswith("int") and kernels.endswith("_bf16") and x.dtype == torch.bfloat16:
         # In fixed point, what is small beside the largest of a block is rounded (pairs.h).
         allowed += 2**-15 * x.double().abs().amax(1, keepdim=True) * whole.norm(dim=1)
     assert bool((wrong <= allowed).all())
@@ -88,17 +95,54 @@ def test_int8(library, instruction_set, dtype, shape, per_row):
     ],
 )
 def test_int4(library, instruction_set, dtype, columns, size):
-    weight = int4(37, columns, size, dtype)
+    weight = grouped(37, columns, size, dtype)
     for count in COUNTS:
         x = random(count, columns, dtype=dtype)
         assert_product(library, x, weight)
         assert_product(library, x, weight, random(37, dtype=dtype))
 
 
+@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
+@pytest.mark.parametrize(
+    ("columns", "size"),
+    [(16, 16), (96, 32), (112, 112), (144, 48), (320, 64), (576, 576), (640, 128), (2304, 256)],
+)
+def test_planes(library, instruction_set, dtype, bits, columns, size):
+    """Whole blocks and shorter last ones, groups in blocks and blocks in groups."""
+    weight = grouped(37, columns, size, dtype, bits)
+    for count in COUNTS:
+        x = random(count, columns, dtype=dtype)
+        assert_product(library, x, weight, random(37, dtype=dtype) if count % 2 else None)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    bits=st.sampled_from(sorted(PLANES)),
+    groups=st.integers(1, 9),
+    sixteens=st.integers(1, 17),
+    rows=st.integers(1, 19),
+    count=st.integers(1, 20),
+    kernels=st.sampled_from(native.INSTRUCTION_SETS),
+    half=st.booleans(),
+)
+def test_codes_of_any_shape(bits, groups, sixteens, rows, count, kernels, half):
+    library = native.library()
+    assume(library is not None and library.spq_runs_here(kernels.encode()))
+    dtype, columns = torch.bfloat16 if half else torch.float32, 16 * sixteens * groups
+    weight = grouped(rows, columns, 16 * sixteens, dtype, bits)
+    with chosen(kernels):
+        assert_product(library, random(count, columns, dtype=dtype), weight)
+        found = torch.empty(rows, columns)
+        native.dequantize(library, matrix_of(weight, None), 0, rows, found)
+    assert torch.equal(found, definition(weight).float())
+
+
 @pytest.mark.parametrize("scale_type", ROUNDING, ids=str)
 def test_scale_of_another_type_than_the_input(library, instruction_set, dtype, scale_type):
     assert_product(library, random(2, 128, dtype=dtype), int8(9, 128, True, scale_type))
-    assert_product(library, random(2, 128, dtype=dtype), int4(9, 128, 64, scale_type))
+    for bits, size in ((4, 64), (3, 64), (6, 128)):
+        weight = grouped(9, 256, size, scale_type, bits)
+        assert_product(library, random(2, 256, dtype=dtype), weight)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -110,7 +154,7 @@ def test_dense(library, instruction_set, dtype, shape):
 
 
 def test_two_factors_equal_one_after_the_other(library, instruction_set, dtype):
-    right, left = int8(20, 96, True, dtype), int4(50, 20, 4, dtype)
+    right, left = int8(20, 96, True, dtype), grouped(50, 20, 4, dtype)
     x = random(3, 96, dtype=dtype)
     bias = random(50)
     y = native.linear(library, x, matrix_of(left, bias), matrix_of(right, None))
@@ -123,20 +167,23 @@ def test_two_factors_equal_one_after_the_other(library, instruction_set, dtype):
 @pytest.mark.parametrize("count", [2, 6])
 def test_no_address_needs_to_be_aligned(library, instruction_set, count):
     columns = 160
-    wide, grouped = int8(21, columns, True, torch.bfloat16), int4(21, columns, 32, torch.bfloat16)
+    wide = int8(21, columns, True, torch.bfloat16)
+    coded = [grouped(21, columns, 32, torch.bfloat16, bits) for bits in PLANES]
     for offset in (1, 3, 7):
         shift = lambda t: torch.cat([t.new_zeros(offset), t.flatten()])[offset:].view(t.shape)  # noqa: B023, E731
         shifted = torch.zeros(22, dtype=torch.bfloat16)[1:].copy_(wide.scale)
         x = torch.zeros(count * columns + 1, dtype=torch.bfloat16)[1:].view(count, columns)
         x.copy_(random(count, columns))
         assert_product(library, x, replace(wide, codes=shift(wide.codes), scale=shifted))
-        assert_product(library, x, replace(grouped, codes=shift(grouped.codes)))
+        for weight in coded:
+            assert_product(library, x, replace(weight, codes=shift(weight.codes)))
 
 
-@pytest.mark.parametrize("count", [2, 6])
-def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set, count):
+@pytest.mark.parametrize("bits", PLANES)
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set, count, bits):
     """Neighbours that are NaN stay where they are and out of the sums."""
-    weight = int4(5, 96, 32, torch.bfloat16)
+    weight = grouped(5, 96, 32, torch.bfloat16, bits)
     padded = torch.full((count + 4, 96), torch.nan, dtype=torch.bfloat16)
     padded[2:-2] = random(count, 96)
     scales = torch.full((7, 3), torch.nan, dtype=torch.bfloat16)
@@ -155,7 +202,11 @@ def test_dequantize_is_the_reference_rounded_once(library, instruction_set, out,
     for weight in (
         int8(70, columns, True, torch.float32),
         int8(70, columns, False, torch.float32),
-        int4(70, columns, size, torch.float32),
+        *(
+            grouped(70, columns, size, torch.float32, bits)
+            for bits in PLANES
+            if fits(columns, bits)
+        ),
     ):
         weight = replace(weight, scale=integer.round_scale(weight.scale))
         rows = torch.empty(40, columns, dtype=out)

@@ -1,9 +1,11 @@
 """Many inputs in bfloat16 times a weight of any format, against the definition in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 from tests import stored_weights
-from tests.stored_weights import definition, random
+from tests.stored_weights import definition, random, random_codes
 
 from spqlm import native
 from spqlm.formats import StoredWeight, group_sparse
@@ -21,9 +23,12 @@ def int8(rows: int, columns: int) -> StoredWeight:
     return stored_weights.int8(codes, random(rows).abs() / 64)
 
 
-def int4(rows: int, columns: int, size: int = 32) -> StoredWeight:
-    codes = random(rows, columns).mul(3).clamp(-8, 7).to(torch.int8)
-    return stored_weights.int4(codes, random(rows, columns // size) / 8)
+def grouped(bits: int, rows: int, columns: int, size: int = 32) -> StoredWeight:
+    codes = random_codes(rows, columns, bits)
+    return stored_weights.grouped(codes, random(rows, columns // size) / 2**bits, bits)
+
+
+int2, int3, int4, int5, int6, int7 = (partial(grouped, bits) for bits in range(2, 8))
 
 
 def dense(rows: int, columns: int) -> StoredWeight:
@@ -67,7 +72,7 @@ def assert_close(y: torch.Tensor, x: torch.Tensor, weight: StoredWeight, bias=0.
     assert bool((wrong <= 2**-8 * expected.abs() + 4e-6 * size).all())
 
 
-@pytest.mark.parametrize("make", [int8, int4, dense, group_of_16])
+@pytest.mark.parametrize("make", [int8, int2, int3, int4, int5, int6, int7, dense, group_of_16])
 @pytest.mark.parametrize("columns", [32, 96, 576, 1056])
 def test_equals_the_definition(product, make, columns):
     for rows in ROWS:
@@ -79,11 +84,13 @@ def test_equals_the_definition(product, make, columns):
 
 @pytest.mark.parametrize("size", [16, 64, 128, 192])
 def test_groups_of_other_sizes(product, size):
-    weight, x = int4(40, 384, size), random(33, 384, seed=1).to(torch.bfloat16)
-    assert_close(product(x, weight), x, weight)
+    x = random(33, 384, seed=1).to(torch.bfloat16)
+    for make in (int3, int4, int6):
+        weight = make(40, 384, size)
+        assert_close(product(x, weight), x, weight)
 
 
-@pytest.mark.parametrize("make", [int8, int4, bfloat16, group_of_16])
+@pytest.mark.parametrize("make", [int8, int4, int7, bfloat16, group_of_16])
 @pytest.mark.parametrize("columns", [8320, 11008])
 def test_more_columns_than_a_panel_holds(product, make, columns):
     """Sums of one part of the columns are added to those of the parts before."""
@@ -94,8 +101,10 @@ def test_more_columns_than_a_panel_holds(product, make, columns):
 
 
 def test_parts_of_the_columns_may_begin_inside_a_group(product):
-    weight, x = int4(130, 8448, 1056), random(40, 8448, seed=1).to(torch.bfloat16)
-    assert_close(product(x, weight), x, weight)
+    x = random(40, 8448, seed=1).to(torch.bfloat16)
+    for make in (int4, int5):
+        weight = make(130, 8448, 1056)
+        assert_close(product(x, weight), x, weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

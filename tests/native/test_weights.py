@@ -4,13 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.stored_weights import dense, int4, int8, packed_int4, random, random_codes
+from tests.stored_weights import (
+    dense,
+    grouped,
+    int4,
+    int8,
+    packed_int4,
+    random,
+    random_codes,
+)
 
 from spqlm.formats import Layout, StoredWeight, group_sparse
-from spqlm.formats.int4 import Int4Weight
+from spqlm.formats._grouped import GroupedWeight
 from spqlm.formats.low_rank import of_factors
 from spqlm.native import DTYPES, Matrix
 from spqlm.native.weights import KINDS, WIDEST, consistent, matrix_of
+from spqlm.numerics.packing import PLANES
 
 CODES, PACKED = torch.zeros(4, 6, dtype=torch.int8), torch.zeros(4, 6, dtype=torch.uint8)
 
@@ -33,6 +42,8 @@ def test_shapes_that_belong_together_are_usable():
     assert usable(int8(CODES, torch.ones(4)))
     assert usable(int8(CODES, torch.ones(1)), torch.ones(4))
     assert usable(packed_int4(PACKED, torch.ones(4, 3)))
+    for bits in PLANES:
+        assert usable(grouped(random_codes(4, 48, bits), torch.ones(4, 3), bits))
     assert usable(dense(torch.zeros(4, 6)), torch.ones(4).bfloat16())
     assert usable(sparse())
     assert usable(sparse(zero=False), torch.ones(5))
@@ -40,6 +51,7 @@ def test_shapes_that_belong_together_are_usable():
 
 def test_shapes_that_do_not_belong_together_are_not_usable():
     eight, four = int8(CODES, torch.ones(4)), packed_int4(PACKED, torch.ones(4, 3))
+    three = grouped(random_codes(4, 48, 3), torch.ones(4, 3), 3)
     for weight, bias in (
         (replace(eight, scale=torch.ones(3)), None),
         (replace(eight, scale=torch.ones(4, 1)), None),
@@ -55,6 +67,8 @@ def test_shapes_that_do_not_belong_together_are_not_usable():
         (replace(four, scale=torch.ones(3, 3)), None),
         (replace(four, scale=torch.ones(4, 5)), None),
         (replace(four, scale=torch.ones(4, 0)), None),
+        (replace(three, codes=torch.zeros(4, 24, dtype=torch.uint8)), None),
+        (replace(three, scale=torch.ones(4, 2)), None),
         (dense(torch.zeros(4, 6).double()), None),
         (dense(CODES), None),
     ):
@@ -63,6 +77,8 @@ def test_shapes_that_do_not_belong_together_are_not_usable():
         eight.layout()._replace(codes=CODES[0]),
         four.layout()._replace(scale=torch.ones(4)),
         four.layout()._replace(groups=0),
+        # Planes of rows that are not packed by 16 columns.
+        three.layout()._replace(codes=torch.zeros(4, 9, dtype=torch.uint8), columns=24),
     ):
         assert not consistent(layout, None)
 
@@ -117,6 +133,7 @@ def test_rows_that_a_kernel_for_stored_groups_cannot_address_have_no_matrix(monk
         (int8(CODES, torch.ones(4)), KINDS["int8"], 1),
         (int8(CODES, torch.ones(1)), KINDS["int8"], 0),
         (packed_int4(PACKED, torch.ones(4, 3)), KINDS["int4"], 3),
+        (grouped(random_codes(4, 48, 5), torch.ones(4, 3), 5), KINDS["int5"], 3),
         (sparse(8), KINDS["sparse_int8"], 12),
         (sparse(4), KINDS["sparse_int4"], 12),
         *((dense(torch.zeros(4, 6, dtype=dtype)), DTYPES[dtype], 0) for dtype in DTYPES),
@@ -129,12 +146,13 @@ def test_the_matrix_says_what_the_weight_is(weight, number, groups):
     assert isinstance(matrix, Matrix)
     assert (matrix.rows, matrix.columns) == (rows, columns)
     assert (matrix.format, matrix.groups) == (number, groups)
+    assert matrix.bits == getattr(weight.format, "bits", 0) * (number == KINDS["int4"])
     assert (matrix.bias, matrix.bias_type) == (bias.data_ptr(), DTYPES[torch.float16])
     codes, *_ = weight.tensors().values()
     assert matrix.weight == codes.data_ptr()
 
 
-class Other(Int4Weight):
+class Other(GroupedWeight):
     """The tensors of int4 under another name."""
 
     kind = "table4"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spqlm.errors import SpqError
 from spqlm.formats._uniform_latent import UniformLatent
-from spqlm.formats.base import Format, Rounding, StoredWeight
+from spqlm.formats.base import Format, Layout, Rounding, StoredWeight
 from spqlm.numerics import gptq, integer
 from spqlm.numerics.metric import Metric
 
@@ -71,6 +71,12 @@ class GroupedWeight(StoredWeight):
         sums = grouped.unflatten(1, (self.scale.shape[1], -1))
         return (sums.sum(2, dtype=integer.wide(gradient.dtype)).to(self.scale.dtype),)
 
+    def layout(self) -> Layout:
+        """Rows of packed codes."""
+        groups = self.scale.shape[1]
+        columns = groups * self.format.group_size
+        return Layout(self.format.name, self.codes, self.scale, columns, groups)
+
     def latent(self) -> UniformLatent:
         """Weights of these values."""
         return UniformLatent(
@@ -98,7 +104,6 @@ class Grouped(Format):
     group_size: int = Field(64, ge=2, multiple_of=2)
 
     bits: ClassVar[int]
-    weight_class: ClassVar[type[GroupedWeight]] = GroupedWeight
 
     @property
     def code_bits(self) -> float:
@@ -135,19 +140,19 @@ class Grouped(Format):
         else:
             scale = integer.search_group_scale(weight, hessian.diagonal(), size, self.bits)
             codes = integer.quantize_groups(weight, scale, self.bits)
-        return self.weight_class(self, self.pack(codes), scale)
+        return GroupedWeight(self, self.pack(codes), scale)
 
     def empty(self, rows: int, columns: int, dtype: torch.dtype | None) -> GroupedWeight:
         """Without values."""
         codes = torch.empty(rows, self.packed_columns(columns), dtype=torch.uint8)
         scale = torch.empty(rows, columns // self.group_size, dtype=dtype)
-        return self.weight_class(self, codes, scale)
+        return GroupedWeight(self, codes, scale)
 
     def hold(self, tensors: Mapping[str, Tensor | None], columns: int) -> GroupedWeight:
         """The tensors `codes` and `scale`."""
         codes, scale = tensors["codes"], tensors["scale"]
         assert codes is not None and scale is not None
-        return self.weight_class(self, codes, scale)
+        return GroupedWeight(self, codes, scale)
 
     def describe(self, rows: int, columns: int) -> str:
         """With the group size."""

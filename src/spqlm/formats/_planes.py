@@ -1,4 +1,4 @@
-"""Grouped codes of any width from two to six bits, packed in planes."""
+"""Grouped codes of any width from two to seven bits, packed in planes."""
 
 from torch import Tensor
 

@@ -1,30 +1,17 @@
 """Four bits: codes in [-8, 7], two to a byte, a scale for each group of inputs."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from spqlm.formats._grouped import Grouped, GroupedWeight
-from spqlm.formats.base import Layout
+from spqlm.formats._grouped import Grouped
 from spqlm.numerics import integer
 
 
-@dataclass(eq=False)
-class Int4Weight(GroupedWeight):
-    """Codes uint8 [rows, columns / 2], stored plus eight, the even column in the low nibble."""
-
-    def layout(self) -> Layout:
-        """Rows of nibbles."""
-        groups = self.scale.shape[1]
-        return Layout("int4", self.codes, self.scale, groups * self.format.group_size, groups)
-
-
 class Int4(Grouped):
-    """Codes of four bits."""
+    """Codes of four bits, stored plus eight, the even column in the low nibble."""
 
     bits: ClassVar[int] = 4
-    weight_class: ClassVar[type[GroupedWeight]] = Int4Weight
 
     def pack(self, codes: Tensor) -> Tensor:
         """Two to a byte."""

@@ -1,6 +1,8 @@
 // Kernels for processors with AVX2, FMA and F16C.
 #if defined(__x86_64__) && defined(__GNUC__)
 
+#include <algorithm>
+
 #include "target.h"
 
 TARGET_BEGIN("avx2,fma,f16c")
@@ -9,6 +11,57 @@ TARGET_BEGIN("avx2,fma,f16c")
 #include "sums.h"
 
 namespace {
+
+// 32 bytes with `bit` wherever a bit of four bytes is set.
+inline __m256i spread(const char* p, int bit) {
+  int32_t bits;
+  memcpy(&bits, p, sizeof bits);
+  const __m256i places = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
+  const __m256i each = _mm256_set1_epi64x((int64_t)0x8040201008040201);
+  const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), places);
+  return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, each), each), _mm256_set1_epi8((char)bit));
+}
+
+// A whole block of a row, as `expand_plainly`.
+template <int Bits>
+void expand_block(const Planes<Bits>& planes, int8_t* to) {
+  using P = Planes<Bits>;
+  // The even and the odd columns of the first and of the second half.
+  __m256i even[2] = {}, odd[2] = {};
+  if constexpr (P::four)
+    for (int half = 0; half < 2; half++) {
+      const __m256i both = _mm256_loadu_si256((const __m256i*)planes.fours() + half);
+      even[half] = _mm256_and_si256(both, _mm256_set1_epi8(15));
+      odd[half] = _mm256_and_si256(_mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+    }
+  if constexpr (P::two) {
+    const __m256i four = _mm256_loadu_si256((const __m256i*)planes.twos());
+    const auto put = [](__m256i& codes, __m256i two) {
+      codes = _mm256_or_si256(codes, _mm256_and_si256(two, _mm256_set1_epi8(3 << P::shift_two)));
+    };
+    if constexpr (P::four) {
+      put(even[0], _mm256_slli_epi16(four, 4));
+      put(even[1], _mm256_slli_epi16(four, 2));
+      put(odd[0], four);
+      put(odd[1], _mm256_srli_epi16(four, 2));
+    } else {
+      put(even[0], four);
+      put(even[1], _mm256_srli_epi16(four, 2));
+      put(odd[0], _mm256_srli_epi16(four, 4));
+      put(odd[1], _mm256_srli_epi16(four, 6));
+    }
+  }
+  for (int half = 0; half < 2; half++) {
+    if constexpr (P::one) {
+      even[half] = _mm256_or_si256(even[half], spread(planes.ones() + 4 * half, 1 << P::shift_one));
+      odd[half] = _mm256_or_si256(odd[half], spread(planes.ones() + 8 + 4 * half, 1 << P::shift_one));
+    }
+    const __m256i offset = _mm256_set1_epi8(offset_of(Bits));
+    const __m256i e = _mm256_sub_epi8(even[half], offset), o = _mm256_sub_epi8(odd[half], offset);
+    _mm256_storeu_si256((__m256i*)to + 2 * half, _mm256_permute2x128_si256(e, o, 0x20));
+    _mm256_storeu_si256((__m256i*)to + 2 * half + 1, _mm256_permute2x128_si256(e, o, 0x31));
+  }
+}
 
 struct Avx2 {
   using F = __m256;
@@ -39,14 +92,11 @@ struct Avx2 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
   }
 
-  using Codes = __m256;  // the scale
-  static Codes codes(float scale) { return _mm256_set1_ps(scale); }
-  static void unpack(Codes scale, const char* p, F& even, F& odd) {
-    const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
-    const F offset = _mm256_mul_ps(scale, _mm256_set1_ps(8));
-    const __m256i low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
-    even = _mm256_fmsub_ps(_mm256_cvtepi32_ps(low), scale, offset);
-    odd = _mm256_fmsub_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4)), scale, offset);
+  template <int Bits>
+  static void expand(const Matrix& w, int64_t row, int64_t high, int64_t first, int8_t* to) {
+    const char* p = (const char*)w.weight + row * row_bytes(w);
+    const auto expand = w.columns - first < BLOCK ? expand_plainly<Bits> : expand_block<Bits>;
+    for (int64_t r = 0; r < high; r++, p += row_bytes(w), to += BLOCK) expand({p, w.columns, first}, to);
   }
   // Eight codes in order.
   static F load_int4(const char* p) {

@@ -1,11 +1,14 @@
 // Kernels for processors with AVX-512 F, BW, DQ and VL.
 #if defined(__x86_64__) && defined(__GNUC__)
 
+#include <algorithm>
+
 #include "target.h"
 
 TARGET_BEGIN(AVX512)
 
 #include "kernels_impl.h"
+#include "planes_avx512.h"
 #include "sums.h"
 
 namespace {
@@ -40,16 +43,9 @@ struct Avx512 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
   }
 
-  // The sixteen values that a code can stand for.
-  using Codes = __m512;
-  static Codes codes(float scale) {
-    const F values = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
-    return _mm512_mul_ps(values, _mm512_set1_ps(scale));
-  }
-  static void unpack(Codes table, const char* p, F& even, F& odd) {
-    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
-    even = _mm512_permutexvar_ps(bytes, table);  // reads the low four bits alone
-    odd = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table);
+  template <int Bits>
+  static void expand(const Matrix& w, int64_t row, int64_t high, int64_t first, int8_t* to) {
+    expand_rows<Bits>(w, row, high, first, to);
   }
   // Sixteen codes in order.
   static F load_int4(const char* p) {
@@ -58,7 +54,8 @@ struct Avx512 {
     const __m512i shifts =
         _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
     const __m512i nibbles = _mm512_srlv_epi32(_mm512_permutexvar_epi32(eight, bytes), shifts);
-    return _mm512_permutexvar_ps(nibbles, codes(1.0f));
+    const F values = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+    return _mm512_permutexvar_ps(nibbles, values);  // reads the low four bits alone
   }
   static const Kernels& narrower() { return kernels_avx2; }
   static void deinterleave(const float* p, F& even, F& odd) {

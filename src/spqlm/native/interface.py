@@ -27,8 +27,8 @@ def _refuse_unknown(status: Any, function: Any, arguments: Any) -> Any:
     if status >= 0:
         return status
     codes = {
-        f"format {matrix.format} (groups of {matrix.group_size}, scales of type "
-        f"{matrix.scale_type}, bias of type {matrix.bias_type})"
+        f"format {matrix.format} ({matrix.bits} bits, groups of {matrix.group_size}, scales of "
+        f"type {matrix.scale_type}, bias of type {matrix.bias_type})"
         for argument in arguments
         for matrix in matrices(argument)
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "planes.h"
 #include "sparse_impl.h"
 
 namespace {
@@ -90,52 +91,109 @@ struct Plain {
   }
 };
 
-inline float one_int4(const Matrix& w, int64_t row, int64_t column) {
-  const uint8_t byte = ((const uint8_t*)w.weight)[(row * w.columns + column) / 2];
-  const int code = (column % 2 ? byte >> 4 : byte & 15) - 8;
-  const int64_t group = column / (w.columns / w.groups);
-  return (float)code * read_float(w.scale, w.scale_type, row * w.groups + group);
+// A block of a row's codes with their signs, in the order of RUN.
+template <int Bits>
+void expand_plainly(const Planes<Bits>& planes, int8_t* to) {
+  using P = Planes<Bits>;
+  const int64_t here = std::min(planes.columns - planes.first, BLOCK);
+  uint8_t even[BLOCK / 2] = {}, odd[BLOCK / 2] = {};
+  if constexpr (P::four) {
+    const uint8_t* p = (const uint8_t*)planes.fours();
+    for (int64_t i = 0; i < here / 2; i++) {
+      even[i] = p[i] & 15;
+      odd[i] = p[i] >> 4;
+    }
+  }
+  if constexpr (P::two) {
+    const uint8_t* p = (const uint8_t*)planes.twos();
+    for (int64_t half = 0, quarter = here / 4; half < 2; half++)
+      for (int64_t i = 0; i < quarter; i++) {
+        even[half * quarter + i] |= (uint8_t)((p[i] >> 2 * half & 3) << P::shift_two);
+        odd[half * quarter + i] |= (uint8_t)((p[i] >> (4 + 2 * half) & 3) << P::shift_two);
+      }
+  }
+  if constexpr (P::one) {
+    const uint8_t* p = (const uint8_t*)planes.ones();
+    for (int64_t i = 0; i < here / 2; i++) {
+      even[i] |= (uint8_t)((p[i / 8] >> i % 8 & 1) << P::shift_one);
+      odd[i] |= (uint8_t)((p[here / 16 + i / 8] >> i % 8 & 1) << P::shift_one);
+    }
+  }
+  for (int64_t k = 0; k < BLOCK / 2; k++) {
+    int8_t* const run = to + 2 * k / RUN * RUN + k % (RUN / 2);
+    run[0] = (int8_t)(even[k] - offset_of(Bits));
+    run[RUN / 2] = (int8_t)(odd[k] - offset_of(Bits));
+  }
 }
 
-// R rows of packed 4-bit codes, times M inputs.
+// The codes of a block of `high` rows so, [high, BLOCK].
+template <class V>
+void expand(const Matrix& w, int64_t row, int64_t high, int64_t first, int8_t* to) {
+  with_bits(w.bits, [&](auto bits) { V::template expand<bits>(w, row, high, first, to); });
+}
+
+// Where a column and the one behind it stand in a block; the first of them is even.
+inline int64_t even_place(int64_t column) { return column / RUN * RUN + column % RUN / 2; }
+
+// Runs of a row's columns that lie in one group and in one block: use(group, begin, end).
+template <class Use>
+inline void for_groups(int64_t first, int64_t last, int64_t size, const Use& use) {
+  for (int64_t k = first, group = first / size, end; k < last; k = end, group++) {
+    end = std::min(last, (group + 1) * size);
+    use(group, k, end);
+  }
+}
+
+// R rows of codes in groups, times M inputs.
 template <class V, int R, int M>
-struct Packed {
+struct Grouped {
   static void run(const Matrix& w, const float* x, int64_t row, float* y, int64_t y_stride) {
-    const int64_t columns = w.columns, size = columns / w.groups, stride = columns / 2;
-    const char* base = (const char*)w.weight + row * stride;
-    float sum[R][M];
-    if (size % (2 * V::width)) {
-      for (int r = 0; r < R; r++)
-        for (int m = 0; m < M; m++) {
-          sum[r][m] = 0.0f;
-          for (int64_t k = 0; k < columns; k++)
-            sum[r][m] += one_int4(w, row + r, k) * x[m * columns + k];
-        }
-      return finish<R, M>(w, row, sum, y, y_stride);
-    }
+    const int64_t columns = w.columns, size = columns / w.groups, stride = row_bytes(w);
+    // Narrow rows come round before memory has answered.
+    const char* next = (const char*)w.weight + row * stride + std::max<int64_t>(R * stride, 2048);
     typename V::F acc[R][M];
+    float sum[R][M], rest[R][M] = {};
     for (int r = 0; r < R; r++)
       for (int m = 0; m < M; m++) acc[r][m] = V::zero();
-    for (int64_t group = 0; group < w.groups; group++) {
-      typename V::Codes codes[R];
-      for (int r = 0; r < R; r++)
-        codes[r] = V::codes(read_float(w.scale, w.scale_type, (row + r) * w.groups + group));
-      for (int64_t k = group * size; k < (group + 1) * size; k += 2 * V::width) {
-        typename V::F even[R], odd[R];
-        for (int r = 0; r < R; r++) {
-          const char* p = base + r * stride + k / 2;
-          V::prefetch(base + R * stride + k / 2 * R + r * V::width);
-          V::unpack(codes[r], p, even[r], odd[r]);
+    for (int64_t first = 0; first < columns; first += BLOCK) {
+      const int64_t last = std::min(first + BLOCK, columns), bytes = BLOCK * w.bits / 8 * R;
+      // The next rows, in the order of memory: another one costs half of the bandwidth.
+      for (int64_t line = 0; line < bytes; line += 64) V::prefetch(next + line);
+      next += bytes;
+      alignas(64) int8_t codes[R][BLOCK];
+      expand<V>(w, row, R, first, codes[0]);
+      for_groups(first, last, size, [&](int64_t group, int64_t k, int64_t end) {
+        typename V::F part[R][M];
+        for (int r = 0; r < R; r++)
+          for (int m = 0; m < M; m++) part[r][m] = V::zero();
+        float scale[R];
+        for (int r = 0; r < R; r++) scale[r] = read_float(w.scale, w.scale_type, (row + r) * w.groups + group);
+        for (; k + 2 * V::width <= end && k % (2 * V::width) == 0; k += 2 * V::width) {
+          typename V::F even[R], odd[R];
+          for (int r = 0; r < R; r++) {
+            const char* p = (const char*)codes[r] + even_place(k - first);
+            even[r] = V::load_int8(p);
+            odd[r] = V::load_int8(p + RUN / 2);
+          }
+          for (int m = 0; m < M; m++) {
+            typename V::F x_even, x_odd;
+            V::deinterleave(x + m * columns + k, x_even, x_odd);
+            for (int r = 0; r < R; r++)
+              part[r][m] = V::fma(odd[r], x_odd, V::fma(even[r], x_even, part[r][m]));
+          }
         }
-        for (int m = 0; m < M; m++) {
-          typename V::F x_even, x_odd;
-          V::deinterleave(x + m * columns + k, x_even, x_odd);
-          for (int r = 0; r < R; r++)
-            acc[r][m] = V::fma(odd[r], x_odd, V::fma(even[r], x_even, acc[r][m]));
-        }
-      }
+        for (int r = 0; r < R; r++)
+          for (int m = 0; m < M; m++) acc[r][m] = V::fma(part[r][m], V::set(scale[r]), acc[r][m]);
+        for (; k < end; k++)
+          for (int r = 0; r < R; r++) {
+            const float code = codes[r][even_place(k - first) + k % 2 * (RUN / 2)];
+            for (int m = 0; m < M; m++) rest[r][m] += code * scale[r] * x[m * columns + k];
+          }
+      });
     }
     add_lanes<V, R, M>(acc, sum);
+    for (int r = 0; r < R; r++)
+      for (int m = 0; m < M; m++) sum[r][m] += rest[r][m];
     finish<R, M>(w, row, sum, y, y_stride);
   }
 };
@@ -149,7 +207,7 @@ struct Tiles {
       case DENSE_BFLOAT16: return Plain<V, BFLOAT16, R, M>::run(w, x, row, y, y_stride);
       case DENSE_FLOAT16: return Plain<V, FLOAT16, R, M>::run(w, x, row, y, y_stride);
       case INT8: return Plain<V, INT8, R, M>::run(w, x, row, y, y_stride);
-      case INT4: return Packed<V, R, M>::run(w, x, row, y, y_stride);
+      case GROUPED: return Grouped<V, R, M>::run(w, x, row, y, y_stride);
       case SPARSE8:
       case SPARSE4: break;  // have a product of their own
     }
@@ -194,23 +252,25 @@ void dequantize_plain(const Matrix& w, int64_t row, char* out) {
 }
 
 template <class V, FloatType S>
-void dequantize_packed(const Matrix& w, int64_t row, char* out) {
-  const int64_t size = w.columns / w.groups;
-  if (size % (2 * V::width)) {
-    for (int64_t k = 0; k < w.columns; k++) write_float(out, S, k, one_int4(w, row, k));
-    return;
-  }
-  const char* p = (const char*)w.weight + row * w.columns / 2;
+void dequantize_grouped(const Matrix& w, int64_t row, char* out) {
   constexpr int bytes = Elements<V, S>::bytes;
-  for (int64_t group = 0; group < w.groups; group++) {
-    const auto codes = V::codes(read_float(w.scale, w.scale_type, row * w.groups + group));
-    for (int64_t k = group * size; k < (group + 1) * size; k += 2 * V::width) {
-      typename V::F even, odd, low, high;
-      V::unpack(codes, p + k / 2, even, odd);
-      V::interleave(even, odd, low, high);
-      V::template store<S>(out + k * bytes, low);
-      V::template store<S>(out + (k + V::width) * bytes, high);
-    }
+  for (int64_t first = 0; first < w.columns; first += BLOCK) {
+    alignas(64) int8_t codes[BLOCK];
+    expand<V>(w, row, 1, first, codes);
+    const int64_t last = std::min(first + BLOCK, w.columns);
+    for_groups(first, last, w.columns / w.groups, [&](int64_t group, int64_t k, int64_t end) {
+      const float scale = read_float(w.scale, w.scale_type, row * w.groups + group);
+      const typename V::F scales = V::set(scale);
+      for (; k + 2 * V::width <= end && k % (2 * V::width) == 0; k += 2 * V::width) {
+        const char* p = (const char*)codes + even_place(k - first);
+        typename V::F low, high;
+        V::interleave(V::mul(V::load_int8(p), scales), V::mul(V::load_int8(p + RUN / 2), scales), low, high);
+        V::template store<S>(out + k * bytes, low);
+        V::template store<S>(out + (k + V::width) * bytes, high);
+      }
+      for (; k < end; k++)
+        write_float(out, S, k, scale * codes[even_place(k - first) + k % 2 * (RUN / 2)]);
+    });
   }
 }
 
@@ -237,7 +297,7 @@ void dequantize_row(const Matrix& w, int64_t row, char* out) {
     case DENSE_BFLOAT16: return dequantize_plain<V, BFLOAT16, S>(w, row, out);
     case DENSE_FLOAT16: return dequantize_plain<V, FLOAT16, S>(w, row, out);
     case INT8: return dequantize_plain<V, INT8, S>(w, row, out);
-    case INT4: return dequantize_packed<V, S>(w, row, out);
+    case GROUPED: return dequantize_grouped<V, S>(w, row, out);
     case SPARSE8: return dequantize_sparse<V, S, SPARSE8>(w, row, out);
     case SPARSE4: return dequantize_sparse<V, S, SPARSE4>(w, row, out);
   }

@@ -80,7 +80,7 @@ const Set* fastest() {
 const Set* chosen = fastest();
 
 // Inputs from which on tiles are faster, measured by benchmarks/cpu_kernels.py.
-constexpr int64_t TILES_INT8 = 5, TILES_INT4 = 5, TILES_BFLOAT16 = 3, TILES_SPARSE = 9;
+constexpr int64_t TILES_INT8 = 5, TILES_GROUPED = 5, TILES_BFLOAT16 = 3, TILES_SPARSE = 9;
 
 // Outputs that are worked out at a time: those of all inputs fit on the stack.
 constexpr int64_t ROWS = 32;
@@ -164,9 +164,9 @@ const Pairs* tiles_for(const Matrix& matrix, int64_t count) {
   if (!chosen->allowed || matrix.columns % 32) return nullptr;
   switch (matrix.format) {
     case INT8: return count >= TILES_INT8 ? &tiles_int8 : nullptr;
-    case INT4:
+    case GROUPED:
       if (matrix.columns / matrix.groups % 32) return nullptr;
-      return count >= TILES_INT4 ? &tiles_int4 : nullptr;
+      return count >= TILES_GROUPED ? &tiles_grouped : nullptr;
     case DENSE_BFLOAT16: return count >= TILES_BFLOAT16 ? &tiles_bfloat16 : nullptr;
     case SPARSE8:
     case SPARSE4: return count >= TILES_SPARSE ? &tiles_sparse : nullptr;
@@ -188,9 +188,9 @@ const Pairs* pairs_for(const Matrix& matrix, int64_t count) {
   if (const Pairs* tiles = tiles_for(matrix, count)) return tiles;
   switch (matrix.format) {
     case INT8: return &pairs_int8;
-    case INT4: {
+    case GROUPED: {
       const int64_t size = matrix.columns / matrix.groups;
-      return size % BLOCK == 0 || (size % 16 == 0 && BLOCK % size == 0) ? &pairs_int4 : nullptr;
+      return size % BLOCK == 0 || (size % 16 == 0 && BLOCK % size == 0) ? &pairs_grouped : nullptr;
     }
     case DENSE_BFLOAT16: return &pairs_bfloat16;
     case DENSE_FLOAT32:

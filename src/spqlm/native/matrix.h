@@ -16,18 +16,21 @@ enum Format : int32_t {
   DENSE_BFLOAT16 = BFLOAT16,
   DENSE_FLOAT16 = FLOAT16,
   INT8 = 3,
-  INT4 = 4,
+  GROUPED = 4,
   SPARSE8 = 5,
   SPARSE4 = 6
 };
+
+// Of a code in groups.
+constexpr int32_t FEWEST_BITS = 2, MOST_BITS = 7;
 
 // Row-major [rows, columns], dense or codes with scales. No pointer needs any alignment.
 //
 // The sparse formats keep whole groups of a row's columns, one behind the other over all rows, and
 // read 0 elsewhere: numbers are scale * code + zero. Mirrored by spqlm/native/structures.py.
 struct Matrix {
-  const void* weight;  // sparse: the codes of the kept groups, [kept, group_size]
-  const void* scale;   // int8: [rows] or [1]; int4: [rows, groups]; sparse: [kept]
+  const void* weight;  // grouped: see planes.h; sparse: the codes of the kept groups, [kept, group_size]
+  const void* scale;   // int8: [rows] or [1]; grouped: [rows, groups]; sparse: [kept]
   const void* bias;    // [rows] or null
   int64_t rows;
   int64_t columns;
@@ -35,6 +38,7 @@ struct Matrix {
   Format format;
   FloatType scale_type;  // also of the zeros
   FloatType bias_type;
+  int32_t bits;        // grouped: of a code
   int32_t group_size;  // what follows is there for sparse formats alone
   const void* zero = nullptr;        // [kept] or null
   const uint8_t* mask = nullptr;     // [rows, ceil(groups / 8)]: a bit for each group, lowest first
@@ -46,7 +50,7 @@ struct Matrix {
 
 // Numbers [rows, columns] of a float type, without scales or a bias.
 static inline Matrix dense(const void* numbers, FloatType type, int64_t rows, int64_t columns) {
-  return {numbers, nullptr, nullptr, rows, columns, 0, (Format)type, FLOAT32, FLOAT32, 0};
+  return {numbers, nullptr, nullptr, rows, columns, 0, (Format)type, FLOAT32, FLOAT32, 0, 0};
 }
 
 // Bytes of a number.
@@ -67,7 +71,7 @@ static inline bool is_sparse(const Matrix& matrix) {
     case DENSE_BFLOAT16:
     case DENSE_FLOAT16:
     case INT8:
-    case INT4: return false;
+    case GROUPED: return false;
   }
   __builtin_trap();
 }
@@ -91,7 +95,9 @@ static inline bool known(const Matrix& matrix) {
     case DENSE_BFLOAT16:
     case DENSE_FLOAT16: return true;
     case INT8: return known(matrix.scale_type);
-    case INT4: return known(matrix.scale_type) && matrix.groups > 0;
+    case GROUPED:
+      return known(matrix.scale_type) && matrix.groups > 0 && matrix.bits >= FEWEST_BITS &&
+             matrix.bits <= MOST_BITS && matrix.columns % (matrix.bits == 4 ? 2 : 16) == 0;
     case SPARSE8:
     case SPARSE4:
       return known(matrix.scale_type) && (size == 8 || size == 16 || size == 32 || size == 64);
@@ -177,7 +183,7 @@ static inline int64_t row_bytes(const Matrix& matrix) {
   switch (matrix.format) {
     case DENSE_FLOAT32: return 4 * matrix.columns;
     case INT8: return matrix.columns;
-    case INT4: return matrix.columns / 2;
+    case GROUPED: return matrix.columns * matrix.bits / 8;
     case DENSE_BFLOAT16:
     case DENSE_FLOAT16:
     case SPARSE8:

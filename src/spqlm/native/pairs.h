@@ -2,7 +2,7 @@
 // a form of their own before. For inputs in bfloat16.
 #pragma once
 
-#include "matrix.h"
+#include "planes.h"
 
 struct Pairs {
   // Inputs [count, columns], rounded and in the order in which the product reads them:
@@ -18,26 +18,21 @@ struct Pairs {
 // bfloat16: out [last - first, columns].
 void write_out_avx512_bf16(const Matrix&, int64_t first, int64_t last, char* out);
 
-// Of int8 and 4-bit codes, with inputs in fixed point: 16 bits and a power of two for every BLOCK columns.
-// What is at least 1/128 of its block's largest stays as it is in bfloat16, the rest is as near as 2^-15
-// of that.
-extern const Pairs pairs_int8, pairs_int4;
+// Of int8 codes and codes in groups, with inputs in fixed point: 16 bits and a power of two for every BLOCK
+// columns. What is at least 1/128 of its block's largest stays as it is in bfloat16, the rest is as near as
+// 2^-15 of that.
+extern const Pairs pairs_int8, pairs_grouped;
 
 // Of weights in bfloat16, with inputs in bfloat16.
 extern const Pairs pairs_bfloat16;
 
-// The same for several inputs, with AMX: int8 and 4-bit codes with inputs in fixed point. Widths are a
-// multiple of 32, and so are groups of 4-bit codes.
-extern const Pairs tiles_int8, tiles_int4, tiles_bfloat16, tiles_sparse;
+// The same for several inputs, with AMX: codes with inputs in fixed point. Widths are a multiple of 32, and so
+// are groups.
+extern const Pairs tiles_int8, tiles_grouped, tiles_bfloat16, tiles_sparse;
 
 // Those of the chosen instruction set for so many inputs, at most MOST_INPUTS, if it has them and they
 // can take this matrix; else null.
 const Pairs* pairs_for(const Matrix& matrix, int64_t count);
-
-// Columns that are looked at in one go.
-constexpr int64_t BLOCK = 128;
-
-static inline int64_t block_count_of(int64_t columns) { return (columns + BLOCK - 1) / BLOCK; }
 
 // Room for what goes with a block's numbers, beside them or behind all blocks.
 constexpr int64_t BESIDE = 34;

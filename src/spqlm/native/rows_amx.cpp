@@ -1,5 +1,5 @@
 // Some inputs times a matrix, for processors with AMX: its tiles take 16 rows of the weight as they lie in
-// memory, or as bytes where they are 4-bit codes, and 16 inputs at once.
+// memory, or as bytes where they are codes in groups, and 16 inputs at once.
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 
 #include <algorithm>
@@ -11,6 +11,7 @@ TARGET_BEGIN(AVX512 ",avx512bf16,amx-tile,amx-int8,amx-bf16")
 #include "fixed_point.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "planes_avx512.h"
 #include "tiles.h"
 
 namespace {
@@ -55,8 +56,8 @@ struct Int8 {
   static float scale(const Matrix&, int64_t, int64_t) { return 1.0f; }
 };
 
-// 4-bit codes become bytes: of 32 columns the even ones and then the odd ones.
-struct Int4 {
+// Codes in groups become bytes.
+struct Grouped {
   static constexpr bool even_first = true;
 
   static int64_t group(const Matrix& w) { return w.columns / w.groups; }
@@ -64,19 +65,7 @@ struct Int4 {
   static const char* codes(const Matrix& w, int64_t row, int64_t high, int64_t k, char* room,
                            int64_t* stride) {
     *stride = BLOCK;
-    const __mmask64 there = mask_of<__mmask64>((w.columns - k) / 2);
-    const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
-    const __m512i second = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
-    const __m512i low = _mm512_set1_epi8(15), middle = _mm512_set1_epi8(8);
-    const char* from = (const char*)w.weight + (row * w.columns + k) / 2;
-    for (int64_t r = 0; r < high; r++, from += w.columns / 2) {
-      const __m512i both = _mm512_maskz_loadu_epi8(there, from);
-      const __m512i even = _mm512_sub_epi8(_mm512_and_si512(both, low), middle);
-      const __m512i odd =
-          _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(both, 4), low), middle);
-      _mm512_storeu_si512(room + r * BLOCK, _mm512_permutex2var_epi64(even, first, odd));
-      _mm512_storeu_si512(room + r * BLOCK + 64, _mm512_permutex2var_epi64(even, second, odd));
-    }
+    with_bits(w.bits, [&](auto bits) { expand_rows<bits>(w, row, high, k, (int8_t*)room); });
     return room;
   }
 
@@ -323,7 +312,7 @@ void product(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t f
 }  // namespace
 
 const Pairs tiles_int8 = {arrange<Int8>, product<rows<Int8>>};
-const Pairs tiles_int4 = {arrange<Int4>, product<rows<Int4>>};
+const Pairs tiles_grouped = {arrange<Grouped>, product<rows<Grouped>>};
 const Pairs tiles_bfloat16 = {arrange_bfloat16, product<rows_bfloat16>};
 const Pairs tiles_sparse = {arrange_bfloat16, product<rows_sparse>};
 

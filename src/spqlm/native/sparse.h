@@ -61,7 +61,7 @@ static constexpr int64_t group_bytes(Format format, int64_t size) {
     case DENSE_BFLOAT16:
     case DENSE_FLOAT16:
     case INT8:
-    case INT4: break;  // keep all groups
+    case GROUPED: break;  // keep all groups
   }
   __builtin_trap();
 }

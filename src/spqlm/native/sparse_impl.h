@@ -195,7 +195,7 @@ struct SparseFloats {
       case DENSE_BFLOAT16:
       case DENSE_FLOAT16:
       case INT8:
-      case INT4: break;  // keep all groups
+      case GROUPED: break;  // keep all groups
     }
     __builtin_trap();
   }

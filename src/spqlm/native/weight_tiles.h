@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "planes_avx512.h"
 #include "tiles.h"
 
 namespace {
@@ -55,38 +56,44 @@ inline __m512 scales_of(const Part& part, int64_t group) {
   return _mm512_loadu_ps(scales);
 }
 
-// 4-bit codes in groups of a multiple of 32 columns: a lane is a row, so its scale is one number.
-inline void pack_int4(const Part& part, uint32_t* tiles) {
+// Codes in groups of a multiple of 32 columns: a lane is a row, so its scale is one number.
+inline void pack_grouped(const Part& part, uint32_t* tiles) {
   const Matrix& w = part.w;
-  const char* codes = (const char*)w.weight + part.first * w.columns / 2;
-  const int64_t size = w.columns / w.groups;
-  const __m512 values = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+  const int64_t size = w.columns / w.groups, stride = row_bytes(w);
   // Two vectors of bfloat16 side by side become one of pairs.
   alignas(64) uint16_t places[32];
   for (int i = 0; i < 32; i++) places[i] = (uint16_t)(i % 2 * 16 + i / 2);
   const __m512i side_by_side = _mm512_load_si512(places);
+  alignas(64) int8_t codes[SIDE * BLOCK];
   alignas(64) uint32_t held[TILE];
   __m512 scales = _mm512_setzero_ps();
-  for (int64_t k = part.begin; k < part.end; k += 128, tiles += 4 * TILE) {
-    transposed_bytes(codes + k / 2, w.columns / 2, part.high, (part.end - k) / 2, held);
-    const int64_t pairs = std::min<int64_t>(64, (part.end - k) / 2);
-    for (int64_t pair = 0; pair < pairs; pair++) {
-      const int64_t column = k + 2 * pair;
-      if (column % size == 0 || column == part.begin) scales = scales_of(part, column / size);
-      const __m512i eight = _mm512_load_si512(held + pair / 4 * SIDE);
-      const __m512i two = _mm512_srlv_epi32(eight, _mm512_set1_epi32((int)(pair % 4 * 8)));
-      // Only the low four bits choose a value.
-      const __m512 even = _mm512_permutexvar_ps(two, values);
-      const __m512 odd = _mm512_permutexvar_ps(_mm512_srli_epi32(two, 4), values);
-      const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(odd, scales),
-                                                        _mm512_mul_ps(even, scales));
-      _mm512_storeu_si512(tiles + pair * SIDE, _mm512_permutexvar_epi16(side_by_side, both));
+  for (int64_t first = part.begin; first < part.end; first += BLOCK) {
+    const char* next = (const char*)w.weight + part.first * stride + first * w.bits / 8 + AHEAD;
+    for (int64_t r = 0; r < part.high; r++) _mm_prefetch(next + r * stride, _MM_HINT_T0);
+    with_bits(w.bits, [&](auto bits) { expand_rows<bits>(w, part.first, part.high, first, codes); });
+    const int64_t last = std::min(part.end, first + BLOCK);
+    for (int64_t k = first; k < last; k += RUN, tiles += TILE) {
+      // Four even columns of each row, and then four odd ones.
+      if ((k - first) % 64 == 0)
+        transpose((const uint32_t*)(codes + k - first), BLOCK / 4, part.high, held, SIDE);
+      if (k % size == 0 || k == part.begin) scales = scales_of(part, k / size);
+      const uint32_t* const here = held + (k - first) % 64 / 4 * SIDE;
+      for (int64_t pair = 0; pair < RUN / 2; pair++) {
+        const __m512i left = _mm512_set1_epi32(24 - (int)pair % 4 * 8);
+        const auto numbers = [&](const uint32_t* four) {
+          const __m512i code = _mm512_srai_epi32(_mm512_sllv_epi32(_mm512_load_si512(four), left), 24);
+          return _mm512_mul_ps(_mm512_cvtepi32_ps(code), scales);
+        };
+        const __m512 even = numbers(here + pair / 4 * SIDE), odd = numbers(here + (4 + pair / 4) * SIDE);
+        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+        _mm512_storeu_si512(tiles + pair * SIDE, _mm512_permutexvar_epi16(side_by_side, both));
+      }
     }
   }
 }
 
 inline bool groups_of_lanes(const Matrix& w) {
-  return w.format == INT4 && w.columns / w.groups % 32 == 0;
+  return w.format == GROUPED && w.columns / w.groups % 32 == 0;
 }
 
 // Whether packing some columns costs no more than their share of a row.
@@ -99,7 +106,7 @@ inline bool divisible(const Matrix& w) {
 inline void pack_tiles(const Part& part, uint32_t* tiles) {
   const Matrix& w = part.w;
   if (w.format == INT8) return pack_int8(part, tiles);
-  if (groups_of_lanes(w)) return pack_int4(part, tiles);
+  if (groups_of_lanes(w)) return pack_grouped(part, tiles);
   const uint16_t* rows = (const uint16_t*)w.weight + part.first * w.columns;
   if (w.format != DENSE_BFLOAT16) {
     rows = (uint16_t*)room_for(Purpose::PANEL_ROWS, SIDE * w.columns * sizeof(uint16_t));

@@ -8,13 +8,17 @@ from torch import Tensor
 
 from spqlm.formats import Layout, StoredWeight
 from spqlm.native import DTYPES, FLOATS, Matrix, addressable
+from spqlm.numerics.packing import MULTIPLE, PLANES
 
-KINDS = {"int8": 3, "int4": 4, "sparse_int8": 5, "sparse_int4": 6}
+GROUPED = {f"int{bits}": bits for bits in PLANES}
+"""Kinds of layout of codes in groups, and their bits."""
+
+KINDS = {"int8": 3, **dict.fromkeys(GROUPED, 4), "sparse_int8": 5, "sparse_int4": 6}
 """Kinds of layout that there are kernels for, beside `dense`; mirrors `Format` in matrix.h."""
 
 _CODES = {
     "int8": torch.int8,
-    "int4": torch.uint8,
+    **dict.fromkeys(GROUPED, torch.uint8),
     "sparse_int8": torch.int8,
     "sparse_int4": torch.uint8,
 }
@@ -51,9 +55,9 @@ def consistent(layout: Layout, bias: Tensor | None) -> bool:
         return False
     if kind == "int8":
         return width == columns and scale.shape == ((rows if groups else 1),)
-    if kind == "int4":
-        whole = groups > 0 and columns % groups == 0
-        return whole and 2 * width == columns and scale.shape == (rows, groups)
+    if (bits := GROUPED.get(kind)) is not None:
+        whole = groups > 0 and columns % groups == 0 and (bits == 4 or columns % MULTIPLE == 0)
+        return whole and 8 * width == columns * bits and scale.shape == (rows, groups)
     return _stored_groups(layout, rows)
 
 
@@ -103,6 +107,7 @@ def matrix_of(weight: StoredWeight, bias: Tensor | None) -> Matrix | None:
         DTYPES[codes.dtype] if kind == "dense" else KINDS[kind],
         0 if scale is None else DTYPES[scale.dtype],
         0 if bias is None else DTYPES[bias.dtype],
+        GROUPED.get(kind, 0),
         group_size,
         None if zero is None else zero.data_ptr(),
         None if mask is None else mask.data_ptr(),

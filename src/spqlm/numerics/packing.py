@@ -1,8 +1,8 @@
 """Codes of few bits in bytes, without waste: planes of four, two and one bit, one behind the other.
 
 A code of b bits, made non-negative, is cut into planes from its lowest bits on: 2 = 2, 3 = 2 + 1,
-5 = 4 + 1, 6 = 4 + 2. A row holds its first plane and then its second, so any width takes just its
-bits, and what reads one plane reads all.
+5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1. A row holds its planes one behind the other, so any width takes
+just its bits, and what reads one plane reads all.
 
 The order inside a plane suits vectors of bytes that hold even columns beside vectors that hold odd
 ones, a BLOCK of columns at a time, as the two nibbles of a byte do:
@@ -22,7 +22,7 @@ BLOCK = 128
 MULTIPLE = 16
 """What divides the columns of a row."""
 
-PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
+PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
 """Bits of the planes that a code of so many bits is cut into, lowest first."""
 
 

@@ -12,7 +12,7 @@ from tests.stored_weights import definition, random_codes
 from torch import Tensor
 
 from spqlm.formats import Layout, StoredWeight
-from spqlm.formats.int4 import Int4Weight
+from spqlm.formats._grouped import GroupedWeight
 
 linear = pytest.importorskip("spqlm.kernels.triton.linear", reason="triton is not installed")
 
@@ -212,14 +212,14 @@ def test_what_no_kernel_takes_is_left_to_pytorch(device):
         assert linear.product(inputs, stored, None) is None, reason
 
 
-class Unknown(Int4Weight):
+class Unknown(GroupedWeight):
     """The tensors of int4, which mean something else."""
 
     def layout(self) -> Layout:
         return super().layout()._replace(kind="table4")
 
 
-class Other(Int4Weight):
+class Other(GroupedWeight):
     """The same under the name of a kind that there are kernels for."""
 
     def layout(self) -> Layout:
