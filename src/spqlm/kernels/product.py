@@ -10,6 +10,7 @@ tracing, float64) goes to the format's PyTorch reference. docs/kernel-measuremen
 
 import logging
 import threading
+from collections.abc import Sequence
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from spqlm import native
 from spqlm.formats import StoredWeight
+from spqlm.kernels import operation
 from spqlm.kernels.widening import arithmetic
 from spqlm.native.weights import matrix_of
 
@@ -103,8 +105,28 @@ class _Linear(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
+    if operation.wanted(x, weight):
+        return _traced(x, [weight], bias)
+    return _run(x, weight, bias)
+
+
+def _run(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     found = fast_product(x, weight, bias)
     return weight.product(x, bias) if found is None else found
+
+
+def _run_factors(x: Tensor, weights: Sequence[StoredWeight], bias: Tensor | None) -> Tensor:
+    """What the operation that `torch.compile` sees does when it runs."""
+    *inner, last = weights
+    found = _fast_low_rank(x, *inner, last, bias) if inner else None
+    if found is not None:
+        return found
+    for weight in inner:
+        x = _run(x, weight, None)
+    return _run(x, last, bias)
+
+
+_traced = operation.register("spqlm::product", _run_factors)
 
 
 def restored(weight: StoredWeight, dtype: torch.dtype) -> Tensor:
@@ -220,6 +242,14 @@ def low_rank(
     """
     if needs_gradient(x, bias, *right.tensors().values(), *left.tensors().values()):
         return None
+    if operation.wanted(x, right, left):
+        return _traced(x, [right, left], bias)
+    return _fast_low_rank(x, right, left, bias)
+
+
+def _fast_low_rank(
+    x: Tensor, right: StoredWeight, left: StoredWeight, bias: Tensor | None
+) -> Tensor | None:
     if (kernels := gpu_kernels(x)) is not None:
         return kernels.low_rank(x, right, left, bias)
     if x.dtype not in native.FLOATS or not x.numel() or x.numel() > FEW_ROWS * x.shape[-1]:
