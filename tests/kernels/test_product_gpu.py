@@ -31,7 +31,7 @@ def use(monkeypatch):
     """Set what a product finds in the place of the kernels."""
 
     def set_kernels(kernels):
-        monkeypatch.setitem(product._on_gpu, "kernels", kernels)
+        monkeypatch.setattr(product, "kernels_for", lambda x: None if x.is_cpu else kernels)
         return kernels
 
     return set_kernels
@@ -62,8 +62,8 @@ def test_what_they_do_not_take_is_computed_in_pytorch(cuda, use, kernels):
     assert linear(*cuda, None).shape == (3, 5)
 
 
-def test_the_real_kernels_refuse_fakes(cuda):
-    pytest.importorskip("triton", reason="triton is not installed")
+def test_the_real_kernels_refuse_fakes(cuda, use):
+    use(pytest.importorskip("spqlm.kernels.triton", reason="triton is not installed"))
     assert linear(*cuda, None).shape == (3, 5)
 
 
@@ -75,12 +75,3 @@ def test_gradients_and_tensors_elsewhere_are_none_of_theirs(cuda, use):
     here = replace(weight, codes=weight.codes.cpu(), scale=weight.scale.cpu())
     linear(x.cpu(), here, None)
     assert not kernels.calls
-
-
-def test_without_triton_there_is_one_warning(monkeypatch, caplog):
-    monkeypatch.setattr(product, "find_spec", lambda name: None)
-    monkeypatch.setattr(product, "_on_gpu", {})
-    assert product.kernels_in_triton() is None
-    assert product.kernels_in_triton() is None
-    assert len(caplog.messages) == 1
-    assert "triton is not installed" in caplog.text

@@ -4,8 +4,6 @@ import logging
 
 from transformers import PreTrainedModel
 
-from spqlm.kernels.product import kernels_in_triton
-
 logger = logging.getLogger(__name__)
 
 
@@ -13,8 +11,8 @@ def decode_by_graphs(model: PreTrainedModel) -> PreTrainedModel:
     """Let `generate` compile the decode step and record it as a CUDA graph; the same object.
 
     A cache of a fixed length is what transformers asks for to do so (its `CompileConfig` is
-    `reduce-overhead`, which is Inductor with CUDA graphs). The kernels in Triton stay what they
-    are: operations inside the graph. The first tokens compile, which Inductor keeps on disk for
+    `reduce-overhead`, which is Inductor with CUDA graphs). Products with compressed weights are
+    operations inside the graph. The first tokens compile, which Inductor keeps on disk for
     later processes. A model that transformers cannot compile whole is left as it is, and the log
     says so.
     """
@@ -23,7 +21,6 @@ def decode_by_graphs(model: PreTrainedModel) -> PreTrainedModel:
             "decoding stays as it is: transformers cannot compile %s", type(model).__name__
         )
         return model
-    kernels_in_triton()  # To look for them later would break the graph.
     assert model.generation_config is not None
     model.generation_config.cache_implementation = "static"
     logger.info("the first tokens of `generate` compile the decode step, which takes a while")

@@ -58,8 +58,9 @@ class Int8Weight(StoredWeight):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Codes are exact in every float dtype, so only the products are rounded."""
-        if x.dtype == torch.float16:
-            # Sums of x · code leave float16's range where those of x · weight do not.
+        # In float16 sums of x · code may leave the range where those of x · weight do not; and
+        # Inductor knows the formula below by sight, see `kernels.operation`.
+        if x.dtype == torch.float16 or torch.compiler.is_compiling():
             return super().product(x, bias)
         product = functional.linear(x, self.codes.to(x.dtype)) * self.scale.to(x.dtype)
         return product if bias is None else product + bias.to(x.dtype)

@@ -18,19 +18,14 @@ from spqlm.native import FLOATS
 Compute = Callable[[Tensor, Sequence[StoredWeight], Tensor | None], Tensor]
 
 
-def wanted(x: Tensor, *weights: StoredWeight) -> bool:
-    """Whether a product that is being traced is one operation.
+def wanted(x: Tensor) -> bool:
+    """Whether a product with x that is being traced is one operation.
 
     `torch.export` gets the formula instead, in operations of PyTorch alone: what it makes is for
     processes that do not have this package.
     """
-    return (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and (x.is_cpu or x.is_cuda)
-        and x.dtype in FLOATS
-        and all(weight.layout() is not None for weight in weights)
-    )
+    traced = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return traced and (x.is_cpu or x.is_cuda) and x.dtype in FLOATS
 
 
 def register(name: str, compute: Compute) -> Compute:
@@ -42,70 +37,38 @@ def register(name: str, compute: Compute) -> Compute:
             or None; gives [..., out] in the dtype of x.
     """
 
-    def run(
-        x: Tensor,
-        bias: Tensor | None,
-        tensors: Sequence[Tensor],
-        names: Sequence[str],
-        formats: Sequence[str],
-        columns: Sequence[int],
-    ) -> Tensor:
-        return compute(x, _held(tensors, names, formats, columns), bias)
+    def run(x: Tensor, bias: Tensor | None, tensors: Sequence[Tensor], stated: str) -> Tensor:
+        return compute(x, _held(tensors, stated), bias)
 
-    def shaped(
-        x: Tensor,
-        bias: Tensor | None,
-        tensors: Sequence[Tensor],
-        names: Sequence[str],
-        formats: Sequence[str],
-        columns: Sequence[int],
-    ) -> Tensor:
-        last = _held(tensors, names, formats, columns)[-1]
-        return x.new_empty(*x.shape[:-1], last.shape[0])
+    def shaped(x: Tensor, bias: Tensor | None, tensors: Sequence[Tensor], stated: str) -> Tensor:
+        return x.new_empty(*x.shape[:-1], _held(tensors, stated)[-1].shape[0])
 
     operation = torch.library.custom_op(name, run, mutates_args=())
     operation.register_fake(shaped)
 
     def call(x: Tensor, weights: Sequence[StoredWeight], bias: Tensor | None) -> Tensor:
-        parts = [
-            (f"{place}.{name}", tensor)
-            for place, weight in enumerate(weights)
-            for name, tensor in weight.tensors().items()
-        ]
-        y: Tensor = operation(
-            x,
-            bias,
-            [tensor for _, tensor in parts],
-            [name for name, _ in parts],
-            [_stated(weight.format) for weight in weights],
-            [weight.shape[1] for weight in weights],
-        )
+        tensors = [tensor for weight in weights for tensor in weight.tensors().values()]
+        stated = [_stated(w.format, tuple(w.tensors()), w.shape[1]) for w in weights]
+        y: Tensor = operation(x, bias, tensors, "\n".join(stated))
         return y
 
     return call
 
 
-def _held(
-    tensors: Sequence[Tensor],
-    names: Sequence[str],
-    formats: Sequence[str],
-    columns: Sequence[int],
-) -> list[StoredWeight]:
-    parts: list[dict[str, Tensor | None]] = [{} for _ in formats]
-    for name, tensor in zip(names, tensors, strict=True):
-        place, _, part = name.partition(".")
-        parts[int(place)][part] = tensor
-    return [
-        _format(stated).hold(part, width)
-        for stated, part, width in zip(formats, parts, columns, strict=True)
-    ]
-
-
 @torch.compiler.assume_constant_result
-def _stated(form: Format) -> str:
-    return json.dumps(dump(form))
+def _stated(form: Format, names: tuple[str, ...], columns: int) -> str:
+    """All of a weight but its tensors, in one line: operations take no other objects."""
+    return json.dumps([dump(form), names, columns])
+
+
+def _held(tensors: Sequence[Tensor], stated: str) -> list[StoredWeight]:
+    """The weights whose tensors stand one behind the other; a line states each."""
+    left = iter(tensors)
+    described = map(_description, stated.splitlines())
+    return [form.hold(dict(zip(names, left)), columns) for form, names, columns in described]
 
 
 @cache
-def _format(stated: str) -> Format:
-    return parse(json.loads(stated))
+def _description(stated: str) -> tuple[Format, list[str], int]:
+    form, names, columns = json.loads(stated)
+    return parse(form), names, columns

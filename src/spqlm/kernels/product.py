@@ -5,14 +5,12 @@ few rows of input go to a kernel that reads the codes as they are stored, which 
 for many rows the weight is turned into the dtype of the activations (or float32, where the
 processor multiplies that faster), on a CPU a block at a time, in a cache for a native product or
 for PyTorch's, which costs arithmetic. Everything else (a format without kernels, another device,
-tracing, float64) goes to the format's PyTorch reference. docs/kernel-measurements.md says why.
+float64) goes to the format's PyTorch reference. `torch.compile` sees one operation that does all of
+this when it runs. docs/kernel-measurements.md says why.
 """
 
-import logging
 import threading
 from collections.abc import Sequence
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,10 +20,9 @@ from torch.nn import functional
 from spqlm import native
 from spqlm.formats import StoredWeight
 from spqlm.kernels import operation
+from spqlm.kernels.gpu import kernels_for
 from spqlm.kernels.widening import arithmetic
 from spqlm.native.weights import matrix_of
-
-logger = logging.getLogger(__name__)
 
 FEW_ROWS = 16
 """Up to here the kernels for few rows are the faster ones."""
@@ -105,7 +102,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
-    if operation.wanted(x, weight):
+    if operation.wanted(x):
         return _traced(x, [weight], bias)
     return _run(x, weight, bias)
 
@@ -141,38 +138,6 @@ def restored(weight: StoredWeight, dtype: torch.dtype) -> Tensor:
     return weight.detach().restore(dtype)
 
 
-_on_gpu: dict[str, ModuleType | None] = {}
-
-
-@torch.compiler.disable
-def _look_for_triton() -> None:
-    if find_spec("triton") is None:
-        logger.warning(
-            "triton is not installed, so compressed layers run in PyTorch on the GPU, slower; "
-            "install it in the version that this torch wants"
-        )
-        _on_gpu["kernels"] = None
-        return
-    from spqlm.kernels import triton
-
-    _on_gpu["kernels"] = triton
-
-
-def kernels_in_triton() -> ModuleType | None:
-    """`spqlm.kernels.triton`, or None where Triton is not installed, which is logged once.
-
-    Looking for it breaks a graph that is being traced; a call before that has it found.
-    """
-    if "kernels" not in _on_gpu:
-        _look_for_triton()
-    return _on_gpu["kernels"]
-
-
-def gpu_kernels(x: Tensor) -> ModuleType | None:
-    """`kernels_in_triton` if x is on a GPU; imported by the first x that is."""
-    return kernels_in_triton() if x.is_cuda else None
-
-
 def fast_product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | None:
     """Inputs times the weight, transposed, plus bias; None where no kernel can.
 
@@ -184,7 +149,7 @@ def fast_product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor
     Returns:
         [..., out] in the dtype of x, not differentiable.
     """
-    if (kernels := gpu_kernels(x)) is not None:
+    if (kernels := kernels_for(x)) is not None:
         return kernels.product(x, weight, bias)
     library = native.library()
     if library is None or x.dtype not in native.FLOATS or not x.numel():
@@ -242,7 +207,7 @@ def low_rank(
     """
     if needs_gradient(x, bias, *right.tensors().values(), *left.tensors().values()):
         return None
-    if operation.wanted(x, right, left):
+    if operation.wanted(x):
         return _traced(x, [right, left], bias)
     return _fast_low_rank(x, right, left, bias)
 
@@ -250,7 +215,7 @@ def low_rank(
 def _fast_low_rank(
     x: Tensor, right: StoredWeight, left: StoredWeight, bias: Tensor | None
 ) -> Tensor | None:
-    if (kernels := gpu_kernels(x)) is not None:
+    if (kernels := kernels_for(x)) is not None:
         return kernels.low_rank(x, right, left, bias)
     if x.dtype not in native.FLOATS or not x.numel() or x.numel() > FEW_ROWS * x.shape[-1]:
         return None

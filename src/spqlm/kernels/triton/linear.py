@@ -84,8 +84,6 @@ def _multiplies(x: Tensor, matrix: Matrix) -> bool:
 
 def read_codes(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """Inputs [..., in], at most FEW_ROWS, times a weight as it is stored, [..., out] in `dtype`."""
-    if torch.compiler.is_compiling():
-        return _read_codes(x, *matrix, dtype)
     y = x.new_empty(*x.shape[:-1], matrix.rows, dtype=dtype)
     with torch.cuda.device_of(x):
         _launch(x, matrix, y)
@@ -151,8 +149,6 @@ def _few_rows(x: Tensor, count: int, matrix: Matrix, y: Tensor) -> None:
 
 def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """The weight [out, in] of codes and scales."""
-    if torch.compiler.is_compiling():
-        return _dequantized(*matrix, dtype)
     weight = matrix.weight.new_empty(matrix.rows, matrix.columns, dtype=dtype)
     block = 1024
     with torch.cuda.device_of(weight):
@@ -167,61 +163,3 @@ def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
             BLOCK=block,
         )
     return weight
-
-
-# What torch.compile sees: operations that it calls as they are, and that CUDA graphs record.
-
-
-@torch.library.custom_op("spqlm::read_codes", mutates_args=())
-def _read_codes(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    packed: bool,
-    group: int | None,
-    scale_row: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    matrix = Matrix(weight, scale, bias, packed, group, scale_row)
-    return read_codes(x.contiguous(), matrix, dtype)
-
-
-@_read_codes.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    packed: bool,
-    group: int | None,
-    scale_row: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(weight), dtype=dtype)
-
-
-@torch.library.custom_op("spqlm::dequantized", mutates_args=())
-def _dequantized(
-    weight: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    packed: bool,
-    group: int | None,
-    scale_row: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return dequantized(Matrix(weight, scale, bias, packed, group, scale_row), dtype)
-
-
-@_dequantized.register_fake
-def _(
-    weight: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    packed: bool,
-    group: int | None,
-    scale_row: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return weight.new_empty(len(weight), (2 if packed else 1) * weight.shape[1], dtype=dtype)

@@ -1,6 +1,6 @@
 """Products with a weight of which whole groups of inputs are dropped."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,9 +106,8 @@ def sparse_product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tens
     if not launchable(x, *stored[:5], bias):
         return None
     # For a prompt too: graphs of the tokens after it cannot make the numbers.
-    if not torch.compiler.is_compiling():
-        if len(group_numbers(stored.mask, stored.groups)) != len(stored.codes):
-            return None
+    if len(group_numbers(stored.mask, stored.groups)) != len(stored.codes):
+        return None
     if x.numel() <= FEW_ROWS * stored.columns:
         return read_codes(x, stored)
     dense = dequantized(stored, x.dtype)
@@ -117,8 +116,6 @@ def sparse_product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tens
 
 def read_codes(x: Tensor, stored: Stored) -> Tensor:
     """Inputs [..., columns], at most FEW_ROWS, times a weight as it is stored, plus bias."""
-    if torch.compiler.is_compiling():
-        return _read_groups(x, *stored)
     y = x.new_empty(*x.shape[:-1], len(stored.mask))
     with torch.cuda.device_of(x):
         _launch(x, stored, y)
@@ -142,8 +139,6 @@ def _launch(x: Tensor, stored: Stored, y: Tensor) -> None:
 
 def dequantized(stored: Stored, dtype: torch.dtype) -> Tensor:
     """The weight [rows, columns], with zeros where groups are dropped."""
-    if torch.compiler.is_compiling():
-        return _dequantized_groups(*stored, dtype)
     width, (rows, mask_width) = stored.codes.shape[1], stored.mask.shape
     dense = stored.codes.new_empty(rows, stored.columns, dtype=dtype)
     with torch.cuda.device_of(dense):
@@ -157,63 +152,3 @@ def dequantized(stored: Stored, dtype: torch.dtype) -> Tensor:
             GROUPS=2048 // width,
         )
     return dense
-
-
-# What torch.compile sees: operations that it calls as they are, and that CUDA graphs record.
-
-
-@torch.library.custom_op("spqlm::read_groups", mutates_args=())
-def _read_groups(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    mask: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-    packed: bool,
-    columns: int,
-    groups: int,
-) -> Tensor:
-    stored = Stored(codes, scale, zero, mask, offsets, bias, packed, columns, groups)
-    return read_codes(x.contiguous(), stored)
-
-
-@_read_groups.register_fake
-def _(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, mask: Tensor, *_: Any
-) -> Tensor:
-    return x.new_empty(*x.shape[:-1], len(mask))
-
-
-@torch.library.custom_op("spqlm::dequantized_groups", mutates_args=())
-def _dequantized_groups(
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    mask: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-    packed: bool,
-    columns: int,
-    groups: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    stored = Stored(codes, scale, zero, mask, offsets, bias, packed, columns, groups)
-    return dequantized(stored, dtype)
-
-
-@_dequantized_groups.register_fake
-def _(
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    mask: Tensor,
-    offsets: Tensor,
-    bias: Tensor | None,
-    packed: bool,
-    columns: int,
-    groups: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return codes.new_empty(len(mask), columns, dtype=dtype)
