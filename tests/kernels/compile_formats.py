@@ -61,7 +61,7 @@ def agreements(module: nn.Module, given: list[Tensor]) -> dict[str, bool]:
     agree = {
         "compiled": all(torch.equal(compiled(x), module(x)) for x in given),
         "exported": near(exported(given[-1]), module(given[-1])),
-        "exported without us": not any("spqlm" in str(node.target) for node in exported.graph.nodes),
+        "exported without us": not any("spqlm" in str(n.target) for n in exported.graph.nodes),
     }
     if getattr(module, "format", None) and module.format.name == "int8":
         # The one whose formula Inductor knows.
@@ -109,10 +109,7 @@ def whole_model() -> dict[str, bool]:
     compiled = torch.compile(model, fullgraph=True)
     fixed = StaticCache(config=model.config, max_cache_len=16)
     prompt = compiled(ids[:, :4], past_key_values=fixed).logits
-    steps = [
-        compiled(ids[:, at : at + 1], past_key_values=fixed, cache_position=torch.tensor([at])).logits
-        for at in (4, 5)
-    ]
+    steps = [compiled(ids[:, at : at + 1], past_key_values=fixed).logits for at in (4, 5)]
     wanted = model(ids).logits
     exported = torch.export.export(model, (ids,), {"use_cache": False}, strict=False).module()
     return {

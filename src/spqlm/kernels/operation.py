@@ -63,9 +63,11 @@ def _stated(form: Format, names: tuple[str, ...], columns: int) -> str:
 
 def _held(tensors: Sequence[Tensor], stated: str) -> list[StoredWeight]:
     """The weights whose tensors stand one behind the other; a line states each."""
-    left = iter(tensors)
-    described = map(_description, stated.splitlines())
-    return [form.hold(dict(zip(names, left)), columns) for form, names, columns in described]
+    left, held = iter(tensors), []
+    for line in stated.splitlines():
+        form, names, columns = _description(line)
+        held.append(form.hold({name: next(left) for name in names}, columns))
+    return held
 
 
 @cache

@@ -115,11 +115,11 @@ def _run(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
 def _run_factors(x: Tensor, weights: Sequence[StoredWeight], bias: Tensor | None) -> Tensor:
     """What the operation that `torch.compile` sees does when it runs."""
     *inner, last = weights
-    found = _fast_low_rank(x, *inner, last, bias) if inner else None
-    if found is not None:
-        return found
-    for weight in inner:
-        x = _run(x, weight, None)
+    for right in inner:
+        found = _fast_low_rank(x, right, last, bias)
+        if found is not None:
+            return found
+        x = _run(x, right, None)
     return _run(x, last, bias)
 
 
