@@ -1,6 +1,7 @@
 """Where work that may be wanted again is kept, and what it is known by."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -8,12 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from spqlm.model.view import ModelView
 
 DIRECTORY_VARIABLE = "SPQ_CACHE_DIR"
+# What a file that cannot be used makes its reader raise.
+UNREADABLE = (OSError, SafetensorError, ValueError, KeyError)
+_CHECKSUM = "checksum"
 # Of a kind, the newest few are kept.
 KEPT_FILES = 4
 # Directories of stages of runs that were stopped and never started again.
@@ -74,7 +79,7 @@ class RunState:
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file that is there whole or not at all.
+    """A safetensors file that is there whole or not at all, for `read_tensors`.
 
     Raises:
         OSError, SafetensorError: it cannot be written.
@@ -83,10 +88,34 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
         held = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        save_file(held, partial, dict(metadata))
+        save_file(held, partial, {**metadata, _CHECKSUM: _checksum(file, held, metadata)})
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, on the CPU, and metadata of a file that `write_tensors` wrote in this place.
+
+    Raises:
+        UNREADABLE: it cannot be read, was changed, or is the file of another key.
+    """
+    with safe_open(file, "pt") as opened:
+        metadata = dict(opened.metadata() or {})
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    if metadata.pop(_CHECKSUM, None) != _checksum(file, tensors, metadata):
+        raise ValueError("its checksum is wrong")
+    return tensors, metadata
+
+
+def _checksum(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Over the content and the place: a key is the name of a file, or of the directory it is in."""
+    place = [file.name] if file.parent == cache_directory() else [file.parent.name, file.name]
+    digest = hashlib.sha256(json.dumps([place, sorted(metadata.items())]).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def drop_old_files(kind: str, kept: int = KEPT_FILES) -> None:

@@ -25,7 +25,8 @@ def load(
             GPU as CUDA graphs; see docs/kernels.md.
         int8_activations: round what enters int8 layers to int8, too, where many tokens come at
             once: prompts are read faster, a little less exactly.
-        options: `dtype`, `device_map` and whatever else `from_pretrained` takes.
+        options: `dtype`, `device_map` and whatever else `from_pretrained` takes; `verify=True`
+            compares a checkpoint with the hashes that were written beside it.
 
     Returns:
         the model in eval mode.

@@ -13,6 +13,7 @@ from spqlm.ambient import standard_torch
 from spqlm.cache import RunState
 from spqlm.calibration.gather import Calibration
 from spqlm.checkpoint.manifest import Manifest, Sizes, StageRecord
+from spqlm.data.sources import public_name
 from spqlm.errors import SpqError
 from spqlm.kernels.widening import widened_products
 from spqlm.model.memory import PeakMemory, resident_bytes
@@ -108,7 +109,7 @@ def compress(
         target.check_output(
             directory, overwrite=overwrite, inputs=[i for i in inputs if isinstance(i, str | Path)]
         )
-    loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True)
+    loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
     if tokenizer is not None:
         loaded.tokenizer = tokenizer
     if ratio is not None:
@@ -185,8 +186,9 @@ def _manifest(
 ) -> Manifest:
     """How the result came to be; the bytes on disk are added when it is saved."""
     source, earlier = loaded.source, loaded.manifest
+    shared = recipe.calibrated_on(public_name(recipe.calibration.source))
     return Manifest(
-        recipe=recipe.to_dict(),
+        recipe=shared.to_dict(),
         seed=seed,
         source=source,
         calibration=text.record,

@@ -8,14 +8,21 @@ from dataclasses import replace
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from spqlm.allocation.menu import stored_bytes
 from spqlm.allocation.search import Search, priced_weights
 from spqlm.allocation.shapes import Shape
 from spqlm.allocation.units import Part, PricedShape, Unit, cut_shape
-from spqlm.cache import cache_directory, drop_old_files, work_key, write_tensors
+from spqlm.cache import (
+    UNREADABLE,
+    cache_directory,
+    drop_old_files,
+    read_tensors,
+    work_key,
+    write_tensors,
+)
 from spqlm.formats import AnyFormat
 from spqlm.layerwise.loop import Sink
 from spqlm.model.view import Named
@@ -23,7 +30,7 @@ from spqlm.model.view import Named
 logger = logging.getLogger(__name__)
 
 # Raised whenever what is computed changes, so that older files are not read.
-COMPUTATION = 2
+COMPUTATION = 3
 
 
 class _StoredPart(BaseModel):
@@ -95,11 +102,12 @@ class PriceFiles:
             return None
         try:
             weights = {named.name: named for named in priced_weights(self._view)}
-            with safe_open(file, "pt", device=str(self._view.model.device)) as opened:
-                stored = _UNITS.validate_json((opened.metadata() or {})["units"])
-                rows = {key: opened.get_tensor(key) for key in opened.keys()}
+            tensors, metadata = read_tensors(file)
+            stored = _UNITS.validate_json(metadata["units"])
+            device = self._view.model.device
+            rows = {key: tensor.to(device) for key, tensor in tensors.items()}
             return [_unit(unit, f"{index}", weights, rows) for index, unit in enumerate(stored)]
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
             return None
 

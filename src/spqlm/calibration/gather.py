@@ -1,5 +1,7 @@
 """Calibration text and what is measured on it, gathered when the first stage needs it."""
 
+from hashlib import sha256
+
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
@@ -9,6 +11,7 @@ from spqlm.calibration.sensitivity_cache import cached_sensitivities
 from spqlm.calibration.statistics import Statistics, collect, draw_windows
 from spqlm.checkpoint.manifest import CalibrationRecord
 from spqlm.data import GENERATED, EncodedText, Text, encode, fingerprint, load_text
+from spqlm.data.sources import public_name
 from spqlm.errors import SpqError
 from spqlm.model.limits import check_context
 from spqlm.model.view import ModelView
@@ -67,8 +70,9 @@ class Calibration:
                 raise SpqError("this recipe reads calibration text, but the model has no tokenizer")
             text, self._ids = self._read(self._tokenizer)
             self.record = CalibrationRecord(
-                source=self._config.source,
+                source=public_name(self._config.source),
                 origin=text.origin,
+                sha256=sha256(text.text.encode(errors="replace")).hexdigest(),
                 tokens=len(self._ids),
                 windows=self._config.windows,
                 context=self._config.context,

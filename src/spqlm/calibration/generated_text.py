@@ -8,11 +8,17 @@ import logging
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spqlm.cache import cache_directory, drop_old_files, work_key, write_tensors
+from spqlm.cache import (
+    UNREADABLE,
+    cache_directory,
+    drop_old_files,
+    read_tensors,
+    work_key,
+    write_tensors,
+)
 from spqlm.data import EncodedText, beginning
 from spqlm.decoding.optimize import optimized
 from spqlm.model.view import ModelView
@@ -22,7 +28,7 @@ from spqlm.progress import track
 logger = logging.getLogger(__name__)
 
 # Raised whenever what is written changes, so that older files are not read.
-COMPUTATION = 2
+COMPUTATION = 3
 
 # That tokens are drawn for at a time.
 ROWS = 8
@@ -54,10 +60,11 @@ def generated_ids(
     key = work_key(view, starts, str(COMPUTATION), str(context), str(seed))
     file = cache_directory() / f"generated-{key}.safetensors"
     try:
-        if file.is_file() and (ids := load_file(file)["ids"]).shape == (count * context,):
+        if file.is_file():
+            ids = read_tensors(file)[0]["ids"]
             logger.info("text that the model wrote, from %s", file.name)
             return _text(ids, begins, count)
-    except (OSError, SafetensorError, KeyError) as error:
+    except UNREADABLE as error:
         logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
     ids = _write(view.model, starts, context, generator).flatten()
     try:

@@ -5,17 +5,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from spqlm.cache import cache_directory, drop_old_files, work_key, write_tensors
+from spqlm.cache import (
+    UNREADABLE,
+    cache_directory,
+    drop_old_files,
+    read_tensors,
+    work_key,
+    write_tensors,
+)
 from spqlm.calibration.sensitivity import Sensitivity, collect_sensitivities
 from spqlm.model.view import ModelView
 
 logger = logging.getLogger(__name__)
 
 # Raised whenever what is computed changes, so that older files are not read.
-COMPUTATION = 2
+COMPUTATION = 3
 
 
 def cached_sensitivities(
@@ -40,7 +46,7 @@ def cached_sensitivities(
             if sorted(found) == wanted:
                 logger.info("sensitivities from %s", file.name)
                 return found
-    except (OSError, SafetensorError, TypeError) as error:
+    except UNREADABLE as error:
         logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
     found = collect_sensitivities(view, windows, wanted)
     try:
@@ -63,7 +69,7 @@ def _write(file: Path, found: dict[str, Sensitivity]) -> None:
 
 def _read(file: Path) -> dict[str, Sensitivity]:
     found: dict[str, dict[str, Tensor]] = {}
-    for key, value in load_file(file).items():
+    for key, value in read_tensors(file)[0].items():
         name, _, attribute = key.rpartition("/")
         found.setdefault(name, {})[attribute] = value
     return {name: Sensitivity(**tensors) for name, tensors in found.items()}

@@ -9,14 +9,16 @@ from spqlm.errors import CheckpointError
 from spqlm.plan import Plan, Source
 
 FILE = "spq_manifest.json"
+CARD = "README.md"
 
 
 class CalibrationRecord(BaseModel):
     """The text that a checkpoint was calibrated or tuned on.
 
     Attributes:
-        source: as the user gave it.
+        source: as the user gave it; a file by its name alone.
         origin: what it is.
+        sha256: of the text; empty in earlier versions.
         tokens: in the whole text.
         windows: that calibration ran over.
         context: tokens in each.
@@ -28,6 +30,7 @@ class CalibrationRecord(BaseModel):
 
     source: str
     origin: str
+    sha256: str = ""
     tokens: int
     windows: int
     context: int
@@ -83,6 +86,8 @@ class Manifest(BaseModel):
         stages: in the order they ran.
         sizes: in bytes.
         versions: of the packages that decide the result.
+        tensors: SHA-256 of each, by name; see `checkpoint.hashes`. Empty in earlier versions.
+        files: SHA-256 of the other files, by name.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -95,6 +100,8 @@ class Manifest(BaseModel):
     stages: list[StageRecord]
     sizes: Sizes
     versions: dict[str, str] = Field(default_factory=dict)
+    tensors: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
 
     @property
     def fingerprints(self) -> list[str]:

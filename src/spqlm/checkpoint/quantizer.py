@@ -16,7 +16,6 @@ from spqlm import native
 from spqlm.checkpoint.headers import TensorHeader, check_tensors, read_header
 from spqlm.checkpoint.spec import FORMAT_VERSION, ModuleSpec, WeightSpec, parse_spec
 from spqlm.errors import CheckpointError
-from spqlm.modules.linear import Compressed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,18 +118,9 @@ class SpqQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(
         self, model: "PreTrainedModel", **kwargs: Any
     ) -> "PreTrainedModel":
-        devices = set()
-        for name, module in model.named_modules():
-            if not isinstance(module, Compressed):
-                continue
-            weight = module.stored_weight
-            devices |= {tensor.device.type for tensor in weight.tensors().values()}
-            if not any(tensor.is_meta for tensor in weight.tensors().values()):
-                try:
-                    weight.check()
-                except ValueError as error:
-                    raise CheckpointError(f"module {name!r} {error}") from None
-        if "cpu" in devices:
+        from spqlm.checkpoint.structure import check_values
+
+        if "cpu" in check_values(model):
             native.library()  # whoever waits for a slow answer should know why before it starts
         return model
 

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spqlm.checkpoint.spec import HeadCount, LinearPlace, ModuleSpec, WeightSpec, spec_of
 from spqlm.errors import CheckpointError
 from spqlm.model.tying import retie
+from spqlm.modules.linear import Compressed
 
 
 def skeleton(model: PreTrainedModel) -> PreTrainedModel:
@@ -77,3 +79,26 @@ def rebuild(model: PreTrainedModel, specs: dict[str, ModuleSpec], dtype: torch.d
                 raise CheckpointError(f"factor {name!r} does not fit its low-rank layer")
         model.set_submodule(name, spec.build(dtype))
     retie(model)
+
+
+def check_values(model: nn.Module) -> set[str]:
+    """Ask each compressed weight inside whether its values can be those of a weight.
+
+    Returns:
+        the types of devices that they are on.
+
+    Raises:
+        CheckpointError: they cannot; names the module.
+    """
+    devices = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, Compressed):
+            continue
+        weight = module.stored_weight
+        devices |= {tensor.device.type for tensor in weight.tensors().values()}
+        if not any(tensor.is_meta for tensor in weight.tensors().values()):
+            try:
+                weight.check()
+            except ValueError as error:
+                raise CheckpointError(f"module {name!r} {error}") from None
+    return devices

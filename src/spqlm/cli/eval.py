@@ -6,6 +6,7 @@ import typer
 
 from spqlm.cli import choices
 from spqlm.cli.options import (
+    MACHINE,
     MEASURED,
     Bos,
     Context,
@@ -90,6 +91,14 @@ def command(
         ),
     ] = True,
     seed: Seed = choices.FEW_SHOT_SEED,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare the checkpoint with the hashes in its manifest.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = True,
     dtype: Dtype = "auto",
     device: Device = None,
     int8_activations: Int8Activations = False,
@@ -110,7 +119,7 @@ def command(
 
     laid = protocol(named, context, stride, bos)
     check_tasks(names)
-    loaded = _load(model, dtype, device)
+    loaded = _load(model, dtype, device, verify=verify)
     if loaded.tokenizer is None:
         raise SpqError(f"model {model!r} has no tokenizer, which evaluation needs")
     optimize(loaded.model)
@@ -119,7 +128,7 @@ def command(
     dense = None
     if against is not None:
         # In the same arithmetic, so that a model agrees with itself.
-        dense = Reference(against, optimize(_load(against, dtype, device).model))
+        dense = Reference(against, optimize(_load(against, dtype, device, verify=verify).model))
     manifest = loaded.manifest
     journal = open_journal(loaded.model, cache_directory()) if cache else None
     results = [
@@ -145,10 +154,10 @@ def command(
         _show(f"{model}, int8 activations" if int8_activations else model, results)
 
 
-def _load(model: str, dtype: str, device: str | None) -> "LoadedModel":
+def _load(model: str, dtype: str, device: str | None, *, verify: bool) -> "LoadedModel":
     from spqlm.sources.load import load_model
 
-    return load_model(model, dtype=dtype, device_map=device)
+    return load_model(model, dtype=dtype, device_map=device, verify=verify)
 
 
 def _show(title: str, results: list["TaskResult"]) -> None:

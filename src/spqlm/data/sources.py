@@ -81,6 +81,11 @@ def load_text(source: str, split: Split) -> Text:
     raise _unknown(source, split)
 
 
+def public_name(source: str) -> str:
+    """A source as others may read it: a file by its name, not by where this machine keeps it."""
+    return Path(source).name if _is_path(source) else source
+
+
 def _refuse_evaluation_text(source: str) -> None:
     stem = Path(source).stem.lower()
     if stem in EVALUATION_ONLY or stem.endswith("_test"):

@@ -4,12 +4,13 @@ import json
 import logging
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
-from spqlm.cache import write_tensors
+from spqlm.cache import UNREADABLE, read_tensors, write_tensors
 from spqlm.checkpoint.headers import check_tensors, read_header
 from spqlm.checkpoint.spec import WeightSpec, parse_spec, spec_of
+from spqlm.checkpoint.structure import check_values
 from spqlm.errors import CheckpointError
 from spqlm.model.view import ModelView
 
@@ -36,7 +37,7 @@ class FinishedLayers:
             return False
         try:
             modules = self._read(file)
-        except (OSError, SafetensorError, ValueError, KeyError, CheckpointError) as error:
+        except (*UNREADABLE, CheckpointError) as error:
             logger.warning("%s is compressed anew, %s cannot be read: %s", name, file, error)
             return False
         for plain, module in modules.items():
@@ -46,9 +47,8 @@ class FinishedLayers:
         return True
 
     def _read(self, file: Path) -> nn.ModuleDict:
-        with safe_open(file, "pt") as opened:
-            stated = json.loads((opened.metadata() or {})["specs"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        tensors, metadata = read_tensors(file)
+        stated = json.loads(metadata["specs"])
         modules = nn.ModuleDict()
         for name in sorted(stated):  # a low-rank layer before its factors
             spec = parse_spec(name, stated[name])
@@ -62,6 +62,7 @@ class FinishedLayers:
                 modules[_plain(name)] = module
         check_tensors(modules.state_dict(), read_header(file), set())
         modules.load_state_dict(tensors)
+        check_values(modules)
         return modules
 
     def keep(self, name: str, changed: list[str]) -> None:

@@ -9,6 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spqlm.checkpoint.bars import our_bars
+from spqlm.checkpoint.hashes import check_hashes
+from spqlm.checkpoint.manifest import read_manifest
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.plan import SourceKind
 from spqlm.sources.accounting import check_finite
@@ -26,6 +28,7 @@ def load_model(
     device_map: Any = None,
     trust_remote_code: bool = False,
     merge_adapter: bool = False,
+    verify: bool = False,
     **options: Any,
 ) -> LoadedModel:
     """Load any causal language model: dense, GGUF, a checkpoint of ours, or one with an adapter.
@@ -40,6 +43,8 @@ def load_model(
         device_map: as in `from_pretrained`.
         trust_remote_code: run the code that a model brings along; nothing ever asks.
         merge_adapter: add an adapter to the weights, in place of computing it beside them.
+        verify: compare the tensors and files of a checkpoint of ours with the hashes in its
+            manifest, if it has them.
         options: further arguments of `from_pretrained`.
 
     Raises:
@@ -59,7 +64,8 @@ def load_model(
     if kind in ("demo", "gguf"):
         loaded = load_gguf(name, demo_file() if kind == "demo" else path, options)
     elif (path / ADAPTER).is_file():
-        loaded = load_model(base_of(path, _json_object(path / ADAPTER)), **options)
+        base = base_of(path, _json_object(path / ADAPTER))
+        loaded = load_model(base, verify=verify, **options)
         try:
             loaded.model = put_on(loaded.model, path, merge=merge_adapter)
         except LOADING_ERRORS as error:
@@ -67,6 +73,9 @@ def load_model(
                 f"cannot put adapter {path.name!r} on {loaded.source.name!r}: {first_line(error)}"
             ) from error
     else:
+        manifest = read_manifest(path) if verify and kind == "directory" else None
+        if manifest is not None:
+            check_hashes(path, manifest)
         with our_bars():
             found = read_pretrained(name, options)
         # A checkpoint's records name the directory, not where this machine keeps it.
@@ -87,7 +96,8 @@ def _from_object(module: nn.Module, options: dict[str, Any]) -> LoadedModel:
     model = plain_model(module)
     check_finite(model)
     name = model.config.name_or_path or type(model).__name__
-    source = describe_source(name, "object", model)
+    shown = Path(name).name if Path(name).exists() else name
+    source = describe_source(shown, "object", model)
     return LoadedModel(model.eval(), lambda: load_tokenizer(name), source)
 
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,7 +17,8 @@ from spqlm.checkpoint.atomic import (
 )
 from spqlm.checkpoint.card import model_card
 from spqlm.checkpoint.dense import multiply_out, resized, restore_sizes
-from spqlm.checkpoint.manifest import FILE, Manifest
+from spqlm.checkpoint.hashes import hash_files, hash_tensors
+from spqlm.checkpoint.manifest import CARD, FILE, Manifest
 from spqlm.checkpoint.spec import WeightSpec
 from spqlm.checkpoint.structure import describe, is_factor
 from spqlm.errors import CheckpointError, SpqError
@@ -150,7 +151,7 @@ class Target(ABC):
         """Write beside the weights how they came to be; `name` is the final directory's."""
         (directory / FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         card = model_card(manifest, name, self.usage(name, manifest))
-        (directory / "README.md").write_text(card, encoding="utf-8")
+        (directory / CARD).write_text(card, encoding="utf-8")
 
     def check_output(self, place: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> None:
         """Refuse, before any work is done, a place that may not be written to.
@@ -258,9 +259,10 @@ class Target(ABC):
                 )
             if manifest is not None:
                 sizes = {"disk": disk, "resident": resident}
-                manifest = manifest.model_copy(
-                    update={"sizes": manifest.sizes.model_copy(update=sizes)}
-                )
+                known: dict[str, Any] = {"sizes": manifest.sizes.model_copy(update=sizes)}
+                if not self.one_file:
+                    known |= {"tensors": hash_tensors(partial), "files": hash_files(partial)}
+                manifest = manifest.model_copy(update=known)
                 self.record(manifest, partial, place.name)
             verified = self.verify(model, partial)
         return Written(manifest, disk, verified)

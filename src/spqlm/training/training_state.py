@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from spqlm.cache import write_tensors
+from spqlm.cache import UNREADABLE, read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +75,11 @@ class TrainingState:
         if self._file is None or not self._file.is_file():
             return None
         try:
-            with safe_open(self._file, "pt") as opened:
-                values = json.loads((opened.metadata() or {})["values"])
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            tensors, metadata = read_tensors(self._file)
+            values = json.loads(metadata["values"])
             step = int(values["step"])
             self._check(tensors)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             logger.warning("training starts anew, %s cannot be read: %s", self._file, error)
             return None
         logger.info("training goes on after step %d of an earlier run", step)
