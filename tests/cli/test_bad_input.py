@@ -80,7 +80,7 @@ BAD = {
     "sizes": lambda d: (("compare", d / "source", d / "out", "--sizes", "much"), "not a size"),
     "comparison": lambda d: (
         ("compare", d / "source", d / "source", "--sizes", "1MB"),
-        "something else than a comparison",
+        "holds no comparison",
     ),
     "report": lambda d: (("report", d / "source"), "holds no spq_manifest.json"),
     "page": lambda d: (("report", d / "source", "--output", d / "page.pdf"), "an .html file"),

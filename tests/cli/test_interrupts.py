@@ -111,8 +111,8 @@ def test_ctrl_c_while_training_leaves_no_output(
     code, out, err = finish(process)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == (
-        "spq: interrupted; nothing was written, "
-        "and the same command goes on after what was finished"
+        "spq: interrupted; nothing was written; "
+        "run the same command to continue after what is finished"
     )
     assert "Traceback" not in err
     assert contents(tmp_path) == before and not (tmp_path / "out").exists()
@@ -121,11 +121,11 @@ def test_ctrl_c_while_training_leaves_no_output(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("compress", "demo", "out"), "goes on after what was finished"),
-        (("eval", "demo"), "the same command goes on from there"),
-        (("-v", "eval", "demo"), "the same command goes on from there"),
+        (("compress", "demo", "out"), "continue after what is finished"),
+        (("eval", "demo"), "run the same command to continue"),
+        (("-v", "eval", "demo"), "run the same command to continue"),
         (("eval", "demo", "--no-cache"), "nothing was written"),
-        (("compare", "demo", "out"), "the same command goes on from there"),
+        (("compare", "demo", "out"), "run the same command to continue"),
     ],
 )
 def test_an_interrupted_command_says_what_is_left(monkeypatch, capsys, arguments, said):

@@ -46,7 +46,7 @@ def test_examples_can_be_typed(example, tmp_path, monkeypatch):
 
 def test_shared_options_mean_the_same_everywhere():
     """Where they write, print or compute; the texts in between are the commands' own."""
-    for name in ("--json", "--dtype", "--device", "--seed", "--limit", "--int8-activations"):
+    for name in ("--json", "--dtype", "--device", "--seed", "--limit", "--overwrite"):
         helps = {
             option.help
             for command in GROUP.commands.values()

@@ -101,9 +101,9 @@ def _kept(arguments: list[str]) -> str:
     """What is left of a command that was interrupted."""
     command = next((word for word in arguments if not word.startswith("-")), "")
     if command == "compare" or (command == "eval" and "--no-cache" not in arguments):
-        return "what was found so far is kept, and the same command goes on from there"
+        return "the results so far are kept; run the same command to continue"
     if command == "compress":
-        return "nothing was written, and the same command goes on after what was finished"
+        return "nothing was written; run the same command to continue after what is finished"
     return "nothing was written"
 
 

@@ -94,8 +94,8 @@ def command(
 ) -> None:
     """Compress MODEL with every method at every size, and measure all results the same way.
 
-    Writes to OUT: for each result its figures, its recipe and the commands that repeat it; a table
-    in Markdown; charts of size against loss.
+    OUT gets the figures, the recipe and the commands of every result, a table in Markdown, and
+    charts of size against loss.
     """
     asked = [parse_size(size) for size in listed(sizes, "--sizes")]
     from spqlm.checkpoint.atomic import check_output, write_text
@@ -124,7 +124,7 @@ def command(
     )
     # An earlier comparison may be gone on with; anything else that is there may not be touched.
     if not (out / CELLS).is_dir() and out.is_dir() and any(out.iterdir()):
-        raise SpqError(f"{str(out)!r} holds something else than a comparison; name a new directory")
+        raise SpqError(f"{str(out)!r} is not empty and holds no comparison; name a new directory")
     check_output(out, overwrite=True)
     cells = compare(model, out, wanted, asked, settings, keep=keep)
     everything = json_of(Comparison(model=model, cells=cells))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spqlm.cli.choices import TEXTS, Alike, one_of, recipes
-from spqlm.cli.options import OUTPUT, Device, Dtype, Json, Model, Seed, ShardSize
+from spqlm.cli.options import OUTPUT, Device, Dtype, Json, Model, Overwrite, Seed, ShardSize
 from spqlm.cli.output import as_json as json_of
 from spqlm.cli.output import deliver
 from spqlm.cli.tables import show, table
@@ -70,10 +70,7 @@ def command(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace OUT if it is not empty.", rich_help_panel=OUTPUT),
-    ] = False,
+    overwrite: Overwrite = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -87,9 +84,9 @@ def command(
 ) -> None:
     """Compress MODEL and write the result to OUT.
 
-    Without options every weight becomes int8. With a target size the best format for each weight is
-    searched, and the result is trained a little to agree with MODEL. OUT is reloaded and checked
-    before the command ends. In Python it loads with transformers after `import spqlm`.
+    Without options, every weight becomes int8. With a target size, SPQ searches for the best format
+    of each weight, then trains the result briefly to agree with MODEL. It reloads OUT and checks it
+    before the command ends. In Python, `import spqlm` lets transformers load it.
     """
     from spqlm.pipeline import compress
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from spqlm.cli.choices import models, one_of, targets
-from spqlm.cli.options import MODEL_HELP, OUTPUT, Dtype, Json, ShardSize
+from spqlm.cli.options import MODEL_HELP, OUTPUT, Dtype, Json, Overwrite, ShardSize
 from spqlm.cli.output import as_json as json_of
 from spqlm.cli.output import deliver
 from spqlm.cli.tables import show
@@ -47,10 +47,7 @@ def command(
         ),
     ] = False,
     dtype: Dtype = "auto",
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace DEST if it is there.", rich_help_panel=OUTPUT),
-    ] = False,
+    overwrite: Overwrite = False,
     max_shard_size: ShardSize = "4GB",
     as_json: Json = False,
 ) -> None:

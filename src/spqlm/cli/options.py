@@ -108,16 +108,22 @@ ShardSize = Annotated[
         help="Largest size of one weight file.", callback=_readable_size, rich_help_panel=OUTPUT
     ),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace the output if it is there already.", rich_help_panel=OUTPUT
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(
-        "--json", help="Print JSON to standard output, no tables.", rich_help_panel=OUTPUT
+        "--json", help="Print JSON to standard output instead of tables.", rich_help_panel=OUTPUT
     ),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
-        help="Also write the JSON to this file, in place of what is there.",
+        help="Also write the JSON to this file. Replaces a file that is there.",
         show_default=False,
         callback=_writable,
         rich_help_panel=OUTPUT,
@@ -159,7 +165,7 @@ Limit = Annotated[
 Windows = Annotated[
     int | None,
     typer.Option(
-        help="Most windows of a text, where --limit is for benchmarks.",
+        help="Most windows of a text, if --limit is meant for benchmarks.",
         show_default="--limit",
         callback=_positive,
         rich_help_panel=MEASURED,

@@ -61,7 +61,7 @@ def command(
     against: Annotated[
         str | None,
         typer.Option(
-            help="The dense model, whose texts stand beside.",
+            help="The dense model. Its texts are shown beside.",
             show_default=False,
             autocompletion=models,
             rich_help_panel=SAMPLES,
@@ -84,7 +84,7 @@ def command(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Page to write, in place of what is there; the Markdown stands beside it.",
+            help="Page to write. Replaces a page that is there. The Markdown goes beside it.",
             show_default="OUT/report.html",
         ),
     ] = None,
