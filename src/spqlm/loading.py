@@ -3,8 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from spqlm.checkpoint.quantizer import SpqConfig, attach
+from spqlm.checkpoint.structure import rebuild
 from spqlm.decoding.int8_activations import round_activations
 from spqlm.decoding.optimize import optimize as _optimize
 from spqlm.sources.load import load_model
@@ -40,3 +44,28 @@ def load(
     if int8_activations:
         round_activations(loaded)
     return _optimize(loaded) if optimize else loaded
+
+
+def empty_model(directory: str | Path) -> PreTrainedModel:
+    """A checkpoint's model without its weights, for accelerate's `load_checkpoint_and_dispatch`.
+
+    Args:
+        directory: of a checkpoint of ours, or of any other causal language model.
+
+    Returns:
+        parameters on the meta device, in the structure that the checkpoint states; buffers are
+        real.
+
+    Raises:
+        CheckpointError: the config states a structure that the model cannot have.
+    """
+    config = AutoConfig.from_pretrained(directory)
+    with init_empty_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    stated = getattr(config, "quantization_config", None)
+    if stated is not None:
+        with torch.device("meta"):
+            rebuild(model, SpqConfig(**stated).specs, model.dtype)
+        attach(model)
+    model.tie_weights()
+    return model.eval()

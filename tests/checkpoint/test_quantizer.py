@@ -158,7 +158,7 @@ def test_the_config_names_the_method_the_version_and_ordinary_architectures(save
 
 
 def test_only_safetensors_are_written(saved):
-    assert {file.suffix for file in saved.iterdir()} == {".json", ".safetensors"}
+    assert {file.suffix for file in saved.iterdir()} == {".json", ".py", ".safetensors"}
 
 
 # --- without the package -------------------------------------------------------------------------

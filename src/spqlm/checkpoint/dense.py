@@ -80,6 +80,21 @@ def restore_sizes(view: ModelView) -> None:
         layer.settle_heads()
 
 
+def densify(model: PreTrainedModel) -> None:
+    """Make a compressed model the ordinary one that its config describes, in place."""
+    view = ModelView(model)
+    specs = describe(model)
+    if view.tied:
+        specs.pop(view.lm_head.name, None)
+    compressed = (
+        name
+        for name, spec in specs.items()
+        if isinstance(spec, WeightSpec) and not spec.dense and not is_factor(name, specs)
+    )
+    multiply_out(view, list(compressed))
+    restore_sizes(view)
+
+
 def _padded_bias(bias: Tensor | None, rows: int) -> Tensor | None:
     if bias is None:
         return None

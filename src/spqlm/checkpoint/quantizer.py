@@ -4,6 +4,7 @@ Imported while transformers itself is being imported (see `registration`), when 
 imported yet. What needs them is imported inside the functions.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from spqlm import native
-from spqlm.checkpoint.headers import TensorHeader, check_tensors, read_header
-from spqlm.checkpoint.spec import FORMAT_VERSION, ModuleSpec, WeightSpec, parse_spec
+from spqlm.checkpoint.headers import TensorHeader, read_header
+from spqlm.checkpoint.saved import ADVICE, AUTO_MAP, Saved
+from spqlm.checkpoint.spec import FORMAT_VERSION, WeightSpec, parse_spec
 from spqlm.errors import CheckpointError
+from spqlm.model.mixins import add_mixin, remove_mixin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,22 +100,25 @@ class SpqQuantizer(HfQuantizer):
         checkpoint_files: list[str] | None = None,
         **kwargs: Any,
     ) -> "PreTrainedModel":
+        from spqlm.checkpoint.heads import check_state, own_name, seen_by
         from spqlm.checkpoint.structure import rebuild
 
-        specs: dict[str, ModuleSpec] = self.quantization_config.specs
+        config = self.quantization_config
+        guards = {ADVICE} | ({config.guard} if config.guard else set())
+        config.specs = seen_by(model, config.specs)
         with torch.device("meta"):
-            rebuild(model, specs, dtype or torch.get_default_dtype())
-        guard = self.quantization_config.guard
-        if guard is not None:
-            ignored = set(model._keys_to_ignore_on_load_unexpected or ())
-            model._keys_to_ignore_on_load_unexpected = ignored | {f"^{guard}$".replace(".", r"\.")}
+            rebuild(model, config.specs, dtype or torch.get_default_dtype())
+        ignored = {
+            f"^{re.escape(own)}$" for name in guards for own in (name, own_name(model, name))
+        }
+        already = set(model._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = already | ignored
         if checkpoint_files is not None:
             found: dict[str, TensorHeader] = {}
             for file in checkpoint_files:
                 found.update(read_header(Path(file)))
-            tied = set(model.all_tied_weights_keys)
-            expected = {n: t for n, t in model.state_dict().items() if n not in tied}
-            check_tensors(expected, found, tied | ({guard} if guard else set()))
+            check_state(model, {n: t for n, t in found.items() if n not in guards})
+            model.__dict__["_spq_origin"] = Path(checkpoint_files[0]).parent
         return model
 
     def _process_model_after_weight_loading(
@@ -122,13 +128,23 @@ class SpqQuantizer(HfQuantizer):
 
         if "cpu" in check_values(model):
             native.library()  # whoever waits for a slow answer should know why before it starts
+        add_mixin(model, Saved)
         return model
+
+    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+        """All weights multiplied out, layers that were cut filled up with zeros."""
+        from spqlm.checkpoint.dense import densify
+
+        densify(model)
+        attach(model)
+        return model.to(dtype)
 
     def get_state_dict_and_metadata(
         self, model: "PreTrainedModel"
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The state with the guard in it; see `SpqConfig.guard`."""
         state = model.state_dict()
+        state[ADVICE] = torch.empty(0, dtype=model.dtype)
         guard = self.quantization_config.guard
         if guard is not None:
             state[guard] = torch.empty(0, dtype=model.dtype)
@@ -159,12 +175,18 @@ def attach(model: "PreTrainedModel") -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     specs = describe(model)
+    attributes: Any = model
+    attributes.is_quantized = bool(specs)
+    others = getattr(model.config, "auto_map", {})
     if not specs:
         model.__dict__.pop("hf_quantizer", None)
+        remove_mixin(model, Saved)
+        if others == AUTO_MAP:
+            del model.config.auto_map
         return
+    add_mixin(model, Saved)
+    model.config.auto_map = others | AUTO_MAP
     config = SpqConfig({name: spec.dump() for name, spec in specs.items()}, FORMAT_VERSION)
     model.config.quantization_config = config
-    attributes: Any = model
     attributes.hf_quantizer = SpqQuantizer(config, pre_quantized=True)
-    attributes.is_quantized = True
     attributes.quantization_method = METHOD

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from spqlm.checkpoint.spec import HeadCount, LinearPlace, ModuleSpec, WeightSpec, spec_of
 from spqlm.errors import CheckpointError
@@ -16,7 +16,7 @@ from spqlm.modules.linear import Compressed
 def skeleton(model: PreTrainedModel) -> PreTrainedModel:
     """The dense model of the same config, on the meta device."""
     with torch.device("meta"):
-        dense: PreTrainedModel = AutoModelForCausalLM.from_config(model.config)
+        dense: PreTrainedModel = type(model)._from_config(model.config)
     return dense
 
 

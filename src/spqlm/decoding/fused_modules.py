@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spqlm.decoding.mixins import Mixin, add_mixin
 from spqlm.kernels.product import needs_gradient
+from spqlm.model.mixins import Mixin, add_mixin
 from spqlm.modules.ops import watched
 from spqlm.native import elementwise
 

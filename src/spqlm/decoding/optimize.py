@@ -15,11 +15,11 @@ from spqlm.decoding import prompt_attention
 from spqlm.decoding.cuda_graphs import decode_by_graphs
 from spqlm.decoding.fused_modules import fuse
 from spqlm.decoding.growing_cache import GrowingLayer
-from spqlm.decoding.mixins import Mixin, add_mixin, remove_mixin
 from spqlm.decoding.program import Unsuitable, build
 from spqlm.decoding.session import Session, one_more
 from spqlm.errors import SpqError
 from spqlm.kernels.widening import FEW, widened_products
+from spqlm.model.mixins import Mixin, add_mixin, remove_mixin
 from spqlm.native.decoder import MOST_SEQUENCES
 
 logger = logging.getLogger(__name__)

@@ -1,12 +1,18 @@
 """Mixins added to single objects: another class, under the name of the object's own."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 _CLASSES: dict[tuple[type[Any], type[Any]], type[Any]] = {}
 
 
 class Mixin:
-    """Methods that come before those of the class of the object that it is added to."""
+    """Methods that come before those of the class of the object that it is added to.
+
+    Attributes:
+        lasting: whether it stays when `remove_mixin` takes others away.
+    """
+
+    lasting: ClassVar[bool] = False
 
     def __reduce__(self) -> Any:
         """Pickle by the object's own class; the one made here cannot be found by its name."""
@@ -20,10 +26,17 @@ def add_mixin(thing: Any, mixin: type[Mixin]) -> None:
         thing.__class__ = _mixed(mixin, type(thing))
 
 
-def remove_mixin(thing: Any) -> None:
-    """Give an object its own class back, if a mixin was added to it."""
+def remove_mixin(thing: Any, kind: type[Mixin] | None = None) -> None:
+    """Give an object the class back that it had before the last mixin was added, if any was.
+
+    Args:
+        thing: any object.
+        kind: of the mixin, which may be a lasting one; any other than a lasting one by default.
+    """
     if isinstance(thing, Mixin):
-        thing.__class__ = type(thing).__bases__[1]
+        last, own = type(thing).__bases__
+        if last is kind or (kind is None and not thing.lasting):
+            thing.__class__ = own
 
 
 def _mixed(mixin: type[Any], own: type[Any]) -> type[Any]:
