@@ -227,3 +227,25 @@ def test_a_recipe_that_is_not_there_names_the_shipped_ones(name):
     with pytest.raises(SpqError) as caught:
         load_recipe(name)
     assert repr(name) in str(caught.value) and ", ".join(shipped()) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages: " + "[" * 200_000 + "]" * 200_000, "is nested too deeply"),
+        ("stages: " + "{a: " * 5_000 + "}" * 5_000, "is nested too deeply"),
+        (f"calibration: {{windows: {'9' * 5000}}}", "is not valid YAML: Exceeds the limit"),
+        ("#" * 2_000_000, "neither a YAML file nor one of"),
+    ],
+    ids=["lists", "mappings", "digits", "size"],
+)
+def test_recipes_that_nobody_writes_are_one_sentence(tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(SpqError, match=message) as raised:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert len(str(raised.value)) < 500 and "\n" not in str(raised.value)
+
+
+def test_what_is_no_name_of_a_file_is_no_recipe():
+    with pytest.raises(SpqError, match=r"no recipe 'x+\.\.\.'"):
+        load_recipe("x" * 5000)

@@ -12,6 +12,8 @@ from spqlm.errors import SpqError
 from spqlm.registry import nearest
 from spqlm.stages import Stage, available, stage_class
 
+# Bytes of a recipe.
+LARGEST = 1_000_000
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -119,11 +121,19 @@ def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
         return recipe
     name = str(recipe)
     file = SHIPPED / f"{name}.yaml" if name in shipped() else Path(name)
-    if not file.is_file():
+    try:
+        small = file.is_file() and file.stat().st_size <= LARGEST
+    except OSError:  # no name of a file
+        small = False
+    if not small:
+        name = f"{name[:80]}..." if len(name) > 80 else name
         raise SpqError(f"no recipe {name!r}: neither a YAML file nor one of {', '.join(shipped())}")
     try:
         fields = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise SpqError(f"recipe {name!r} is nested too deeply") from None
+    # A ValueError: no UTF-8, or a number of thousands of digits.
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())  # PyYAML's messages have several lines
         raise SpqError(f"recipe {name!r} is not valid YAML: {reason}") from None
     return Recipe.from_dict(fields, name)

@@ -178,3 +178,61 @@ def test_a_pickled_checkpoint_is_not_read(saved, tmp_path):
     with pytest.raises(SpqError):
         spqlm.load(saved)
     assert not executed.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": 20_000}, "states 20000 layers, but its files hold"),
+        ({"vocab_size": 10**9}, "states an embedding of 1000000000 × 64"),
+        ({"hidden_size": 10**9}, "1000000000, more than its files hold"),
+    ],
+)
+def test_a_config_of_another_scale_is_refused_before_memory_is_taken(saved, fields, message):
+    file = saved / "config.json"
+    config = json.loads(file.read_text()) | fields
+    for stated in (config, {k: v for k, v in config.items() if k != "quantization_config"}):
+        file.write_text(json.dumps(stated))
+        with pytest.raises(SpqError, match=message):
+            spqlm.load(saved)
+
+
+def test_thousands_of_unknown_modules_are_refused_at_once(saved):
+    def edit(stated):
+        entry = stated["modules"][UP]
+        stated["modules"] |= {f"model.layers.{n}.unknown": entry for n in range(20_000)}
+
+    rewrite_config(saved, edit)
+    with pytest.raises(CheckpointError, match="more than a model of 2 layers has"):
+        spqlm.load(saved)
+
+
+@pytest.mark.parametrize("key", ["load_in_8bit", "bits", "modules_to_not_convert"])
+def test_a_key_of_another_method_is_refused(saved, key):
+    rewrite_config(saved, lambda stated: stated.update({key: True}))
+    with pytest.raises(CheckpointError, match=f"unknown key '{key}'"):
+        spqlm.load(saved)
+
+
+@pytest.mark.parametrize("nested", [900, 100_000])
+def test_a_config_nested_too_deeply_is_refused(saved, nested):
+    file = saved / "config.json"
+    text = json.dumps({"model_type": "llama", "deep": 0}).replace("0", "[" * nested + "]" * nested)
+    file.write_text(text)
+    with pytest.raises(SpqError, match=r"nested too deeply|recursion depth"):
+        spqlm.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config.json", lambda c: c | {"rms_norm_eps": float("nan")}, "it holds NaN"),
+        ("config.json", lambda c: c | {"num_attention_heads": 0}, "cannot load model"),
+        ("generation_config.json", lambda c: [c], "is not a JSON object"),
+    ],
+)
+def test_values_that_no_model_has_are_refused(saved, name, change, message):
+    file = saved / name
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(SpqError, match=message):
+        spqlm.load(saved)

@@ -184,3 +184,16 @@ def test_evaluation_text_is_not_calibrated_on(data_directory, source):
         with pytest.raises(SpqError, match="must not be calibrated on: use 'model', 'builtin'"):
             load_text(spelling, "calibration")
         assert load_text(spelling, "evaluation").text == "words"
+
+
+@pytest.mark.parametrize("source", ["x" * 300, "Once upon a time. " * 500, "a/" * 4000])
+def test_what_is_no_name_of_a_file_is_one_short_sentence(source):
+    with pytest.raises(SpqError) as raised:
+        load_text(source, "calibration")
+    assert "\n" not in str(raised.value)
+
+
+def test_half_a_character_is_refused(tmp_path):
+    (tmp_path / "text.jsonl").write_text('{"text": "half \\ud800 of one"}')
+    with pytest.raises(SpqError, match="holds half a character"):
+        load_text(str(tmp_path / "text.jsonl"), "calibration")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 METHOD = "spq"
+KEYS = {"quant_method", "format_version", "modules"}
 
 
 @register_quantization_config(METHOD)

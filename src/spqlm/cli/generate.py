@@ -49,6 +49,7 @@ def command(
     import torch
     from transformers import TextStreamer, set_seed
 
+    from spqlm.data.chat import render
     from spqlm.decoding.optimize import optimize
     from spqlm.sources.load import load_model
 
@@ -61,9 +62,8 @@ def command(
         if not tokenizer.chat_template:
             raise SpqError(f"the tokenizer of {model!r} has no chat template; leave out --chat")
         messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        text = render(tokenizer, messages, add_generation_prompt=True)
+        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
     most = _most_new_tokens(loaded.model, inputs["input_ids"], max_new_tokens)

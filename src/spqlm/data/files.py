@@ -37,6 +37,13 @@ def read_documents(path: Path, limit: int | None = None) -> tuple[str, ...]:
         lines = numbered_lines(path)
         documents = [_document(line, f"'{path}', line {number}") for number, line in lines]
     documents = [document for document in documents if document.strip()]
+    for document in documents:
+        try:
+            document.encode()
+        except UnicodeEncodeError as error:
+            raise SpqError(
+                f"'{path}' holds half a character, {error.object[error.start]!r}"
+            ) from None
     if not documents:
         raise SpqError(f"'{path}' is empty: it must hold some text.")
     return tuple(documents[:limit])
@@ -52,7 +59,8 @@ def _read(path: Path) -> str:
             f"'{path}' is not UTF-8 text (byte {error.start}): convert it first."
         ) from error
     except OSError as error:
-        raise SpqError(f"'{path}' cannot be read: {error.strerror}.") from error
+        shown = str(path) if len(str(path)) < 80 else f"{str(path)[:80]}..."
+        raise SpqError(f"'{shown}' cannot be read: {error.strerror}.") from error
 
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:

@@ -99,7 +99,10 @@ def _is_path(source: str) -> bool:
     """Tell paths from names, so that a directory called like a known text does not hide it."""
     if "/" in source or os.sep in source or Path(source).suffix in SUFFIXES:
         return True
-    return Path(source).is_file() and source not in _names()
+    try:
+        return Path(source).is_file() and source not in _names()
+    except OSError:  # no name of a file: the text itself, perhaps
+        return False
 
 
 def data_file(*names: str) -> Path | None:

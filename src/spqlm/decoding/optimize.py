@@ -42,7 +42,7 @@ class Optimized(Mixin, PreTrainedModel):
     ) -> Any:
         """As the model's own, which does whatever is not one more token of each sequence."""
         if input_ids is not None:
-            _check(self, input_ids, past_key_values)
+            _check(input_ids)
         plain = (
             torch.compiler.is_compiling()
             or inputs_embeds is not None
@@ -92,17 +92,10 @@ class Optimized(Mixin, PreTrainedModel):
             )
 
 
-def _check(model: PreTrainedModel, input_ids: Tensor, past: Cache | None) -> None:
+def _check(input_ids: Tensor) -> None:
     if not input_ids.numel():
         raise SpqError(
             f"input_ids is {list(input_ids.shape)}; give one sequence of one token or more"
-        )
-    length = input_ids.shape[-1] + (past.get_seq_length() if isinstance(past, Cache) else 0)
-    context = model.config.max_position_embeddings
-    if length > context:
-        raise SpqError(
-            f"{length} tokens are more than the model's context of {context}; "
-            f"shorten the prompt or write fewer new tokens"
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 from transformers.generation.stopping_criteria import StopStringCriteria
 
+from spqlm.data.chat import render
 from spqlm.decoding.greedy_batch import greedy_batch
 from spqlm.decoding.optimize import Optimized, optimized
 from spqlm.errors import SpqError
@@ -85,6 +86,19 @@ def language_model(
                     read = sum(lengths[key] for key in batch)
                     journal.put({key: found[key] for key in batch}, written + read)
             return [found[key] for key in keys]
+
+        def apply_chat_template(
+            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        ) -> str:
+            continues = not add_generation_prompt
+            options = {"continue_final_message": continues, **self.chat_template_args}
+            options["add_generation_prompt"] = add_generation_prompt
+            try:
+                return render(tokenizer, chat_history, **options)
+            except SpqError:
+                # Some templates know no system role; lm-eval leaves it out, too.
+                others = [message for message in chat_history if message["role"] != "system"]
+                return render(tokenizer, others, **options)
 
         def _model_generate(
             self, context: Tensor, max_length: int, stop: list[str], **options: Any

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from spqlm.checkpoint.headers import TensorHeader, read_header
 from spqlm.errors import SpqError
@@ -93,6 +93,25 @@ def _weight_files(folder: Path) -> list[str]:
     if absent:
         raise SpqError(f"{INDEX} in {folder.name!r} names {absent[0]!r}, which is not there")
     return sorted(listed)
+
+
+def check_sizes(what: str, config: PreTrainedConfig, headers: Mapping[str, TensorHeader]) -> None:
+    """Refuse, before memory is taken for it, a model that its files cannot fill.
+
+    Raises:
+        SpqError: its config states more layers, or a larger table, than they hold.
+    """
+    text = config.get_text_config()
+    layers, held = getattr(text, "num_hidden_layers", 0), len(headers)
+    if isinstance(layers, int) and layers > held:
+        raise SpqError(f"{what} states {layers} layers, but its files hold {held} tensors")
+    # No format stores a weight in less than one bit.
+    most = 8 * sum(header.bytes for header in headers.values())
+    sizes = [getattr(text, name, 1) for name in ("vocab_size", "hidden_size")]
+    if all(isinstance(size, int) for size in sizes) and sizes[0] * sizes[1] > most:
+        raise SpqError(
+            f"{what} states an embedding of {sizes[0]} × {sizes[1]}, more than its files hold"
+        )
 
 
 def check_kinds(what: str, model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> None:

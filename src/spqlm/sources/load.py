@@ -20,6 +20,9 @@ from spqlm.sources.loaded import LoadedModel, describe_source
 from spqlm.sources.objects import plain_model
 from spqlm.sources.pretrained import LOADING_ERRORS, first_line, load_tokenizer, read_pretrained
 
+# More compressed modules than any layer has: seven weights, each with two factors.
+MODULES = 32
+
 
 def load_model(
     model: str | Path | PreTrainedModel,
@@ -132,13 +135,31 @@ def _check_directory(path: Path) -> None:
     config = path / "config.json"
     if not config.is_file():
         raise SpqError(f"directory {str(path)!r} holds no config.json, so it is not a model")
-    _json_object(config)
+    stated = _json_object(config)
+    writing = path / "generation_config.json"
+    if writing.is_file():
+        _json_object(writing)  # transformers would go on without it
+    quantized, layers = stated.get("quantization_config"), stated.get("num_hidden_layers")
+    modules = quantized.get("modules") if isinstance(quantized, dict) else None
+    if isinstance(modules, dict) and isinstance(layers, int):
+        # transformers copies the config many times over before anyone can look at the names.
+        if len(modules) > MODULES * (max(layers, 0) + 1):
+            raise CheckpointError(
+                f"config.json in {str(path)!r} states {len(modules)} compressed modules, more than "
+                f"a model of {layers} layers has"
+            )
+
+
+def _constant(word: str) -> float:
+    if word == "NaN":
+        raise ValueError("it holds NaN")
+    return float(word)
 
 
 def _json_object(file: Path) -> dict[str, Any]:
     place = f"{file.name} in {str(file.parent)!r}"
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = json.loads(file.read_text(encoding="utf-8"), parse_constant=_constant)
     except RecursionError:
         raise CheckpointError(f"{place} is nested too deeply to be a config") from None
     except ValueError as error:

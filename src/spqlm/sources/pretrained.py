@@ -17,13 +17,14 @@ from transformers.utils.hub import cached_file
 
 from spqlm.checkpoint import quantizer
 from spqlm.errors import CheckpointError, SpqError
-from spqlm.sources.accounting import check_files, check_kinds, check_loaded
+from spqlm.sources.accounting import check_files, check_kinds, check_loaded, check_sizes
 
 logger = logging.getLogger(__name__)
 
 # What a damaged config or weight file makes transformers raise.
 LOADING_ERRORS = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError),
+    ArithmeticError,
     *(HFValidationError, HfHubHTTPError, SafetensorError, StrictDataclassError),
 )
 
@@ -47,16 +48,18 @@ def read_pretrained(name: str, options: dict[str, Any]) -> PreTrainedModel:
         "output_loading_info": True,
     }
     try:
-        if Path(name).is_dir():
-            check_files(what, Path(name))
+        headers = check_files(what, Path(name)) if Path(name).is_dir() else None
         config = AutoConfig.from_pretrained(name, trust_remote_code=trusted)
         _check_causal(name, config)
+        if headers is not None:
+            check_sizes(what, config, headers)
         found: Any = AutoModelForCausalLM.from_pretrained(name, **wanted)
         model, info = found
         check_loaded(what, info)
         if getattr(model, "hf_quantizer", None) is None:
-            folder = Path(str(cached_file(name, "config.json"))).parent
-            check_kinds(what, model, check_files(what, folder))
+            if headers is None:
+                headers = check_files(what, Path(str(cached_file(name, "config.json"))).parent)
+            check_kinds(what, model, headers)
     except SpqError:
         raise
     except LOADING_ERRORS as error:
@@ -89,6 +92,10 @@ def _check_causal(name: str, config: Any) -> None:
             f"model {name!r} is already quantised with {method or 'a method that it does not name'}"
             "; start from the original weights"
         )
+    foreign = sorted(set(stated) - quantizer.KEYS)
+    if foreign:
+        # With some of them transformers would take it for another method's.
+        raise CheckpointError(f"quantization_config has an unknown key {foreign[0]!r}")
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
