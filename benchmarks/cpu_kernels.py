@@ -22,8 +22,7 @@ from torch.nn import functional
 
 from spqlm import native
 from spqlm.evaluation.machine import processor
-from spqlm.formats import StoredWeight
-from spqlm.formats.int4 import Int4
+from spqlm.formats import StoredWeight, format_class
 from spqlm.formats.int8 import Int8
 from spqlm.kernels.product import FEW_ROWS, linear
 from spqlm.native.weights import matrix_of
@@ -95,10 +94,17 @@ def int8(out: int, width: int, dtype: torch.dtype) -> StoredWeight:
     return Int8().hold({"codes": codes, "scale": scale}, width)
 
 
-def int4(out: int, width: int, dtype: torch.dtype, group_size: int = GROUP) -> StoredWeight:
-    codes = torch.randint(0, 256, (out, width // 2), dtype=torch.uint8)
+def grouped(
+    bits: int, out: int, width: int, dtype: torch.dtype, group_size: int = GROUP
+) -> StoredWeight:
+    codes = torch.randint(0, 256, (out, width * bits // 8), dtype=torch.uint8)
     scale = (torch.randn(out, width // group_size) / 8).to(dtype)
-    return Int4(group_size=group_size).hold({"codes": codes, "scale": scale}, width)
+    form = format_class(f"int{bits}")(group_size=group_size)
+    return form.hold({"codes": codes, "scale": scale}, width)
+
+
+def int4(out: int, width: int, dtype: torch.dtype, group_size: int = GROUP) -> StoredWeight:
+    return grouped(4, out, width, dtype, group_size)
 
 
 def compare(

@@ -62,10 +62,10 @@ def definition(weight: StoredWeight) -> Tensor:
     codes, scale = tensors["codes"], tensors["scale"].double()
     if name == "int8":
         return codes.double() * scale[:, None]
+    bits = weight.format.bits
+    values = codes.double() if bits == 8 else _planes(codes, bits)
     if name != "group_sparse":
-        values = _planes(codes, weight.format.bits) if name != "int4" else _nibbles(codes)
         return values * scale.repeat_interleave(weight.format.group_size, 1)
-    values = _nibbles(codes) if weight.format.bits == 4 else codes.double()
     values = values * scale[:, None]
     if weight.zero is not None:
         values = values + weight.zero.double()[:, None]
@@ -77,12 +77,6 @@ def definition(weight: StoredWeight) -> Tensor:
             if mask[group // 8] >> (group % 8) & 1:
                 groups[row, group] = next(stored)
     return whole
-
-
-def _nibbles(packed: Tensor) -> Tensor:
-    """Codes plus eight, two to a byte, the even column below."""
-    codes = torch.stack((packed % 16, packed // 16), 2)
-    return codes.flatten(1).double() - 8
 
 
 def _planes(packed: Tensor, bits: int) -> Tensor:

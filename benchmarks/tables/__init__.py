@@ -18,6 +18,7 @@ from benchmarks.tables import (
     scaling,
     sparsity,
     speed,
+    widths,
 )
 from benchmarks.tables.headline import headline
 
@@ -36,6 +37,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "speed_7b.json": speed.wide_section,
     "speed_7b_all_layers.json": speed.whole_section,
     "kernels.json": kernels.section,
+    "widths.json": widths.section,
     "attention.json": attention.section,
     "group_sparse.json": group_sparse.section,
 }

@@ -1,23 +1,32 @@
 """The native decode step against plain transformers."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
 import torch
 from tests.checkpoint.test_group_sparse_checkpoint import to_group_sparse
 from tests.checkpoint.test_int4_checkpoint import quantize_all
-from tests.compressed_models import compressed, to_int8
+from tests.compressed_models import compressed, tie_head, to_int8
 from tests.decoding.decoders import PROMPT, fast, generate, needs_library
 from tests.helpers import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import spqlm
+from spqlm.checkpoint.quantizer import attach
 from spqlm.decoding import optimize as decoding
 from spqlm.decoding.optimize import optimize
 from spqlm.decoding.program import FAMILIES
 from spqlm.errors import SpqError
+from spqlm.formats import format_class
+from spqlm.formats.int5 import Int5
+from spqlm.formats.int8 import Int8
+from spqlm.formats.low_rank import LowRank
 from spqlm.model.families import supported
+from spqlm.model.tying import retie
+from spqlm.modules.ops import with_weight
+from spqlm.numerics.metric import Metric
 from spqlm.recipe import Recipe
 
 
@@ -86,6 +95,51 @@ def test_the_same_tokens_with_layers_of_four_bits(model_type, group_size, steps)
     model = mixed(tiny_model(model_type), group_size)
     assert torch.equal(generate(fast(model)), generate(model))
     assert len(steps) == 63
+
+
+def of_every_width(model):
+    """Two to eight bits in turn, factors of low rank among them, and a table of five, tied."""
+    forms = itertools.cycle(
+        [*(format_class(f"int{n}")(group_size=32) for n in range(2, 8)), Int8()]
+    )
+    for layer in model.model.layers:
+        for name, module in list(layer.named_modules()):
+            if isinstance(module, torch.nn.Linear):
+                form = (
+                    LowRank(rank=32, factor=next(forms)) if name == "mlp.up_proj" else next(forms)
+                )
+                layer.set_submodule(name, with_weight(module, nearest(form, module)))
+    table = model.model.embed_tokens
+    model.model.embed_tokens = with_weight(table, nearest(Int5(group_size=64), table))
+    tie_head(model)
+    retie(model)
+    return model
+
+
+def nearest(form, module):
+    weight = module.weight.detach()
+    metric = Metric([(torch.eye(weight.shape[1]), torch.ones(len(weight)))])
+    return form.fit(weight, metric, "nearest")
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_checkpoint_of_every_width_decodes_in_one_call_with_the_same_logits(
+    dtype, steps, tmp_path
+):
+    model = of_every_width(tiny_model(tie_word_embeddings=True)).to(dtype)
+    attach(model)
+    model.save_pretrained(tmp_path)
+    options = {"new": 24, "output_logits": True, "return_dict_in_generate": True}
+    plain, fast = (generate(spqlm.load(tmp_path, optimize=o), **options) for o in (False, True))
+    assert len(steps) == 23
+    found, expected = (torch.cat(result.logits).float() for result in (fast, plain))
+    if dtype == torch.float32:
+        assert torch.equal(fast.sequences, plain.sequences)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    else:
+        # Until tokens differ: transformers rounds after every operation.
+        torch.testing.assert_close(found[:2], expected[:2], rtol=0.05, atol=0.05)
 
 
 def sparse(model, zero):

@@ -15,23 +15,27 @@ from spqlm.formats.base import Rounding
 from spqlm.kernels import product
 from spqlm.native.weights import consistent
 from spqlm.numerics.metric import Metric
+from spqlm.numerics.packing import PLANES
 
 # Fields that have no default, and more than one choice of others; else the defaults.
 EXAMPLES = {
     "int8": [{}, {"granularity": "per_tensor"}],
-    "int4": [{}, {"group_size": 32}],
+    **{f"int{bits}": [{}, {"group_size": 32}] for bits in PLANES},
     "group_sparse": [
         {"kept": 7},
         {"kept": 40, "bits": 8, "zero": True},
         {"kept": 20, "group_size": 32, "zero": True},
+        {"kept": 40, "bits": 3},
+        {"kept": 20, "group_size": 32, "bits": 6, "zero": True},
     ],
     "low_rank": [
         {"rank": 3, "factor": None},
         {"rank": 4, "factor": "int8"},
         {"rank": 32, "factor": {"int4": {"group_size": 32}}},
+        {"rank": 32, "factor": {"int5": {"group_size": 32}}},
     ],
 }
-KNOWN = {"dense", "int4", "int8", "group_sparse", "low_rank"}
+KNOWN = {"dense", "int8", "group_sparse", "low_rank", *(f"int{bits}" for bits in PLANES)}
 SHAPES = [(6, 128), (33, 64), (1, 192)]
 ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

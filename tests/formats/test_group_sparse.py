@@ -115,8 +115,20 @@ def test_packing_refuses_what_it_cannot_hold():
     codes, keep = torch.zeros(2, 16, dtype=torch.int8), torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match="do not divide"):
         group_sparse.pack(codes, torch.ones(2, 3), None, keep, 4)
-    with pytest.raises(ValueError, match="4 or 8 bits"):
+    with pytest.raises(ValueError, match="3 bits need a group_size that 16 divides, not 8"):
         group_sparse.pack(codes, torch.ones(2, 2), None, keep[:, :2], 3)
+    with pytest.raises(ValueError, match="less than or equal to 8"):
+        group_sparse.pack(codes, torch.ones(2, 1), None, keep[:, :1], 9)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
+def test_groups_of_other_widths_are_packed_without_waste(bits):
+    codes, keep = random_codes(5, 96, bits), torch.arange(30).view(5, 6) % 3 > 0
+    weight = group_sparse.pack(codes, torch.ones(5, 6), None, keep, bits)
+    assert weight.codes.shape == (int(keep.sum()), 2 * bits)
+    expected = codes * keep.repeat_interleave(16, dim=1)
+    assert torch.equal(weight.restore(), expected.float())
+    assert torch.equal(definition(weight), expected.double())
 
 
 def test_half_of_the_groups_of_16_in_4_bits_take_at_most_2_8_bits_a_weight():

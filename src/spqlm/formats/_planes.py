@@ -11,8 +11,9 @@ class InPlanes(Grouped):
 
     def misfit(self, rows: int, columns: int) -> str | None:
         """Planes are packed by some columns at a time."""
-        if columns % packing.MULTIPLE:
-            return f"{self.name} needs a width that {packing.MULTIPLE} divides, not {columns}"
+        if columns % packing.multiple(self.bits):
+            needed = packing.multiple(self.bits)
+            return f"{self.name} needs a width that {needed} divides, not {columns}"
         return super().misfit(rows, columns)
 
     def pack(self, codes: Tensor) -> Tensor:

@@ -9,16 +9,16 @@ original weight takes 2.56 bits and an offset's share.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from spqlm.formats._grouped import whole_groups
 from spqlm.formats._uniform_latent import UniformLatent
 from spqlm.formats.base import Format, Layout, Rounding, StoredWeight
-from spqlm.numerics import group_pruning, integer
+from spqlm.numerics import group_pruning, integer, packing
 from spqlm.numerics.group_sparse import mask_bytes, offsets_of, pack_mask, spread, unpack_mask
 from spqlm.numerics.metric import Metric
 
@@ -29,7 +29,7 @@ class GroupSparseWeight(StoredWeight):
 
     Attributes:
         format: with how many groups are stored.
-        codes: packed 4-bit codes, uint8 [kept, group_size / 2], or int8 [kept, group_size].
+        codes: packed by groups, uint8 [kept, group_size · bits / 8]; of 8 bits int8.
         scale: [kept], of either sign, never 0.
         zero: [kept], what is added to scale · code; None for nothing.
         mask: uint8 [rows, ⌈groups / 8⌉]: bit g % 8 of byte g // 8 says whether group g is stored.
@@ -65,7 +65,7 @@ class GroupSparseWeight(StoredWeight):
     @property
     def unpacked(self) -> Tensor:
         """Codes of the stored groups, int8 [kept, group_size]."""
-        return integer.unpack_int4(self.codes) if self.format.bits == 4 else self.codes
+        return packing.unpack(self.codes, self.format.bits)
 
     def restore(self, dtype: torch.dtype | None = None) -> Tensor:
         """Zeros where a group is dropped."""
@@ -124,8 +124,10 @@ class GroupSparseWeight(StoredWeight):
         scale = (kept * self.unpacked).sum(1).to(self.scale.dtype)
         return scale, None if self.zero is None else kept.sum(1).to(self.zero.dtype)
 
-    def layout(self) -> Layout:
-        """Stored groups, and where they belong."""
+    def layout(self) -> Layout | None:
+        """Stored groups, and where they belong; there are no kernels for planes in them."""
+        if self.format.bits not in (4, 8):
+            return None
         return Layout(
             f"sparse_int{self.format.bits}",
             self.codes,
@@ -150,12 +152,21 @@ class GroupSparseWeight(StoredWeight):
 
 
 class GroupSparse(Format):
-    """Codes of 4 or 8 bits in groups of which `kept` are stored."""
+    """Codes of 2 to 8 bits in groups of which `kept` are stored."""
 
     group_size: int = Field(16, ge=2, multiple_of=2)
-    bits: Literal[4, 8] = 4
+    bits: int = Field(4, ge=2, le=8)
     kept: int = Field(ge=0)
     zero: bool = False
+
+    @model_validator(mode="after")
+    def _whole_bytes(self) -> Self:
+        if self.group_size % packing.multiple(self.bits):
+            raise ValueError(
+                f"codes of {self.bits} bits need a group_size that {packing.multiple(self.bits)} "
+                f"divides, not {self.group_size}"
+            )
+        return self
 
     @property
     def code_bits(self) -> float:
@@ -244,7 +255,7 @@ class GroupSparse(Format):
             torch.empty(
                 self.kept,
                 self.group_size * self.bits // 8,
-                dtype=torch.uint8 if self.bits == 4 else torch.int8,
+                dtype=torch.int8 if self.bits == 8 else torch.uint8,
             ),
             torch.empty(self.kept, dtype=dtype),
             torch.empty(self.kept, dtype=dtype) if self.zero else None,
@@ -271,30 +282,28 @@ def pack(
     """Store the groups that are kept.
 
     Args:
-        codes: int8 [rows, columns], in [-8, 7] for 4 bits.
+        codes: int8 [rows, columns], in [-2^(bits-1), 2^(bits-1) - 1].
         scale: [rows, groups], not zero where kept.
         zero: [rows, groups] or None.
         keep: bool [rows, groups], at least one.
-        bits: 4 or 8.
+        bits: 2 to 8.
 
     Raises:
-        ValueError: bits that are neither, or groups that do not divide the columns.
+        ValueError: groups that do not divide the columns, or that such codes cannot be packed by.
     """
     groups, columns = keep.shape[1], codes.shape[1]
-    if bits not in (4, 8):
-        raise ValueError(f"codes have 4 or 8 bits, not {bits}")
     if columns % groups:
         raise ValueError(f"{groups} groups do not divide {columns} columns")
     stored = codes.unflatten(1, (groups, -1))[keep]
     form = GroupSparse(
         group_size=columns // groups,
-        bits=4 if bits == 4 else 8,
+        bits=bits,
         kept=len(stored),
         zero=zero is not None,
     )
     return GroupSparseWeight(
         form,
-        integer.pack_int4(stored) if bits == 4 else stored.contiguous(),
+        packing.pack(stored, bits),
         scale[keep],
         None if zero is None else zero[keep],
         pack_mask(keep),
@@ -310,14 +319,12 @@ def of_share(rows: int, columns: int, group_size: int, bits: int, share: float) 
         rows: of the weight.
         columns: of the weight.
         group_size: inputs in a group; divides the columns.
-        bits: of a code, 4 or 8.
+        bits: of a code, 2 to 8.
         share: of the groups that go, in [0, 1).
     """
     groups = columns // group_size
     dropped = min(int(rows * groups * share), rows * (groups - 1))
-    return GroupSparse(
-        group_size=group_size, bits=4 if bits == 4 else 8, kept=rows * groups - dropped
-    )
+    return GroupSparse(group_size=group_size, bits=bits, kept=rows * groups - dropped)
 
 
 def _by_group(values: Tensor, keep: Tensor, otherwise: float) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spqlm.formats import Layout, StoredWeight
 from spqlm.native import DTYPES, FLOATS, Matrix, addressable
-from spqlm.numerics.packing import MULTIPLE, PLANES
+from spqlm.numerics.packing import PLANES, multiple
 
 GROUPED = {f"int{bits}": bits for bits in PLANES}
 """Kinds of layout of codes in groups, and their bits."""
@@ -56,7 +56,7 @@ def consistent(layout: Layout, bias: Tensor | None) -> bool:
     if kind == "int8":
         return width == columns and scale.shape == ((rows if groups else 1),)
     if (bits := GROUPED.get(kind)) is not None:
-        whole = groups > 0 and columns % groups == 0 and (bits == 4 or columns % MULTIPLE == 0)
+        whole = groups > 0 and columns % groups == 0 and columns % multiple(bits) == 0
         return whole and 8 * width == columns * bits and scale.shape == (rows, groups)
     return _stored_groups(layout, rows)
 

@@ -20,27 +20,35 @@ BLOCK = 128
 """Columns that are laid out together; the last block of a row may be shorter."""
 
 MULTIPLE = 16
-"""What divides the columns of a row."""
+"""What divides the columns of a row that has planes of one or two bits."""
 
 PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1)}
 """Bits of the planes that a code of so many bits is cut into, lowest first."""
+
+
+def multiple(bits: int) -> int:
+    """What divides the columns of a row of codes of so many bits."""
+    return {4: 2, 8: 1}.get(bits, MULTIPLE)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes as bytes.
 
     Args:
-        codes: int8 [rows, columns] in [-2^(bits-1), 2^(bits-1) - 1]; MULTIPLE divides columns.
-        bits: a key of PLANES.
+        codes: int8 [rows, columns] in [-2^(bits-1), 2^(bits-1) - 1]; `multiple` divides columns.
+        bits: a key of PLANES, or 8, which are bytes already.
 
     Returns:
-        uint8 [rows, columns · bits / 8].
+        uint8 [rows, columns · bits / 8]; for 8 bits int8.
 
     Raises:
         ValueError: columns that are no multiple.
     """
-    if codes.shape[1] % MULTIPLE:
-        raise ValueError(f"rows are packed by {MULTIPLE} columns, but there are {codes.shape[1]}")
+    if codes.shape[1] % multiple(bits):
+        needed = f"rows are packed by {multiple(bits)} columns"
+        raise ValueError(f"{needed}, but there are {codes.shape[1]}")
+    if bits == 8:
+        return codes.contiguous()
     left = (codes + 2 ** (bits - 1)).to(torch.uint8)
     planes = []
     for width in PLANES[bits]:
@@ -51,6 +59,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
     """Inverse of `pack`: int8 [rows, columns]."""
+    if bits == 8:
+        return packed
     columns = packed.shape[1] * 8 // bits
     codes = torch.zeros(len(packed), columns, dtype=torch.uint8, device=packed.device)
     start = shift = 0
