@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spqlm.model.digest import add_tensors
 from spqlm.model.view import ModelView
 
 DIRECTORY_VARIABLE = "SPQ_CACHE_DIR"
@@ -44,10 +45,7 @@ def work_key(view: ModelView, windows: Tensor, *words: str) -> str:
     digest.update("\0".join([str(tuple(windows.shape)), *words]).encode())
     digest.update(windows.cpu().numpy().tobytes())
     digest.update(view.model.config.to_json_string().encode())
-    for name, parameter in view.model.named_parameters():
-        digest.update(f"{name} {parameter.dtype}".encode())
-        data = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(data.numpy().data)
+    add_tensors(digest, view.model.named_parameters())
     return digest.hexdigest()
 
 

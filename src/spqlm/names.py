@@ -1,6 +1,9 @@
 """Text that others wrote, such as names in a file, shown as it is and never taken for markup."""
 
+import os
 import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 # Control characters but line feed and tab, line separators, marks that turn the direction of
 # writing, and halves of surrogate pairs.
@@ -17,15 +20,26 @@ def visible(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """One line of Markdown that reads as the text: no link, emphasis, HTML, formula or list."""
+    """Text within a line of Markdown that reads as it is: no link, emphasis, HTML or formula."""
     line = " ".join(visible(text).split())
     line = _MARKUP.sub(lambda found: f"\\{found[0]}", line)
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def paragraph(text: str) -> str:
+    """The same as a paragraph of its own: no heading, list or rule either."""
+    line = markdown(text)
     block = _BLOCK.match(line)
     if block is None:
         return line
     end = block.end() if line[0].isdigit() else 0
     return f"{line[:end]}\\{line[end:]}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown whose cells read as they are."""
+    lines = [map(markdown, header), ["---"] * len(header), *(map(markdown, row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def fenced(text: str, language: str = "") -> str:
@@ -34,3 +48,13 @@ def fenced(text: str, language: str = "") -> str:
     while fence in text:
         fence += "`"
     return f"{fence}{language}\n{visible(text)}\n{fence}"
+
+
+def without_folder(name: str) -> str:
+    """A model or text as others may know it: of a path on this machine only the last part.
+
+    A hub id such as `owner/model` stays as it is.
+    """
+    path = Path(name)
+    local = name.startswith(("/", ".", "~")) or len(path.parts) > 2 or path.exists()
+    return Path(os.path.abspath(name)).name if local else name

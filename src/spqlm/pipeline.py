@@ -16,6 +16,7 @@ from spqlm.checkpoint.manifest import Manifest, Sizes, StageRecord
 from spqlm.data.sources import public_name
 from spqlm.errors import SpqError
 from spqlm.kernels.widening import widened_products
+from spqlm.model.digest import weights_digest
 from spqlm.model.memory import PeakMemory, resident_bytes
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe, load_recipe
@@ -110,6 +111,8 @@ def compress(
             directory, overwrite=overwrite, inputs=[i for i in inputs if isinstance(i, str | Path)]
         )
     loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
+    digest = weights_digest(loaded.model)
+    loaded.source = loaded.source.model_copy(update={"digest": digest})
     if tokenizer is not None:
         loaded.tokenizer = tokenizer
     if ratio is not None:
@@ -186,6 +189,7 @@ def _manifest(
 ) -> Manifest:
     """How the result came to be; the bytes on disk are added when it is saved."""
     source, earlier = loaded.source, loaded.manifest
+    # Others read it: a file's name and hash say which text it was, and its folder does not.
     shared = recipe.calibrated_on(public_name(recipe.calibration.source))
     return Manifest(
         recipe=shared.to_dict(),

@@ -15,12 +15,13 @@ class Source(BaseModel):
     """What a model was before compression: the baseline of every ratio.
 
     Attributes:
-        name: as the user gave it.
+        name: as the user gave it; of a path only the last part, which says nothing of the machine.
         kind: where it came from.
         dtype: of its weights; for quantised GGUF blocks, the dtype they are unpacked to.
         parameters: distinct parameters (tied ones once).
         bytes: of the weights in that dtype.
         note: what a reader of the ratios should know, or empty.
+        digest: of the weights in that dtype, see `model.digest.weights_digest`; or empty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,6 +32,7 @@ class Source(BaseModel):
     parameters: int
     bytes: int
     note: str = ""
+    digest: str = ""
 
 
 class Cut(BaseModel):

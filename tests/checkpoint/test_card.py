@@ -1,10 +1,11 @@
+import hashlib
 import re
 
 import pytest
 import yaml
 
 import spqlm
-from spqlm.checkpoint.card import model_card
+from spqlm.checkpoint.card import model_card, transformers_snippet
 from spqlm.recipe import Recipe, load_recipe
 from spqlm.units import megabytes, ratio
 
@@ -31,7 +32,7 @@ def table(card):
 def test_the_sizes_are_those_of_the_files(result, card):
     sizes, rows = result.manifest.sizes, table(card)
     disk = sum(file.stat().st_size for file in result.directory.glob("*.safetensors"))
-    assert rows["source weights in float32"] == [megabytes(sizes.source), "100 %"]
+    assert rows["source weights, float32"] == [megabytes(sizes.source), "100.0 %"]
     assert rows["weight files on disk"] == [megabytes(disk), ratio(disk, sizes.source)]
     assert rows["weights in memory"] == [
         megabytes(sizes.resident),
@@ -44,7 +45,7 @@ def test_the_sizes_are_those_of_the_files(result, card):
 def test_the_recipe_can_be_run_again(result, card):
     written = re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1]
     assert Recipe.from_dict(yaml.safe_load(written)) == Recipe.from_dict(result.manifest.recipe)
-    assert "Seed 11." in card
+    assert "Seed: 11." in card
 
 
 def test_it_says_how_to_load_it(card):
@@ -72,7 +73,7 @@ def test_each_stage_and_the_calibration_text_are_named(result, card):
 
 
 def test_the_front_matter_is_yaml(card):
-    matter = yaml.safe_load(card.split("---")[1])
+    matter = yaml.safe_load(card.split("---\n")[1])
     assert matter["library_name"] == "transformers" and "spq" in matter["tags"]
 
 
@@ -85,3 +86,34 @@ def test_a_note_about_the_source_is_shown(result):
 def test_a_plain_copy_needs_no_import_of_ours(source, tmp_path):
     out = spqlm.compress(source, tmp_path / "copy", recipe=load_recipe("dense")).directory
     assert "import spqlm" not in (out / "README.md").read_text()
+
+
+def test_the_hub_learns_the_base_model(result):
+    source = result.manifest.source.model_copy(update={"kind": "hub", "name": "owner/model"})
+    card = model_card(result.manifest.model_copy(update={"source": source}), "small", "")
+    matter = yaml.safe_load(card.split("---\n")[1])
+    assert (matter["base_model"], matter["base_model_relation"]) == ("owner/model", "quantized")
+
+
+def test_inputs_have_hashes_and_no_directories(result, card, text_file):
+    assert hashlib.sha256(text_file.read_bytes()).hexdigest() in card
+    assert result.manifest.source.digest in card
+    for file in result.directory.iterdir():
+        if file.suffix != ".safetensors":
+            assert str(text_file.parent) not in file.read_text(), file.name
+
+
+def test_the_commands_are_those_that_made_it(card):
+    (line,) = re.findall(r"^spq compress .*$", card, re.MULTILINE)
+    assert line == "spq compress source small --recipe recipe.yaml --seed 11 --dtype float32"
+
+
+def test_names_are_never_markup(result):
+    name = '<script>"[/b] $\\frac$ \x1b[31m'
+    source = result.manifest.source.model_copy(update={"name": name, "note": name})
+    manifest = result.manifest.model_copy(update={"source": source})
+    card = model_card(manifest, name, transformers_snippet(name, ours=True))
+    outside = re.sub(r"^```\w*\n.*?^```$", "", card, flags=re.MULTILINE | re.DOTALL)
+    assert "<script>" not in outside and "\x1b" not in card
+    assert '# &lt;script&gt;"\\[/b\\] \\$\\\\frac\\$' in outside
+    compile(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], "card", "exec")

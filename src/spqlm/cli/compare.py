@@ -1,6 +1,5 @@
 """`spq compare MODEL OUT`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,7 +101,7 @@ def command(
     from spqlm.comparison import METHODS, Comparison, Settings, compare
     from spqlm.comparison.run import CELLS
     from spqlm.evaluation.protocols import protocol
-    from spqlm.report.comparison import curves, markdown, summary
+    from spqlm.report.comparison import curves_json, markdown, summary
 
     wanted = list(METHODS) if methods is None else listed(methods, "--methods")
     for name in wanted:
@@ -133,7 +132,7 @@ def command(
     page = f"# Methods at matched size: {model}\n\n{charts}{markdown(cells)}\n"
     made = f"The commands and the recipe of every row are in `{CELLS}/`.\n"
     write_text(out / "table.md", page + made)
-    write_text(out / "curves.json", json.dumps(curves(cells), indent=1) + "\n")
+    write_text(out / "curves.json", curves_json(cells))
     if as_json:
         print(everything)
         return

@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
 from spqlm.decoding.int8_activations import rounds_activations
+from spqlm.model.digest import add_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +128,7 @@ def model_digest(model: PreTrainedModel) -> str:
     for config in (model.config, model.generation_config):  # the latter decides what is written
         described.append(None if config is None else config.to_json_string())
     hashed.update(json.dumps(described).encode())
-    for name, tensor in model.state_dict().items():
-        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        hashed.update(data.numpy().data)
+    add_tensors(hashed, model.state_dict().items())
     return hashed.hexdigest()
 
 

@@ -1,5 +1,7 @@
 """What a model can be given to read."""
 
+import sys
+
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,11 +16,18 @@ def check_context(model: PreTrainedModel, context: int) -> None:
     """
     if context < 2:
         raise SpqError(f"context must be at least 2 tokens, not {context}.")
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and context > positions:
+    left = room(model, context)
+    if left < 0:
+        most = context + left
         raise SpqError(
-            f"context {context} exceeds the model's {positions} positions: use at most {positions}."
+            f"context {context} exceeds the model's {most} positions: use at most {most}."
         )
+
+
+def room(model: PreTrainedModel, tokens: int) -> int:
+    """Positions that are left behind so many tokens; negative where those are too many already."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return (sys.maxsize if positions is None else positions) - tokens
 
 
 def check_vocabulary(model: PreTrainedModel, windows: Tensor) -> None:

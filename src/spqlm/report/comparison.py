@@ -2,17 +2,57 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from spqlm.comparison.cells import Cell
 from spqlm.comparison.methods import METHODS
-from spqlm.evaluation import TaskResult
+from spqlm.evaluation import Perplexity, TaskResult
+from spqlm.names import markdown_table
 from spqlm.units import megabytes
 
 Row = list[str]
 
 # From here on a number is written with an exponent.
 LONG = 1e5
+
+
+class Point(BaseModel):
+    """A model on the plot of size against loss.
+
+    Attributes:
+        bytes: of the result.
+        counted: how, see `Cell.counted`.
+        nll: ln perplexity, in nats per token.
+        nll_error: its standard error.
+        divergence: KL to the dense model, in nats per token.
+        divergence_error: its standard error.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    counted: Literal["file", "packed"]
+    nll: float
+    nll_error: float | None
+    divergence: float | None
+    divergence_error: float | None
+
+    @classmethod
+    def of(
+        cls, size: int, figure: Perplexity, counted: Literal["file", "packed"] = "file"
+    ) -> "Point":
+        """Of a model of `size` bytes."""
+        error, agreement = figure.standard_error, figure.agreement
+        return cls(
+            bytes=size,
+            counted=counted,
+            nll=figure.nll,
+            nll_error=error / figure.perplexity if error and figure.perplexity else error,
+            divergence=agreement.divergence if agreement else None,
+            divergence_error=agreement.divergence_error if agreement else None,
+        )
 
 
 def rows(cells: Sequence[Cell]) -> tuple[Row, list[Row]]:
@@ -46,9 +86,7 @@ def markdown(cells: Sequence[Cell]) -> str:
     header, body = rows(cells)
     used = dict.fromkeys(cell.method for cell in cells)
     lines = [
-        _line(header),
-        _line(["---"] * len(header)),
-        *(_line(row) for row in body),
+        markdown_table(header, body),
         "",
         "± is a standard error. KL is in nats per token against the dense model. A size is of the"
         " weight file; where it reads `packed`, the file holds the zeros too, and the size is what"
@@ -64,30 +102,21 @@ def markdown(cells: Sequence[Cell]) -> str:
     return "\n".join(lines)
 
 
-def curves(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Size against loss, for a plot.
-
-    Returns:
-        for each text, for each method, points by size: bytes, how they were counted, ln perplexity
-        (nats per token) and the KL divergence, with standard errors.
-    """
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+def curves(cells: Sequence[Cell]) -> dict[str, dict[str, list[Point]]]:
+    """Size against loss, for a plot: for each text, for each method, points by size."""
+    found: dict[str, dict[str, list[Point]]] = {}
     for cell in sorted(cells, key=lambda cell: cell.bytes or 0):
         for task in cell.tasks.values():
-            figure = task.perplexity
-            if figure is None or cell.bytes is None:
-                continue
-            error, agreement = figure.standard_error, figure.agreement
-            point = {
-                "bytes": cell.bytes,
-                "counted": cell.counted,
-                "nll": figure.nll,
-                "nll_error": None if error is None else error / figure.perplexity,
-                "divergence": agreement and agreement.divergence,
-                "divergence_error": agreement and agreement.divergence_error,
-            }
-            found.setdefault(task.task, {}).setdefault(cell.method, []).append(point)
+            if task.perplexity is not None and cell.bytes is not None:
+                point = Point.of(cell.bytes, task.perplexity, cell.counted)
+                found.setdefault(task.task, {}).setdefault(cell.method, []).append(point)
     return found
+
+
+def curves_json(cells: Sequence[Cell]) -> str:
+    """The same as JSON."""
+    found = TypeAdapter(dict[str, dict[str, list[Point]]]).dump_json(curves(cells), indent=1)
+    return found.decode() + "\n"
 
 
 def _row(cell: Cell, columns: list[str], machines: Mapping[str, str]) -> Row:
@@ -156,7 +185,3 @@ def _where(cell: Cell, machines: Mapping[str, str]) -> str:
     usual = Counter(letters.values()).most_common(1)[0][0]
     others = [f"{name} {letter}" for name, letter in letters.items() if letter != usual]
     return ", ".join([usual, *others])
-
-
-def _line(cells: Row) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,6 +1,9 @@
 """What `spq bench` found, as rows of text."""
 
+from collections.abc import Callable
+
 from spqlm.evaluation.speed import Comparison, Measure, ModelSpeed, Rate
+from spqlm.names import without_folder
 
 Row = list[str]
 RATES = "tokens per second (quartiles), ratio to the first model, share of the limit"
@@ -13,12 +16,17 @@ def rows(found: Comparison) -> tuple[Row, list[Row], list[Row]]:
         the header; a row for each rate, see `RATES`; and rows of what loading and memory cost.
     """
     models = found.models
-    header = ["", *map(_name, models)]
     rates = [
         [measure_name(rate.measure), *(_rate(model.rates[index]) for model in models)]
         for index, rate in enumerate(models[0].rates)
     ]
-    costs = {
+    header, others = costs(found)
+    return header, rates, others
+
+
+def costs(found: Comparison) -> tuple[Row, list[Row]]:
+    """What loading and memory cost: the header, with a column for each model, and the rows."""
+    shown: dict[str, Callable[[ModelSpeed], str]] = {
         "load, s": _load,
         "first token, s": lambda model: f"{model.first_seconds:.2f}",
         "memory while loading, MB": lambda model: f"{model.peak_bytes / 1e6:.0f}",
@@ -26,11 +34,13 @@ def rows(found: Comparison) -> tuple[Row, list[Row], list[Row]]:
         "memory in use, MB": lambda model: f"{model.used_bytes / 1e6:.0f}",
         "weights read per step, MB": lambda model: f"{model.bytes_read / 1e6:.1f}",
     }
-    return header, rates, [[name, *map(shown, models)] for name, shown in costs.items()]
+    header = ["", *map(model_name, found.models)]
+    return header, [[name, *map(figure, found.models)] for name, figure in shown.items()]
 
 
-def _name(model: ModelSpeed) -> str:
-    words = [model.name, "optimised" if model.optimize else "", model.dtype]
+def model_name(model: ModelSpeed) -> str:
+    """`out optimised bfloat16`: the model, and how it was loaded."""
+    words = [without_folder(model.name), "optimised" if model.optimize else "", model.dtype]
     words.append("int8 activations" if model.int8_activations else "")
     return " ".join(filter(None, words))
 
@@ -62,13 +72,25 @@ def measure_name(measure: Measure) -> str:
     return f"{measure.kind}, batch {measure.batch}"
 
 
-def _rate(rate: Rate) -> str:
+def measures(rate: Rate) -> Row:
+    """A rate cell by cell: median and quartiles in tokens per second, ratio, share of the limit.
+
+    Where there is no rate the first says why.
+    """
     if rate.rate is None:
-        return rate.reason or "-"
+        return [rate.reason or "-", "", "", ""]
     spread = rate.rate
-    ratio = "" if rate.ratio is None else f" {rate.ratio:.2f}x"
-    share = "" if rate.share is None else f" {100 * rate.share:.0f} %"
-    return f"{spread.median:.1f} ({spread.low:.1f}-{spread.high:.1f}){ratio}{share}"
+    return [
+        f"{spread.median:.1f}",
+        f"{spread.low:.1f}-{spread.high:.1f}",
+        "" if rate.ratio is None else f"{rate.ratio:.2f}x",
+        "" if rate.share is None else f"{100 * rate.share:.0f} %",
+    ]
+
+
+def _rate(rate: Rate) -> str:
+    median, quartiles, *others = measures(rate)
+    return " ".join(filter(None, [median, quartiles and f"({quartiles})", *others]))
 
 
 def _load(model: ModelSpeed) -> str:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from spqlm.evaluation.speed.timing import Measure
 
@@ -116,4 +116,13 @@ class Comparison(_Record):
     one_at_a_time: bool
     read_bandwidth: float
     gemm_rates: dict[str, float]
-    models: list[ModelSpeed]
+    models: list[ModelSpeed] = Field(min_length=1)
+
+    @field_validator("models")
+    @classmethod
+    def _same_measures(cls, models: list[ModelSpeed]) -> list[ModelSpeed]:
+        """Ratios are between models that were measured alike."""
+        first = [rate.measure for rate in models[0].rates]
+        if any([rate.measure for rate in model.rates] != first for model in models):
+            raise ValueError("the models were not measured alike")
+        return models

@@ -1,0 +1,22 @@
+"""Tensors by what they hold."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def add_tensors(hashed: hashlib.blake2b, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Take names, dtypes, shapes and contents into a hash."""
+    for name, tensor in tensors:
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        hashed.update(data.numpy().data)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """BLAKE2b of a model's parameters as 32 hex digits."""
+    hashed = hashlib.blake2b(digest_size=16)
+    add_tensors(hashed, model.named_parameters())
+    return hashed.hexdigest()
