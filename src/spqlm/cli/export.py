@@ -13,7 +13,7 @@ from spqlm.cli.tables import show
 from spqlm.units import megabytes
 
 GROUP = "Use"
-EXAMPLES = ("spq export out dense out-dense",)
+EXAMPLES = ("spq export out gguf out.gguf", "spq export out dense out-dense")
 
 
 def command(

@@ -1,0 +1,193 @@
+"""One file for llama.cpp, and what is built on it.
+
+Codes stay the same numbers: int2 to int4 become Q4_0, int5 Q5_0, int6 and int8 Q8_0, whose blocks
+of 32 repeat a scale that more inputs share.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from spqlm.checkpoint.dense import resized
+from spqlm.checkpoint.manifest import Manifest
+from spqlm.checkpoint.spec import WeightSpec
+from spqlm.errors import CheckpointError
+from spqlm.formats import StoredWeight
+from spqlm.model.view import ModelView
+from spqlm.modules.linear import Compressed
+from spqlm.modules.ops import stored_weight
+from spqlm.targets import _gguf_blocks
+from spqlm.targets._integers import grouping_refusal, integers
+from spqlm.targets.base import Package, Target
+
+if TYPE_CHECKING:
+    from spqlm.targets._gguf_keys import Architecture
+
+Part = StoredWeight | Tensor
+
+
+class GgufTarget(Target):
+    """Every weight of which 32 inputs share a scale, in architectures that llama.cpp has."""
+
+    key: ClassVar[str] = "gguf"
+    one_file: ClassVar[bool] = True
+    needs: ClassVar[Package | None] = Package("gguf", "pip install 'spqlm[gguf]'")
+
+    def refusal(self, spec: WeightSpec) -> str | None:
+        """Blocks are of 32 inputs, with one scale and no zero point."""
+        return grouping_refusal(spec, _gguf_blocks.BLOCK)
+
+    def value_refusal(self, weight: StoredWeight) -> str | None:
+        """Scales are float16 there."""
+        found = integers(weight)
+        if found is None or _gguf_blocks.exact(found.scale):
+            return None
+        return "float16 does not hold all of its scales"
+
+    def resizing_refusal(self, config: PretrainedConfig) -> str | None:
+        """Llama's layers may differ in size."""
+        if config.model_type in ("llama", "mistral"):
+            return None
+        return f"llama.cpp gives every layer of a {config.model_type} the same size"
+
+    def check_model(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        """Llama.cpp has the architecture, and GGUF the kind of tokenizer."""
+        from spqlm.targets._gguf_keys import architecture
+        from spqlm.targets._gguf_tokenizer import check_tokenizer
+
+        architecture(model.config)
+        check_tokenizer(tokenizer, model.config.vocab_size)
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        place: Path,
+        max_shard_size: str,
+    ) -> int:
+        """Keys, tokenizer and tensors, in one file however large."""
+        import gguf
+
+        from spqlm.targets._gguf_keys import frequency_factors, write_keys
+        from spqlm.targets._gguf_tokenizer import write_tokenizer
+
+        view = ModelView(model)
+        known = _architecture(model)
+        writer = gguf.GGUFWriter(place, known.name)
+        writer.add_name(Path(model.config.name_or_path or model.config.model_type).name)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        write_keys(writer, view, known)
+        assert tokenizer is not None
+        write_tokenizer(writer, tokenizer, model.config.vocab_size)
+        kinds: Counter[str] = Counter()
+        for name, part in _named_parts(view, known):
+            kind, data = _encoded(part)
+            kinds[kind] += data.nbytes
+            writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+        factors = frequency_factors(model)
+        if factors is not None:
+            writer.add_tensor("rope_freqs.weight", factors.numpy())
+        most = kinds.most_common(1)[0][0]
+        writer.add_file_type(gguf.LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return place.stat().st_size
+
+    def usage(self, name: str, manifest: Manifest | None) -> str:
+        """The command line of llama.cpp."""
+        return f'llama-cli -m {name} -p "The sea was"'
+
+    def record(self, manifest: Manifest, directory: Path, name: str) -> None:
+        """Nothing: the file stands alone."""
+
+    def verify(self, model: PreTrainedModel, place: Path) -> str:
+        """Every tensor is there, and is the same number for number."""
+        import gguf
+
+        view, known = ModelView(model), _architecture(model)
+        found = {tensor.name: tensor for tensor in gguf.GGUFReader(place).tensors}
+        expected = dict(_named_parts(view, known))
+        if found.keys() - {"rope_freqs.weight"} != expected.keys():
+            raise CheckpointError("the gguf file does not hold the model's tensors")
+        for name, part in expected.items():
+            there = gguf.dequantize(found[name].data, found[name].tensor_type)
+            if not np.array_equal(there, _values(part).numpy()):
+                raise CheckpointError(f"the tensor {name!r} in the gguf file is not the model's")
+        return "read every tensor back with the package gguf, equal number for number"
+
+
+def _architecture(model: PreTrainedModel) -> "Architecture":
+    from spqlm.targets._gguf_keys import DECI, architecture
+
+    return DECI if resized(model) else architecture(model.config)
+
+
+def _named_parts(view: ModelView, known: "Architecture") -> Iterator[tuple[str, Part]]:
+    """Weights, biases and norms in llama.cpp's order of rows, by its names."""
+    import gguf
+
+    from spqlm.targets._gguf_keys import paired_rows
+
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == known.name)
+    names = gguf.get_tensor_name_map(arch, len(view.layers))
+    turned = set()
+    if known.pairs:
+        turned = {named.name for layer in view.layers for named in (layer.query, layer.key)}
+    for name, module_name, part in _parts(view):
+        if module_name in turned:
+            rows = len(part) if isinstance(part, Tensor) else part.shape[0]
+            order = paired_rows(rows, view.head_dim)
+            part = part[order] if isinstance(part, Tensor) else part.take_rows(order)
+        elif known.norm_shift and "norm" in name:
+            assert isinstance(part, Tensor)
+            part = part.float() + known.norm_shift
+        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert found is not None
+        yield found, part
+
+
+def _parts(view: ModelView) -> Iterator[tuple[str, str, Part]]:
+    """Name, module and value of everything that is stored; of a tied pair the embedding."""
+    tied = view.lm_head.name if view.tied else None
+    for name, module in view.model.named_modules():
+        if name == tied:
+            continue
+        if isinstance(module, Compressed | nn.Linear | nn.Embedding):
+            yield f"{name}.weight", name, stored_weight(module).detach()
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                yield f"{name}.bias", name, bias.detach()
+        else:
+            for part, tensor in module.named_parameters(recurse=False):
+                yield f"{name}.{part}", name, tensor.detach()
+
+
+def _encoded(part: Part) -> tuple[str, np.ndarray]:
+    """The type in GGUF, and the data: bytes row by row, or floats."""
+    if isinstance(part, Tensor):
+        return "F32", part.float().cpu().numpy()  # llama.cpp wants vectors so
+    found = integers(part)
+    if found is not None:
+        kind, data = _gguf_blocks.blocks(found)
+        return kind, data.cpu().numpy()
+    weight = part.restore().cpu().contiguous()
+    kind = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[weight.dtype]
+    return kind, weight.view(torch.uint8).numpy()
+
+
+def _values(part: Part) -> Tensor:
+    """What the file must hold, float32."""
+    return (part.float() if isinstance(part, Tensor) else part.restore(torch.float32)).cpu()
+
+
+TARGET = GgufTarget

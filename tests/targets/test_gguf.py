@@ -1,0 +1,246 @@
+"""One file for llama.cpp, read back by the package gguf and by transformers."""
+
+import copy
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.helpers import logits, tiny_model, tiny_tokenizer
+from tests.targets.gguf_files import byte_tokenizer, cut, sentencepiece_like, stored, written
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
+
+import spqlm
+from spqlm.errors import CheckpointError, SpqError
+from spqlm.formats.group_sparse import of_share
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int5 import Int5
+from spqlm.formats.int8 import Int8
+from spqlm.model.view import ModelView
+from spqlm.modules.ops import dense_weight
+from spqlm.targets import _gguf_blocks
+from spqlm.targets import gguf as target
+from spqlm.targets._gguf_keys import paired_rows
+from spqlm.targets._gguf_tokenizer import check_tokenizer
+from spqlm.targets._integers import Integers
+from spqlm.targets.gguf import GgufTarget
+
+# Of those that transformers reads back right; `test_llama_cpp.py` has all.
+FAMILIES = ["llama", "qwen2"]
+
+
+def fields_of(place):
+    return {name: field.contents() for name, field in gguf.GGUFReader(place).fields.items()}
+
+
+@given(bits=st.sampled_from(sorted(_gguf_blocks.TYPES)), seed=st.integers(0, 99))
+def test_blocks_hold_the_same_numbers(bits, seed):
+    generator = torch.Generator().manual_seed(seed)
+    least = -(2 ** (bits - 1))
+    codes = torch.randint(least, -least, (3, 128), generator=generator, dtype=torch.int8)
+    scale = torch.randn(3, 2, generator=generator).bfloat16()
+    kind, data = _gguf_blocks.blocks(Integers(codes, scale, bits))
+    expected = codes.double() * scale.double().repeat_interleave(64, dim=1)
+    found = gguf.dequantize(data.numpy(), gguf.GGMLQuantizationType[kind])
+    assert np.array_equal(found, expected.numpy())
+
+
+def test_a_scale_that_float16_rounds_is_not_exact():
+    assert _gguf_blocks.exact(torch.tensor([0.5, -(2.0**-24), 65280.0]))
+    for scale in (1 + 2.0**-11, 2.0**-25, 1e5):
+        assert not _gguf_blocks.exact(torch.tensor([1.0, scale]))
+
+
+def test_rows_that_turn_together_come_side_by_side():
+    assert paired_rows(8, 4).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_reads_a_file_of_floats_to_the_same_logits(family, dtype, tmp_path):
+    model = tiny_model(family, dtype=dtype)
+    written(ModelView(model), tmp_path / "model.gguf")
+    read = AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        gguf_file="model.gguf",
+        dtype=dtype,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    assert (logits(read) - logits(model)).abs().max() < 0.05 * logits(model).abs().max()
+    if dtype == torch.float32:
+        assert torch.allclose(logits(read), logits(model), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [(Int8(), "Q8_0"), (Int4(group_size=32), "Q4_0"), (Int5(group_size=64), "Q5_0")],
+    ids=str,
+)
+def test_codes_stay_the_numbers_that_they_are(form, kind, tmp_path):
+    view = ModelView(tiny_model())
+    query, down = view.layers[0].query.name, view.layers[1].mlp_output.name
+    for name in (query, down):
+        stored(view, name, form)
+    written(view, tmp_path / "model.gguf")
+    assert "number for number" in GgufTarget().verify(view.model, tmp_path / "model.gguf")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    for name in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight"):
+        assert tensors[name].tensor_type.name == kind
+    there = gguf.dequantize(
+        tensors["blk.0.attn_q.weight"].data, tensors["blk.0.attn_q.weight"].tensor_type
+    )
+    heads = torch.tensor(there).unflatten(0, (-1, 8, 2)).transpose(1, 2).flatten(0, 2)
+    assert torch.equal(heads, dense_weight(view.module(query)))
+
+
+def test_dropped_groups_are_blocks_of_zeros(tmp_path):
+    view = ModelView(tiny_model())
+    name = view.layers[0].value.name
+    stored(view, name, of_share(32, 64, 32, 4, 0.5))
+    written(view, tmp_path / "model.gguf")
+    GgufTarget().verify(view.model, tmp_path / "model.gguf")
+
+
+def test_layers_of_their_own_sizes_are_an_architecture_of_their_own(tmp_path):
+    view = ModelView(tiny_model())
+    cut(view)
+    assert written(view, tmp_path / "model.gguf") == []
+    fields = fields_of(tmp_path / "model.gguf")
+    assert fields["general.architecture"] == "deci"
+    assert fields["deci.feed_forward_length"] == [128, 64]
+    assert fields["deci.attention.head_count"] == [4, 2]
+    assert fields["deci.attention.head_count_kv"] == [2, 1]
+    GgufTarget().verify(view.model, tmp_path / "model.gguf")
+
+
+def test_where_sizes_cannot_differ_they_are_restored_or_refused(tmp_path):
+    view = ModelView(tiny_model("qwen2"))
+    cut(view)
+    before = logits(view.model)
+    with pytest.raises(SpqError, match=r"1\.self_attn\.q_proj.*qwen2 the same size; --as-f"):
+        GgufTarget().prepare(view)
+    assert written(view, tmp_path / "model.gguf", as_floats=True)
+    assert torch.allclose(logits(view.model), before, atol=1e-4)
+
+
+REFUSED = {
+    "group": (Int4(group_size=16), "16 of its inputs share a scale, no multiple of 32"),
+    "zero": (of_share(64, 64, 32, 4, 0.5).model_copy(update={"zero": True}), "more than a scale"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_block_is_refused_with_the_reason(case):
+    form, reason = REFUSED[case]
+    view = ModelView(tiny_model())
+    stored(view, view.layers[0].query.name, form)
+    with pytest.raises(SpqError, match=f"'model.layers.0.self_attn.q_proj': .*{reason}"):
+        GgufTarget().prepare(view)
+
+
+def test_a_scale_beyond_float16_is_refused():
+    view = ModelView(tiny_model())
+    name = view.layers[0].query.name
+    stored(view, name, Int8())
+    view.module(name).scale.data *= 1 + 2.0**-12
+    with pytest.raises(SpqError, match="float16 does not hold all of its scales"):
+        GgufTarget().prepare(view)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "reason"),
+    [
+        ("opt", {}, "no place for model type 'opt'"),
+        ("llama", {"hidden_act": "gelu"}, "activation 'gelu'"),
+        ("gemma3_text", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar 7"),
+        (
+            "qwen2",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}},
+            "rotary embeddings scaled by 'yarn'",
+        ),
+    ],
+)
+def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(family, options, reason):
+    model = tiny_model(family, **options)
+    with pytest.raises(SpqError, match=reason):
+        GgufTarget().check_model(model, byte_tokenizer())
+
+
+def test_a_changed_tensor_is_found(tmp_path):
+    view = ModelView(tiny_model())
+    written(view, tmp_path / "model.gguf")
+    view.module("model.layers.0.mlp.up_proj").weight.data[3, 5] += 1e-3
+    with pytest.raises(CheckpointError, match=r"'blk\.0\.ffn_up\.weight'"):
+        GgufTarget().verify(view.model, tmp_path / "model.gguf")
+
+
+def test_the_tokenizer_is_complete(tmp_path):
+    view = ModelView(tiny_model(vocab_size=262))
+    written(view, tmp_path / "model.gguf")
+    fields = fields_of(tmp_path / "model.gguf")
+    tokenizer = byte_tokenizer()
+    assert fields["tokenizer.ggml.model"] == "gpt2" and fields["tokenizer.ggml.pre"] == "gpt-2"
+    tokens = fields["tokenizer.ggml.tokens"]
+    assert tokens[:260] == tokenizer.convert_ids_to_tokens(range(260)) and len(tokens) == 262
+    assert fields["tokenizer.ggml.token_type"][:4] == [3, 3, 3, 1]
+    assert fields["tokenizer.ggml.token_type"][260:] == [5, 5]
+    assert fields["tokenizer.ggml.merges"] == ["a b"]
+    assert fields["tokenizer.ggml.bos_token_id"] == tokenizer.bos_token_id
+    assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
+    assert fields["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_a_tokenizer_like_sentencepieces_has_scores_in_the_order_of_its_merges(tmp_path):
+    view = ModelView(tiny_model(vocab_size=270))
+    GgufTarget().write(view.model, sentencepiece_like(), tmp_path / "model.gguf", "4GB")
+    fields = fields_of(tmp_path / "model.gguf")
+    scores = dict(
+        zip(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.scores"], strict=True)
+    )
+    assert fields["tokenizer.ggml.model"] == "llama"
+    assert scores["ab"] > scores["▁ab"] > scores["a"]
+    assert fields["tokenizer.ggml.token_type"][:4] == [2, 3, 3, 6]
+    assert fields["tokenizer.ggml.add_space_prefix"] is True
+
+
+def test_tokenizers_that_gguf_cannot_express_are_refused():
+    with pytest.raises(SpqError, match="has none beside it"):
+        check_tokenizer(None, 260)
+    with pytest.raises(SpqError, match="260 tokens, more than the 100 rows"):
+        check_tokenizer(byte_tokenizer(), 100)
+    without = tiny_tokenizer()
+    with pytest.raises(SpqError, match="has no merges"):
+        check_tokenizer(without, 260)
+    odd = copy.deepcopy(byte_tokenizer())
+    odd.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(SpqError, match=r"how this tokenizer splits text \(Whitespace\)"):
+        check_tokenizer(odd, 260)
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
+    with pytest.raises(SpqError, match="of the kind WordLevel"):
+        check_tokenizer(words, 260)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A directory with a tokenizer that llama.cpp takes."""
+    tiny_model().save_pretrained(tmp_path / "source")
+    byte_tokenizer().save_pretrained(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def test_the_package_that_writes_it_is_named_where_it_is_missing(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(target.Package, "installed", False)
+    with pytest.raises(SpqError, match=r"gguf needs gguf: pip install 'spqlm\[gguf\]'"):
+        spqlm.export(source, "gguf", tmp_path / "model.gguf")
+
+
+def test_it_is_one_file_and_replaces_only_when_asked(source, tmp_path):
+    place = tmp_path / "model.gguf"
+    assert spqlm.export(source, "gguf", place).bytes == place.stat().st_size
+    with pytest.raises(SpqError, match="exists; pass --overwrite"):
+        spqlm.export(source, "gguf", place)
+    spqlm.export(source, "gguf", place, overwrite=True)
+    assert sorted(path.name for path in tmp_path.glob("model*")) == ["model.gguf"]
