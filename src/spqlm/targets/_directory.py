@@ -1,8 +1,12 @@
 """What targets that are a directory of transformers' layout share."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.checkpoint.bars import our_bars
@@ -27,6 +31,43 @@ def save_pretrained(
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     return weight_file_bytes(directory)
+
+
+def save_tensors(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    state: dict[str, Tensor],
+    quantization: dict[str, Any] | None,
+    directory: Path,
+    max_shard_size: str,
+) -> int:
+    """The same with other tensors than the model's own, and what the config says of them.
+
+    Returns:
+        bytes of the weight files.
+    """
+    config = copy.deepcopy(model.config)
+    config.__dict__.pop("quantization_config", None)
+    if quantization is not None:
+        config.quantization_config = quantization
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(directory)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(directory)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+    tied = model.all_tied_weights_keys
+    kept = {name: tensor for name, tensor in state.items() if name not in tied}
+    save_torch_state_dict(kept, directory, max_shard_size=max_shard_size, metadata={"format": "pt"})
+    return weight_file_bytes(directory)
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of the weight files, by name."""
+    found: dict[str, Tensor] = {}
+    for file in directory.glob("*.safetensors"):
+        found |= load_file(file)
+    return found
 
 
 def check_reloaded(model: PreTrainedModel, directory: Path) -> None:

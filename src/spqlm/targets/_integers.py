@@ -1,7 +1,9 @@
 """Stored weights as integers with a scale for each group of inputs, which other programs share."""
 
+from math import gcd
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +57,15 @@ def integers(weight: StoredWeight) -> Integers | None:
     return None
 
 
+def common(weights: list[Integers]) -> list[Integers]:
+    """The same numbers in one scheme: the most bits of any, and groups that divide all groups."""
+    if not weights:
+        return []
+    bits = max(weight.bits for weight in weights)
+    size = gcd(*(weight.group_size for weight in weights))
+    return [weight.regrouped(size)._replace(bits=bits) for weight in weights]
+
+
 def shared_columns(form: Format, columns: int) -> int | None:
     """Columns that share a scale; None where `integers` gives none."""
     if isinstance(form, Int8):
@@ -77,3 +88,24 @@ def grouping_refusal(spec: WeightSpec, multiple: int) -> str | None:
     if shared % multiple:
         return f"{shared} of its inputs share a scale, no multiple of {multiple}"
     return None
+
+
+def packed(weight: Integers) -> Tensor:
+    """Codes plus half of their range, one behind the other, lowest bits first, in words.
+
+    Returns:
+        int32 [rows, ⌈columns · bits / 32⌉].
+    """
+    raised = (weight.codes.to(torch.int16) + 2 ** (weight.bits - 1)).to(torch.uint8)
+    bits = np.unpackbits(raised.cpu().numpy()[..., None], axis=2, bitorder="little")
+    rows = np.packbits(bits[..., : weight.bits].reshape(len(raised), -1), 1, bitorder="little")
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
+    return torch.from_numpy(padded).view(torch.int32)
+
+
+def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
+    """Inverse of `packed`: int8 [rows, columns]."""
+    rows = words.contiguous().view(torch.uint8).numpy()
+    found = np.unpackbits(rows, axis=1, count=columns * bits, bitorder="little")
+    raised = np.packbits(found.reshape(len(rows), columns, bits), axis=2, bitorder="little")
+    return (torch.from_numpy(raised[..., 0]).to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.allocation.restriction import Alike
 from spqlm.checkpoint.atomic import (
     atomic_directory,
     atomic_file,
@@ -24,7 +25,7 @@ from spqlm.checkpoint.structure import describe, is_factor
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.formats import StoredWeight
 from spqlm.model.memory import resident_bytes
-from spqlm.model.view import LayerView, ModelView, Named
+from spqlm.model.view import ModelView
 from spqlm.modules.ops import stored_weight
 
 # Disk space to ask for, as a share of the weights in memory: they, the tokenizer and the records.
@@ -87,6 +88,8 @@ class Target(ABC):
     key: ClassVar[str]
     # One file, or a directory of several.
     one_file: ClassVar[bool] = False
+    # Which weights are best stored in one format; a byte budget for this target keeps to it.
+    alike: ClassVar[Alike] = "free"
     # Without it nothing can be written.
     needs: ClassVar[Package | None] = None
 
@@ -101,13 +104,6 @@ class Target(ABC):
     def resizing_refusal(self, config: PretrainedConfig) -> str | None:
         """Why layers of other sizes than the config's cannot be expressed; None where they can."""
         return "it gives every layer the size that the config states"
-
-    def shared(self, layer: LayerView) -> list[list[Named]]:
-        """Weights of a layer that are best stored in one format, such as q, k and v; none.
-
-        A byte budget for this target keeps to it.
-        """
-        return []
 
     def check_model(  # noqa: B027  (most targets hold every model)
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None

@@ -4,6 +4,7 @@ Codes stay the same numbers: int2 to int4 become Q4_0, int5 Q5_0, int6 and int8 
 of 32 repeat a scale that more inputs share.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,7 +106,7 @@ class GgufTarget(Target):
 
     def usage(self, name: str, manifest: Manifest | None) -> str:
         """The command line of llama.cpp."""
-        return f'llama-cli -m {name} -p "The sea was"'
+        return f'llama-cli -m {shlex.quote(name)} -p "The sea was"'
 
     def record(self, manifest: Manifest, directory: Path, name: str) -> None:
         """Nothing: the file stands alone."""

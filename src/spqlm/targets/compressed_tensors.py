@@ -1,0 +1,163 @@
+"""The layout `pack-quantized` of compressed-tensors: vLLM, SGLang and plain transformers.
+
+Codes of 2 to 8 bits with a scale for each group of inputs or each row. Weights that engines compute
+in one product (q, k and v; gate and up) must have one scheme there; where their schemes differ, the
+codes are stored in the widest one's bits and the scales repeated, so the numbers stay.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from spqlm.allocation.restriction import Alike, fused
+from spqlm.checkpoint.card import transformers_snippet
+from spqlm.checkpoint.manifest import Manifest
+from spqlm.checkpoint.spec import EmbeddingPlace, WeightSpec
+from spqlm.checkpoint.verify import fixed_logits
+from spqlm.errors import CheckpointError
+from spqlm.model.view import ModelView, Named
+from spqlm.modules.linear import CompressedLinear
+from spqlm.modules.ops import dense_weight
+from spqlm.numerics.integer import dequantize_groups
+from spqlm.targets._directory import read_tensors, save_tensors
+from spqlm.targets._integers import Integers, common, grouping_refusal, integers, packed, unpacked
+from spqlm.targets.base import Package, Target
+
+PACKAGE = Package("compressed_tensors", "pip install compressed-tensors")
+# Columns that fill whole words of 32 bits at every width from two bits on.
+MULTIPLE = 16
+
+
+class CompressedTensorsTarget(Target):
+    """Integers in the layers of the decoder; embedding and lm_head are floats."""
+
+    key: ClassVar[str] = "compressed-tensors"
+    alike: ClassVar[Alike] = "fused"
+
+    def refusal(self, spec: WeightSpec) -> str | None:
+        """Tables have no integers there, and scales belong to whole groups."""
+        if isinstance(spec.place, EmbeddingPlace):
+            return "it has no integers in embeddings"
+        return grouping_refusal(spec, MULTIPLE)
+
+    def refused(self, view: ModelView) -> dict[str, str]:
+        """Where one weight of a fused set is in floats, all of them must be."""
+        found = super().refused(view)
+        if not view.tied and isinstance(view.lm_head.module, CompressedLinear):
+            found[view.lm_head.name] = "engines read the lm_head in floats"
+        for layer in view.layers:
+            for members in fused(layer):
+                inside = [named for named in members if _held(named, found) is not None]
+                if 0 < len(inside) < len(members):
+                    names = ", ".join(named.name for named in members)
+                    found |= {n.name: f"of {names} some are floats" for n in inside}
+        return found
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        place: Path,
+        max_shard_size: str,
+    ) -> int:
+        """Packed codes, scales, and the config that says which layer is stored how."""
+        view = ModelView(model)
+        schemes = dict(_schemes(view))
+        state = dict(model.state_dict())
+        for name, weight in schemes.items():
+            for part in ("codes", "scale", "mask", "offsets"):
+                state.pop(f"{name}.{part}", None)
+            state[f"{name}.weight_packed"] = packed(weight)
+            state[f"{name}.weight_scale"] = weight.scale.contiguous()
+            state[f"{name}.weight_shape"] = torch.tensor(weight.codes.shape)
+        config = _config(schemes, _floats(view, schemes)) if schemes else None
+        return save_tensors(model, tokenizer, state, config, place, max_shard_size)
+
+    def usage(self, name: str, manifest: Manifest | None) -> str:
+        """Transformers, which reads it with the package compressed-tensors."""
+        return transformers_snippet(name, ours=False)
+
+    def verify(self, model: PreTrainedModel, place: Path) -> str:
+        """Every weight is the same number for number, as transformers unpacks it."""
+        schemes = dict(_schemes(ModelView(model)))
+        if PACKAGE.installed:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=model.dtype)
+            fixed_logits(loaded)  # it unpacks weights in its first forward pass
+            found = {name: loaded.get_submodule(name).weight for name in schemes}
+            how = "transformers and compressed-tensors"
+        else:
+            stored = read_tensors(place)
+            found = {name: _restored(stored, name, weight.bits) for name, weight in schemes.items()}
+            how = "us, for want of the package compressed-tensors"
+        for name, weight in found.items():
+            if not torch.equal(weight.cpu(), dense_weight(model.get_submodule(name)).cpu()):
+                raise CheckpointError(f"the weight of {name!r} did not read back as it was")
+        return f"read every weight back by {how}, equal number for number"
+
+
+def _held(named: Named, refused: dict[str, str]) -> Integers | None:
+    module = named.module
+    if named.name in refused or not isinstance(module, CompressedLinear):
+        return None
+    return integers(module.stored_weight.detach())
+
+
+def _schemes(view: ModelView) -> Iterator[tuple[str, Integers]]:
+    """Integers of every layer that has some, by full name, those of a fused set in one scheme."""
+    for layer in view.layers:
+        sets = fused(layer)
+        together = {named.name for members in sets for named in members}
+        alone = [[named] for named in layer.linears if named.name not in together]
+        for members in [*sets, *alone]:
+            held = {named.name: _held(named, {}) for named in members}
+            found = {name: weight for name, weight in held.items() if weight is not None}
+            yield from zip(found, common(list(found.values())), strict=True)
+
+
+def _floats(view: ModelView, schemes: dict[str, Integers]) -> list[str]:
+    """Linear layers that stay as they are."""
+    return [named.name for named in view.linears() if named.name not in schemes]
+
+
+def _restored(stored: dict[str, Tensor], name: str, bits: int) -> Tensor:
+    """What the stored tensors of a layer stand for."""
+    columns = int(stored[f"{name}.weight_shape"][1])
+    codes = unpacked(stored[f"{name}.weight_packed"], bits, columns)
+    return dequantize_groups(codes, stored[f"{name}.weight_scale"])
+
+
+def _config(schemes: dict[str, Integers], ignored: list[str]) -> dict[str, Any]:
+    """The `quantization_config`: a group for each scheme, its layers by name."""
+    layers: dict[tuple[int, int | None], list[str]] = {}
+    for name, weight in schemes.items():
+        size = weight.group_size if weight.scale.shape[1] > 1 else None
+        layers.setdefault((weight.bits, size), []).append(name)
+    groups = {
+        f"group_{index}": {
+            "targets": names,
+            "format": "pack-quantized",
+            "weights": {
+                "num_bits": bits,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "channel" if size is None else "group",
+                "group_size": size,
+                "dynamic": False,
+            },
+        }
+        for index, ((bits, size), names) in enumerate(layers.items())
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized" if len(groups) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": ignored,
+    }
+
+
+TARGET = CompressedTensorsTarget

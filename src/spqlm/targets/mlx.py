@@ -1,0 +1,130 @@
+"""MLX on Apple's machines: affine groups, as mlx-lm reads them.
+
+w = scale · q + bias with q from 0 up. Ours are symmetric, so bias = -2^(bits-1) · scale, exactly.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spqlm.checkpoint.manifest import Manifest
+from spqlm.checkpoint.spec import WeightSpec
+from spqlm.errors import CheckpointError
+from spqlm.formats import StoredWeight
+from spqlm.model.view import ModelView
+from spqlm.modules.linear import Compressed
+from spqlm.modules.ops import stored_weight
+from spqlm.numerics.integer import dequantize_groups
+from spqlm.targets._directory import read_tensors, save_tensors
+from spqlm.targets._integers import Integers, grouping_refusal, integers, packed, unpacked
+from spqlm.targets.base import Package, Target
+
+PACKAGE = Package("mlx", "pip install mlx")
+GROUP_SIZES = (128, 64, 32)
+
+
+class MlxTarget(Target):
+    """Integers of 2 to 8 bits in groups of 32, 64 or 128, in layers and tables."""
+
+    key: ClassVar[str] = "mlx"
+
+    def refusal(self, spec: WeightSpec) -> str | None:
+        """Groups are of 32 inputs at least."""
+        return grouping_refusal(spec, min(GROUP_SIZES))
+
+    def value_refusal(self, weight: StoredWeight) -> str | None:
+        """A bias is its scale times a power of two, which float16 may be too small for."""
+        found = integers(weight)
+        if found is None or bool(torch.isfinite(_bias(found)).all()):
+            return None
+        return f"{str(found.scale.dtype).removeprefix('torch.')} does not hold its biases"
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        place: Path,
+        max_shard_size: str,
+    ) -> int:
+        """Codes in words, scales, biases, and the config that says bits and group sizes."""
+        schemes = dict(_schemes(ModelView(model)))
+        state = dict(model.state_dict())
+        for name, weight in schemes.items():
+            for part in ("codes", "scale", "mask", "offsets"):
+                state.pop(f"{name}.{part}", None)
+            state[f"{name}.weight"] = packed(weight).view(torch.uint32)
+            state[f"{name}.scales"] = weight.scale.contiguous()
+            state[f"{name}.biases"] = _bias(weight).contiguous()
+        size = save_tensors(model, tokenizer, state, None, place, max_shard_size)
+        _state_quantization(place / "config.json", schemes)
+        return size
+
+    def usage(self, name: str, manifest: Manifest | None) -> str:
+        """Python of mlx-lm."""
+        return f"from mlx_lm import load\n\nmodel, tokenizer = load({json.dumps(name)})"
+
+    def verify(self, model: PreTrainedModel, place: Path) -> str:
+        """Every weight is the same number for number."""
+        stored = read_tensors(place)
+        restore = _by_mlx if PACKAGE.installed else _by_us
+        for name, weight in _schemes(ModelView(model)):
+            parts = [stored[f"{name}.{part}"] for part in ("weight", "scales", "biases")]
+            expected = stored_weight(model.get_submodule(name)).detach().restore(torch.float32)
+            if not torch.equal(restore(weight, *parts), expected.cpu()):
+                raise CheckpointError(f"the weight of {name!r} did not read back as it was")
+        by = "mlx" if PACKAGE.installed else "us, for want of the package mlx"
+        return f"read every weight back by {by}, equal number for number"
+
+
+def _schemes(view: ModelView) -> Iterator[tuple[str, Integers]]:
+    """Integers of every module that has some, by full name, in groups of a size that MLX has."""
+    tied = view.lm_head.name if view.tied else None
+    for name, module in view.model.named_modules():
+        if isinstance(module, Compressed) and name != tied:
+            weight = integers(module.stored_weight.detach())
+            assert weight is not None
+            size = next(size for size in GROUP_SIZES if weight.group_size % size == 0)
+            yield name, weight.regrouped(size)
+
+
+def _bias(weight: Integers) -> Tensor:
+    return weight.scale * -(2 ** (weight.bits - 1))
+
+
+def _state_quantization(file: Path, schemes: dict[str, Integers]) -> None:
+    """Say in config.json how each module is stored; the first fields stand for the others."""
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    modules = {n: {"group_size": w.group_size, "bits": w.bits} for n, w in schemes.items()}
+    if modules:
+        config["quantization"] = next(iter(modules.values())) | modules
+    file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _by_us(weight: Integers, words: Tensor, scales: Tensor, biases: Tensor) -> Tensor:
+    codes = unpacked(words.view(torch.int32), weight.bits, weight.codes.shape[1])
+    if not torch.equal(biases, _bias(weight)):
+        raise CheckpointError("a bias is not its scale's")
+    return dequantize_groups(codes, scales.float())
+
+
+def _by_mlx(weight: Integers, words: Tensor, scales: Tensor, biases: Tensor) -> Tensor:
+    import mlx.core as mx
+
+    there = mx.dequantize(
+        mx.array(words.numpy()),
+        mx.array(scales.float().numpy()),
+        mx.array(biases.float().numpy()),
+        weight.group_size,
+        weight.bits,
+        stream=mx.cpu,
+    )
+    return torch.from_numpy(np.array(there))
+
+
+TARGET = MlxTarget
