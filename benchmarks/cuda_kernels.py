@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spqlm import formats
 from spqlm.formats import StoredWeight
 from spqlm.formats.group_sparse import pack
-from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ COUNTS = (1, 2, 4, 8, 16, 64, 512)
 WORKING_SET = 2**28
 GROUP = 64
 SPARSE_GROUP = 16
+BITS = (8, 7, 6, 5, 4, 3, 2)
 
 Product = Callable[[Tensor], Tensor | None]
 
@@ -59,8 +60,9 @@ def coded(out: int, width: int, bits: int) -> StoredWeight:
     if bits == 8:
         codes = random_codes(out, width).view(torch.int8)
         return Int8().hold({"codes": codes, "scale": random_scale(out)}, width)
-    codes, scale = random_codes(out, width // 2), random_scale(out, width // GROUP)
-    return Int4(group_size=GROUP).hold({"codes": codes, "scale": scale}, width)
+    form = formats.parse({f"int{bits}": {"group_size": GROUP}})
+    codes, scale = random_codes(out, width * bits // 8), random_scale(out, width // GROUP)
+    return form.hold({"codes": codes, "scale": scale}, width)
 
 
 def read_as_stored(out: int, width: int, bits: int) -> tuple[int, Product]:
@@ -174,10 +176,14 @@ def torchao(out: int, width: int, bits: int) -> tuple[int, Product]:
 
 WAYS: dict[str, Callable[[int, int], tuple[int, Product]]] = {
     "dense, PyTorch": dense,
-    "int8": lambda out, width: read_as_stored(out, width, 8),
-    "int8, written out": lambda out, width: written_out(out, width, 8),
-    "int4": lambda out, width: read_as_stored(out, width, 4),
-    "int4, written out": lambda out, width: written_out(out, width, 4),
+    **{
+        f"int{bits}": lambda out, width, bits=bits: read_as_stored(out, width, bits)
+        for bits in BITS
+    },
+    **{
+        f"int{bits}, written out": lambda out, width, bits=bits: written_out(out, width, bits)
+        for bits in BITS
+    },
     "int8 factors": low_rank,
     "half of int4's groups": groups_read,
     "half of them, uneven rows": uneven_groups_read,
@@ -187,6 +193,9 @@ WAYS: dict[str, Callable[[int, int], tuple[int, Product]]] = {
     "int4, torchao": lambda out, width: torchao(out, width, 4),
     "int4, ExLlamaV2": exllama,
 }
+
+
+READ_AS_STORED = ("int8 factors", *(f"int{bits}" for bits in BITS))
 
 
 def nbytes(weight: StoredWeight) -> int:
@@ -229,7 +238,7 @@ def compare(shape: tuple[int, int], count: int, repeats: int) -> list[dict[str, 
     x = torch.randn(count, shape[1], device="cuda", dtype=torch.bfloat16)
     graphs, rows = {}, []
     for name, make in WAYS.items():
-        if name in ("int8", "int4", "int8 factors") and count > linear.FEW_ROWS:
+        if name in READ_AS_STORED and count > linear.FEW_ROWS:
             continue
         if make in (groups_read, uneven_groups_read) and count > 16:
             continue

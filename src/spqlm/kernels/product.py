@@ -127,7 +127,12 @@ _traced = operation.register("spqlm::product", _run_factors)
 
 
 def restored(weight: StoredWeight, dtype: torch.dtype) -> Tensor:
-    """The weight in a float dtype, [out, in], not differentiable; by native kernels if they can."""
+    """The weight in a float dtype, [out, in], not differentiable; by kernels if they can."""
+    kernels = kernels_for(next(iter(weight.tensors().values())))
+    if kernels is not None and dtype in native.FLOATS:
+        restored: Tensor | None = kernels.restored(weight, dtype)
+        if restored is not None:
+            return restored
     library = native.library()
     if library is not None and dtype in native.FLOATS:
         matrix = matrix_of(weight, None)
@@ -187,6 +192,24 @@ def _by_blocks(x: Tensor, matrix: native.Matrix, bias: Tensor | None) -> Tensor:
         block = y.view(-1, matrix.rows)[:, first:last]
         torch.mm(wide.view(-1, matrix.columns), weight[: last - first].T, out=block)
     return (y if bias is None else y.add_(bias.to(wide.dtype))).to(x.dtype)
+
+
+def take_rows(weight: StoredWeight, index: Tensor) -> Tensor:
+    """Rows of a weight in the dtype of its scales: what an embedding looks up.
+
+    Args:
+        weight: [rows, columns].
+        index: int64 [taken], each in [0, rows).
+
+    Returns:
+        [taken, columns]. Differentiable in what of the weight is `trained`.
+    """
+    if (kernels := kernels_for(index)) is not None:
+        if not needs_gradient(*weight.tensors().values()):
+            found: Tensor | None = kernels.take_rows(weight, index)
+            if found is not None:
+                return found
+    return weight.take_rows(index).restore()
 
 
 def low_rank(

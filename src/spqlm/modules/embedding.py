@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from spqlm.formats import StoredWeight
+from spqlm.kernels.product import take_rows
 from spqlm.modules.linear import Compressed
 
 
@@ -28,7 +29,7 @@ class CompressedEmbedding(Compressed):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids [...] -> rows [..., embedding_dim] in the dtype of the scales."""
-        rows = self.stored_weight.take_rows(input_ids.flatten()).restore()
+        rows = take_rows(self.stored_weight, input_ids.flatten())
         rows = rows.view(*input_ids.shape, self.embedding_dim)
         if self.embed_scale == 1.0:
             return rows

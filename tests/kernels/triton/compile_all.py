@@ -1,11 +1,16 @@
-"""Compiles every kernel for a GPU that need not be there, and prints the names, one to a line.
+"""Compiles every kernel for a GPU that need not be there, and prints what each takes of it.
 
     python compile_all.py CAPABILITY
 
-Only Triton is imported: what the packages above the kernels import takes longer than compiling.
+A line for each: its name, the bits of a code, registers of a thread, bytes of a thread's stack
+(what did not fit in registers) and bytes of shared memory. Only Triton is imported: what the
+packages above the kernels import takes longer than compiling.
 """
 
+import re
+import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -38,28 +43,49 @@ TYPES = {
     "offsets_ptr": "*i32",
     "sums_ptr": "*fp32",
     "bias_ptr": "*bf16",
+    "index_ptr": "*i64",
     "y_ptr": "*bf16",
     "out_ptr": "*bf16",
 }
 BF16 = {"DTYPE": tl.bfloat16}
-PACKED = {"PACKED": True, "GROUP": 32}
-KERNELS = {
-    one_row_of_words: PACKED | BF16 | {"CHUNKS": 64, "ROWS": 4},
-    one_row: {"BLOCK": 1024, "ROWS": 4},
-    few_rows: PACKED | BF16 | {"ROWS": 32, "HEIGHT": 16, "UNROLL": 4, "PRECISION": "ieee"},
-    dequantize: PACKED | {"BLOCK": 1024},
-    add_up: {"BLOCK": 256},
-    kept_groups_times_inputs: BF16 | {"PACKED": True, "WORDS": 2, "GROUPS": 32},
-    dequantize_groups: {"PACKED": True, "WIDTH": 8, "GROUPS": 64},
-}
+WIDTHS = (3, 4, 7)
+"""Two planes, one, and all three: what other widths are made of."""
+GROUPED = BF16 | {"GROUP": 32, "GROUPED": True, "ROWS": 32, "HEIGHT": 16, "PRECISION": "ieee"}
+KERNELS = [
+    *(
+        (one_row_of_words, BF16 | {"BITS": bits, "GROUP": group, "CHUNKS": 64, "ROWS": 4})
+        for bits, group in ((3, 8), (4, 8), (7, 8), (8, None))
+    ),
+    (one_row, {"BLOCK": 1024, "ROWS": 4}),
+    *((few_rows, GROUPED | {"BITS": b, "UNROLL": 4 if b == 4 else 2}) for b in WIDTHS),
+    *((dequantize, {"BITS": bits, "GROUP": 32, "BLOCK": 1024}) for bits in WIDTHS),
+    (add_up, {"BLOCK": 256}),
+    (kept_groups_times_inputs, BF16 | {"PACKED": True, "WORDS": 2, "GROUPS": 32}),
+    (dequantize_groups, {"PACKED": True, "WIDTH": 8, "GROUPS": 64}),
+]
 
-for kernel, constants in KERNELS.items():
+
+def resources(cubin: bytes) -> list[str]:
+    """Registers, stack and shared memory, by NVIDIA's own tool, which Triton brings."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [re.findall(rf"\b{key}:(\d+)", said)[-1] for key in ("REG", "STACK", "SHARED")]
+
+
+for kernel, constants in KERNELS:
     known = TYPES | {"x_ptr": "*i32"} if kernel is few_rows else TYPES  # Where codes are packed.
     types_of = {
         name: "constexpr" if name in constants else known.get(name, "i32")
         for name in kernel.arg_names
     }
     source = ASTSource(kernel, types_of, constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32))
-    if compiled.asm["cubin"]:
-        print(kernel.__name__)
+    target = GPUTarget("cuda", int(sys.argv[1]), 32)
+    # As `linear` launches it.
+    few = {"num_warps": 2 if constants.get("BITS") == 4 else 4, "num_stages": 3}
+    compiled = triton.compile(source, target=target, options=few if kernel is few_rows else {})
+    used = resources(compiled.asm["cubin"])
+    print(kernel.__name__, constants.get("BITS", "-"), *used, flush=True)

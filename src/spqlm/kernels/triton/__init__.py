@@ -3,13 +3,14 @@
 Importing this package imports Triton, so it is imported only where such a tensor arrives.
 """
 
+import torch
 from torch import Tensor
 
 from spqlm.formats import StoredWeight
 from spqlm.kernels.triton import linear, sparse_linear
 from spqlm.kernels.triton.linear import low_rank
 
-__all__ = ["low_rank", "product"]
+__all__ = ["low_rank", "product", "restored", "take_rows"]
 
 
 def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | None:
@@ -25,3 +26,19 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | No
     """
     found = linear.product(x, weight, bias)
     return sparse_linear.sparse_product(x, weight, bias) if found is None else found
+
+
+def restored(weight: StoredWeight, dtype: torch.dtype) -> Tensor | None:
+    """The weight [out, in] in a float dtype, not differentiable; None where no kernel can."""
+    found = linear.restored(weight, dtype)
+    return sparse_linear.restored(weight, dtype) if found is None else found
+
+
+def take_rows(weight: StoredWeight, index: Tensor) -> Tensor | None:
+    """Rows [taken, in] in the dtype of the scales, not differentiable; None where no kernel can.
+
+    Args:
+        weight: [out, in].
+        index: int64 [taken]; one outside [0, out) gives a row of NaN.
+    """
+    return linear.restored(weight, index=index)

@@ -3,50 +3,63 @@
 import triton
 import triton.language as tl
 
-from spqlm.kernels.triton.unpacking import kept_bits, nibbles, signed
+from spqlm.kernels.triton.unpacking import code, kept_bits, nibbles, pair_codes, row_units, signed
 
 
 @triton.jit
 def dequantize(
     weight_ptr: tl.tensor,
     scale_ptr: tl.tensor,
+    index_ptr: tl.tensor,
     out_ptr: tl.tensor,
+    rows: tl.tensor,
     width: tl.tensor,
     scale_row: tl.tensor,
-    PACKED: tl.constexpr,
+    BITS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Program (i, j) writes the j-th BLOCK stored elements of row i; rounded once, at the end.
+    """Program (i, j) writes the j-th BLOCK units of row i; rounded once, at the end.
 
     Args:
-        weight_ptr: [rows, width]: int8 codes, or two 4-bit codes to a byte.
-        scale_ptr: [rows, groups] where PACKED, else of row i at i * scale_row.
-        out_ptr: [rows, in].
-        width: stored elements of a row: `in`, or half of it where PACKED.
+        weight_ptr: rows of int8 codes, or of bytes of codes in planes.
+        scale_ptr: [rows, groups], or of row i at i * scale_row where GROUP is None.
+        index_ptr: [rows of out], which row of the weight each one is, and NaN for one that is not
+            there; or None for all in order.
+        out_ptr: [rows of out, in].
+        rows: of the weight.
+        width: units of a row: columns, or pairs of them where BITS is given.
         scale_row: from one row's scales to the next row's.
-        PACKED: whether an element is two codes.
-        GROUP: stored elements that share a scale; only where PACKED.
+        BITS: of a code in planes, 2 to 7; None for int8 codes.
+        GROUP: units that share a scale; None where all of a row do.
         BLOCK: a power of two.
     """
-    row = tl.program_id(0)
+    element: tl.constexpr = out_ptr.dtype.element_ty
+    out = tl.program_id(0)
+    row = out if index_ptr is None else tl.load(index_ptr + out)
+    there = (row >= 0) & (row < rows)
+    row = tl.where(there, row, 0)
     first = tl.program_id(1) * BLOCK
-    column = first + tl.arange(0, BLOCK)
-    within = column < width
-    stored = tl.load(weight_ptr + row.to(tl.int64) * width + column, mask=within, other=0)
-    if PACKED:
-        place = row * scale_row + column // GROUP
-        scale = tl.load(scale_ptr + place, mask=within, other=0.0).to(tl.float32)
-        low, high = nibbles(stored)
-        column = 2 * first + tl.arange(0, 2 * BLOCK)
-        place = row.to(tl.int64) * (2 * width) + column
-        values = tl.interleave(low * scale, high * scale).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + place, values, mask=column < 2 * width)
-    else:
+    unit = first + tl.arange(0, BLOCK)
+    within = unit < width
+    if GROUP is None:
         scale = tl.load(scale_ptr + row * scale_row).to(tl.float32)
-        place = row.to(tl.int64) * width + column
-        values = (signed(stored) * scale).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + place, values, mask=within)
+    else:
+        place = row * scale_row + unit // GROUP
+        scale = tl.load(scale_ptr + place, mask=within, other=0.0).to(tl.float32)
+    scale = tl.where(there, scale, float("nan"))
+    if BITS is None:
+        start = weight_ptr + row.to(tl.int64) * width
+        values = (signed(tl.load(start + unit, mask=within, other=0)) * scale).to(element)
+        tl.store(out_ptr + out.to(tl.int64) * width + unit, values, mask=within)
+    else:
+        start = weight_ptr + row.to(tl.int64) * row_units(width, BITS)
+        even, odd = pair_codes(start, unit, width, within, BITS)
+        even, odd = code(even, tl.float32, BITS) * scale, code(odd, tl.float32, BITS) * scale
+        column = 2 * first + tl.arange(0, 2 * BLOCK)
+        place = out.to(tl.int64) * (2 * width) + column
+        values = tl.interleave(even, odd).to(element)
+        tl.store(out_ptr + place, values, mask=column < 2 * width)
 
 
 @triton.jit

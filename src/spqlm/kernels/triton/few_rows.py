@@ -7,7 +7,7 @@ every float dtype, and a group's scale multiplies its sum, so only the inputs ar
 import triton
 import triton.language as tl
 
-from spqlm.kernels.triton.unpacking import nibble, sides, signed
+from spqlm.kernels.triton.unpacking import code, pair_codes, row_units, sides, signed
 
 
 @triton.jit
@@ -22,9 +22,10 @@ def few_rows(
     width: tl.tensor,
     scale_row: tl.tensor,
     span: tl.tensor,
-    PACKED: tl.constexpr,
+    BITS: tl.constexpr,
     DTYPE: tl.constexpr,
     GROUP: tl.constexpr,
+    GROUPED: tl.constexpr,
     ROWS: tl.constexpr,
     HEIGHT: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -33,20 +34,20 @@ def few_rows(
     """Program (i, j) adds `span` groups, from j * span on, to ROWS outputs of all inputs.
 
     Args:
-        x_ptr: [count, width], inputs, or where PACKED twos of them, each two an integer.
-        weight_ptr: [rows, width]: floats, int8 codes, or two 4-bit codes to a byte.
-        scale_ptr: [rows, groups] where PACKED, else of row i at i * scale_row; or None.
+        x_ptr: [count, width], inputs, or where BITS is given twos of them, each two an integer.
+        weight_ptr: rows of floats or of int8 codes, or of bytes of codes in planes.
+        scale_ptr: [rows, groups] where GROUPED, else of row i at i * scale_row; or None.
         bias_ptr: [rows] or None.
         y_ptr: [programs j, count, rows].
         count: rows of input.
         rows: outputs.
-        width: stored elements of a row: `in`, or half of it where PACKED.
+        width: of a row of x.
         scale_row: from one row's scales to the next row's.
         span: see above, a multiple of UNROLL.
-        PACKED: whether an element is two codes.
+        BITS: of a code in planes, 2 to 7; None for floats and int8 codes.
         DTYPE: of an input.
-        GROUP: stored elements at a time, those that share a scale where PACKED; a power of two and
-            at least 16.
+        GROUP: of a row of x at a time, a power of two and at least 16.
+        GROUPED: whether weights of these inputs share a scale; only where BITS is given.
         ROWS: a power of two, at least 16.
         HEIGHT: a power of two, at least 16 and `count`.
         UNROLL: groups on their way from memory together.
@@ -54,7 +55,7 @@ def few_rows(
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     item = tl.arange(0, HEIGHT)
-    start = weight_ptr + row.to(tl.int64) * width
+    start = weight_ptr + row.to(tl.int64) * (width if BITS is None else row_units(width, BITS))
     there = row < rows
     given = item < count
     total = tl.zeros([HEIGHT, ROWS], tl.float32)
@@ -64,27 +65,28 @@ def few_rows(
             group = first + step
             column = group * GROUP + tl.arange(0, GROUP)
             within = column < width
-            stored = tl.load(
-                start[None, :] + column[:, None], mask=within[:, None] & there[None, :], other=0
-            )
             x = tl.load(
                 x_ptr + item[:, None] * width + column[None, :],
                 mask=given[:, None] & within[None, :],
                 other=0,
             )
-            if PACKED:
-                even, odd = sides(x, DTYPE)
-                bits = stored.to(tl.int16)
-                part = tl.dot(even, nibble(bits & 15, DTYPE), input_precision=PRECISION)
-                part = tl.dot(odd, nibble(bits >> 4, DTYPE), part, input_precision=PRECISION)
-                inside = there & (group * GROUP < width)
-                scale = tl.load(scale_ptr + row * scale_row + group, mask=inside, other=0.0)
-                total += part * scale.to(tl.float32)[None, :]
-            else:
+            wanted = within[:, None] & there[None, :]
+            if BITS is None:
+                stored = tl.load(start[None, :] + column[:, None], mask=wanted, other=0)
                 if weight_ptr.dtype.element_ty == tl.int8:
                     stored = signed(stored)
                 total = tl.dot(x, stored.to(DTYPE), total, input_precision=PRECISION)
-    if not PACKED:
+            else:
+                even, odd = sides(x, DTYPE)
+                low, high = pair_codes(start[None, :], column[:, None], width, wanted, BITS)
+                part = tl.dot(even, code(low, DTYPE, BITS), input_precision=PRECISION)
+                part = tl.dot(odd, code(high, DTYPE, BITS), part, input_precision=PRECISION)
+                if GROUPED:
+                    inside = there & (group * GROUP < width)
+                    scale = tl.load(scale_ptr + row * scale_row + group, mask=inside, other=0.0)
+                    part *= scale.to(tl.float32)[None, :]
+                total += part
+    if not GROUPED:
         if scale_ptr is not None:
             scale = tl.load(scale_ptr + row * scale_row, mask=there, other=0.0)
             total *= scale.to(tl.float32)[None, :]

@@ -71,7 +71,7 @@ def kept_groups_times_inputs(
         words = tl.load(words_ptr + place[:, None] * WORDS + word[None, :])
         pairs = tl.load(inputs_ptr + group[:, None] * PAIRS + pair[None, :])
         if PACKED:
-            sums, inputs = times_nibbles(words, pairs, DTYPE)
+            sums, inputs = times_nibbles(words, words, pairs, DTYPE, 4)
         else:
             sums, inputs = times_bytes(words, pairs, DTYPE)
         found = tl.sum(sums, axis=1) * tl.load(scale_ptr + place).to(tl.float32)

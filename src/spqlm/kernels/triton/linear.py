@@ -95,14 +95,15 @@ def _launch(x: Tensor, matrix: Matrix, y: Tensor) -> None:
     if count > 1:
         _few_rows(x, count, matrix, y)
     elif (words := matrix.words) is not None:
+        nibbles = 8 if matrix.bits else 4  # in a word
         one_row_of_words[(cdiv(matrix.rows, 4),)](
             in_pairs(x),
             words,
             *(matrix.scale, matrix.bias, y),
-            *(matrix.rows, words.shape[1], matrix.scale_row),
-            PACKED=matrix.packed,
+            *(matrix.rows, matrix.columns // nibbles, matrix.scale_row),
+            BITS=matrix.bits or 8,
             DTYPE=DTYPES[x.dtype],
-            GROUP=(matrix.group or matrix.width) // 4,
+            GROUP=matrix.group and matrix.group // nibbles,
             CHUNKS=64,
             ROWS=4,
         )
@@ -116,29 +117,30 @@ def _launch(x: Tensor, matrix: Matrix, y: Tensor) -> None:
 
 
 def _few_rows(x: Tensor, count: int, matrix: Matrix, y: Tensor) -> None:
-    # Fits the shared memory of every GPU from compute capability 8.0 on.
-    deep = x.dtype != torch.float32 and count <= 16
-    unroll, group = 4 if deep else 2, matrix.group or 64
+    # Fits the shared memory of every GPU from compute capability 8.0 on, and the registers.
+    deep = x.dtype != torch.float32 and count <= 16 and matrix.bits in (None, 4)
+    unroll, group = 4 if deep else 2, matrix.unit_group or 64
     programs = cdiv(matrix.rows, 32)
     steps = cdiv(matrix.width, group * unroll)
-    steps = cdiv(steps, max(1, (512 if matrix.packed else 128) // programs))
+    steps = cdiv(steps, max(1, (512 if matrix.bits else 128) // programs))
     parts = cdiv(matrix.width, group * unroll * steps)
     whole = parts == 1
     sums = y if whole else y.new_empty(parts, *y.shape, dtype=torch.float32)
     few_rows[(programs, parts)](
-        in_pairs(x) if matrix.packed else x,
+        in_pairs(x) if matrix.bits else x,
         *(matrix.weight, matrix.scale, matrix.bias if whole else None, sums),
         *(count, matrix.rows, matrix.width, matrix.scale_row, steps * unroll),
-        PACKED=matrix.packed,
+        BITS=matrix.bits,
         DTYPE=DTYPES[x.dtype],
         GROUP=group,
+        GROUPED=matrix.group is not None,
         ROWS=32,
         HEIGHT=max(16, 1 << (count - 1).bit_length()),
         UNROLL=unroll,
         # Between two factors in half precision tf32 is exact enough, and runs on tensor cores.
         PRECISION="ieee" if y.dtype == x.dtype else "tf32",
         num_stages=4 if deep else 2 if x.dtype == torch.float32 else 3,
-        num_warps=2 if matrix.packed else 4,
+        num_warps=2 if matrix.bits == 4 else 4,
     )
     if not whole:
         block = 256
@@ -147,19 +149,41 @@ def _few_rows(x: Tensor, count: int, matrix: Matrix, y: Tensor) -> None:
         )
 
 
-def dequantized(matrix: Matrix, dtype: torch.dtype) -> Tensor:
-    """The weight [out, in] of codes and scales."""
-    weight = matrix.weight.new_empty(matrix.rows, matrix.columns, dtype=dtype)
+def dequantized(matrix: Matrix, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
+    """The weight [out, in] of codes and scales, or the rows of it in `index`, int64 [taken]."""
+    rows = matrix.rows if index is None else len(index)
+    weight = matrix.weight.new_empty(rows, matrix.columns, dtype=dtype)
     block = 1024
     with torch.cuda.device_of(weight):
-        dequantize[(matrix.rows, cdiv(matrix.width, block))](
+        dequantize[(rows, cdiv(matrix.width, block))](
             matrix.weight,
             matrix.scale,
+            index,
             weight,
-            matrix.width,
-            matrix.scale_row,
-            PACKED=matrix.packed,
-            GROUP=matrix.group,
+            *(matrix.rows, matrix.width, matrix.scale_row),
+            BITS=matrix.bits,
+            GROUP=matrix.unit_group,
             BLOCK=block,
         )
     return weight
+
+
+def restored(
+    weight: StoredWeight, dtype: torch.dtype | None = None, index: Tensor | None = None
+) -> Tensor | None:
+    """The weight, or rows of it, in a float dtype; None where there is no kernel for it.
+
+    Args:
+        weight: [out, in] of codes.
+        dtype: of the result; by default that of the scales.
+        index: int64 [taken], rows; one outside [0, out) gives a row of NaN. None for all.
+
+    Returns:
+        [out, in] or [taken, in], not differentiable.
+    """
+    matrix = matrix_of(weight, None)
+    if matrix is None or matrix.scale is None or (index is not None and not len(index)):
+        return None
+    if not launchable(matrix.weight, matrix.scale, index):
+        return None
+    return dequantized(matrix, dtype or matrix.scale.dtype, index)

@@ -7,31 +7,36 @@ import triton.language as tl
 from torch import Tensor
 
 from spqlm.formats import StoredWeight
-from spqlm.native.weights import consistent
+from spqlm.native.weights import GROUPED, consistent
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """What Triton calls the dtypes of inputs."""
 
-PACKED_GROUPS = (16, 32, 64)
-"""Bytes of packed codes that share a scale: the kernels' tiles are made for these."""
+GROUPS = (32, 64, 128)
+"""Inputs that share a scale: the kernels' tiles are made for these, and for all of a row."""
+
+WHOLE_WORDS = 32
+"""What divides the inputs of a row whose planes begin at whole words."""
 
 
 class Matrix(NamedTuple):
     """A weight and where its parts are.
 
     Attributes:
-        weight: [rows, width]: floats, int8 codes, or two 4-bit codes to a byte.
+        weight: rows of floats, of int8 codes, or of bytes of codes in planes.
         scale: of row i at i * scale_row, and there one for each group; or None.
         bias: [rows] or None.
-        packed: whether a stored element is two codes.
-        group: stored elements that share a scale, or None where all of a row do.
+        columns: inputs.
+        bits: of a code in planes, 2 to 7; None where an element is a weight.
+        group: inputs that share a scale; None where all of a row do.
         scale_row: see scale.
     """
 
     weight: Tensor
     scale: Tensor | None
     bias: Tensor | None
-    packed: bool
+    columns: int
+    bits: int | None
     group: int | None
     scale_row: int
 
@@ -42,19 +47,20 @@ class Matrix(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Stored elements of a row."""
-        return self.weight.shape[1]
+        """Units of a row: inputs, or pairs of them where codes are in planes."""
+        return self.columns if self.bits is None else self.columns // 2
 
     @property
-    def columns(self) -> int:
-        """Inputs."""
-        return 2 * self.width if self.packed else self.width
+    def unit_group(self) -> int | None:
+        """Units that share a scale; None where all of a row do."""
+        return None if self.group is None else self.group // 2
 
     @property
     def words(self) -> Tensor | None:
-        """The codes as int32 [rows, words of a row]; None where rows are not whole words."""
+        """The codes as int32; None where rows, or their planes, are not whole words."""
         coded = self.weight.dtype in (torch.int8, torch.uint8)
-        return in_words(self.weight) if coded and self.width % 4 == 0 else None
+        whole = self.columns % (4 if self.bits is None else WHOLE_WORDS) == 0
+        return in_words(self.weight) if coded and whole else None
 
 
 def in_words(codes: Tensor) -> Tensor:
@@ -96,8 +102,12 @@ def matrix_of(weight: StoredWeight, bias: Tensor | None) -> Matrix | None:
         return None
     if not layout.codes.numel():
         return None
-    packed = layout.kind == "int4"
-    group = layout.codes.shape[1] // layout.groups if packed else None
-    if packed and (group not in PACKED_GROUPS or layout.codes.shape[1] % layout.groups):
-        return None
-    return Matrix(layout.codes, layout.scale, bias, packed, group, layout.groups)
+    bits = GROUPED.get(layout.kind)
+    group = None
+    if bits is not None:
+        if layout.columns % WHOLE_WORDS:
+            return None
+        group = None if layout.groups == 1 else layout.columns // layout.groups
+        if group is not None and group not in GROUPS:
+            return None
+    return Matrix(layout.codes, layout.scale, bias, layout.columns, bits, group, layout.groups)

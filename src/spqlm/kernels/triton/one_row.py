@@ -7,6 +7,7 @@ few instructions for each. That is arithmetic for the ordinary cores, in float32
 import triton
 import triton.language as tl
 
+from spqlm.kernels.triton.unpacking import planes, row_units
 from spqlm.kernels.triton.words import times_bytes, times_nibbles
 
 
@@ -20,55 +21,54 @@ def one_row_of_words(
     rows: tl.tensor,
     width: tl.tensor,
     scale_row: tl.tensor,
-    PACKED: tl.constexpr,
+    BITS: tl.constexpr,
     DTYPE: tl.constexpr,
     GROUP: tl.constexpr,
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """Each program computes ROWS outputs, CHUNKS times 16 bytes of codes of each at a time.
+    """Each program computes ROWS outputs, CHUNKS times four words of codes of each at a time.
 
     Args:
         pairs_ptr: [in / 2], inputs in twos, each two an integer of twice their size.
-        words_ptr: int32 [rows, width], the codes of the weight.
-        scale_ptr: [rows, groups] where PACKED, else of row i at i * scale_row.
+        words_ptr: int32, the codes of the weight: rows of words, in planes where BITS is below 8.
+        scale_ptr: [rows, groups], or of row i at i * scale_row where GROUP is None.
         bias_ptr: [rows] or None.
         y_ptr: [rows].
         rows: outputs.
-        width: words of a row.
+        width: words of a row; where BITS is below 8, words of 8 nibbles.
         scale_row: from one row's scales to the next row's.
-        PACKED: whether a word holds 8 codes of 4 bits, else 4 of 8.
+        BITS: of a code, 2 to 8.
         DTYPE: of an input.
-        GROUP: words that share a scale, a multiple of 4; only where PACKED.
+        GROUP: words that share a scale, a multiple of 4; None where all of a row do.
         CHUNKS: a power of two.
         ROWS: a power of two.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    start = words_ptr + row.to(tl.int64) * width
+    start = words_ptr + row.to(tl.int64) * (width if BITS == 8 else row_units(width, BITS))
     there = row < rows
-    PAIRS: tl.constexpr = 16 if PACKED else 8
+    PAIRS: tl.constexpr = 8 if BITS == 8 else 16
     total = tl.zeros([ROWS, CHUNKS], tl.float32)
     for first in range(0, width, 4 * CHUNKS):
         chunk = first // 4 + tl.arange(0, CHUNKS)
         column = 4 * chunk[:, None] + tl.arange(0, 4)[None, :]
-        words = tl.load(
-            start[:, None, None] + column[None, :, :],
-            mask=there[:, None, None] & (column < width)[None, :, :],
-            other=0,
-        )
+        inside = there[:, None, None] & (column < width)[None, :, :]
         pair = PAIRS * chunk[:, None] + tl.arange(0, PAIRS)[None, :]
         pairs = tl.load(pairs_ptr + pair, mask=pair < PAIRS // 4 * width, other=0)
-        if PACKED:
-            sums, _ = times_nibbles(words, pairs, DTYPE)
-            place = row[:, None] * scale_row + (4 * chunk // GROUP)[None, :]
-            inside = there[:, None] & (4 * chunk < width)[None, :]
-            scale = tl.load(scale_ptr + place, mask=inside, other=0.0).to(tl.float32)
-            total += tl.sum(sums, axis=2) * scale
-        else:
+        if BITS == 8:
+            words = tl.load(start[:, None, None] + column[None, :, :], mask=inside, other=0)
             sums, _ = times_bytes(words, pairs, DTYPE)
-            total += tl.sum(sums, axis=2)
+        else:
+            words, higher = planes(start[:, None, None], column[None, :, :], width, inside, BITS, 4)
+            sums, _ = times_nibbles(words, higher, pairs, DTYPE, BITS)
+        found = tl.sum(sums, axis=2)
+        if GROUP is not None:
+            place = row[:, None] * scale_row + (4 * chunk // GROUP)[None, :]
+            within = there[:, None] & (4 * chunk < width)[None, :]
+            found *= tl.load(scale_ptr + place, mask=within, other=0.0).to(tl.float32)
+        total += found
     y = tl.sum(total, axis=1)
-    if not PACKED:
+    if GROUP is None:
         y *= tl.load(scale_ptr + row * scale_row, mask=there, other=0.0).to(tl.float32)
     if bias_ptr is not None:
         y += tl.load(bias_ptr + row, mask=there, other=0.0).to(tl.float32)

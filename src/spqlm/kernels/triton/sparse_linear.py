@@ -114,6 +114,14 @@ def sparse_product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tens
     return functional.linear(x, dense, None if bias is None else bias.to(x.dtype))
 
 
+def restored(weight: StoredWeight, dtype: torch.dtype) -> Tensor | None:
+    """The weight in a float dtype, not differentiable; None where there is no kernel for it."""
+    stored = stored_of(weight, None)
+    if stored is None or not launchable(*stored[:5]):
+        return None
+    return dequantized(stored, dtype)
+
+
 def read_codes(x: Tensor, stored: Stored) -> Tensor:
     """Inputs [..., columns], at most FEW_ROWS, times a weight as it is stored, plus bias."""
     y = x.new_empty(*x.shape[:-1], len(stored.mask))

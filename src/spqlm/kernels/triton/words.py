@@ -6,8 +6,8 @@ that begins at bit p is worth code * 2^(p - 149), and its input times 2^(64 - p)
 code * input * 2^-85 of it. A mask and a multiplication for each code are all there is; both factors
 are exact, so only the sums are rounded. Conversions from integers would take more time than memory.
 
-Codes lie in words with an offset, 8 or 128, which is taken off the sums again. Inputs must stay
-below 2^63.
+Codes lie in words with an offset, half of their number, which is taken off the sums again. Inputs
+must stay below 2^63.
 """
 
 import triton
@@ -36,15 +36,43 @@ def _at(words: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def _eight(
+    words: tl.tensor,
+    x0: tl.tensor,
+    x1: tl.tensor,
+    x2: tl.tensor,
+    x3: tl.tensor,
+    x4: tl.tensor,
+    x5: tl.tensor,
+    x6: tl.tensor,
+    x7: tl.tensor,
+) -> tl.tensor:
+    """2^-85 of the sum of a word's eight nibbles times their inputs."""
+    top = words >> 24
+    total = _at(words, 0xF) * (x0 * LIFT_0)
+    total += _at(words, 0xF0) * (x1 * LIFT_4)
+    total += _at(words, 0xF00) * (x2 * LIFT_8)
+    total += _at(words, 0xF000) * (x3 * LIFT_12)
+    total += _at(words, 0xF0000) * (x4 * LIFT_16)
+    total += _at(words, 0xF00000) * (x5 * LIFT_20)
+    total += _at(top, 0xF) * (x6 * LIFT_0)
+    total += _at(top, 0xF0) * (x7 * LIFT_4)
+    return total
+
+
+@triton.jit
 def times_nibbles(
-    words: tl.tensor, pairs: tl.tensor, DTYPE: tl.constexpr
+    words: tl.tensor, higher: tl.tensor, pairs: tl.tensor, DTYPE: tl.constexpr, BITS: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """For every word the sum of its 8 codes times their inputs, and the sum of these inputs.
 
     Args:
-        words: int32 [..., ITEMS, WORDS], each of 8 codes from -8 to 7, plus 8.
+        words: int32 [..., ITEMS, WORDS], the four lowest bits of each code, or all that there are;
+            codes are stored plus half of their number.
+        higher: the other bits, in the same way; not looked at where BITS is at most four.
         pairs: [ITEMS, 4 * WORDS], inputs in twos.
         DTYPE: of an input.
+        BITS: of a code, 2 to 7.
 
     Returns:
         float32 [..., ITEMS, WORDS], and float32 [ITEMS, WORDS].
@@ -59,16 +87,10 @@ def times_nibbles(
     x4, x5 = _inputs(c, DTYPE)
     x6, x7 = _inputs(d, DTYPE)
     inputs = ((x0 + x1) + (x2 + x3)) + ((x4 + x5) + (x6 + x7))
-    top = words >> 24
-    total = _at(words, 0xF) * (x0 * LIFT_0)
-    total += _at(words, 0xF0) * (x1 * LIFT_4)
-    total += _at(words, 0xF00) * (x2 * LIFT_8)
-    total += _at(words, 0xF000) * (x3 * LIFT_12)
-    total += _at(words, 0xF0000) * (x4 * LIFT_16)
-    total += _at(words, 0xF00000) * (x5 * LIFT_20)
-    total += _at(top, 0xF) * (x6 * LIFT_0)
-    total += _at(top, 0xF0) * (x7 * LIFT_4)
-    return total * UNIT - 8.0 * inputs, inputs
+    total = _eight(words, x0, x1, x2, x3, x4, x5, x6, x7)
+    if BITS > 4:
+        total += 16.0 * _eight(higher, x0, x1, x2, x3, x4, x5, x6, x7)
+    return total * UNIT - 2.0 ** (BITS - 1) * inputs, inputs
 
 
 @triton.jit
