@@ -18,7 +18,7 @@ CHECKS := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BI
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check sanitize format bench results docs pythons release-check clean
+.PHONY: help install demo test check sanitize format bench gpu results docs pythons release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ format: $(STAMP) ## format the code and fix what ruff can fix
 bench: $(STAMP) ## measure the recipes, then write docs/results.md
 	$(BIN)/python benchmarks/compress.py $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.tables
+
+gpu: $(STAMP) ## every check and figure that needs a CUDA GPU, in eight minutes at most
+	$(BIN)/python benchmarks/gpu.py
 
 results: $(STAMP) ## write docs/results.md and README's table from what was measured
 	$(BIN)/python -m benchmarks.tables
