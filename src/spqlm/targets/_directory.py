@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.checkpoint.alignment import align
 from spqlm.checkpoint.bars import our_bars
 from spqlm.checkpoint.verify import check_logits, fixed_logits
 from spqlm.model.memory import weight_file_bytes
@@ -21,13 +22,15 @@ def save_pretrained(
     directory: Path,
     max_shard_size: str,
 ) -> int:
-    """Model and tokenizer as transformers writes them.
+    """Model and tokenizer as transformers writes them, tensors at cache lines.
 
     Returns:
         bytes of the weight files.
     """
     with our_bars():
         model.save_pretrained(directory, max_shard_size=max_shard_size)
+    for file in directory.glob("*.safetensors"):
+        align(file)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     return weight_file_bytes(directory)
