@@ -20,6 +20,7 @@ from spqlm.report.recipe_reference import recipe_reference
 
 FOLDER = Path(__file__).parent / "reference"
 SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:")
+EXAMPLE = "Example:"
 # Fields that have no default, for the example of a weight in each format.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "group_sparse": {"kept": 4096 * 128},
@@ -197,8 +198,16 @@ def markdown(docstring: str) -> str:
     return "\n\n".join(_block(block) for block in docstring.split("\n\n"))
 
 
+def example(thing: Any) -> str:
+    """The code under `Example:` in a docstring."""
+    _, _, code = (inspect.getdoc(thing) or "").partition(f"\n{EXAMPLE}\n")
+    return dedent(code)
+
+
 def _block(block: str) -> str:
     head, _, rest = block.partition("\n")
+    if head == EXAMPLE:
+        return f"**{head}**\n\n```python\n{dedent(rest).strip()}\n```"
     if head not in SECTIONS:
         return block
     items = re.split(r"\n(?=\S)", dedent(rest))

@@ -92,14 +92,34 @@ def test_without_an_output_nothing_is_written(source, recipe, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.txt", "source"]
 
 
-def test_a_dry_run_writes_and_trains_nothing(source, recipe, occupied):
-    before = contents(occupied)
-    result = spqlm.compress(source, occupied, recipe=recipe, dry_run=True)
-    assert result.directory is None
-    assert [record.plan.stage for record in result.manifest.stages] == ["svd", "prune", "quantize"]
-    assert contents(occupied) == before
-    written = spqlm.compress(source, occupied, recipe=recipe, overwrite=True)
-    assert written.manifest.sizes.resident == result.manifest.sizes.resident
+def test_a_plan_is_what_is_then_done_and_writes_and_trains_nothing(source, recipe, tmp_path):
+    before = contents(tmp_path)
+    planned = spqlm.plan(source, recipe=recipe)
+    assert [record.plan.stage for record in planned.stages] == ["svd", "prune", "quantize"]
+    assert (planned.sizes.disk, planned.predicted_loss) == (0, None)
+    assert contents(tmp_path) == before
+    written = spqlm.compress(source, recipe=recipe, recover=False).manifest
+    assert written.sizes == planned.sizes
+    assert [r.plan for r in written.stages] == [r.plan for r in planned.stages]
+
+
+def test_a_plan_within_a_size_predicts_the_loss(source, text_file):
+    fields = {
+        "calibration": {"source": str(text_file), "windows": 4, "context": 32},
+        "stages": [{"budget": {}}],
+    }
+    planned = spqlm.plan(source, recipe=Recipe.from_dict(fields), target_ratio=0.5)
+    losses = [c.predicted_loss for r in planned.stages for c in r.plan.changes if c.predicted_loss]
+    assert planned.predicted_loss == pytest.approx(sum(losses)) and losses
+    assert planned.sizes.resident <= planned.sizes.source / 2
+
+
+def test_a_model_object_that_is_planned_for_stays_as_it_is():
+    model = tiny_model()
+    before = logits(model)
+    planned = spqlm.plan(model, recipe="int8")
+    assert planned.sizes.resident < planned.sizes.source
+    assert torch.equal(logits(model), before)
 
 
 def test_recovery_can_be_left_out(source, recipe):

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     __version__: str
     from spqlm.conversion import Exported, export
     from spqlm.loading import load
-    from spqlm.pipeline import CompressionResult, compress
+    from spqlm.measuring import evaluate
+    from spqlm.pipeline import CompressionResult, compress, plan
     from spqlm.recipe import Recipe, load_recipe
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "Recipe",
     "SpqError",
     "compress",
+    "evaluate",
     "export",
     "load",
     "load_recipe",
+    "plan",
 ]
 
 # Imported when they are asked for: PyTorch and transformers take seconds to import.
@@ -36,9 +39,11 @@ _HOMES = {
     "Exported": "spqlm.conversion",
     "Recipe": "spqlm.recipe",
     "compress": "spqlm.pipeline",
+    "evaluate": "spqlm.measuring",
     "export": "spqlm.conversion",
     "load": "spqlm.loading",
     "load_recipe": "spqlm.recipe",
+    "plan": "spqlm.pipeline",
 }
 
 register()

@@ -59,6 +59,11 @@ def export(
         SpqError: there is no such target, `dest` is taken, a package is missing, or the target
             cannot hold a module, which it names.
         CheckpointError: what was written does not read back alike; it was removed.
+
+    Example:
+        import spqlm
+        spqlm.compress("demo", "out")
+        print(spqlm.export("out", "dense", "out-dense").usage)
     """
     writer, place = target_class(target)(), Path(dest)
     writer.check_output(place, overwrite=overwrite, inputs=[model])

@@ -39,6 +39,11 @@ def load(
         SpqError: there is no such model, or no layer of it has int8 weights to go with int8
             activations.
         CheckpointError: a checkpoint of ours is truncated or does not match its config.
+
+    Example:
+        import spqlm
+        spqlm.compress("demo", "out")
+        model = spqlm.load("out", optimize=True)
     """
     loaded = load_model(model, **options).model
     if int8_activations:

@@ -38,7 +38,7 @@ class CompressionResult:
         model: the compressed model in memory, ready to use.
         tokenizer: of the source.
         manifest: how it came to be; the same as on disk.
-        directory: the checkpoint, or None after a dry run or without an output.
+        directory: the checkpoint, or None without an output.
     """
 
     model: PreTrainedModel
@@ -63,7 +63,6 @@ def compress(
     device: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
-    dry_run: bool = False,
     max_shard_size: str = Output.max_shard_size,
 ) -> CompressionResult:
     """Compress a causal language model and write a checkpoint that loads in transformers.
@@ -85,7 +84,6 @@ def compress(
         device: such as `cpu` or `cuda`; None is the CPU.
         tokenizer: for a model object; else the source's own.
         overwrite: whether a non-empty `out` may be replaced.
-        dry_run: plan and apply in memory, but train nothing and write nothing.
         max_shard_size: of one weight file.
 
     Returns:
@@ -95,16 +93,21 @@ def compress(
         SpqError: bad input; nothing was written and `out` is as it was.
         CheckpointError: the written checkpoint is larger than the target, or did not reload to the
             same logits; it was removed.
+
+    Example:
+        import spqlm
+        result = spqlm.compress("demo", "out")
+        print(result.manifest.sizes.disk, "bytes of", result.manifest.sizes.source)
     """
     steps, ratio = _targeted(recipe, target_size, target_ratio)
     if alike != "free":
         steps = steps.restricted(Restriction(alike=alike))
     if calibration is not None:
         steps = steps.calibrated_on(calibration)
-    if not recover or dry_run:
+    if not recover:
         steps = steps.without_training()
     target = target_class(NATIVE)()
-    directory = None if out is None or dry_run else Path(out)
+    directory = None if out is None else Path(out)
     if directory is not None:
         inputs = (model, recipe, steps.calibration.source)
         target.check_output(
@@ -129,6 +132,64 @@ def compress(
         manifest = written.manifest or manifest
     run.forget()
     return CompressionResult(loaded.model, loaded.tokenizer, manifest, directory)
+
+
+def plan(
+    model: str | Path | PreTrainedModel,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    target_size: str | int | None = None,
+    target_ratio: str | float | None = None,
+    alike: Alike = "free",
+    calibration: str | None = None,
+    seed: int = 0,
+    dtype: str | torch.dtype = "auto",
+    device: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Manifest:
+    """What `compress` would do with a model, without training or writing anything.
+
+    Every decision is made as `compress` makes it, which takes as long, less the training. What was
+    measured for it is kept in the cache, so that `compress` need not measure it again.
+
+    Args:
+        model: as for `compress`; a model object stays as it is, and a copy is worked on.
+        recipe: as for `compress`, and so are the others.
+        target_size: most bytes of all weights on disk.
+        target_ratio: the same as a share of the source's weights.
+        alike: weights that are stored in one format.
+        calibration: text source that replaces the recipe's.
+        seed: of everything random.
+        dtype: of float weights.
+        device: to compute on.
+        tokenizer: for a model object.
+
+    Returns:
+        the manifest that the checkpoint would have: `sizes.resident` are the bytes of its weights,
+        `predicted_loss` is in nats per token where the recipe prices its choices, and
+        `stages[i].plan.changes` name every module. `sizes.disk` is 0, since nothing was written.
+
+    Raises:
+        SpqError: bad input, or a target that cannot be reached.
+
+    Example:
+        import spqlm
+        manifest = spqlm.plan("demo", recipe="int8")
+        print(manifest.sizes.resident, "bytes of", manifest.sizes.source)
+    """
+    return compress(
+        copy.deepcopy(model) if isinstance(model, PreTrainedModel) else model,
+        recipe=recipe,
+        target_size=target_size,
+        target_ratio=target_ratio,
+        alike=alike,
+        calibration=calibration,
+        recover=False,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        tokenizer=tokenizer,
+    ).manifest
 
 
 def _targeted(

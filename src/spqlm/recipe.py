@@ -18,7 +18,13 @@ SHIPPED = Path(__file__).parent / "recipes"
 
 
 class Recipe(BaseModel):
-    """An ordered list of stages and the calibration they share."""
+    """An ordered list of stages and the calibration they share.
+
+    Example:
+        import spqlm
+        recipe = spqlm.Recipe.from_dict({"stages": [{"quantize": {"mode": "per_tensor"}}]})
+        spqlm.compress("demo", "out", recipe=recipe)
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -116,6 +122,10 @@ def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
 
     Raises:
         SpqError: no such recipe, not YAML, or not valid.
+
+    Example:
+        import spqlm
+        print(spqlm.load_recipe("paper").to_dict()["stages"])
     """
     if isinstance(recipe, Recipe):
         return recipe

@@ -3,6 +3,7 @@ import torch
 from tests.helpers import calibrated, greedy, logits, tiny_model
 from transformers import AutoModelForCausalLM
 
+from spqlm.changes import Cut, Plan
 from spqlm.checkpoint.quantizer import attach
 from spqlm.formats.dense import Dense
 from spqlm.formats.int4 import Int4
@@ -14,7 +15,6 @@ from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import dense_weight, module_bytes
-from spqlm.plan import Cut, Plan
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget
 

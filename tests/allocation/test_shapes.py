@@ -4,13 +4,13 @@ from tests.helpers import calibrated, tiny_model
 from torch import Tensor
 
 from spqlm.allocation.shapes import cut_metric, cut_weight, shapes
+from spqlm.changes import Cut
 from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import Weighting, layer_metrics
 from spqlm.model.families import supported
 from spqlm.model.view import ModelView
 from spqlm.numerics.elimination import elimination_order, refit
 from spqlm.numerics.metric import Metric
-from spqlm.plan import Cut
 
 SHARES = (0.75, 0.5, 0.25)
 

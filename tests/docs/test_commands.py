@@ -1,4 +1,4 @@
-"""Every command and every line of Python in README and the tutorials, run on a tiny model."""
+"""Every command and every line of Python that a page shows, run on a tiny model."""
 
 import json
 import re
@@ -6,15 +6,28 @@ import shlex
 
 import pytest
 import typer
+from docs.reference import example
 from tests.cli.conftest import _as_before, run  # noqa: F401  (fixtures)
 from tests.cli.test_bench import FOUND
 from tests.docs.pages import PAGES, ROOT, blocks, name
 from tests.helpers import TEXT, tiny_model, tiny_tokenizer
 
+import spqlm
 from spqlm.cli import app
 
-TUTORIALS = [p for p in PAGES if p.name in ("README.md", "index.md") or "tutorials" in p.parts]
-# What sets a machine up: checked, not run.
+# Why the blocks of a page are not run.
+NOT_RUN = {
+    "CONTRIBUTING.md": "runs these tests",
+    "docs/comparison.md": "takes hours; tests/comparison runs the command on less",
+    "docs/evaluation.md": "shows the forms of one command, with data that nobody has",
+    "docs/reference/python.md": "signatures; its examples are run below",
+}
+RUN = [
+    page
+    for page in PAGES
+    if {"bash", "python"} & {language for language, _ in blocks(page)} and name(page) not in NOT_RUN
+]
+# What sets a machine up is checked, not run: it downloads, and changes the tests' environment.
 SET_UP = re.compile(r"make (\w+)|pip install \S*?\"?\S*\[(\w+)\]\"?|\. \.venv/bin/activate")
 SHAPE = {"max_position_embeddings": 2048, "num_hidden_layers": 1}
 QUESTION = {"question": "Which one?", "choices": ["this", "that"], "label": 1}
@@ -35,6 +48,7 @@ def place(tmp_path, monkeypatch):
     model, tokenizer = tiny_model(**SHAPE), tiny_tokenizer()
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "tiny")
+    spqlm.compress(tmp_path / "tiny", tmp_path / "int8", recipe="int8")
     (tmp_path / "my_text.txt").write_text(TEXT * 3)
     data = tmp_path / "data"
     data.mkdir()
@@ -47,12 +61,19 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+def execute(code, source, names):
+    exec(compile(code.replace('"demo"', '"tiny"'), source, "exec"), names)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", TUTORIALS, ids=name)
+@pytest.mark.parametrize("page", RUN, ids=name)
 def test_a_reader_can_type_all_of_it(page, place, run):  # noqa: F811
+    if "how-to" in page.parts:  # begins where the tutorials end
+        (place / "int8").rename(place / "out")
+    names = {}
     for language, body in blocks(page):
         if language == "python":
-            exec(compile(body.replace('"demo"', '"tiny"'), name(page), "exec"), {})
+            execute(body, name(page), names)
         for line in body.splitlines() if language == "bash" else ():
             words = shlex.split(line, comments=True)
             if words and not SET_UP.match(line):
@@ -71,7 +92,21 @@ def _run(words, place, run):  # noqa: F811
         (place / into).write_text(out)
 
 
-@pytest.mark.parametrize("page", TUTORIALS, ids=name)
+@pytest.mark.slow
+@pytest.mark.parametrize("public", ["compress", "evaluate", "export", "load", "plan", "Recipe"])
+def test_the_examples_of_the_python_reference(public, place):
+    code = example(getattr(spqlm, public))
+    assert code.startswith("import spqlm\n")
+    execute(code, public, {})
+
+
+def test_no_page_is_left_out_without_need():
+    assert set(NOT_RUN) <= {name(page) for page in PAGES}
+    tutorials = {page for page in PAGES if "tutorials" in page.parts}
+    assert tutorials and {ROOT / "README.md", *tutorials} <= set(RUN)
+
+
+@pytest.mark.parametrize("page", RUN, ids=name)
 def test_what_sets_up_exists(page):
     makefile = (ROOT / "Makefile").read_text()
     project = (ROOT / "pyproject.toml").read_text()

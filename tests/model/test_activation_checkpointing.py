@@ -5,11 +5,11 @@ import torch
 from tests.helpers import tiny_model
 
 from spqlm.calibration.sensitivity import collect_sensitivities
+from spqlm.changes import Plan
 from spqlm.formats.int8 import Int8
 from spqlm.model import activation_checkpointing as recomputation
 from spqlm.model.activation_checkpointing import bounded_activations, held_bytes, once
 from spqlm.model.view import ModelView
-from spqlm.plan import Plan
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget
 from spqlm.stages.distill import Distill

@@ -3,12 +3,12 @@
 from tests.helpers import calibrated, tiny_tokenizer
 
 import spqlm
+from spqlm.changes import Plan
 from spqlm.formats import Format
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
-from spqlm.plan import Plan
 from spqlm.recipe import Recipe
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget

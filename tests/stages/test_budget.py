@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Plan
 from spqlm.errors import SpqError
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
@@ -33,7 +34,6 @@ from spqlm.modules.linear import Compressed, CompressedLinear
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.knapsack import RELATIVE_GAP
-from spqlm.plan import Plan
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import HEADER_BYTES, Budget
 

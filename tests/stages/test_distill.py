@@ -6,13 +6,13 @@ from tests.helpers import format_of, greedy, logits, tiny_model, tiny_tokenizer
 
 import spqlm
 from spqlm.cache import RunState, cache_directory
+from spqlm.changes import Plan
 from spqlm.errors import SpqError
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.numerics.integer import round_scale
-from spqlm.plan import Plan
 from spqlm.recipe import Recipe
 from spqlm.stages import distill
 from spqlm.stages.base import Inputs

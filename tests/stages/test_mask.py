@@ -3,10 +3,10 @@ import torch
 from tests.helpers import tiny_model
 
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Zeroed
 from spqlm.errors import SpqError
 from spqlm.model.view import ModelView
 from spqlm.numerics import sparse
-from spqlm.plan import Zeroed
 from spqlm.stages.base import Inputs
 from spqlm.stages.mask import Mask
 

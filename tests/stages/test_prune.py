@@ -5,10 +5,10 @@ import torch
 from tests.helpers import format_of, logits, tiny_model
 
 from spqlm.calibration.statistics import collect
+from spqlm.changes import Plan
 from spqlm.formats.int8 import Int8
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
-from spqlm.plan import Plan
 from spqlm.stages.prune import Prune
 from spqlm.stages.quantize import Quantize
 

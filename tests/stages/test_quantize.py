@@ -4,11 +4,11 @@ from tests.helpers import format_of, logits, tiny_model
 from torch import nn
 
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Plan
 from spqlm.formats.int8 import Int8
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.plan import Plan
 from spqlm.stages.quantize import Quantize
 from spqlm.stages.svd import Svd
 

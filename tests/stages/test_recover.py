@@ -4,13 +4,13 @@ from tests.helpers import TEXT, tiny_model
 
 from spqlm.cache import RunState, cache_directory
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Plan
 from spqlm.errors import SpqError
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.lora import LoraLinear
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.plan import Plan
 from spqlm.stages.base import Inputs
 from spqlm.stages.quantize import Quantize
 from spqlm.stages.recover import Recover

@@ -3,12 +3,12 @@ import torch
 from tests.helpers import logits, tiny_model
 
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Plan
 from spqlm.formats.low_rank import LowRank
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.plan import Plan
 from spqlm.stages.quantize import Quantize
 from spqlm.stages.svd import Svd
 

@@ -9,6 +9,7 @@ from torch import nn
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.shapes import cut_metric, cut_weight
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Change
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import HELD_OUT, Weighting, layer_metrics, outer_metric
@@ -16,7 +17,6 @@ from spqlm.model.tying import tie_head
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import embedding_of, float_dtype, linear_of
 from spqlm.numerics.metric import Metric
-from spqlm.plan import Change
 from spqlm.progress import track
 from spqlm.training.reconstruction import Reconstruction, reconstruct, target_of
 

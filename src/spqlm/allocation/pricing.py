@@ -15,12 +15,12 @@ from spqlm.allocation.estimates import low_rank_losses, sparse_losses
 from spqlm.allocation.menu import Menu, stored_bytes
 from spqlm.allocation.shapes import Shape, cut_metric, cut_weight
 from spqlm.allocation.units import Part, PricedShape, Unit
+from spqlm.changes import Cut
 from spqlm.formats import Format
 from spqlm.formats.low_rank import LowRank
 from spqlm.model.view import Named
 from spqlm.numerics.low_rank import weighted_basis
 from spqlm.numerics.metric import Metric
-from spqlm.plan import Cut
 
 
 class Pricer:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from spqlm.changes import Cut
 from spqlm.model.view import LayerView, Prunable
 from spqlm.numerics.elimination import elimination_order, refit
 from spqlm.numerics.importance import kept_count
 from spqlm.numerics.metric import Metric
-from spqlm.plan import Cut
 
 
 class Shape(BaseModel):

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from spqlm.allocation.restriction import SPOKEN, Alike, ties
 from spqlm.allocation.search import Search, alternatives
 from spqlm.allocation.units import Unit
+from spqlm.changes import Change
 from spqlm.errors import SpqError
 from spqlm.formats.group_sparse import GroupSparse
 from spqlm.formats.low_rank import LowRank
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.knapsack import Choice, choose, smallest
-from spqlm.plan import Change
 from spqlm.progress import working
 
 # A tensor's entry in the header of a weight file, generously.

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from spqlm.allocation.menu import stored_bytes
 from spqlm.allocation.shapes import Shape
+from spqlm.changes import Cut
 from spqlm.formats import Format
 from spqlm.model.view import Named
 from spqlm.numerics.knapsack import Alternative, Tie
-from spqlm.plan import Cut
 
 # Shapes of a unit, and ranks of a weight, that are rounded before the worth is looked at anew.
 AT_ONCE = 2

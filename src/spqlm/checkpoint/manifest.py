@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from spqlm.changes import Plan, Source
 from spqlm.errors import CheckpointError
-from spqlm.plan import Plan, Source
 
 FILE = "spq_manifest.json"
 CARD = "README.md"
@@ -102,6 +102,13 @@ class Manifest(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     tensors: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def predicted_loss(self) -> float | None:
+        """Nats per token of all changes that were priced; None where none was."""
+        losses = [record.plan.predicted_loss for record in self.stages]
+        priced = [loss for loss in losses if loss is not None]
+        return sum(priced) if priced else None
 
     @property
     def fingerprints(self) -> list[str]:

@@ -1,7 +1,7 @@
 """`spq compress MODEL OUT`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -88,26 +88,31 @@ def command(
     of each weight, then trains the result briefly to agree with MODEL. It reloads OUT and checks it
     before the command ends. In Python, `import spqlm` lets transformers load it.
     """
-    from spqlm.pipeline import compress
+    from spqlm.pipeline import compress, plan
 
-    result = compress(
-        model,
-        out,
-        recipe=recipe,
-        target_size=target_size,
-        target_ratio=target_ratio,
-        alike=alike,
-        calibration=calibration,
-        recover=recover,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        max_shard_size=max_shard_size,
-    )
-    if not deliver(json_of(result.manifest), as_json):
-        _show(result.manifest, out if result.directory else None)
+    options: dict[str, Any] = {
+        "recipe": recipe,
+        "target_size": target_size,
+        "target_ratio": target_ratio,
+        "alike": alike,
+        "calibration": calibration,
+        "seed": seed,
+        "dtype": dtype,
+        "device": device,
+    }
+    if dry_run:
+        manifest = plan(model, **options)
+    else:
+        manifest = compress(
+            model,
+            out,
+            recover=recover,
+            overwrite=overwrite,
+            max_shard_size=max_shard_size,
+            **options,
+        ).manifest
+    if not deliver(json_of(manifest), as_json):
+        _show(manifest, None if dry_run else out)
 
 
 def _show(manifest: "Manifest", out: Path | None) -> None:

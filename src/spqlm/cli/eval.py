@@ -1,5 +1,6 @@
 """`spq eval MODEL`."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,11 +26,9 @@ from spqlm.cli.options import (
 from spqlm.cli.output import as_json as json_of
 from spqlm.cli.output import deliver
 from spqlm.cli.tables import show, table
-from spqlm.errors import SpqError
 
 if TYPE_CHECKING:
     from spqlm.evaluation import TaskResult
-    from spqlm.sources.loaded import LoadedModel
 
 GROUP = "Measure"
 EXAMPLES = (
@@ -111,56 +110,31 @@ def command(
     where it was. The seed draws the examples that a benchmark shows before each question.
     """
     names = listed(tasks, "--tasks")
-    from spqlm.cache import cache_directory
-    from spqlm.decoding.int8_activations import round_activations
-    from spqlm.decoding.optimize import optimize
-    from spqlm.evaluation import Evaluation, Reference, check_tasks, evaluate, open_journal
-    from spqlm.evaluation.protocols import protocol
+    from spqlm.measuring import evaluate
 
-    laid = protocol(named, context, stride, bos)
-    check_tasks(names)
-    loaded = _load(model, dtype, device, verify=verify)
-    if loaded.tokenizer is None:
-        raise SpqError(f"model {model!r} has no tokenizer, which evaluation needs")
-    optimize(loaded.model)
-    if int8_activations:
-        round_activations(loaded.model)
-    dense = None
-    if against is not None:
-        # In the same arithmetic, so that a model agrees with itself.
-        dense = Reference(against, optimize(_load(against, dtype, device, verify=verify).model))
-    manifest = loaded.manifest
-    journal = open_journal(loaded.model, cache_directory()) if cache else None
-    results = [
-        evaluate(
-            loaded.model,
-            loaded.tokenizer,
-            name,
-            context=laid.context,
-            stride=laid.stride,
-            bos=laid.bos,
-            limit=limit,
-            windows=windows,
-            chat=chat,
-            seed=seed,
-            reference=dense,
-            fingerprints=manifest.fingerprints if manifest else (),
-            journal=journal,
-        )
-        for name in names
-    ]
-    found = Evaluation(model=model, int8_activations=int8_activations, tasks=tuple(results))
+    found = evaluate(
+        model,
+        names,
+        against=against,
+        windows_as=named,
+        context=context,
+        stride=stride,
+        bos=bos,
+        limit=limit,
+        windows=windows,
+        chat=chat,
+        cache=cache,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        int8_activations=int8_activations,
+        verify=verify,
+    )
     if not deliver(json_of(found), as_json, output):
-        _show(f"{model}, int8 activations" if int8_activations else model, results)
+        _show(f"{model}, int8 activations" if int8_activations else model, found.tasks)
 
 
-def _load(model: str, dtype: str, device: str | None, *, verify: bool) -> "LoadedModel":
-    from spqlm.sources.load import load_model
-
-    return load_model(model, dtype=dtype, device_map=device, verify=verify)
-
-
-def _show(title: str, results: list["TaskResult"]) -> None:
+def _show(title: str, results: Sequence["TaskResult"]) -> None:
     rows = table(title, "task", "metric", "value", "± s.e.", "scored", "protocol")
     for result in results:
         for row in _rows(result):

@@ -116,11 +116,10 @@ def quality(evidence: Evidence) -> Section:
     section.texts += [f"{task}: {text}" for task, text in protocols.items()]
     machines = dict.fromkeys(task.machine for result in results for task in result.tasks)
     section.texts += [f"Measured on {machine}." for machine in machines]
-    priced = (record.plan.predicted_loss for record in evidence.manifest.stages)
-    predicted = [loss for loss in priced if loss is not None]
-    if predicted:
+    predicted = evidence.manifest.predicted_loss
+    if predicted is not None:
         section.texts.append(
-            f"Predicted loss of all changes: {sum(predicted):.4f} nats per token."
+            f"Predicted loss of all changes: {predicted:.4f} nats per token."
             + "".join(_measured(results))
         )
     return section

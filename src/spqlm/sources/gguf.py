@@ -18,8 +18,8 @@ from transformers import (
     modeling_gguf_pytorch_utils,
 )
 
+from spqlm.changes import SourceKind
 from spqlm.errors import SpqError
-from spqlm.plan import SourceKind
 from spqlm.progress import track
 from spqlm.sources.accounting import check_loaded
 from spqlm.sources.gguf_file import GgufFile, read_gguf

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from spqlm.changes import SourceKind
 from spqlm.checkpoint.bars import our_bars
 from spqlm.checkpoint.hashes import check_hashes
 from spqlm.checkpoint.manifest import read_manifest
 from spqlm.errors import CheckpointError, SpqError
-from spqlm.plan import SourceKind
 from spqlm.sources.accounting import check_finite
 from spqlm.sources.adapter import ADAPTER, base_of, put_on
 from spqlm.sources.gguf import demo_file, load_gguf

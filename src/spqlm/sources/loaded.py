@@ -7,9 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.changes import Source, SourceKind
 from spqlm.checkpoint.manifest import Manifest, read_manifest
 from spqlm.model.memory import parameter_count, resident_bytes
-from spqlm.plan import Source, SourceKind
 
 
 @dataclass

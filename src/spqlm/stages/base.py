@@ -13,9 +13,9 @@ from spqlm.allocation.restriction import Restriction
 from spqlm.cache import RunState, work_key
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Plan
 from spqlm.data import EncodedText
 from spqlm.model.view import ModelView
-from spqlm.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from spqlm.allocation.search import Search, dense_weights, priced_weights
 from spqlm.allocation.spending import spend, summary
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Change, Plan
 from spqlm.errors import SpqError
 from spqlm.formats import AnyFormat, Format
 from spqlm.formats.base import Rounding
@@ -24,7 +25,6 @@ from spqlm.formats.int8 import Int8
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
-from spqlm.plan import Change, Plan
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.reconstruction import Reconstruction
 

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from spqlm.cache import work_key
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics, draw_windows
+from spqlm.changes import Plan
 from spqlm.errors import SpqError
 from spqlm.model.activation_checkpointing import bounded_activations
 from spqlm.model.view import ModelView
 from spqlm.numerics.objectives import divergence, next_token
-from spqlm.plan import Plan
 from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.master_weights import Masters, Wanted, trainable

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Change, Plan
 from spqlm.formats.low_rank import LowRank, of_factors
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.loop import LayerLoop, replace_layer_by_layer
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.numerics.low_rank import truncate, weighted_basis, weighted_truncate
-from spqlm.plan import Change, Plan
 from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Change, Plan, Zeroed
 from spqlm.errors import SpqError
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.loop import LayerLoop, replace_layer_by_layer
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import linear_from, module_bytes
 from spqlm.numerics import sparse
-from spqlm.plan import Change, Plan, Zeroed
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 
 GROUPS = {"unstructured": None, "2:4": (2, 4)}

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Moments, Observation, Statistics
+from spqlm.changes import Change, Cut, Plan
 from spqlm.model.view import LayerView, ModelView, Prunable
 from spqlm.modules.ops import module_bytes, select
 from spqlm.numerics import importance
-from spqlm.plan import Change, Cut, Plan
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 
 

@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import nn
 
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Change, Plan
 from spqlm.formats.int8 import Granularity, Int8
 from spqlm.model.tying import retie, tie_head
 from spqlm.model.view import ModelView, Named, Role
 from spqlm.modules.ops import module_bytes, with_weight
-from spqlm.plan import Change, Plan
 from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 

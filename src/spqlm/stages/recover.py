@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from spqlm.calibration.statistics import Statistics, draw_windows
+from spqlm.changes import Plan
 from spqlm.errors import SpqError
 from spqlm.model.activation_checkpointing import bounded_activations
 from spqlm.model.view import ModelView
 from spqlm.modules.lora import LoraLinear
-from spqlm.plan import Plan
 from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.training_state import TrainingState, adam_state, load_adam_state

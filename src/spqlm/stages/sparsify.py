@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Change, Plan
 from spqlm.errors import SpqError
 from spqlm.formats import Format
 from spqlm.formats.group_sparse import GroupSparse
@@ -19,7 +20,6 @@ from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.numerics import group_pruning
 from spqlm.numerics.metric import Metric
-from spqlm.plan import Change, Plan
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.reconstruction import Reconstruction, reconstruct, target_of
 

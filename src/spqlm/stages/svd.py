@@ -6,12 +6,12 @@ import torch
 from pydantic import Field
 
 from spqlm.calibration.statistics import Statistics
+from spqlm.changes import Change, Plan
 from spqlm.formats.low_rank import LowRank, of_factors
 from spqlm.model.view import ModelView
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import dense_weight, module_bytes, with_weight
 from spqlm.numerics import low_rank
-from spqlm.plan import Change, Plan
 from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 

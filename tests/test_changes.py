@@ -4,12 +4,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from spqlm.changes import Change, Cut, Plan, Zeroed
 from spqlm.formats.dense import Dense
 from spqlm.formats.group_sparse import GroupSparse
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank
-from spqlm.plan import Change, Cut, Plan, Zeroed
 
 CUT = Cut(side="input", unit="mlp", units=4, channels_per_unit=2, kept=3, removed=[1])
 CHANGES = {
