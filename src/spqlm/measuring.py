@@ -33,7 +33,7 @@ def evaluate(
     dtype: str | torch.dtype = "auto",
     device: str | None = None,
     int8_activations: bool = False,
-    verify: bool = False,
+    verify: bool = True,
 ) -> Evaluation:
     """Measure the quality of a model: perplexity on texts, accuracy on benchmarks.
 
@@ -55,7 +55,7 @@ def evaluate(
         dtype: of float weights and of the arithmetic; `auto` is the checkpoint's own.
         device: such as `cpu` or `cuda`; None is the CPU.
         int8_activations: round what enters int8 layers to int8, too.
-        verify: compare weight files with the hashes that were written beside them.
+        verify: compare a checkpoint of ours with the hashes in its manifest.
 
     Returns:
         one result a task, each with its protocol and standard error.
