@@ -20,7 +20,7 @@ from spqlm.report.recipe_reference import recipe_reference
 
 FOLDER = Path(__file__).parent / "reference"
 SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:")
-EXAMPLE = "Example:"
+EXAMPLE = "\nExample:\n"
 # Fields that have no default, for the example of a weight in each format.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "group_sparse": {"kept": 4096 * 128},
@@ -194,20 +194,22 @@ def signature(name: str, thing: Any) -> str:
 
 
 def markdown(docstring: str) -> str:
-    """A docstring in Google's style; its sections become lists."""
-    return "\n\n".join(_block(block) for block in docstring.split("\n\n"))
+    """A docstring in Google's style; its sections become lists, the example that ends it code."""
+    text, _, code = docstring.partition(EXAMPLE)
+    blocks = [_block(block) for block in text.strip().split("\n\n")]
+    if code:
+        blocks.append(f"**Example:**\n\n```python\n{dedent(code).strip()}\n```")
+    return "\n\n".join(blocks)
 
 
 def example(thing: Any) -> str:
     """The code under `Example:` in a docstring."""
-    _, _, code = (inspect.getdoc(thing) or "").partition(f"\n{EXAMPLE}\n")
+    _, _, code = (inspect.getdoc(thing) or "").partition(EXAMPLE)
     return dedent(code)
 
 
 def _block(block: str) -> str:
     head, _, rest = block.partition("\n")
-    if head == EXAMPLE:
-        return f"**{head}**\n\n```python\n{dedent(rest).strip()}\n```"
     if head not in SECTIONS:
         return block
     items = re.split(r"\n(?=\S)", dedent(rest))

@@ -62,6 +62,7 @@ def export(
 
     Example:
         import spqlm
+
         spqlm.compress("demo", "out")
         print(spqlm.export("out", "dense", "out-dense").usage)
     """

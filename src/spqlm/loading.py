@@ -42,6 +42,7 @@ def load(
 
     Example:
         import spqlm
+
         spqlm.compress("demo", "out")
         model = spqlm.load("out", optimize=True)
     """

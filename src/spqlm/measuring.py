@@ -66,6 +66,7 @@ def evaluate(
 
     Example:
         import spqlm
+
         (result,) = spqlm.evaluate("demo", "builtin", context=128, limit=2).tasks
         print(result.perplexity.perplexity, "±", result.perplexity.standard_error)
     """

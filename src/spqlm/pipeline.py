@@ -96,6 +96,7 @@ def compress(
 
     Example:
         import spqlm
+
         result = spqlm.compress("demo", "out")
         print(result.manifest.sizes.disk, "bytes of", result.manifest.sizes.source)
     """
@@ -174,6 +175,7 @@ def plan(
 
     Example:
         import spqlm
+
         manifest = spqlm.plan("demo", recipe="int8")
         print(manifest.sizes.resident, "bytes of", manifest.sizes.source)
     """

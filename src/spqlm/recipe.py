@@ -22,6 +22,7 @@ class Recipe(BaseModel):
 
     Example:
         import spqlm
+
         recipe = spqlm.Recipe.from_dict({"stages": [{"quantize": {"mode": "per_tensor"}}]})
         spqlm.compress("demo", "out", recipe=recipe)
     """
@@ -125,6 +126,7 @@ def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
 
     Example:
         import spqlm
+
         print(spqlm.load_recipe("paper").to_dict()["stages"])
     """
     if isinstance(recipe, Recipe):

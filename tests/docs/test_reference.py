@@ -33,6 +33,11 @@ def test_the_sections_of_a_docstring_become_lists():
     )
 
 
+def test_the_example_that_ends_a_docstring_becomes_code():
+    written = markdown("What it does.\n\nExample:\n    import a\n\n    a.b()")
+    assert written == "What it does.\n\n**Example:**\n\n```python\nimport a\n\na.b()\n```"
+
+
 def test_a_signature_is_one_line_where_it_fits():
     def short(x: int, *, y: str = "a.b") -> bool: ...
 
