@@ -1,7 +1,7 @@
 """Prices: bytes and predicted loss of every way to shape and store the weights of a unit.
 
-Storing is dear to price, since each weight is rounded to find out; what a shape or a rank costs by
-itself is not, nor how much the least salient groups weigh. So those are first estimated without
+Storing is dear to price, since each weight is rounded to find out, or a sample of its rows; what a
+shape or a rank costs by itself is not, nor how much the least salient groups weigh. So those are first estimated without
 rounding (`Part.estimates`, `Unit.estimated`), and rounded only where that could pay at the worth of
 a byte under the budget.
 """
@@ -21,6 +21,12 @@ from spqlm.formats.low_rank import LowRank
 from spqlm.model.view import Named
 from spqlm.numerics.low_rank import weighted_basis
 from spqlm.numerics.metric import Metric
+
+
+# Rows of a weight that are rounded to price it: as many, or a share of a weight of many rows.
+SAMPLED_ROWS = 256
+SAMPLED_SHARE = 1 / 12
+TINY = torch.finfo(torch.float32).tiny
 
 
 class Pricer:
@@ -57,7 +63,7 @@ class Pricer:
         part = Part(named, cut)
         rows, columns = weight.shape
         for option in self._menu.options(named, rows, columns):
-            self._add(part, weight, option, fit, price, None)
+            self._add_sampled(part, weight, option, fit, price)
         part.whole = len(part.options)
         rounding = dict(zip(part.options, part.losses, strict=True))
         found = [
@@ -89,6 +95,20 @@ class Pricer:
         return cut, cut_weight(cut, weight, fit), cut_metric(cut, fit), cut_metric(cut, price)
 
     @torch.no_grad()
+    def _add_sampled(
+        self, part: Part, weight: Tensor, option: Format, fit: Metric, price: Metric
+    ) -> None:
+        """Round some rows; the others cost as much for what they weigh."""
+        index = sampled_rows(len(weight)).to(weight.device)
+        some = weight[index]
+        stored = option.fit(some, fit.rows(index), self._menu.rounding_of(option)).restore()
+        losses = price.rows(index).row_losses(stored - some)
+        energy = price.energy(weight)
+        rows = energy * (losses.sum() / energy[index].sum().clamp_min(TINY))
+        rows[index] = losses
+        part.add(option, stored_bytes(part.named, option, *weight.shape), rows)
+
+    @torch.no_grad()
     def _add(
         self,
         part: Part,
@@ -105,3 +125,9 @@ class Pricer:
             stored = option.fit(weight, fit, rounding).restore()
         size = stored_bytes(part.named, option, *weight.shape)
         part.add(option, size, price.row_losses(stored - weight))
+
+
+def sampled_rows(count: int) -> Tensor:
+    """Which of so many rows stand for all, evenly spread: int64, ascending."""
+    wanted = min(count, max(SAMPLED_ROWS, int(count * SAMPLED_SHARE)))
+    return torch.linspace(0, count - 1, wanted).round().long()

@@ -136,7 +136,9 @@ class Grouped(Format):
         """Scales are searched: with `gptq` when a group's turn comes, else all at once."""
         hessian, size = metric.hessian, self.group_size
         if rounding == "gptq":
-            codes, scale = gptq.round_groups(weight, hessian, size, self.bits, metric.damping)
+            codes, scale = gptq.round_groups(
+                weight, hessian, size, self.bits, metric.damping, metric.factor
+            )
         else:
             scale = integer.search_group_scale(weight, hessian.diagonal(), size, self.bits)
             codes = integer.quantize_groups(weight, scale, self.bits)

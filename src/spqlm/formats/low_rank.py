@@ -132,14 +132,14 @@ class LowRank(Format):
             _, basis = low_rank.weighted_basis(weight, hessian, output)
         exact_left, exact_right = low_rank.weighted_truncate(weight, basis, output, self.rank)
         alike = torch.ones(self.rank, device=weight.device)
-        right = self._factor.fit(exact_right, replace(metric, terms=[(hessian, alike)]), rounding)
+        right = self._factor.fit(exact_right, Metric([(hessian, alike)], metric.damping), rounding)
         restored = right.restore()
         seen = restored @ hessian
         inner = seen @ restored.T
         # Damped, the refit stays near the exact factor in directions that were hardly seen.
         missing = (weight - exact_left @ restored) @ seen.T
         refitted = exact_left + (missing.double() @ gptq.inverse(inner, metric.damping)).float()
-        inner_metric = replace(metric, terms=[(inner, output)])
+        inner_metric = Metric([(inner, output)], metric.damping)
         return LowRankWeight(self, self._factor.fit(refitted, inner_metric, rounding), right)
 
     def empty(self, rows: int, columns: int, dtype: torch.dtype | None) -> LowRankWeight:

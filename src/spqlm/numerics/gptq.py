@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spqlm.numerics.integer import quantize, quantize_groups, search_group_scale
+from spqlm.numerics.integer import code_range, quantize, search_group_scale
 
 BLOCK = 128
 # Share of the median of H's diagonal that is added to all of it.
@@ -92,26 +92,24 @@ def _raised(share: float) -> float:
 
 def sweep(
     weight: Tensor,
-    hessian: Tensor,
+    factor: Tensor,
     group_size: int,
-    damping: float,
     round_group: Callable[[slice, Tensor, Tensor], Callable[[int, Tensor], Tensor]],
 ) -> None:
     """Replace column after column; those to the right make up for what each replacement changes.
 
     Args:
         weight: [rows, columns]; left as it is.
-        hessian: metric of errors [columns, columns].
+        factor: of the metric of errors, see `inverse_factor`.
         group_size: columns that are looked at together when their turn comes.
-        damping: see `damped`.
         round_group: from a group's columns, its weights as they are by then [rows, group_size] and
             what an error in each costs after later columns have made up for it [group_size], to
             what a column [rows] is replaced with, given its place in the group.
     """
     # A column of the weight lies together: it is what is read and changed.
     columns = weight.to(torch.float32).T.clone(memory_format=torch.contiguous_format)
-    factor, _ = inverse_factor(hessian, damping)
-    importance = factor.diagonal().square().reciprocal()
+    diagonal = factor.diagonal()
+    importance, divisors = diagonal.square().reciprocal(), diagonal.tolist()
     step = max(BLOCK // group_size, 1) * group_size
     for start in range(0, len(columns), step):
         stop = min(start + step, len(columns))
@@ -122,14 +120,19 @@ def sweep(
                 group = slice(column, column + group_size)
                 replace = round_group(group, columns[group].T, importance[group])
             value = columns[column]
-            error = (value - replace(place, value)) / factor[column, column]
+            error = (value - replace(place, value)).div_(divisors[column])
             columns[column:stop].addr_(factor[column, column:stop], error, alpha=-1)
             errors[column - start] = error
         columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
 
 
 def round_groups(
-    weight: Tensor, hessian: Tensor, group_size: int, bits: int, damping: float = DAMPING
+    weight: Tensor,
+    hessian: Tensor,
+    group_size: int,
+    bits: int,
+    damping: float = DAMPING,
+    factor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Codes and scales of groups; a group's scale is searched when its turn comes.
 
@@ -139,28 +142,31 @@ def round_groups(
         group_size: columns that share a scale.
         bits: of a code, 2 to 7.
         damping: see `damped`.
+        factor: of the damped H, see `inverse_factor`, where it is at hand.
 
     Returns:
         int8 codes [rows, columns] in `code_range(bits)` and float32 scales [rows, groups].
     """
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scales = []
+    factor = inverse_factor(hessian, damping)[0] if factor is None else factor
+    # As the sweep holds the weight: a column lies together.
+    codes = torch.empty(weight.shape[::-1], dtype=torch.int8, device=weight.device)
+    scales, limits = [], code_range(bits)
 
     def round_group(
         group: slice, values: Tensor, importance: Tensor
     ) -> Callable[[int, Tensor], Tensor]:
-        scale = search_group_scale(values, importance, group_size, bits)
+        scale = search_group_scale(values, importance, group_size, bits)[:, 0]
         scales.append(scale)
 
         def replace(place: int, value: Tensor) -> Tensor:
-            rounded = quantize_groups(value[:, None], scale, bits)
-            codes[:, group.start + place] = rounded[:, 0]
-            return rounded[:, 0] * scale[:, 0]
+            rounded = (value / scale).round_().clamp_(*limits)
+            codes[group.start + place] = rounded
+            return rounded.mul_(scale)
 
         return replace
 
-    sweep(weight, hessian, group_size, damping, round_group)
-    return codes, torch.cat(scales, dim=1)
+    sweep(weight, factor, group_size, round_group)
+    return codes.T.contiguous(), torch.stack(scales, dim=1)
 
 
 def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = DAMPING) -> Tensor:
@@ -176,6 +182,7 @@ def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = 
         int8 [rows, columns].
     """
     scale = scale.to(torch.float32)
+    factor, _ = inverse_factor(hessian, damping)
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
 
     def round_group(group: slice, _: Tensor, __: Tensor) -> Callable[[int, Tensor], Tensor]:
@@ -185,7 +192,7 @@ def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = 
 
         return replace
 
-    sweep(weight, hessian, 1, damping, round_group)
+    sweep(weight, factor, 1, round_group)
     return codes
 
 

@@ -14,6 +14,9 @@ from torch import Tensor
 SMALLEST_SCALE = 2.0**-24
 LARGEST_SCALE = 65280.0
 SIGNIFICANT_BITS = 8
+# Of the 24 significant bits of float32.
+DROPPED_BITS = 24 - SIGNIFICANT_BITS
+DROPPED = 2**DROPPED_BITS - 1
 # Shares of the largest magnitude that a group's scale is tried at.
 SHRINKS = tuple(1.0 - 0.025 * step for step in range(17))
 
@@ -46,9 +49,12 @@ def round_scale_up(scale: Tensor) -> Tensor:
     Raises:
         ValueError: a scale beyond float16's range or not finite.
     """
-    scale = scale.to(torch.float32)
-    step = _step_of(scale)
-    return (torch.ceil(scale / step) * step).clamp_min(SMALLEST_SCALE)
+    scale = _in_range(scale)
+    # Below 2^-17 the steps of float16 are the larger ones.
+    fine = ((scale.view(torch.int32) + DROPPED) & ~DROPPED).view(torch.float32)
+    return torch.maximum(fine, torch.ceil(scale / SMALLEST_SCALE) * SMALLEST_SCALE).clamp_min(
+        SMALLEST_SCALE
+    )
 
 
 def round_scale(scale: Tensor) -> Tensor:
@@ -63,18 +69,22 @@ def round_scale(scale: Tensor) -> Tensor:
     Raises:
         ValueError: a magnitude beyond float16's range or not finite.
     """
-    scale = scale.to(torch.float32)
-    step = _step_of(scale)
-    magnitude = (torch.round(scale.abs() / step) * step).clamp_min(SMALLEST_SCALE)
-    return torch.copysign(magnitude, scale)
+    magnitude = _in_range(scale).abs()
+    bits = magnitude.view(torch.int32)
+    # Halfway goes to the even one.
+    even = (bits >> DROPPED_BITS) & 1
+    fine = ((bits + (DROPPED // 2 + even)) & ~DROPPED).view(torch.float32)
+    coarse = torch.round(magnitude / SMALLEST_SCALE) * SMALLEST_SCALE
+    rounded = torch.where(magnitude < SMALLEST_SCALE * 2**SIGNIFICANT_BITS, coarse, fine)
+    return torch.copysign(rounded.clamp_min_(SMALLEST_SCALE), scale)
 
 
-def _step_of(scale: Tensor) -> Tensor:
-    """Distance between numbers of eight significant bits that are as large as these."""
-    if not bool(torch.isfinite(scale).all()) or bool((scale.abs() > LARGEST_SCALE).any()):
+def _in_range(scale: Tensor) -> Tensor:
+    """Float32, laid out in order."""
+    scale = scale.to(torch.float32).contiguous()
+    if not bool((scale.abs() <= LARGEST_SCALE).all()):
         raise ValueError(f"scales must be finite and at most {LARGEST_SCALE}")
-    _, exponent = torch.frexp(scale)
-    return torch.exp2((exponent - SIGNIFICANT_BITS).clamp_min(-24).to(torch.float32))
+    return scale
 
 
 def absmax_scale(weight: Tensor, *, per_channel: bool, bits: int = 8) -> Tensor:
@@ -256,8 +266,8 @@ def search_group_scale(
     best = torch.full_like(largest, torch.inf)
     chosen = torch.full_like(largest, SMALLEST_SCALE)
     least, most = code_range(bits)
-    for shrink in SHRINKS:
-        scale = sign * round_scale_up(largest.abs() * (shrink / -least))
+    tried = torch.tensor([shrink / -least for shrink in SHRINKS], device=largest.device)
+    for scale in sign * round_scale_up(largest.abs() * tried[:, None, None]):
         codes = (groups / scale[..., None]).round_().clamp_(least, most)
         error = (codes.mul_(scale[..., None]).sub_(groups).square_() * cost).sum(2)
         better = error < best

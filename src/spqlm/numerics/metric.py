@@ -19,16 +19,27 @@ class Metric:
     Attributes:
         terms: pairs of H [columns, columns] and o [rows].
         damping: of H where it is inverted, see `gptq.damped`.
+        whole: the metric of all rows, where this is that of some.
     """
 
     terms: list[tuple[Tensor, Tensor]]
     damping: float = gptq.DAMPING
+    whole: "Metric | None" = None
 
     @cached_property
     def hessian(self) -> Tensor:
         """One matrix for all rows, to round by; rows differ in weight only."""
+        if self.whole is not None:
+            return self.whole.hessian
         weighted = [hessian * output.mean() for hessian, output in self.terms]
         return torch.stack(weighted).sum(0)
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """Of the matrix to round by, see `gptq.inverse_factor`: all that rounds shares it."""
+        if self.whole is not None:
+            return self.whole.factor
+        return gptq.inverse_factor(self.hessian, self.damping)[0]
 
     @cached_property
     def output(self) -> Tensor:
@@ -43,10 +54,16 @@ class Metric:
         """What the error of each row costs, float32 [rows]."""
         return torch.stack([gptq.row_losses(error, h, o) for h, o in self.terms]).sum(0)
 
+    def energy(self, weight: Tensor) -> Tensor:
+        """What the rows of a weight, [rows, columns], weigh entry by entry, float32 [rows]."""
+        squares = weight.square()
+        return 0.5 * torch.stack([o * (squares @ h.diagonal()) for h, o in self.terms]).sum(0)
+
     def rows(self, index: Tensor) -> "Metric":
-        """For the outputs in `index` alone."""
-        return replace(self, terms=[(h, o[index]) for h, o in self.terms])
+        """For the outputs in `index` alone, rounded by the same matrix as all of them."""
+        terms = [(h, o[index]) for h, o in self.terms]
+        return replace(self, terms=terms, whole=self.whole or self)
 
     def columns(self, index: Tensor) -> "Metric":
         """For the inputs in `index` alone."""
-        return replace(self, terms=[(h[index][:, index], o) for h, o in self.terms])
+        return replace(self, terms=[(h[index][:, index], o) for h, o in self.terms], whole=None)
