@@ -1,11 +1,14 @@
 """Byte budgets on a real model; writes benchmarks/results/sizes.json.
 
-    SPQ_DATA_DIR=... python benchmarks/sizes.py [--sizes 136 110 90 85 75 60]
-        [--calibration NAME] [--recover] [--without [INGREDIENT ...]]
-        [--recipe FILE.yaml --label NAME] [--keep DIR]
+    SPQ_DATA_DIR=... python benchmarks/sizes.py [--sizes 110 90 75 60 52 45 40]
+        [--calibration NAME] [--recover] [--variants [NAME ...]]
+        [--recipe FILE.yaml --label NAME] [--keep DIR] [--again]
 
-`--without` measures the recipe `default` with one ingredient off at a time; without a name, with
-each of INGREDIENTS. `--keep` leaves the last checkpoint in DIR/out.
+`--variants` measures the recipe `default` with some settings changed; without a name, each of
+VARIANTS. `--keep` leaves the last checkpoint in DIR/out.
+
+Sizes that are stored for the same label, calibration and recovery are not measured again, unless
+`--again` is given: a run that was stopped goes on.
 
 Perplexity over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of C4, model
 reloaded in float32; Δ = ln(ppl / dense ppl). Gradients are collected once: the first size includes
@@ -19,6 +22,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -33,16 +37,34 @@ from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
-SMALL_GROUPS = [{"int4": {"group_size": 64}}, "int8"]
-# What the recipe's stage `budget`, or its calibration, is without each.
-INGREDIENTS: dict[str, dict] = {
-    "gradient weights in the fit": {"token_power": 0},
-    "GPTQ": {"rounding": "nearest"},
-    "ranks": {"ranks": []},
-    "widths": {"widths": [], "key_value_groups": []},
-    "groups of 128": {"formats": SMALL_GROUPS, "embedding_formats": SMALL_GROUPS},
-    "a 4-bit embedding": {"embedding_formats": ["int8"]},
-    "windows beyond 48": {"windows": 48},
+# What a row is known by.
+KIND = ("label", "target", "calibration", "recovered")
+GROUP_SIZE = 64
+
+
+def grouped(*bits: int) -> dict[str, list]:
+    """A menu of int8 and of these widths in groups."""
+    narrow = [{f"int{count}": {"group_size": GROUP_SIZE}} for count in bits]
+    return {"formats": [*narrow, "int8"], "embedding_formats": [*narrow, "int8"]}
+
+
+SHAPES = {
+    "widths": [0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5],
+    "key_value_groups": [0.75, 0.5],
+    "ranks": [0.9, 0.7, 0.5],
+}
+# What is other than in the recipe, of its stage `budget` or its calibration, by what it is called.
+VARIANTS: dict[str, dict] = {
+    "only 4 and 8 bits": grouped(4),
+    "only 4, 5, 6 and 8 bits": grouped(4, 5, 6),
+    "groups of 64 only": grouped(2, 3, 4, 5, 6),
+    "ranks and widths, too": SHAPES,
+    "gradients not weighed in the fit": {"token_power": 0},
+    "rounding to nearest": {"rounding": "nearest"},
+    "an embedding in 8 bits": {"embedding_formats": ["int8"]},
+    "48 windows": {"windows": 48},
+    "q, k and v alike, gate and up alike": {"alike": "fused"},
+    "one format for all layers": {"alike": "uniform"},
 }
 
 
@@ -53,11 +75,11 @@ def scores(directory: Path, tokens: dict[str, torch.Tensor]) -> dict[str, float]
     }
 
 
-def without(ingredient: str) -> Recipe:
-    """The recipe `default` with one ingredient off."""
+def varied(name: str) -> Recipe:
+    """The recipe `default` with some settings changed."""
     fields = load_recipe("default").to_dict()
     [budget] = [stage["budget"] for stage in fields["stages"] if "budget" in stage]
-    for key, value in INGREDIENTS[ingredient].items():
+    for key, value in VARIANTS[name].items():
         place = budget if key in budget else fields["calibration"]
         place[key] = value
     return Recipe.from_dict(fields)
@@ -65,10 +87,9 @@ def without(ingredient: str) -> Recipe:
 
 def variants(arguments: argparse.Namespace) -> list[tuple[str, Recipe]]:
     """Labels and recipes to measure."""
-    if arguments.without is None:
+    if arguments.variants is None:
         return [(arguments.label, load_recipe(arguments.recipe))]
-    names = arguments.without or INGREDIENTS
-    return [(f"default without {name}", without(name)) for name in names]
+    return [(f"default, {name}", varied(name)) for name in arguments.variants or VARIANTS]
 
 
 def measure(
@@ -98,7 +119,7 @@ def measure(
         "machine": machine(),
         "stage_seconds": {record.plan.stage: record.seconds for record in manifest.stages},
         "peak_bytes": max(record.peak_bytes for record in manifest.stages),
-        "int4": sum(form.code_bits == 4 for form in formats),
+        "codes": dict(Counter(form.codes for form in formats)),
         "ranks": sum(isinstance(form, LowRank) for form in formats),
         "cuts": sum(change.cut is not None for change in changes),
         "weights": len(changes),
@@ -108,13 +129,14 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="*", type=float, default=[136, 110, 90, 85, 75, 60])
+    parser.add_argument("--sizes", nargs="*", type=float, default=[110, 90, 75, 60, 52, 45, 40])
     parser.add_argument("--calibration", default="wikitext2_valid")
     parser.add_argument("--recover", action="store_true", help="also distil")
-    parser.add_argument("--without", nargs="*", choices=INGREDIENTS, metavar="INGREDIENT")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, metavar="NAME")
     parser.add_argument("--recipe", default="default", help="another recipe than the default one")
     parser.add_argument("--label", default="default", help="what to call that recipe")
     parser.add_argument("--keep", type=Path, help="directory that checkpoints stay in")
+    parser.add_argument("--again", action="store_true", help="measure what is stored, too")
     arguments = parser.parse_args()
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="spq-bench-"))
@@ -128,6 +150,8 @@ def main() -> None:
         if "dense" not in stored:
             stored["dense"] = scores(folder / "dense", tokens)
         for size, (label, recipe) in product(arguments.sizes, variants(arguments)):
+            if not arguments.again and held(stored, size, label, arguments):
+                continue
             row = measure(folder, size, label, recipe, arguments)
             nll = scores(folder / "out", tokens)
             row["delta"] = {task: nll[task] - stored["dense"][task] for task in nll}
@@ -138,10 +162,15 @@ def main() -> None:
             shutil.rmtree(folder)
 
 
+def held(stored: dict, size: float, label: str, arguments: argparse.Namespace) -> bool:
+    """Whether the row is stored."""
+    wanted = (label, size, arguments.calibration, arguments.recover)
+    return any(tuple(row[key] for key in KIND) == wanted for row in stored["rows"])
+
+
 def keep(stored: dict, row: dict) -> None:
     """Put a row in the place of an earlier one of its kind, and store all of them."""
-    kind = ("label", "target", "calibration", "recovered")
-    others = [r for r in stored["rows"] if any(r[key] != row[key] for key in kind)]
+    others = [r for r in stored["rows"] if any(r[key] != row[key] for key in KIND)]
     order = lambda r: (r["label"], r["calibration"], -r["target"], r["recovered"])  # noqa: E731
     stored["rows"] = sorted([*others, row], key=order)
     RESULTS.parent.mkdir(exist_ok=True)

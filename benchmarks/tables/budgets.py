@@ -24,13 +24,14 @@ calibration pays for its gradients and prices; "load" is what ran on the machine
 
 {machines}
 
-"Default without ..." is the recipe `default` with one ingredient off (`--without`); "with learned
-rounding" has `reconstruction: {{steps: 100}}` in its stage `budget` (`--recipe`, `--label`).
+"Default, ..." is the recipe `default` with some settings changed (`--variants`). "0.1 with ..." is the
+recipe `default` as it was when it knew 4 and 8 bits, ranks and widths; "with learned rounding" has
+`reconstruction: {{steps: 100}}` in its stage `budget` (`--recipe`, `--label`).
 """
 
 
 HEADER = (
-    *("target", "recipe", "calibration", "distilled", "MB on disk", "int4, factorised, cut"),
+    *("target", "recipe", "calibration", "distilled", "MB on disk", "stored as"),
     *("predicted Δ", "Δ WikiText-2", "Δ C4", "time", "load", "machine"),
 )
 
@@ -42,7 +43,7 @@ def _row(row: dict, letter: str) -> list[str]:
         row["calibration"],
         "yes" if row["recovered"] else "no",
         megabytes(row["disk"]),
-        f"{row['int4']}, {row['ranks']}, {row['cuts']} of {row['weights']}",
+        _stored(row),
         f"{row['predicted']:.4f}",
         f"{row['delta']['wikitext2']:.4f}",
         f"{row['delta']['c4']:.4f}",
@@ -50,3 +51,10 @@ def _row(row: dict, letter: str) -> list[str]:
         f"{row['load']:.1f}",
         letter,
     ]
+
+
+def _stored(row: dict) -> str:
+    """How many weights have which codes; of rows of earlier versions, how many are int4."""
+    codes = row.get("codes") or {"int4": row["int4"], "int8": row["weights"] - row["int4"]}
+    counts = {**codes, "factorised": row["ranks"], "cut": row["cuts"]}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)

@@ -59,7 +59,7 @@ def _budgets(sizes: dict) -> list[Sequence[str]]:
         and row["calibration"] == CALIBRATION
         and not row["recovered"]
         # int8 is a row of its own.
-        and row["int4"]
+        and set(row["codes"]) != {"int8"}
     ]
 
 

@@ -102,7 +102,7 @@ def test_the_headline_stands_between_its_marks(tmp_path):
 def test_the_headline_has_budgets_and_decoding_where_they_were_measured():
     scores = {"wikitext2": {"perplexity": 20.0}, "c4": {"perplexity": 30.0}}
     recipes = {name: {"disk": 2e6, "scores": scores} for name in ("dense", "int8", "paper")}
-    row = {"label": "default", "calibration": CALIBRATION, "recovered": False, "int4": 3}
+    row = {"label": "default", "calibration": CALIBRATION, "recovered": False, "codes": {"int4": 3}}
     row |= {"target": 1.5, "disk": 1.4e6, "delta": {"wikitext2": 0.1, "c4": 0.0}}
     others = [row | {"recovered": True}, row | {"label": "another"}, row | {"int4": 0}]
     sizes = {"dense": {"wikitext2": 3.0, "c4": 3.0}, "rows": [row, *others]}
@@ -125,7 +125,7 @@ def test_the_headline_has_budgets_and_decoding_where_they_were_measured():
 def test_the_headline_has_at_most_eight_rows_and_drops_the_smallest_budgets():
     scores = {task: {"perplexity": 20.0} for task in ("wikitext2", "c4")}
     recipes = {name: {"disk": 2e6, "scores": scores} for name in ("dense", "int8", "paper")}
-    row = {"label": "default", "calibration": CALIBRATION, "recovered": False, "int4": 3}
+    row = {"label": "default", "calibration": CALIBRATION, "recovered": False, "codes": {"int4": 3}}
     row |= {"disk": 1.4e6, "delta": {"wikitext2": 0.1, "c4": 0.0}}
     sizes = {"dense": {"wikitext2": 3.0, "c4": 3.0}}
     sizes["rows"] = [row | {"target": target} for target in range(20, 10, -1)]
