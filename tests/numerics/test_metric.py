@@ -55,3 +55,20 @@ def test_what_is_left_of_a_metric_prices_what_is_left_of_a_weight():
     left = metric.columns(index)
     assert left.loss(error[:, index]) == pytest.approx(metric.loss(columns), rel=1e-4)
     assert left.damping == some.damping == 0.7
+
+
+def test_rows_are_rounded_by_the_matrix_of_all_rows():
+    whole = Metric([(torch.eye(4) * 2, torch.tensor([1.0, 3.0])), (torch.eye(4), torch.ones(2))])
+    some = whole.rows(torch.tensor([1]))
+    assert some.hessian is whole.hessian and some.factor is whole.factor
+    error = torch.arange(8.0).reshape(2, 4)
+    torch.testing.assert_close(some.row_losses(error[1:]), whole.row_losses(error)[1:])
+    narrow = some.columns(torch.tensor([0, 2]))
+    assert narrow.hessian.shape == (2, 2)
+
+
+def test_the_energy_of_a_weight_is_its_loss_without_what_lies_off_the_diagonal():
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    metric = Metric([(x.T @ x, torch.tensor([1.0, 2.0]))])
+    weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+    torch.testing.assert_close(metric.energy(weight), metric.row_losses(weight))

@@ -1,9 +1,9 @@
 """Prices: bytes and predicted loss of every way to shape and store the weights of a unit.
 
-Storing is dear to price, since each weight is rounded to find out, or a sample of its rows; what a
-shape or a rank costs by itself is not, nor how much the least salient groups weigh. So those are first estimated without
-rounding (`Part.estimates`, `Unit.estimated`), and rounded only where that could pay at the worth of
-a byte under the budget.
+Storing is dear to price, since rows of each weight are rounded to find out; what a shape or a rank
+costs by itself is not, nor how much the least salient groups weigh. So those are first estimated
+without rounding (`Part.estimates`, `Unit.estimated`), and rounded only where that could pay at the
+worth of a byte under the budget.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,6 @@ from spqlm.formats.low_rank import LowRank
 from spqlm.model.view import Named
 from spqlm.numerics.low_rank import weighted_basis
 from spqlm.numerics.metric import Metric
-
 
 # Rows of a weight that are rounded to price it: as many, or a share of a weight of many rows.
 SAMPLED_ROWS = 256

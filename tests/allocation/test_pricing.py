@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from spqlm.allocation import pricing
+from spqlm.allocation.menu import Menu
+from spqlm.allocation.pricing import Pricer, sampled_rows
+from spqlm.allocation.shapes import Shape
+from spqlm.formats.int3 import Int3
+from spqlm.formats.int8 import Int8
+from spqlm.model.view import Named
+from spqlm.numerics.metric import Metric
+
+FORMATS = (Int3(group_size=32), Int8())
+
+
+def random_metric(rows: int, columns: int) -> Metric:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(500, columns, generator=generator) * torch.linspace(0.5, 2, columns)
+    return Metric([(x.T @ x / 500, torch.rand(rows, generator=generator))])
+
+
+def price(rows: int, columns: int = 64):
+    torch.manual_seed(0)
+    named = Named("w", "mlp", torch.nn.Linear(columns, rows, bias=False))
+    metric = random_metric(rows, columns)
+    return Pricer(Menu({"mlp": FORMATS}), {"w": metric}, {"w": metric}).part(named, Shape())
+
+
+def test_few_rows_are_all_rounded():
+    part, metric = price(100), random_metric(100, 64)
+    weight = part.named.module.weight.detach()
+    for option, rows in zip(part.options, part.rows, strict=True):
+        rounding = "nearest" if option.fine else "gptq"
+        error = option.fit(weight, metric, rounding).restore() - weight
+        torch.testing.assert_close(rows, metric.row_losses(error))
+
+
+def test_a_sample_of_many_rows_stands_for_all_of_them(monkeypatch):
+    sampled = price(2000)
+    monkeypatch.setattr(pricing, "SAMPLED_ROWS", 2000)
+    exact = price(2000)
+    index = sampled_rows(2000)
+    for found, whole, rows, every in zip(
+        sampled.losses, exact.losses, sampled.rows, exact.rows, strict=True
+    ):
+        assert found == pytest.approx(whole, rel=0.05)
+        assert len(rows) == 2000
+        torch.testing.assert_close(rows[index], every[index])
+
+
+def test_rows_are_spread_from_the_first_to_the_last():
+    assert sampled_rows(5).tolist() == [0, 1, 2, 3, 4]
+    found = sampled_rows(4096)
+    assert len(found.unique()) == 341 and found[0] == 0 and found[-1] == 4095
