@@ -97,7 +97,7 @@ def measure(
 ) -> dict:
     started = time.perf_counter()
     manifest = spqlm.compress(
-        folder / "dense",
+        "demo",
         folder / "out",
         recipe=recipe,
         target_size=f"{size}MB",

@@ -78,7 +78,7 @@ def compress(
         alike: weights that are stored in one format: `fused`, q, k and v of a layer, and gate and
             up; `uniform`, all of the decoder; `free`, as the recipe says.
         calibration: text source that replaces the recipe's.
-        recover: False leaves out the stages that train.
+        recover: False leaves out all that trains.
         seed: of everything random.
         dtype: of float weights while compressing and in the result; `auto` is the source's own.
         device: such as `cpu` or `cuda`; None is the CPU.

@@ -67,8 +67,9 @@ class Recipe(BaseModel):
         return {**fields, "stages": stages}
 
     def without_training(self) -> Self:
-        """The recipe less the stages that train."""
-        stages = tuple(stage for stage in self.stages if not stage.trains)
+        """The recipe less all that trains."""
+        untrained = (stage.untrained() for stage in self.stages)
+        stages = tuple(stage for stage in untrained if stage is not None)
         return self.model_copy(update={"stages": stages})
 
     @property

@@ -14,12 +14,15 @@ from tests.stages.budgets import (
     parameter_bytes,
     predicted,
     reach,
+    throughout,
 )
 
 import spqlm
 from spqlm.errors import SpqError
 from spqlm.formats.dense import Dense
 from spqlm.formats.group_sparse import GroupSparse
+from spqlm.formats.int2 import Int2
+from spqlm.formats.int3 import Int3
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank
 from spqlm.model.memory import weight_file_bytes
@@ -121,13 +124,14 @@ def test_groups_are_dropped_where_four_bits_do_not_reach(tmp_path, text_file):
     assert torch.equal(logits(spqlm.load(tmp_path / "out")), logits(model))
 
 
-def test_learned_rounding_brings_layers_nearer(caplog):
+@pytest.mark.parametrize("form", [INT4, Int3(group_size=32), Int2(group_size=32)], ids=str)
+def test_learned_rounding_brings_layers_nearer(form, caplog):
     results = []
     for steps in (0, 30):
         model = tiny_model()
         statistics, view = calibrated(model, 16), ModelView(model)
         stage = budget(
-            formats=(INT4,),
+            formats=(form,),
             rounding="nearest",
             target_bytes=HUGE,
             reconstruction=Reconstruction(steps=steps, check_every=10, learning_rate=0.03),
@@ -138,8 +142,31 @@ def test_learned_rounding_brings_layers_nearer(caplog):
     losses = [record.args[1:] for record in caplog.records if "held-out" in record.msg]
     assert len(losses) == 2 and all(after < before for before, after in losses)
     plain, learned = results
-    assert format_of(learned) == INT4
+    assert format_of(learned) == form
     assert not torch.equal(plain.scale, learned.scale)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"worthwhile": 1e9}, {"most_bits": 3}, {"steps": 0}],
+    ids=["little to gain", "too many bits", "not trained"],
+)
+def test_layers_that_are_not_worth_it_are_rounded_and_no_more(settings):
+    weights = []
+    for reconstruction in (settings, {"steps": 0}):
+        model = tiny_model()
+        statistics, view = calibrated(model, 16), ModelView(model)
+        fields = {"steps": 5, "check_every": 1} | reconstruction
+        stage = budget(**throughout(INT4), target_bytes=HUGE, reconstruction=fields)
+        stage.apply(view, stage.plan(view, statistics), Inputs(statistics))
+        weights.append([leaf.module.codes for leaf in view.leaves()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+def test_without_training_codes_are_rounded_alone():
+    stage = budget(reconstruction={"steps": 50, "most_bits": 4})
+    assert stage.untrained().reconstruction == Reconstruction(steps=0, most_bits=4)
+    assert stage.untrained().formats == stage.formats
 
 
 def test_a_refused_target_names_a_size_that_shapes_can_reach(wide):

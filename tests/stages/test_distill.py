@@ -8,6 +8,7 @@ import spqlm
 from spqlm.cache import RunState, cache_directory
 from spqlm.changes import Plan
 from spqlm.errors import SpqError
+from spqlm.formats.int3 import Int3
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
@@ -85,6 +86,19 @@ def test_codes_bring_more_back_and_stay_codes(model_type):
         assert any(changed) == (parameters == "codes")
         assert {name: type(module) for name, module in view.model.named_modules()} == types
     assert distances["codes"] < distances["all"]
+
+
+def test_codes_of_three_bits_are_trained_too():
+    dense = tiny_model()
+    view, form = ModelView(copy.deepcopy(dense)), Int3(group_size=32)
+    stage = Budget(formats=(form,), embedding_formats=(Int8(),), rounding="nearest")
+    stage.apply(view, stage.plan(view, None))
+    before, codes = divergence(dense, view.model), codes_of(view.model)
+    how = {"steps": 40, "check_every": 10, "held_out": 8, "code_rate": 0.03}
+    tune(view, dense, **how, parameters="codes", most_bits=3)
+    assert divergence(dense, view.model) < before
+    assert {format_of(leaf.module) for leaf in view.leaves(("attention", "mlp"))} == {form}
+    assert any(not torch.equal(view.module(name).codes, kept) for name, kept in codes.items())
 
 
 @pytest.mark.parametrize("parameters", ["all", "codes"])
@@ -275,3 +289,12 @@ def test_in_a_recipe_it_sees_the_model_from_before_the_first_stage(tmp_path, tex
     tuned = spqlm.compress(model, tmp_path / "out", recipe=recipe, tokenizer=tokenizer)
     assert divergence(dense, tuned.model) != divergence(dense, rounded.model)
     assert greedy(spqlm.load(tmp_path / "out")) == greedy(tuned.model)
+
+
+def test_it_says_beforehand_how_long_it_takes(caplog):
+    dense, view = compressed()
+    with caplog.at_level("INFO"):
+        tune(view, dense, worthwhile=0)
+    told = [record for record in caplog.records if "steps in about" in record.getMessage()]
+    first_look = next(r for r in caplog.records if "held-out loss" in r.getMessage())
+    assert len(told) == 1 and told[0].created <= first_look.created

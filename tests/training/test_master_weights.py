@@ -38,6 +38,13 @@ def test_what_is_trained(view):
     assert set(everything) - set(codes) == {f"{name}.scale" for name in names}
 
 
+def test_codes_of_more_bits_than_asked_for_are_left_alone(view):
+    leaves = list(view.leaves(("attention", "mlp")))
+    for most_bits, count in ((3, 0), (4, len(leaves))):
+        with trainable_codes(view, leaves, most_bits) as latents:
+            assert len(latents) == count
+
+
 def test_steps_go_down_the_gradient_and_can_be_taken_back(view):
     before = copy.deepcopy(view.model.state_dict())
     flags = {name: p.requires_grad for name, p in view.model.named_parameters()}

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from math import inf
 
 import torch
 from torch import nn
@@ -62,7 +63,9 @@ def apply_changes(
             module = _changed(named, chosen[named.name], metrics[named.name], menu)
             step.replace(named.name, module)
         last = layer.linears[-1].name
-        if trains and last in statistics.sensitivities:
+        worth = _narrow_loss([chosen[named.name] for named in leaves], reconstruction.most_bits)
+        trained = trains and worth >= reconstruction.worthwhile
+        if trained and last in statistics.sensitivities:
             found = statistics.sensitivities[last]
             target = target_of(step.dense_states, found, token_power, held_out)
             before, after = reconstruct(view, step, target, reconstruction, seed)
@@ -76,6 +79,13 @@ def apply_changes(
                 finished.keep(named.name, [named.name])
             if tied:
                 tie_head(view)
+
+
+def _narrow_loss(changes: list[Change], most_bits: int) -> float:
+    """Predicted loss of what is stored in at most so many bits; without end where none was made."""
+    pairs = [(change.stored_as.code_bits, change.predicted_loss) for change in changes]
+    narrow = [loss for bits, loss in pairs if bits is not None and bits <= most_bits]
+    return sum(inf if loss is None else loss for loss in narrow)
 
 
 def _apply_unfitted(view: ModelView, chosen: Mapping[str, Change]) -> None:

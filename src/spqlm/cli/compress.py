@@ -65,7 +65,7 @@ def command(
         ),
     ] = None,
     recover: Annotated[
-        bool, typer.Option("--recover/--no-recover", help="Run the stages that train.")
+        bool, typer.Option("--recover/--no-recover", help="Train, as the recipe says.")
     ] = True,
     seed: Seed = 0,
     dtype: Dtype = "auto",

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spqlm.numerics.gptq import DAMPING, damped, inverse, sweep
+from spqlm.numerics.gptq import DAMPING, damped, inverse, inverse_factor, sweep
 from spqlm.numerics.integer import (
     absmax_scale,
     code_range,
@@ -208,7 +208,7 @@ def round_kept(
 
         return replace
 
-    sweep(weight, hessian, group_size, damping, round_group)
+    sweep(weight, inverse_factor(hessian, damping)[0], group_size, round_group)
     return codes, torch.cat(scales, 1), torch.cat(zeros, 1) if zero_point else None
 
 

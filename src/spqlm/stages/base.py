@@ -75,6 +75,10 @@ class Stage(BaseModel, ABC):
         """The stage with this `byte_limit`; None for a stage that takes none."""
         return None
 
+    def untrained(self) -> Self | None:
+        """The stage without its training; None where nothing of it is left."""
+        return None if self.trains else self
+
     def restricted(self, restriction: Restriction) -> Self | None:
         """The stage with what a target asks of stored weights; None for one that chooses none.
 

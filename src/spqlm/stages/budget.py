@@ -112,6 +112,12 @@ class Budget(Stage):
         """The same options for another target."""
         return self.model_copy(update={"target_bytes": target_bytes})
 
+    def untrained(self) -> Self:
+        """Rounding alone."""
+        return self.model_copy(
+            update={"reconstruction": self.reconstruction.model_copy(update={"steps": 0})}
+        )
+
     def restricted(self, restriction: Restriction) -> Self:
         """The same with fewer formats to choose from, and weights that share one."""
         update: dict[str, Any] = {

@@ -2,8 +2,10 @@
 
 import logging
 import math
+import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,15 +30,17 @@ logger = logging.getLogger(__name__)
 
 # Of the calibration text, kept for choosing among what training passed through.
 HELD_OUT_SHARE = 0.1
+# The step that says how long all of them will take; the first ones are slower.
+FORETOLD_AT = 2
 WHAT = {
     "scales": "scales",
     "all": "scales, norm weights and biases",
-    "codes": "scales, norm weights and biases, and 4-bit codes,",
+    "codes": "scales, norm weights and biases, and codes of few bits,",
 }
 
 
 class Distill(Stage):
-    """Train what is not a code, and 4-bit codes too if asked; which of them are stored stays.
+    """Train what is not a code, and codes too if asked; which of them are stored stays.
 
     With `next_token` and `scales` this is stage 2 of GQSA (E2E-OQP, arXiv 2412.17560). Sizes do not
     change. What is kept is the best state on held-out text, at worst the one before.
@@ -52,7 +56,7 @@ class Distill(Stage):
     parameters: Wanted = Field(
         "all",
         description="`scales` of codes and their zeros; `all`: norms and biases too; `codes`: and "
-        "4-bit codes, by their weights in float32 (20 bytes each while training)",
+        "codes, by their weights in float32 (20 bytes each while training)",
     )
     learning_rate: float = Field(
         1e-3, gt=0, description="Adam's peak rate, as a share of each tensor's mean magnitude"
@@ -65,6 +69,7 @@ class Distill(Stage):
     code_rate: float = Field(
         1e-2, gt=0, description="the peak rate of weights behind codes, as `learning_rate`"
     )
+    most_bits: int = Field(8, ge=2, le=8, description="codes of at most so many bits are trained")
     worthwhile: float = Field(
         0.005, ge=0, description="held-out KL, in nats, below which nothing is trained"
     )
@@ -101,8 +106,7 @@ class Distill(Stage):
         directory = self._directory(view, inputs, dense, torch.cat([training, held_out]))
         bounded = bounded_activations(view, self.context)
         wanted, rates = self.parameters, (self.learning_rate, self.code_rate)
-        layers = view.leaves(("attention", "mlp")) if wanted == "codes" else ()
-        with bounded, trainable_codes(view, layers), Masters(view, wanted, *rates) as trained:
+        with bounded, self._codes(view), Masters(view, wanted, *rates) as trained:
             run = _Run(trained, TrainingState(directory, trained.parameters))
             if not run.resume():
                 run.best = run.before = _mean_loss(view.model, dense, held_out)
@@ -112,14 +116,22 @@ class Distill(Stage):
             try:
                 batches = training.split(self.batch_size)[run.step :]
                 for batch in track(batches, "distill"):
+                    started = time.perf_counter()
                     self._step(view.model, dense, batch, trained, run.step)
                     run.step += 1
+                    if run.step == FORETOLD_AT:
+                        minutes = (time.perf_counter() - started) * len(batches) / 60
+                        logger.info("distill: %d steps in about %.0f min", self.steps, minutes)
                     if run.step % self.check_every == 0 or run.step == self.steps:
                         run.check(_mean_loss(view.model, dense, held_out))
                 run.finish()
             finally:
                 trained.restore(run.kept)
         logger.info("distill: held-out loss %.5f before, %.5f after", run.before, run.best)
+
+    def _codes(self, view: ModelView) -> AbstractContextManager[Any]:
+        leaves = view.leaves(("attention", "mlp")) if self.parameters == "codes" else ()
+        return trainable_codes(view, leaves, self.most_bits)
 
     def _directory(
         self, view: ModelView, inputs: Inputs, dense: PreTrainedModel | None, windows: Tensor

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +21,7 @@ from spqlm.errors import SpqError
 from spqlm.layerwise.loop import Step
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.latent_linear import LatentLinear, latent_linear, settle
+from spqlm.modules.linear import Compressed
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,13 @@ class Reconstruction(BaseModel):
     )
     check_every: int = Field(25, ge=1, description="steps between looks at held-out windows")
     patience: int = Field(2, ge=1, description="looks without gain after which a layer is done")
+    most_bits: int = Field(8, ge=2, le=8, description="codes of at most so many bits are trained")
+    worthwhile: float = Field(
+        0.0,
+        ge=0,
+        description="predicted loss of a layer's trained weights, in nats per token, below which "
+        "it is not trained; of the stage `budget` only",
+    )
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def reconstruct(
     training = len(target.states) - target.held_out
     if not settings.steps or training < 1 or target.held_out < 1:
         return 0.0, 0.0
-    with trainable_codes(view, step.layer.leaves) as latents:
+    with trainable_codes(view, step.layer.leaves, settings.most_bits) as latents:
         if not latents:
             return 0.0, 0.0
         run = _Run(view, step, target, latents, settings)
@@ -119,12 +128,20 @@ def reconstruct(
 
 
 @contextmanager
-def trainable_codes(view: ModelView, leaves: Iterable[Named]) -> Iterator[list[LatentLinear]]:
+def trainable_codes(
+    view: ModelView, leaves: Iterable[Named], most_bits: float = inf
+) -> Iterator[list[LatentLinear]]:
     """Inside, layers whose codes can be trained have weights behind them, and are what it yields.
 
     After, they have the codes that these weights came to; those from before if nothing changed.
+
+    Args:
+        view: the model.
+        leaves: that are asked.
+        most_bits: codes of more are left alone.
     """
-    found = ((leaf.name, latent_linear(leaf.module)) for leaf in leaves)
+    narrow = [leaf for leaf in leaves if _code_bits(leaf.module) <= most_bits]
+    found = ((leaf.name, latent_linear(leaf.module)) for leaf in narrow)
     latents = {name: made for name, made in found if made is not None}
     for name, made in latents.items():
         view.replace(name, made)
@@ -133,6 +150,11 @@ def trainable_codes(view: ModelView, leaves: Iterable[Named]) -> Iterator[list[L
     finally:
         for name, made in latents.items():
             view.replace(name, settle(made, view.model.dtype))
+
+
+def _code_bits(module: nn.Module) -> float:
+    bits = module.format.code_bits if isinstance(module, Compressed) else None
+    return inf if bits is None else bits
 
 
 class _Run:
