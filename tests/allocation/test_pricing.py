@@ -36,10 +36,9 @@ def test_few_rows_are_all_rounded():
 
 
 def test_a_sample_of_many_rows_stands_for_all_of_them(monkeypatch):
-    sampled = price(2000)
+    sampled, index = price(2000), sampled_rows(2000)
     monkeypatch.setattr(pricing, "SAMPLED_ROWS", 2000)
     exact = price(2000)
-    index = sampled_rows(2000)
     for found, whole, rows, every in zip(
         sampled.losses, exact.losses, sampled.rows, exact.rows, strict=True
     ):

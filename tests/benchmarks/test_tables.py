@@ -104,7 +104,7 @@ def test_the_headline_has_budgets_and_decoding_where_they_were_measured():
     recipes = {name: {"disk": 2e6, "scores": scores} for name in ("dense", "int8", "paper")}
     row = {"label": "default", "calibration": CALIBRATION, "recovered": False, "codes": {"int4": 3}}
     row |= {"target": 1.5, "disk": 1.4e6, "delta": {"wikitext2": 0.1, "c4": 0.0}}
-    others = [row | {"recovered": True}, row | {"label": "another"}, row | {"int4": 0}]
+    others = [row | {"recovered": True}, row | {"label": "another"}, row | {"codes": {"int8": 3}}]
     sizes = {"dense": {"wikitext2": 3.0, "c4": 3.0}, "rows": [row, *others]}
     decode = {"kind": "decode", "batch": 1}
     models = [
