@@ -404,3 +404,14 @@ def test_the_manifest_is_a_file_beside_the_weights(source, tmp_path):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {FILE, "README.md", "config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
+
+
+@pytest.mark.parametrize("stage", [{"prune": {"multiple_of": 8}}, {"svd": {}}, {"mask": {}}])
+def test_dense_weights_of_a_result_train_as_those_of_the_source(source, text_file, stage):
+    recipe = {
+        "calibration": {"source": str(text_file), "windows": 2, "context": 16},
+        "stages": [stage],
+    }
+    model = spqlm.compress(source, recipe=spqlm.Recipe.from_dict(recipe)).model
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model(input_ids=torch.arange(8)[None]).logits.sum().backward()

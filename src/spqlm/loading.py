@@ -65,9 +65,9 @@ def empty_model(directory: str | Path) -> PreTrainedModel:
     Raises:
         CheckpointError: the config states a structure that the model cannot have.
     """
-    config = AutoConfig.from_pretrained(directory)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     with init_empty_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     stated = getattr(config, "quantization_config", None)
     if stated is not None:
         with torch.device("meta"):

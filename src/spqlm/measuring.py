@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,6 +35,7 @@ def evaluate(
     device: str | None = None,
     int8_activations: bool = False,
     verify: bool = True,
+    trust_remote_code: bool = False,
 ) -> Evaluation:
     """Measure the quality of a model: perplexity on texts, accuracy on benchmarks.
 
@@ -56,6 +58,7 @@ def evaluate(
         device: such as `cpu` or `cuda`; None is the CPU.
         int8_activations: round what enters int8 layers to int8, too.
         verify: compare a checkpoint of ours with the hashes in its manifest.
+        trust_remote_code: run the code that the models bring along; nothing ever asks.
 
     Returns:
         one result a task, each with its protocol and standard error.
@@ -73,7 +76,13 @@ def evaluate(
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     laid = protocol(windows_as, context, stride, bos)
     check_tasks(names)
-    loaded = load_model(model, dtype=dtype, device_map=device, verify=verify)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "device_map": device,
+        "verify": verify,
+        "trust_remote_code": trust_remote_code,
+    }
+    loaded = load_model(model, **options)
     if loaded.tokenizer is None:
         raise SpqError(f"model {str(model)!r} has no tokenizer, which evaluation needs")
     optimize(loaded.model)
@@ -82,7 +91,7 @@ def evaluate(
     dense = None
     if against is not None:
         # In the same arithmetic, so that a model agrees with itself.
-        other = load_model(against, dtype=dtype, device_map=device, verify=verify).model
+        other = load_model(against, **options).model
         dense = Reference(str(against), optimize(other))
     manifest = loaded.manifest
     journal = open_journal(loaded.model, cache_directory()) if cache else None

@@ -154,14 +154,16 @@ def test_a_weight_put_in_place_of_another_has_the_layers_own_dtype_and_bias():
         assert table.scale.dtype == dtype
 
 
-def test_linear_from_holds_the_very_tensors_and_trains_nothing():
+def test_linear_from_holds_the_very_tensors_and_trains_as_a_loaded_layer():
     weight, bias = random(3, 2), random(3)
     layer = linear_from(weight, bias)
     assert layer.weight.data_ptr() == weight.data_ptr()
     assert layer.bias.data_ptr() == bias.data_ptr()
     assert (layer.in_features, layer.out_features) == (2, 3)
-    assert not any(parameter.requires_grad for parameter in layer.parameters())
+    assert all(parameter.requires_grad for parameter in layer.parameters())
     assert linear_from(weight, None).bias is None
+    frozen = nn.Parameter(weight, requires_grad=False)
+    assert linear_from(frozen, None).weight is frozen and not frozen.requires_grad
 
 
 def test_module_bytes_are_those_of_the_tensors_in_their_dtypes():

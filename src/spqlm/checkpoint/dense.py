@@ -42,7 +42,7 @@ def _table(module: CompressedEmbedding, like: Any) -> nn.Module:
     """An embedding of the class that the model has for it, which may scale what it looks up."""
     for name, buffer in list(like.named_buffers()):
         like.register_buffer(name, torch.full(buffer.shape, module.embed_scale), persistent=False)
-    like.weight = nn.Parameter(module.dequantize(), requires_grad=False)
+    like.weight = nn.Parameter(module.dequantize())
     return nn.Module.eval(like)
 
 

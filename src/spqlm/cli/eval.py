@@ -20,6 +20,7 @@ from spqlm.cli.options import (
     Output,
     Protocol,
     Seed,
+    TrustRemoteCode,
     Windows,
     listed,
 )
@@ -98,6 +99,7 @@ def command(
             rich_help_panel=MACHINE,
         ),
     ] = True,
+    trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = "auto",
     device: Device = None,
     int8_activations: Int8Activations = False,
@@ -129,6 +131,7 @@ def command(
         device=device,
         int8_activations=int8_activations,
         verify=verify,
+        trust_remote_code=trust_remote_code,
     )
     if not deliver(json_of(found), as_json, output):
         _show(f"{model}, int8 activations" if int8_activations else model, found.tasks)

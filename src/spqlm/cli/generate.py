@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spqlm.cli.options import Device, Dtype, Model, Seed
+from spqlm.cli.options import Device, Dtype, Model, Seed, TrustRemoteCode
 from spqlm.errors import SpqError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def command(
         typer.Option("--chat/--plain", help="Put the prompt into the tokenizer's chat template."),
     ] = False,
     seed: Seed = 0,
+    trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
@@ -53,7 +54,7 @@ def command(
     from spqlm.decoding.optimize import optimize
     from spqlm.sources.load import load_model
 
-    loaded = load_model(model, dtype=dtype, device_map=device)
+    loaded = load_model(model, dtype=dtype, device_map=device, trust_remote_code=trust_remote_code)
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise SpqError(f"model {model!r} has no tokenizer, which generation needs")

@@ -93,6 +93,14 @@ Device = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the code that MODEL brings along. Nothing runs it otherwise, and nothing asks.",
+        rich_help_panel=MACHINE,
+    ),
+]
 Int8Activations = Annotated[
     bool,
     typer.Option(

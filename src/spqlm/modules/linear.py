@@ -75,6 +75,6 @@ class CompressedLinear(Compressed):
         )
 
 
-def held(tensor: Tensor) -> nn.Parameter:
+def held(tensor: Tensor, *, trains: bool = False) -> nn.Parameter:
     """The tensor as a parameter; one that is there already is shared."""
-    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, trains)

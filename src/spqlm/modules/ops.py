@@ -114,13 +114,15 @@ def module_bytes(module: nn.Module) -> int:
 def linear_from(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """An `nn.Linear` that holds exactly these tensors: no copy, and no initialisation.
 
+    It trains as one that transformers loads does.
+
     Args:
         weight: [out, in].
         bias: [out] or None.
     """
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    linear.weight = held(weight)
+    linear.weight = held(weight, trains=True)
     if bias is not None:
-        linear.bias = held(bias)
+        linear.bias = held(bias, trains=True)
     return linear

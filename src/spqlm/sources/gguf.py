@@ -75,8 +75,13 @@ def load_gguf(name: str, path: Path, options: dict[str, Any]) -> LoadedModel:
     return LoadedModel(model.eval(), read_tokenizer, source)
 
 
-def _location(path: Path) -> dict[str, str]:
-    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+def _location(path: Path) -> dict[str, Any]:
+    # Whatever else lies beside the file is not asked for code.
+    return {
+        "pretrained_model_name_or_path": str(path.parent),
+        "gguf_file": path.name,
+        "trust_remote_code": False,
+    }
 
 
 def _read_model(file: GgufFile, options: dict[str, Any]) -> PreTrainedModel:
@@ -87,16 +92,20 @@ def _read_model(file: GgufFile, options: dict[str, Any]) -> PreTrainedModel:
     scaled = rope_parameters(file, config)
     if scaled is not None:
         config.rope_parameters = scaled
-    wanted = options | {
-        "config": config,
-        "quantization_config": GgufConfig(dequantize=True),
-        "ignore_mismatched_sizes": True,
-        "output_loading_info": True,
-    }
+    wanted = (
+        options
+        | _location(file.path)
+        | {
+            "config": config,
+            "quantization_config": GgufConfig(dequantize=True),
+            "ignore_mismatched_sizes": True,
+            "output_loading_info": True,
+        }
+    )
     if options["dtype"] == "auto":
         wanted["dtype"] = file.dtype or torch.bfloat16
     with _our_reading() as dropped:
-        found: Any = AutoModelForCausalLM.from_pretrained(**_location(file.path), **wanted)
+        found: Any = AutoModelForCausalLM.from_pretrained(**wanted)
     model, info = found
     left = {name for name in (*dropped, *info["unexpected_keys"]) if name not in ROTARY_TENSORS}
     check_loaded(f"{file.path.name!r}", {**info, "unexpected_keys": left})

@@ -132,7 +132,8 @@ def _import_architecture(name: str) -> None:
     if (Path(name) / "config.json").is_file():
         # What is wrong with a directory is for `load_model` to say.
         with suppress(OSError, ValueError, TypeError, KeyError, SpqError), torch.device("meta"):
-            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def serve(connection: Connection, request: Request) -> None:
