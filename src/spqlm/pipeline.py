@@ -56,6 +56,7 @@ def compress(
     target_size: str | int | None = None,
     target_ratio: str | float | None = None,
     alike: Alike = "free",
+    export_target: str | None = None,
     calibration: str | None = None,
     recover: bool = True,
     seed: int = 0,
@@ -77,6 +78,8 @@ def compress(
         target_ratio: the same as a share of the source's weights: `0.3` or `30%`.
         alike: weights that are stored in one format: `fused`, q, k and v of a layer, and gate and
             up; `uniform`, all of the decoder; `free`, as the recipe says.
+        export_target: name of a target that the result can be exported as afterwards: the byte
+            budget keeps to formats that it holds. The result is a checkpoint of ours all the same.
         calibration: text source that replaces the recipe's.
         recover: False leaves out all that trains.
         seed: of everything random.
@@ -103,6 +106,9 @@ def compress(
     steps, ratio = _targeted(recipe, target_size, target_ratio)
     if alike != "free":
         steps = steps.restricted(Restriction(alike=alike))
+    wanted = None if export_target is None else target_class(export_target)()
+    if wanted is not None:
+        steps = steps.restricted(wanted.restriction())
     if calibration is not None:
         steps = steps.calibrated_on(calibration)
     if not recover:
@@ -122,9 +128,13 @@ def compress(
     if ratio is not None:
         steps = steps.within(int(ratio * loaded.source.bytes))
     view = ModelView(loaded.model)
+    if wanted is not None:
+        wanted.check_model(loaded.model, loaded.tokenizer)
     text = Calibration(steps.calibration, view, loaded.tokenizer, seed)
     run = RunState()
     records = _run_stages(steps.stages, view, text, seed, run)
+    if wanted is not None:
+        wanted.check_fits(view)
     target.prepare(view)
     manifest = _manifest(steps, seed, loaded, text, records)
     if directory is not None:
@@ -142,6 +152,7 @@ def plan(
     target_size: str | int | None = None,
     target_ratio: str | float | None = None,
     alike: Alike = "free",
+    export_target: str | None = None,
     calibration: str | None = None,
     seed: int = 0,
     dtype: str | torch.dtype = "auto",
@@ -159,6 +170,7 @@ def plan(
         target_size: most bytes of all weights on disk.
         target_ratio: the same as a share of the source's weights.
         alike: weights that are stored in one format.
+        export_target: that the result is to be exported as.
         calibration: text source that replaces the recipe's.
         seed: of everything random.
         dtype: of float weights.
@@ -185,6 +197,7 @@ def plan(
         target_size=target_size,
         target_ratio=target_ratio,
         alike=alike,
+        export_target=export_target,
         calibration=calibration,
         recover=False,
         seed=seed,

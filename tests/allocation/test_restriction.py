@@ -3,6 +3,7 @@ from tests.helpers import tiny_model
 
 from spqlm.allocation.restriction import Restriction, fused, ties
 from spqlm.errors import SpqError
+from spqlm.formats.dense import Dense
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
@@ -41,6 +42,11 @@ def test_a_restriction_keeps_what_is_allowed_and_says_why_nothing_is():
     assert Restriction().allowed(("mlp",), BOTH) == BOTH
     with pytest.raises(SpqError, match=r"no format that mlp weights may take \(int4: too narrow\)"):
         only.allowed(("mlp",), BOTH[:1])
+
+
+def test_weights_for_which_nothing_offered_is_allowed_stay_floats():
+    floats = Restriction(lambda role, form: None if form.name == "dense" else "floats only")
+    assert floats.allowed(("embedding", "lm_head"), BOTH) == (Dense(),)
 
 
 def test_what_one_role_refuses_is_refused_for_roles_that_share_a_menu():

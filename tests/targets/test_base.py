@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests.helpers import logits, tiny_model
+from tests.targets.gguf_files import byte_tokenizer
 
 import spqlm
 from spqlm import targets
@@ -93,3 +94,27 @@ def test_what_is_saved_reads_back_with_the_limit_it_was_given(source, tmp_path):
     assert result.manifest.sizes.disk <= 300_000
     assert targets.target_class("native") is NativeTarget
     assert logits(spqlm.load(tmp_path / "out")).equal(logits(result.model))
+
+
+@pytest.mark.parametrize("name", ["gguf", "compressed-tensors", "mlx", "dense"])
+def test_what_is_compressed_for_a_target_can_be_exported_as_it(name, text_file, tmp_path):
+    model, calibration = tiny_model(), {"source": str(text_file), "windows": 2, "context": 16}
+    formats = [{"int4": {"group_size": 16}}, {"int4": {"group_size": 32}}, "int8"]
+    stage = {"budget": {"formats": formats, "priced_windows": 1, "widths": [0.5]}}
+    recipe = Recipe.from_dict({"calibration": calibration, "stages": [stage]})
+    view = ModelView(
+        spqlm.compress(
+            model,
+            recipe=recipe,
+            target_size=250_000,
+            export_target=name,
+            tokenizer=byte_tokenizer(),
+        ).model
+    )
+    assert describe(view.model)
+    targets.target_class(name)().check_fits(view)
+
+
+def test_a_recipe_that_does_not_choose_is_refused_for_a_target(source):
+    with pytest.raises(SpqError, match="only a recipe with the stage `budget`"):
+        spqlm.compress(source, recipe="int8", export_target="gguf")

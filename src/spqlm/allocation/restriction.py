@@ -6,6 +6,7 @@ from typing import Literal
 
 from spqlm.errors import SpqError
 from spqlm.formats import Format
+from spqlm.formats.dense import Dense
 from spqlm.model.view import LayerView, ModelView, Named, Role
 
 # From the loosest to the strictest.
@@ -38,22 +39,25 @@ class Restriction:
     shapes: bool = True
 
     def allowed(self, roles: tuple[Role, ...], formats: tuple[Format, ...]) -> tuple[Format, ...]:
-        """Those of the formats that weights of all these roles may take.
+        """Those of the formats that weights of all these roles may take; floats if none but they.
 
         Raises:
             SpqError: none of them; says why.
         """
-        reasons = {
-            form: next((why for why in (self.refusal(role, form) for role in roles) if why), None)
-            for form in formats
-        }
+        reasons = {form: self._reason(roles, form) for form in formats}
         found = tuple(form for form, why in reasons.items() if why is None)
+        if not found and self._reason(roles, Dense()) is None:
+            return (Dense(),)
         if not found:
             words = "; ".join(f"{form.name}: {why}" for form, why in reasons.items())
             raise SpqError(
                 f"the recipe offers no format that {roles[0]} weights may take ({words})"
             )
         return found
+
+    def _reason(self, roles: tuple[Role, ...], form: Format) -> str | None:
+        """Why weights of these roles may not take a format."""
+        return next((why for why in (self.refusal(role, form) for role in roles) if why), None)
 
 
 def fused(layer: LayerView) -> list[list[Named]]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spqlm.cli.choices import TEXTS, Alike, one_of, recipes
+from spqlm.cli.choices import TEXTS, Alike, one_of, recipes, targets
 from spqlm.cli.options import OUTPUT, Device, Dtype, Json, Model, Overwrite, Seed, ShardSize
 from spqlm.cli.output import as_json as json_of
 from spqlm.cli.output import deliver
@@ -55,6 +55,15 @@ def command(
             "and up; `uniform` for all layers."
         ),
     ] = "free",
+    export_target: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="Take only formats that this export target can hold; `spq export` writes it then.",
+            show_default=False,
+            autocompletion=one_of(targets()),
+        ),
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -95,6 +104,7 @@ def command(
         "target_size": target_size,
         "target_ratio": target_ratio,
         "alike": alike,
+        "export_target": export_target,
         "calibration": calibration,
         "seed": seed,
         "dtype": dtype,

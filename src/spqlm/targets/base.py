@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from spqlm.allocation.restriction import Alike
+from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.checkpoint.atomic import (
     atomic_directory,
     atomic_file,
@@ -20,16 +20,17 @@ from spqlm.checkpoint.card import model_card
 from spqlm.checkpoint.dense import multiply_out, resized, restore_sizes
 from spqlm.checkpoint.hashes import hash_files, hash_tensors
 from spqlm.checkpoint.manifest import CARD, FILE, Manifest
-from spqlm.checkpoint.spec import WeightSpec
+from spqlm.checkpoint.spec import EmbeddingPlace, LinearPlace, WeightSpec
 from spqlm.checkpoint.structure import describe, is_factor
 from spqlm.errors import CheckpointError, SpqError
-from spqlm.formats import StoredWeight
+from spqlm.formats import Format, StoredWeight
 from spqlm.model.memory import resident_bytes
-from spqlm.model.view import ModelView
+from spqlm.model.view import ModelView, Role
 from spqlm.modules.ops import stored_weight
 
 # Disk space to ask for, as a share of the weights in memory: they, the tokenizer and the records.
 NEEDED_SPACE = 1.05
+_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,15 @@ class Written:
     manifest: Manifest | None
     disk: int
     verified: str
+
+
+def _place(role: Role) -> LinearPlace | EmbeddingPlace:
+    """One that any group size divides."""
+    if role == "embedding":
+        return EmbeddingPlace(
+            num_embeddings=_SIDE, embedding_dim=_SIDE, embed_scale=1.0, padding_idx=None
+        )
+    return LinearPlace(in_features=_SIDE, out_features=_SIDE, bias=False)
 
 
 class Target(ABC):
@@ -202,24 +212,43 @@ class Target(ABC):
             SpqError: a module has a format, values or a size that the target cannot express; names
                 the first.
         """
-        refused = self.refused(view)
-        reason = self.resizing_refusal(view.model.config)
-        wrong_size = {} if reason is None else resized(view.model)
         if not as_floats:
-            self._refuse(refused | {name: f"it was cut, and {reason}" for name in wrong_size})
+            self.check_fits(view)
+        refused, wrong_size = self.refused(view), self._wrong_sizes(view)
         multiply_out(view, refused)
         if wrong_size:
             restore_sizes(view)
         count = len(refused | wrong_size)
         return [f"{count} weights were multiplied out to floats"] if count else []
 
-    def _refuse(self, refused: dict[str, str]) -> None:
+    def check_fits(self, view: ModelView) -> None:
+        """Refuse a model that the target cannot hold as it is.
+
+        Raises:
+            SpqError: a module has a format, values or a size that the target cannot express; names
+                the first.
+        """
+        refused = self.refused(view) | self._wrong_sizes(view)
         for name, reason in refused.items():
             more = f" and {len(refused) - 1} others" if len(refused) > 1 else ""
             raise SpqError(
                 f"{self.key} cannot hold the module {name!r}{more}: {reason}; --as-floats writes "
                 f"such modules multiplied out, and `spq compress --for {self.key}` avoids them"
             )
+
+    def _wrong_sizes(self, view: ModelView) -> dict[str, str]:
+        reason = self.resizing_refusal(view.model.config)
+        return (
+            {} if reason is None else {n: f"it was cut, and {reason}" for n in resized(view.model)}
+        )
+
+    def restriction(self) -> Restriction:
+        """What a byte budget for this target keeps to: its formats, in layers of equal sizes."""
+
+        def refusal(role: Role, form: Format) -> str | None:
+            return None if form.name == "dense" else self.refusal(WeightSpec(form, _place(role)))
+
+        return Restriction(refusal, self.alike, shapes=False)
 
     def save(
         self,

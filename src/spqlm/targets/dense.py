@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.allocation.restriction import Restriction
 from spqlm.checkpoint.card import transformers_snippet
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.quantizer import attach
@@ -28,6 +29,13 @@ class DenseTarget(Target):
         notes = super().prepare(view, as_floats=True)
         attach(view.model)
         return notes
+
+    def restriction(self) -> Restriction:
+        """Nothing: everything can be multiplied out."""
+        return Restriction()
+
+    def check_fits(self, view: ModelView) -> None:
+        """Nothing is refused."""
 
     def write(
         self,

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.allocation.restriction import Restriction
 from spqlm.checkpoint.card import transformers_snippet
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.quantizer import attach
@@ -32,6 +33,10 @@ class NativeTarget(Target):
         notes = super().prepare(view, as_floats=as_floats)
         attach(view.model)
         return notes
+
+    def restriction(self) -> Restriction:
+        """Nothing: it holds everything."""
+        return Restriction()
 
     def write(
         self,
