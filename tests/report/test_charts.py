@@ -56,21 +56,23 @@ def test_this_checkpoint_has_a_star_and_a_name():
 
 def test_what_lost_far_more_than_the_best_is_named_and_not_drawn():
     drawn = draw({"a": [NEAR], "broken": [FAR]})
-    assert "above: broken 21.0 at 60 MB" in drawn and ">20<" not in drawn
+    assert "Not drawn, with more loss: broken 21.0 at 60 MB" in drawn and ">20<" not in drawn
     assert drawn.count("broken") == 1  # not in the legend
-    assert "above:" not in draw({"a": [NEAR], "b": [NEAR]})
+    assert "Not drawn" not in draw({"a": [NEAR], "b": [NEAR]})
 
 
 def test_what_is_above_at_several_sizes_is_named_once():
     drawn = draw({"a": [NEAR, FAR], "b": [FAR, FARTHER]})
-    assert "above: a 21.0 at 60 MB, b 7.2 to 21.0 at 60 to 75 MB" in drawn
+    assert "Not drawn, with more loss: a 21.0 at 60 MB, b 7.2 to 21.0 at 60 to 75 MB" in drawn
 
 
 @pytest.mark.parametrize("value", [nan, inf])
 def test_what_is_no_number_is_named_and_not_drawn(value):
     drawn = draw({"a": [NEAR], "broken": [Place(60.0, value, None)]})
-    assert f"above: broken {value:.1f} at 60 MB" in drawn
-    assert f"above: broken {value:.1f} at 60 MB" in draw({"broken": [Place(60.0, value, None)]})
+    assert f"Not drawn, with more loss: broken {value:.1f} at 60 MB" in drawn
+    assert f"Not drawn, with more loss: broken {value:.1f} at 60 MB" in draw(
+        {"broken": [Place(60.0, value, None)]}
+    )
 
 
 def test_methods_beyond_the_colours_still_differ():

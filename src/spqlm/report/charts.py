@@ -39,7 +39,7 @@ def curves(
 ) -> str:
     """Size in MB against a figure in nats with its standard error, a line for each name.
 
-    What lost more than `MOST_NATS` beyond the best is named above the chart and not drawn: it would
+    What lost more than `MOST_NATS` beyond the best is named over the chart and not drawn: it would
     leave no room to tell the others apart. So is what has no finite figure.
 
     Args:
@@ -150,7 +150,7 @@ def _name_far(axes: Any, series: Mapping[str, Sequence[Place]], far: Any) -> Non
     above = {name: [p for p in points if far(p)] for name, points in series.items()}
     named = ", ".join(_span(_label(name), points) for name, points in above.items() if points)
     if named:
-        title = "\n".join(textwrap.wrap(f"above: {named}", 76))
+        title = "\n".join(textwrap.wrap(f"Not drawn, with more loss: {named}", 74))
         axes.set_title(title, color=INK, fontsize=SIZE - 1, loc="left")
 
 
