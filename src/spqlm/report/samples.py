@@ -77,5 +77,5 @@ def _answers(name: str, prompts: Sequence[str], tokens: int) -> tuple[list[str],
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             )
-        texts.append(str(tokenizer.decode(ids[0, length:], skip_special_tokens=True)))
+        texts.append(str(tokenizer.decode(ids[0, length:], skip_special_tokens=True)).strip())
     return texts, least

@@ -72,7 +72,7 @@ def speed(found: Speed | None) -> Section:
     """Before and after: every figure of a `spq bench`."""
     section = Section("Speed")
     if found is None:
-        section.texts = ["Not measured: give the file that spq bench DENSE OUT --json writes."]
+        section.texts = ["Not measured: give the file that spq bench DENSE OUT --output writes."]
         return section
     section.texts = notes(found)
     section.tables = [_rates(found, index) for index in range(len(found.models[0].rates))]
