@@ -61,7 +61,8 @@ class Check:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.built = folder, folder / "dist"
-        self.project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+        stated = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+        self.project, self.builders = stated["project"], stated["build-system"]["requires"]
         self.version: str = self.project["version"]
         self.environments: dict[str, Path] = {}
 
@@ -87,7 +88,7 @@ class Check:
         source, tools = self.folder / "source", self.folder / "tools"
         run("git", "clone", "--quiet", ROOT, source)
         run(sys.executable, "-m", "venv", tools)
-        needs = self.project["optional-dependencies"]["release"]
+        needs = [*self.project["optional-dependencies"]["release"], *self.builders]
         pip(tools / "bin/python", "-c", ROOT / "constraints.txt", *needs)
         environment = {"SPQ_REQUIRE_NATIVE": "1", "CC": "gcc", "CXX": "g++"}
         run(tools / "bin/python", "-m", "build", "--outdir", self.built, source, **environment)
