@@ -1,6 +1,7 @@
 """Folders in which a file is a plug-in: its name is what recipes and checkpoints call it."""
 
 import difflib
+import functools
 import pkgutil
 from collections.abc import Iterable
 
@@ -11,6 +12,12 @@ def plugins(folder: Iterable[str]) -> list[str]:
     Args:
         folder: the package's `__path__`.
     """
+    return list(_listed(tuple(folder)))
+
+
+@functools.cache
+def _listed(folder: tuple[str, ...]) -> list[str]:
+    """Once for each package: loading asks for every module's format."""
     names = (module.name for module in pkgutil.iter_modules(folder))
     return sorted(name for name in names if name != "base" and not name.startswith("_"))
 
