@@ -235,7 +235,7 @@ def test_an_entry_that_is_not_well_formed_is_refused(entry):
         ({**SPARSE, "kept": 49}, "keeps 49 groups, more than the weight has"),
         ({**SPARSE, "kept": 10**6}, "more than"),
         ({**SPARSE, "kept": 0}, "keeps no group"),
-        ({**SPARSE, "bits": 3}, "4 or 8"),
+        ({**SPARSE, "bits": 9}, "should be less than or equal to 8"),
         ({**LOW_RANK, "rank": 8}, "rank 8 is more than a weight of 7 × 9 has"),
         ({**LOW_RANK, "rank": 2**40}, "rank 1099511627776 is more than"),
     ],

@@ -251,5 +251,5 @@ def test_the_table_and_the_curves(wide, settings, tmp_path):
     points = curves(cells)["scored.txt"]
     assert sorted(points) == ["dense", "int8"]
     (point,) = points["int8"]
-    assert (point["bytes"], point["nll"]) == (cells[1].bytes, figure.nll)
-    assert point["divergence"] == figure.agreement.divergence
+    assert (point.bytes, point.nll) == (cells[1].bytes, figure.nll)
+    assert point.divergence == figure.agreement.divergence

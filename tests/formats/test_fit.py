@@ -216,7 +216,7 @@ def test_formats_fit_widths_that_their_groups_divide():
     assert LowRank(rank=32, factor=four).misfit(128, 40) is not None
     assert LowRank(rank=7, factor=Int8()).misfit(128, 97) is None
     with pytest.raises(ValidationError):
-        GroupSparse(bits=3, kept=1)
+        GroupSparse(bits=9, kept=1)
 
 
 # --- weights with nothing in them or nothing to lose ---------------------------------------------

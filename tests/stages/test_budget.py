@@ -21,6 +21,7 @@ from tests.stages.budgets import (
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from spqlm.allocation.spending import HEADER_BYTES
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.changes import Plan
@@ -35,7 +36,7 @@ from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.knapsack import RELATIVE_GAP
 from spqlm.stages.base import Inputs
-from spqlm.stages.budget import HEADER_BYTES, Budget
+from spqlm.stages.budget import Budget
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -92,11 +92,11 @@ def command(
     from spqlm.report.page import html, markdown
     from spqlm.report.samples import write_samples
 
-    files = [Path(name.strip()) for name in results.split(",") if name.strip()]
-    evidence = read_evidence(directory, files, comparison, bench, modules)
     page = output or directory / "report.html"
     if page.suffix != ".html" or page.is_dir() or not page.absolute().parent.is_dir():
         raise SpqError(f"--output {str(page)!r} must be an .html file in a directory that exists")
+    files = [Path(name.strip()) for name in results.split(",") if name.strip()]
+    evidence = read_evidence(directory, files, comparison, bench, modules)
     written = None
     if tokens:
         compared = [str(directory)] if against is None else [against, str(directory)]

@@ -204,11 +204,12 @@ def take_rows(weight: StoredWeight, index: Tensor) -> Tensor:
     Returns:
         [taken, columns]. Differentiable in what of the weight is `trained`.
     """
-    if (kernels := kernels_for(index)) is not None:
-        if not needs_gradient(*weight.tensors().values()):
-            found: Tensor | None = kernels.take_rows(weight, index)
-            if found is not None:
-                return found
+    # Compilers fuse what a look-up does, and cannot trace the launch of a kernel.
+    kernels = None if torch.compiler.is_compiling() else kernels_for(index)
+    if kernels is not None and not needs_gradient(*weight.tensors().values()):
+        found: Tensor | None = kernels.take_rows(weight, index)
+        if found is not None:
+            return found
     return weight.take_rows(index).restore()
 
 

@@ -1,5 +1,6 @@
 """Mixins added to single objects: another class, under the name of the object's own."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 _CLASSES: dict[tuple[type[Any], type[Any]], type[Any]] = {}
@@ -15,9 +16,12 @@ class Mixin:
     lasting: ClassVar[bool] = False
 
     def __reduce__(self) -> Any:
-        """Pickle by the object's own class; the one made here cannot be found by its name."""
-        mixin, own = type(self).__bases__
-        return _blank, (mixin, own), self.__getstate__()
+        """Pickle by the object's own class; those made here cannot be found by their names."""
+        mixins, own = [], type(self)
+        while own in _CLASSES.values():
+            mixin, own = own.__bases__
+            mixins.append(mixin)
+        return _blank, (mixins[::-1], own), self.__getstate__()
 
 
 def add_mixin(thing: Any, mixin: type[Mixin]) -> None:
@@ -47,7 +51,9 @@ def _mixed(mixin: type[Any], own: type[Any]) -> type[Any]:
     return _CLASSES[mixin, own]
 
 
-def _blank(mixin: type[Any], own: type[Any]) -> Any:
-    """What unpickling fills in."""
-    made: Any = _mixed(mixin, own)
+def _blank(mixins: Sequence[type[Any]], own: type[Any]) -> Any:
+    """What unpickling fills in; the mixins in the order in which they were added."""
+    made: Any = own
+    for mixin in mixins:
+        made = _mixed(mixin, made)
     return made.__new__(made)
