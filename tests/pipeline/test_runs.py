@@ -1,67 +1,24 @@
-import hashlib
+"""What a run gives: a model, a directory, a manifest."""
+
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers import TEXT, format_of, logits, tiny_model, tiny_tokenizer
+from tests.pipeline.files import contents
 from transformers import (
     AutoModelForCausalLM,
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
 )
 
 import spqlm
 import spqlm.pipeline
 from spqlm.checkpoint.manifest import FILE, read_manifest
 from spqlm.data import fingerprint
-from spqlm.errors import CheckpointError, SpqError
 from spqlm.evaluation import evaluate
 from spqlm.formats.int8 import Int8
-from spqlm.model.families import supported
 from spqlm.model.memory import resident_bytes, weight_file_bytes
 from spqlm.recipe import Recipe
-from spqlm.targets import base
-from tests.helpers import TEXT, VOCABULARY, format_of, logits, tiny_model, tiny_tokenizer
-
-STAGES = [
-    {"svd": {"variance": 0.6, "multiple_of": 8}},
-    {"prune": {"minimum": 0.25, "maximum": 0.5, "multiple_of": 8}},
-    {"quantize": {"mode": "by_percentile"}},
-    {"recover": {"steps": 3, "context": 16, "learning_rate": 1e-3}},
-]
-
-
-@pytest.fixture
-def recipe(text_file):
-    calibration = {"source": str(text_file), "windows": 2, "context": 32}
-    return Recipe.from_dict({"calibration": calibration, "stages": STAGES})
-
-
-@pytest.fixture
-def occupied(tmp_path):
-    """An output directory with something of the user's in it."""
-    directory = tmp_path / "out"
-    directory.mkdir()
-    (directory / "thesis.txt").write_text("years of work")
-    return directory
-
-
-def contents(directory):
-    return {
-        str(file.relative_to(directory)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(directory.rglob("*"))
-        if file.is_file()
-    }
-
-
-def refused(*arguments, match, **options):
-    """The one sentence that a run ends with."""
-    with pytest.raises(SpqError, match=match) as caught:
-        spqlm.compress(*arguments, **options)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_directory_becomes_a_directory_that_computes_the_same(source, recipe, tmp_path):
@@ -184,10 +141,6 @@ def test_dtype_is_that_of_the_result(source, tmp_path):
     assert loaded.lm_head.scale.dtype == torch.bfloat16
 
 
-def test_dtype_of_a_model_object_is_refused(model, tokenizer):
-    refused(model, recipe="int8", tokenizer=tokenizer, dtype="bfloat16", match="move the object")
-
-
 def test_weights_are_sharded_on_request(source, tmp_path):
     out = tmp_path / "out"
     result = spqlm.compress(source, out, recipe="int8", max_shard_size="40KB")
@@ -212,171 +165,6 @@ def test_an_int8_checkpoint_can_be_compressed_again(source, recipe, tmp_path):
     assert result.manifest.source.bytes == resident_bytes(spqlm.load(tmp_path / "int8"))
     assert result.manifest.sizes.resident < result.manifest.sizes.source
     assert torch.equal(logits(spqlm.load(tmp_path / "again")), logits(result.model))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "inf"])
-def test_a_damaged_weight_is_named(model, tokenizer, tmp_path, value):
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[3, 5] = value
-    model.save_pretrained(tmp_path / "source")
-    tokenizer.save_pretrained(tmp_path / "source")
-    refused(
-        tmp_path / "source",
-        tmp_path / "out",
-        recipe="int8",
-        match=r"model\.layers\.1\.mlp\.up_proj\.weight.*NaN or Inf",
-    )
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_encoder_is_refused(tmp_path):
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
-    refused(tmp_path / "bert", tmp_path / "out", match="BertForMaskedLM, not a causal")
-
-
-def test_an_unsupported_family_is_refused_and_the_supported_ones_are_named(tmp_path):
-    config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=64)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    refused(tmp_path / "gpt2", tmp_path / "out", match="'gpt2' is not supported.*" + supported()[0])
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_model_of_another_quantisation_method_is_refused(source):
-    config = json.loads((source / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
-    (source / "config.json").write_text(json.dumps(config))
-    refused(source, recipe="int8", match="already quantised with gptq")
-
-
-@pytest.mark.parametrize(
-    ("name", "match"),
-    [("missing", "does not exist"), ("empty", "no config.json"), ("file.txt", "neither")],
-)
-def test_what_is_not_a_model_is_refused(tmp_path, name, match):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file.txt").write_text("hello")
-    refused(tmp_path / name, tmp_path / "out", match=match)
-
-
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [(None, "no file"), ("  \n", "empty"), ("too short", "9 tokens, and at least 32")],
-    ids=["missing", "empty", "short"],
-)
-def test_unusable_calibration_text_is_refused(source, recipe, tmp_path, content, match):
-    file = tmp_path / "other.txt"
-    if content is not None:
-        file.write_text(content)
-    refused(source, tmp_path / "out", recipe=recipe, calibration=str(file), match=match)
-    assert not (tmp_path / "out").exists()
-
-
-def test_evaluation_text_is_not_calibrated_on(source, recipe, tmp_path):
-    (tmp_path / "wikitext2_test.txt").write_text(TEXT)
-    refused(
-        source,
-        recipe=recipe,
-        calibration=str(tmp_path / "wikitext2_test.txt"),
-        match="evaluation text",
-    )
-
-
-def test_a_recipe_that_needs_text_needs_a_tokenizer(source, recipe):
-    for file in source.glob("token*"):
-        file.unlink()
-    refused(source, recipe=recipe, match="no tokenizer")
-
-
-@pytest.mark.parametrize("case", ["positions", "vocabulary"])
-def test_calibration_that_does_not_suit_the_model_is_refused(case, tokenizer, text_file):
-    context = 200 if case == "positions" else 32
-    model = tiny_model("opt", vocab_size=VOCABULARY if case == "positions" else 50)
-    stages = {
-        "calibration": {"source": str(text_file), "windows": 2, "context": context},
-        "stages": ["prune"],
-    }
-    refused(model, recipe=Recipe.from_dict(stages), tokenizer=tokenizer, match=case)
-
-
-def test_an_occupied_output_is_refused_before_anything_is_loaded(source, occupied, monkeypatch):
-    before = contents(occupied)
-    monkeypatch.setattr(spqlm.pipeline, "load_model", lambda *_a, **_o: pytest.fail("loaded"))
-    refused(source, occupied, recipe="int8", match="not empty.*overwrite")
-    assert contents(occupied) == before
-
-
-def test_an_output_that_is_a_file_is_refused(source, tmp_path):
-    (tmp_path / "out").write_text("mine")
-    refused(source, tmp_path / "out", recipe="int8", overwrite=True, match="not a directory")
-    assert (tmp_path / "out").read_text() == "mine"
-
-
-def test_overwriting_replaces_the_whole_directory(source, occupied, tmp_path):
-    spqlm.compress(source, occupied, recipe="int8", overwrite=True)
-    assert not (occupied / "thesis.txt").exists()
-    assert torch.isfinite(logits(spqlm.load(occupied))).all()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
-
-
-def test_a_checkpoint_does_not_replace_its_own_source(source):
-    before = {file.name: file.read_bytes() for file in source.iterdir()}
-    with pytest.raises(SpqError, match="which replacing it would"):
-        spqlm.compress(source, source, recipe="int8", overwrite=True)
-    assert {file.name: file.read_bytes() for file in source.iterdir()} == before
-
-
-def damage(partial):
-    """Flip the codes of one weight in the file just written."""
-    file = partial / "model.safetensors"
-    data = bytearray(file.read_bytes())
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    begin, end = header["model.layers.0.mlp.down_proj.codes"]["data_offsets"]
-    data[8 + length + begin : 8 + length + end] = bytes(end - begin)
-    file.write_bytes(data)
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_checkpoint_that_does_not_reload_alike_is_removed(
-    source, occupied, tmp_path, monkeypatch, overwrite
-):
-    save, out = PreTrainedModel.save_pretrained, occupied if overwrite else tmp_path / "new"
-    before = contents(tmp_path)
-
-    def save_and_damage(self, directory, **options):
-        save(self, directory, **options)
-        damage(directory)
-
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_and_damage)
-    with pytest.raises(CheckpointError, match="logits differ"):
-        spqlm.compress(source, out, recipe="int8", overwrite=overwrite)
-    assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), SpqError)],
-    ids=["interrupt", "full disk"],
-)
-def test_a_run_that_stops_while_saving_leaves_what_was_there(
-    source, occupied, tmp_path, monkeypatch, error, raised
-):
-    before = contents(tmp_path)
-
-    def stop(*_arguments, **_options):
-        raise error
-
-    monkeypatch.setattr(base, "model_card", stop)  # written after the weights
-    with pytest.raises(raised):
-        spqlm.compress(source, occupied, recipe="int8", overwrite=True)
-    assert contents(tmp_path) == before
 
 
 def evaluated(directory, file):
