@@ -144,6 +144,16 @@ def test_a_merge_that_a_layer_cannot_take_is_refused_whole(paper):
     assert torch.equal(logits(adapted), wanted)
 
 
+def test_an_adapter_on_a_head_that_shares_the_embedding_is_not_merged(tmp_path):
+    compressed("int8", tied=True).save_pretrained(tmp_path / "tied")
+    config = LoraConfig(**LORA | {"target_modules": ["lm_head"]})
+    adapted = stir(get_peft_model(load(tmp_path / "tied"), config))
+    wanted = logits(adapted)
+    with pytest.raises(SpqError, match="'lm_head' shares its codes with the embedding"):
+        adapted.merge_and_unload()
+    assert torch.equal(logits(adapted), wanted)
+
+
 def test_unmerge_is_refused(quantised):
     adapted = stir(get_peft_model(load(quantised), LoraConfig(**LORA)))
     adapted.merge_adapter()

@@ -1,8 +1,10 @@
 """What every adapter on a compressed layer needs to know about that layer."""
 
-from typing import Any, NoReturn
+from collections.abc import Collection
+from typing import Any, ClassVar
 
 import torch
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from spqlm.errors import SpqError
@@ -13,11 +15,6 @@ from spqlm.modules.ops import dense_weight, float_dtype, stored_weight
 from spqlm.numerics.metric import Metric
 
 Linear = CompressedLinear | LowRankLinear
-
-
-def device_and_dtype(layer: Linear) -> tuple[torch.device, torch.dtype]:
-    """Where adapters of a layer live, and the dtype that they start from."""
-    return next(layer.parameters()).device, float_dtype(layer)
 
 
 def mergeable(layer: Linear) -> bool:
@@ -69,34 +66,28 @@ def check_finite(weight: Tensor, adapter: str) -> None:
         raise ValueError(f"adapter {adapter!r} makes a weight that is not finite; nothing merged")
 
 
-def refuse_merge(layers: dict[str, nn.Module]) -> None:
+def refuse_merge(layers: dict[str, nn.Module], tied: Collection[str] = ()) -> None:
     """Say so before anything is merged if an adapter sits on a layer that cannot take it up.
 
     Args:
         layers: base layers that carry an adapter, by name.
+        tied: names of layers that share their weight with the embedding.
 
     Raises:
-        SpqError: names the first such layer and its format.
+        SpqError: names the first such layer, and why.
     """
     for name, layer in layers.items():
+        if isinstance(layer, Linear) and name in tied:
+            raise SpqError(
+                f"adapters cannot be merged: {name!r} shares its codes with the embedding, which "
+                "would change, too; keep the adapter beside the model"
+            )
         if isinstance(layer, Linear) and not mergeable(layer):
             raise SpqError(
                 f"adapters cannot be merged: {name!r} is stored as {layer.format.name}, which "
                 "cannot take up an update; keep the adapter beside the model, or merge it into "
                 "the dense model before compressing"
             )
-
-
-def refuse_unmerge() -> NoReturn:
-    """An adapter that was rounded into codes cannot be taken out again.
-
-    Raises:
-        SpqError: always.
-    """
-    raise SpqError(
-        "a merged adapter cannot be taken out again: the weight was rounded with it; load the "
-        "checkpoint again"
-    )
 
 
 def as_dense(layer: Linear) -> nn.Module:
@@ -106,3 +97,55 @@ def as_dense(layer: Linear) -> nn.Module:
     dense.bias = layer.bias
     stand_in: nn.Module = dense
     return stand_in
+
+
+class Adapted:
+    """What a tuner's layer of peft does in another way where it wraps a compressed layer.
+
+    Attributes:
+        carried: name of the attribute that holds adapters by name.
+    """
+
+    carried: ClassVar[str]
+    get_base_layer: Any
+    merged_adapters: list[str]
+
+    def _get_base_layer_device_and_dtype(
+        self, base_layer: Linear
+    ) -> tuple[torch.device, torch.dtype]:
+        return next(base_layer.parameters()).device, float_dtype(base_layer)
+
+    def merge_into(self, layer: Linear, adapter: str) -> None:
+        """Make one adapter part of the layer's weight, in place."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Put adapters into the codes.
+
+        Args:
+            safe_merge: as in peft; weights that are not finite are refused either way.
+            adapter_names: those that are active by default.
+
+        Raises:
+            SpqError: the format cannot take up an update.
+            ValueError: the weight would not be finite.
+        """
+        for adapter in check_adapters_to_merge(self, adapter_names):
+            if adapter in getattr(self, self.carried):
+                layer = self.get_base_layer()
+                refuse_merge({"the layer": layer})
+                self.merge_into(layer, adapter)
+                self.merged_adapters.append(adapter)
+
+    def unmerge(self) -> None:
+        """Refused: an adapter that was rounded into codes cannot be taken out again.
+
+        Raises:
+            SpqError: an adapter is merged.
+        """
+        if self.merged_adapters:
+            raise SpqError(
+                "a merged adapter cannot be taken out again: the weight was rounded with it; load "
+                "the checkpoint again"
+            )

@@ -2,16 +2,17 @@
 
 from typing import Any
 
-import torch
 from peft.tuners.ia3 import layer as ia3
-from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 
 from spqlm.adapters import base
+from spqlm.modules.ops import dense_weight
 
 
-class IA3CompressedLinear(ia3.Linear):
+class IA3CompressedLinear(base.Adapted, ia3.Linear):
     """A trained factor on each input (feed-forward layers) or output of a frozen layer."""
+
+    carried = "ia3_l"
 
     def __init__(
         self,
@@ -33,30 +34,11 @@ class IA3CompressedLinear(ia3.Linear):
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config=config)
 
-    def _get_base_layer_device_and_dtype(self, base_layer: Any) -> Any:
-        return base.device_and_dtype(base_layer)
-
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Multiply the weight by the factors and round it to nearest.
-
-        Raises:
-            SpqError: the format cannot take up an update.
-        """
-        for adapter in check_adapters_to_merge(self, adapter_names):
-            if adapter not in self.ia3_l:
-                continue
-            layer = self.get_base_layer()
-            base.refuse_merge({"the layer": layer})
-            factor = self.ia3_l[adapter].detach().float()
-            merged = base.as_dense(layer).weight.float() * factor
-            base.check_finite(merged, adapter)
-            base.store(layer, base.rounded(layer, merged))
-            if not self.is_feedforward:
-                base.scale_bias(layer, factor.flatten())
-            self.merged_adapters.append(adapter)
-
-    def unmerge(self) -> None:
-        """Refused; see `refuse_unmerge`."""
-        if self.merged:
-            base.refuse_unmerge()
+    def merge_into(self, layer: base.Linear, adapter: str) -> None:
+        """Multiply the weight by the factors and round it to nearest."""
+        factor = self.ia3_l[adapter].detach().float()
+        merged = dense_weight(layer).float() * factor
+        base.check_finite(merged, adapter)
+        base.store(layer, base.rounded(layer, merged))
+        if not self.is_feedforward:
+            base.scale_bias(layer, factor.flatten())

@@ -7,19 +7,20 @@ from typing import Any
 import torch
 from peft.tuners.lora import layer as lora
 from peft.tuners.lora.variants import DoraLinearVariant
-from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from spqlm.adapters import base
 from spqlm.errors import SpqError
-from spqlm.modules.ops import stored_weight
+from spqlm.modules.ops import dense_weight, stored_weight
 
 # Ways to start an adapter that leave the base weight alone and do not look at it.
 STARTS = (True, False, "gaussian", "eva")
 
 
-class LoraCompressedLinear(lora.Linear):
+class LoraCompressedLinear(base.Adapted, lora.Linear):
     """The adapter beside a frozen compressed layer; merging puts it into the codes."""
+
+    carried = "lora_A"
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any, **options: Any):
         """See `peft.tuners.lora.layer.Linear`.
@@ -42,45 +43,30 @@ class LoraCompressedLinear(lora.Linear):
     def _get_in_out_features(self, module: nn.Module) -> tuple[Any, Any]:
         return module.in_features, module.out_features
 
-    def _get_base_layer_device_and_dtype(self, base_layer: Any) -> Any:
-        return base.device_and_dtype(base_layer)
-
     @property
     def lora_variants(self) -> dict[tuple[str, ...], type | None]:
         """Plain LoRA and DoRA."""
         return {(): None, ("use_dora",): _Dora}
 
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Put adapters into the codes; LoRA rounds at random, so that small updates survive.
+    def merge_into(self, layer: base.Linear, adapter: str) -> None:
+        """LoRA rounds at random, so that small updates survive; DoRA rounds to nearest.
 
         Raises:
-            SpqError: the format cannot take up an update.
+            SpqError: the adapter has a bias, which the layer may have no place for.
         """
-        for adapter in check_adapters_to_merge(self, adapter_names):
-            if adapter not in self.lora_A:
-                continue
-            layer = self.get_base_layer()
-            base.refuse_merge({"the layer": layer})
-            if self.lora_bias[adapter]:
-                raise SpqError("an adapter with lora_bias=True cannot be merged")
-            delta = self.get_delta_weight(adapter).float()
-            base.check_finite(delta, adapter)
-            if adapter in self.lora_variant:
-                magnitude = self.lora_magnitude_vector[adapter]
-                weight = base.as_dense(layer).weight.float()
-                norm = magnitude.get_weight_norm(weight, delta, scaling=1)
-                merged = (magnitude.weight / norm).view(-1, 1) * (weight + delta)
-                base.store(layer, base.rounded(layer, merged))
-            else:
-                generator = torch.Generator(delta.device).manual_seed(0)
-                base.store(layer, stored_weight(layer).detach().absorb(delta, generator))
-            self.merged_adapters.append(adapter)
-
-    def unmerge(self) -> None:
-        """Refused; see `refuse_unmerge`."""
-        if self.merged:
-            base.refuse_unmerge()
+        if self.lora_bias[adapter]:
+            raise SpqError("an adapter with lora_bias=True cannot be merged")
+        delta = self.get_delta_weight(adapter).float()
+        base.check_finite(delta, adapter)
+        if adapter in self.lora_variant:
+            magnitude = self.lora_magnitude_vector[adapter]
+            weight = dense_weight(layer).float()
+            norm = magnitude.get_weight_norm(weight, delta, scaling=1)
+            merged = (magnitude.weight / norm).view(-1, 1) * (weight + delta)
+            base.store(layer, base.rounded(layer, merged))
+        else:
+            generator = torch.Generator(delta.device).manual_seed(0)
+            base.store(layer, stored_weight(layer).detach().absorb(delta, generator))
 
 
 class _Dora(DoraLinearVariant):

@@ -76,7 +76,10 @@ def _checked(check: Callable[[Any], None]) -> Callable[[Any], None]:
             for name, module in self.model.named_modules()
             if isinstance(module, tuners_utils.BaseTunerLayer)
         }
-        refuse_merge(carriers)
+        tied = {
+            name.rpartition(".")[0] for name in getattr(self.model, "all_tied_weights_keys", ())
+        }
+        refuse_merge(carriers, tied)
 
     return check_merge_allowed
 
