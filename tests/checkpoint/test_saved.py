@@ -12,6 +12,8 @@ from tests.helpers import VOCABULARY, logits, tiny_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import spqlm
+from spqlm.checkpoint.hashes import check_hashes
+from spqlm.checkpoint.manifest import CARD, read_manifest
 from spqlm.checkpoint.manifest import FILE as MANIFEST
 from spqlm.checkpoint.saved import LOADER
 from spqlm.errors import CheckpointError
@@ -130,8 +132,11 @@ def test_records_are_saved_again_while_they_are_true(source, tmp_path):
     spqlm.compress(source, tmp_path / "out", recipe="int8")
     model = load(tmp_path / "out")
     model.save_pretrained(tmp_path / "same", max_shard_size="20KB")
-    for name in (MANIFEST, "README.md"):
-        assert (tmp_path / "same" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    again, first = (read_manifest(tmp_path / name) for name in ("same", "out"))
+    assert again.model_copy(update={"files": first.files}) == first
+    check_hashes(tmp_path / "same", again)
+    assert (tmp_path / "same" / CARD).read_bytes() == (tmp_path / "out" / CARD).read_bytes()
+    spqlm.load(tmp_path / "same", verify=True)
     with torch.no_grad():
         model.model.norm.weight.mul_(2)
     model.save_pretrained(tmp_path / "other")

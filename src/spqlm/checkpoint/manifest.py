@@ -130,3 +130,8 @@ def read_manifest(directory: Path) -> Manifest | None:
         return Manifest.model_validate_json(file.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{FILE} is damaged: {str(error).splitlines()[0]}") from None
+
+
+def write_manifest(manifest: Manifest, directory: Path) -> None:
+    """Write it into `directory`, where `read_manifest` finds it."""
+    (directory / FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")

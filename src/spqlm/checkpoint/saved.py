@@ -8,10 +8,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import safe_open
-
-from spqlm.checkpoint.manifest import FILE as MANIFEST
+from spqlm.checkpoint.hashes import hash_files, hash_tensors
+from spqlm.checkpoint.manifest import CARD, read_manifest, write_manifest
 from spqlm.model.mixins import Mixin
 
 if TYPE_CHECKING:
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 
 LOADER = Path(__file__).with_name("configuration_spq.py")
 AUTO_MAP = {"AutoConfig": "configuration_spq.SpqAutoConfig"}
-CARD = "README.md"
 # The name of an empty tensor: loaders that do not know the format list the tensors that they do not
 # know, and so say this.
 ADVICE = "pip install spqlm, then import spqlm"
@@ -51,10 +48,15 @@ class Saved(Mixin):
         origin = self._spq_origin
         if origin is None or origin.resolve() == directory.resolve():
             return
-        records = [origin / name for name in (MANIFEST, CARD) if (origin / name).exists()]
-        if records and _tensors_agree(origin, directory):
-            for file in records:
-                shutil.copyfile(file, directory / file.name)
+        manifest = read_manifest(origin)
+        # One of an earlier version has no hashes, so nothing says whether it is still true.
+        if manifest is None or not manifest.tensors or manifest.tensors != hash_tensors(directory):
+            return
+        # The config is written anew, and a tokenizer may follow: what is there now is hashed.
+        known = {"files": hash_files(directory)}
+        write_manifest(manifest.model_copy(update=known), directory)
+        if (origin / CARD).exists():
+            shutil.copyfile(origin / CARD, directory / CARD)
 
     def resize_token_embeddings(self, *arguments: Any, **options: Any) -> Any:
         """As in transformers; the embedding and the head are dense from then on.
@@ -83,26 +85,3 @@ def _thaw_embeddings(model: "PreTrainedModel") -> None:
     attach(model)
     grown = (resident_bytes(model) - before) / 1e6
     logger.warning("the embedding is dense now, so that new tokens can train: %.1f MB more", grown)
-
-
-def _tensors_agree(one: Path, other: Path) -> bool:
-    """Whether two directories hold the same tensors, in whatever files."""
-    places = [_places(directory) for directory in (one, other)]
-    if places[0].keys() != places[1].keys():
-        return False
-    return all(torch.equal(_read(places[0][n], n), _read(places[1][n], n)) for n in places[0])
-
-
-def _places(directory: Path) -> dict[str, Path]:
-    """The file of each tensor."""
-    found: dict[str, Path] = {}
-    for file in directory.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            found |= dict.fromkeys(set(tensors.keys()) - {ADVICE}, file)
-    return found
-
-
-def _read(file: Path, name: str) -> torch.Tensor:
-    with safe_open(file, "pt") as tensors:
-        found: torch.Tensor = tensors.get_tensor(name)
-    return found

@@ -19,7 +19,7 @@ from spqlm.checkpoint.atomic import (
 from spqlm.checkpoint.card import model_card
 from spqlm.checkpoint.dense import multiply_out, resized, restore_sizes
 from spqlm.checkpoint.hashes import hash_files, hash_tensors
-from spqlm.checkpoint.manifest import CARD, FILE, Manifest
+from spqlm.checkpoint.manifest import CARD, Manifest, write_manifest
 from spqlm.checkpoint.spec import EmbeddingPlace, LinearPlace, WeightSpec
 from spqlm.checkpoint.structure import describe, is_factor
 from spqlm.errors import CheckpointError, SpqError
@@ -155,7 +155,7 @@ class Target(ABC):
 
     def record(self, manifest: Manifest, directory: Path, name: str) -> None:
         """Write beside the weights how they came to be; `name` is the final directory's."""
-        (directory / FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        write_manifest(manifest, directory)
         card = model_card(manifest, name, self.usage(name, manifest))
         (directory / CARD).write_text(card, encoding="utf-8")
 
