@@ -9,31 +9,54 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.allocation.restriction import Restriction
 from spqlm.checkpoint.alignment import align
 from spqlm.checkpoint.bars import our_bars
+from spqlm.checkpoint.quantizer import attach
 from spqlm.checkpoint.verify import check_logits, fixed_logits
 from spqlm.model.memory import weight_file_bytes
+from spqlm.model.view import ModelView
 from spqlm.sources.load import load_model
+from spqlm.targets.base import Target
 
 
-def save_pretrained(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    directory: Path,
-    max_shard_size: str,
-) -> int:
-    """Model and tokenizer as transformers writes them, tensors at cache lines.
+class PretrainedTarget(Target):
+    """A target that transformers writes and reads by itself."""
 
-    Returns:
-        bytes of the weight files.
-    """
-    with our_bars():
-        model.save_pretrained(directory, max_shard_size=max_shard_size)
-    for file in directory.glob("*.safetensors"):
-        align(file)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
-    return weight_file_bytes(directory)
+    def prepare(self, view: ModelView, *, as_floats: bool = False) -> list[str]:
+        """Write the structure into the model's config, for `save_pretrained` of its own too."""
+        notes = super().prepare(view, as_floats=as_floats)
+        attach(view.model)
+        return notes
+
+    def restriction(self) -> Restriction:
+        """Nothing: it holds everything, as it is or multiplied out."""
+        return Restriction()
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        place: Path,
+        max_shard_size: str,
+    ) -> int:
+        """As `save_pretrained`, and tensors at cache lines."""
+        with our_bars():
+            model.save_pretrained(place, max_shard_size=max_shard_size)
+        for file in place.glob("*.safetensors"):
+            align(file)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(place)
+        return weight_file_bytes(place)
+
+    def verify(self, model: PreTrainedModel, place: Path) -> str:
+        """Reload in the same dtype on the same device, and compare logits on a fixed prompt."""
+        options: dict[str, Any] = {"dtype": model.dtype, "device_map": None}
+        if model.device.type != "cpu":
+            options["device_map"] = str(model.device)
+        reloaded = load_model(place, **options).model
+        check_logits(fixed_logits(model), fixed_logits(reloaded))
+        return "reloaded it and compared its logits"
 
 
 def save_tensors(
@@ -44,13 +67,23 @@ def save_tensors(
     directory: Path,
     max_shard_size: str,
 ) -> int:
-    """The same with other tensors than the model's own, and what the config says of them.
+    """The layout of transformers with other tensors than the model's own.
+
+    Args:
+        model: for its configs and its class.
+        tokenizer: of the model, or None.
+        state: tensors by name; tied ones are left out.
+        quantization: what the config says of them, if anything.
+        directory: an empty one.
+        max_shard_size: of one weight file, such as `4GB`.
 
     Returns:
         bytes of the weight files.
     """
     config = copy.deepcopy(model.config)
-    config.__dict__.pop("quantization_config", None)
+    # What our own checkpoints say: the format, and the file that imports us.
+    for ours in ("quantization_config", "auto_map"):
+        config.__dict__.pop(ours, None)
     if quantization is not None:
         config.quantization_config = quantization
     config.architectures = [type(model).__name__]
@@ -71,16 +104,3 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     for file in directory.glob("*.safetensors"):
         found |= load_file(file)
     return found
-
-
-def check_reloaded(model: PreTrainedModel, directory: Path) -> None:
-    """Reload in the same dtype on the same device, and compare logits on a fixed prompt.
-
-    Raises:
-        CheckpointError: they differ.
-    """
-    options: dict[str, Any] = {"dtype": model.dtype, "device_map": None}
-    if model.device.type != "cpu":
-        options["device_map"] = str(model.device)
-    reloaded = load_model(directory, **options).model
-    check_logits(fixed_logits(model), fixed_logits(reloaded))
