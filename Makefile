@@ -13,7 +13,8 @@ BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-STAMP := $(VENV)/.spq-installed
+INSTALLED := $(VENV)/.spq-installed
+TOOLS := $(VENV)/.spq-tools-installed
 CHECKS := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BIN)/lint-imports
 
 .DEFAULT_GOAL := help
@@ -23,46 +24,46 @@ CHECKS := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BI
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-install: $(STAMP) ## make the virtual environment and install into it
+install: $(TOOLS) ## make the virtual environment and install into it
 
-demo: $(STAMP) ## compress a small model, measure it before and after, print one table
+demo: $(INSTALLED) ## compress a small model, measure it before and after, print one table
 	@TQDM_DISABLE=1 HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
 
 # A native library that is not there, or is older than its sources, fails the tests. They run even
 # where a check fails, so that one run shows everything; either one fails the target. pytest comes
 # last: its summary is the last line.
-test: $(STAMP) ## run the checks, then the tests
+test: $(TOOLS) ## run the checks, then the tests
 	@checks=0; { $(CHECKS); } || { checks=$$?; \
 		echo "The checks failed (see above): the tests run now, and make test will fail."; }; \
 	SPQ_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
 		$(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS) && exit $$checks
 
-check: $(STAMP) ## lint, formatting, types, import rules
+check: $(TOOLS) ## lint, formatting, types, import rules
 	$(CHECKS)
 
-sanitize: $(STAMP) ## test the native kernels under ASan and UBSan, with GCC and with Clang
+sanitize: $(TOOLS) ## test the native kernels under ASan and UBSan, with GCC and with Clang
 	@.ci/sanitize $(BIN)/python g++ clang++
 
-format: $(STAMP) ## format the code and fix what ruff can fix
+format: $(TOOLS) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(STAMP) ## measure the recipes, then write docs/results.md
+bench: $(TOOLS) ## measure the recipes, then write docs/results.md
 	$(BIN)/python benchmarks/compress.py $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.tables
 
-gpu: $(STAMP) ## every check and figure that needs a CUDA GPU, in eight minutes at most
+gpu: $(TOOLS) ## every check and figure that needs a CUDA GPU, in eight minutes at most
 	$(BIN)/python benchmarks/gpu.py
 
-results: $(STAMP) ## write docs/results.md and README's table from what was measured
+results: $(TOOLS) ## write docs/results.md and README's table from what was measured
 	$(BIN)/python -m benchmarks.tables
 
-docs: $(STAMP) ## write the reference from the code, then build the site into site/
+docs: $(TOOLS) ## write the reference from the code, then build the site into site/
 	@$(PIP) install --quiet -c $(VENV)/constraints.txt mkdocs-material
 	$(BIN)/python docs/reference.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-pythons: $(STAMP) ## build the wheel and try it with every Python from 3.11 on that is found
+pythons: $(TOOLS) ## build the wheel and try it with every Python from 3.11 on that is found
 	@$(BIN)/python .ci/release.py pythons
 
 release-check: docs ## build and try what a release consists of; publishes nothing
@@ -72,11 +73,16 @@ clean: ## remove caches and build output (the virtual environment and models sta
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist site
 	find src tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-$(STAMP): .ci/install.py pyproject.toml setup.py constraints.txt $(wildcard src/spqlm/native/*.h src/spqlm/native/*.cpp)
+$(INSTALLED): .ci/install.py pyproject.toml setup.py constraints.txt $(wildcard src/spqlm/native/*.h src/spqlm/native/*.cpp)
 	@$(PIP) --version >/dev/null 2>&1 || { \
 		command -v "$(PYTHON)" >/dev/null || \
 			{ echo "error: $(PYTHON) is missing: run make again with PYTHON=another/python." >&2; exit 1; }; \
 		$(PYTHON) .ci/install.py environment "$(VENV)"; }
 	$(BIN)/python .ci/install.py torch "$(TORCH)"
 	$(BIN)/python .ci/install.py spqlm "$(DEMO_MODEL)"
+	@touch $@
+
+# Most of what is installed is for the tests and checks, so whoever wants the demo does not wait for it.
+$(TOOLS): $(INSTALLED)
+	$(BIN)/python .ci/install.py tools
 	@touch $@

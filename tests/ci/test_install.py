@@ -115,11 +115,13 @@ def test_torch_comes_first_and_the_rest_is_held_to_the_versions_that_were_tried(
 
     install.install_torch("torch==2.13.0")
     install.install_spqlm("model==1")
+    install.install_tools()
     pins = tmp_path / "constraints.txt"
     assert pip.calls[1:] == [
         ("install", "--no-deps", "torch==2.13.0"),
-        ("install", "-c", str(pins), "-e", f"{ROOT}[dev]"),
+        ("install", "-c", str(pins), "-e", f"{ROOT}[gguf,report]"),
         ("install", "--no-deps", "model==1"),
+        ("install", "-c", str(pins), "spqlm[dev]"),
     ]
     known = (ROOT / "constraints.txt").read_text().splitlines()
     assert pins.read_text().splitlines()[-1] == f"torch=={torch.__version__}"
