@@ -34,8 +34,9 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X [..., in_features] -> [..., out_features], in the dtype of x."""
-        update = functional.linear(functional.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
-        return self.base(x) + self.scaling * update
+        # Scaled where there are few numbers.
+        inner = self.scaling * functional.linear(x, self.down.to(x.dtype))
+        return self.base(x) + functional.linear(inner, self.up.to(x.dtype))
 
     @property
     def delta(self) -> Tensor:
