@@ -2,51 +2,27 @@
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from spqlm.allocation.search import dense_weights
 from spqlm.calibration.sensitivity import collect_sensitivities
 from spqlm.calibration.statistics import Statistics
 from spqlm.formats import Format
-from spqlm.model.families import family_for
+from spqlm.model.small import VOCABULARY, small_config, small_model
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 
-VOCABULARY = 260
+# Families of one kind of layer without experts, for what is not tried on all.
+ORDINARY = ("gemma3_text", "llama", "mistral", "opt", "qwen2", "qwen3")
 TEXT = "The quick brown fox jumps over the lazy dog, and then it naps in the warm sun. " * 60
 
 
-def tiny_config(model_type: str, **overrides):
-    """A two-layer config of any supported family, grouped-query attention where it has any."""
-    family = family_for(model_type)
-    fields = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        family.intermediate_size: 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 128,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 2,
-    }
-    return AutoConfig.for_model(model_type, **(fields | overrides))
+tiny_config = small_config
 
 
-def tiny_model(model_type: str = "llama", *, dtype=torch.float32, seed=0, **overrides):
-    """A random model whose weights are large enough for logits to tell mistakes apart."""
-    torch.manual_seed(seed)
-    config = tiny_config(model_type, **overrides)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, 0.15)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.05)
-    return model.eval()
+def tiny_model(model_type: str = "llama", **options) -> PreTrainedModel:
+    """A random model of two small layers; Llama by default."""
+    return small_model(model_type, **options)
 
 
 def tiny_tokenizer(begins: str = "") -> PreTrainedTokenizerFast:

@@ -17,6 +17,7 @@ from spqlm.data.sources import public_name
 from spqlm.errors import SpqError
 from spqlm.kernels.widening import widened_products
 from spqlm.model.digest import weights_digest
+from spqlm.model.experts import open_experts
 from spqlm.model.memory import PeakMemory, resident_bytes
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe, load_recipe
@@ -127,6 +128,7 @@ def compress(
         loaded.tokenizer = tokenizer
     if ratio is not None:
         steps = steps.within(int(ratio * loaded.source.bytes))
+    open_experts(loaded.model)
     view = ModelView(loaded.model)
     if wanted is not None:
         wanted.check_model(loaded.model, loaded.tokenizer)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tests.helpers import calibrated, greedy, logits, tiny_model
+from tests.helpers import ORDINARY, calibrated, greedy, logits, tiny_model
 from transformers import AutoModelForCausalLM
 
 from spqlm.changes import Cut, Plan
@@ -9,7 +9,6 @@ from spqlm.formats.dense import Dense
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank
-from spqlm.model.families import supported
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
@@ -70,7 +69,7 @@ def cuts_of(model) -> dict[str, dict]:
     return found
 
 
-@pytest.mark.parametrize("model_type", supported())
+@pytest.mark.parametrize("model_type", ORDINARY)
 def test_cut_rank_and_bits_together_save_and_reload(model_type, tmp_path):
     model = wide_model(model_type)
     asked = cuts_of(model)

@@ -1,7 +1,7 @@
 import pytest
 from tests.helpers import tiny_model
 
-from spqlm.allocation.restriction import Restriction, fused, ties
+from spqlm.allocation.restriction import Restriction, ties
 from spqlm.errors import SpqError
 from spqlm.formats.dense import Dense
 from spqlm.formats.int4 import Int4
@@ -15,7 +15,7 @@ def test_q_k_and_v_are_tied_and_so_are_gate_and_up():
     view = ModelView(tiny_model())
     tied = ties(view, "fused")
     for layer in view.layers:
-        names = [[named.name for named in members] for members in fused(layer)]
+        names = [[named.name for named in members] for members in layer.together]
         assert [len(members) for members in names] == [3, 2]
         for members in names:
             assert len({tied[name] for name in members}) == 1
@@ -25,7 +25,7 @@ def test_q_k_and_v_are_tied_and_so_are_gate_and_up():
 
 def test_a_family_without_a_gate_has_no_tie_there():
     [layer, *_] = ModelView(tiny_model("opt")).layers
-    assert [len(members) for members in fused(layer)] == [3]
+    assert [len(members) for members in layer.together] == [3]
 
 
 def test_uniform_ties_the_decoder_and_nothing_else():

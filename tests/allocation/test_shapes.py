@@ -1,13 +1,12 @@
 import pytest
 import torch
-from tests.helpers import calibrated, tiny_model
+from tests.helpers import ORDINARY, calibrated, tiny_model
 from torch import Tensor
 
 from spqlm.allocation.shapes import cut_metric, cut_weight, shapes
 from spqlm.changes import Cut
 from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import Weighting, layer_metrics
-from spqlm.model.families import supported
 from spqlm.model.view import ModelView
 from spqlm.numerics.elimination import elimination_order, refit
 from spqlm.numerics.metric import Metric
@@ -34,7 +33,7 @@ def restored(weight: Tensor, cut: Cut, fit: Metric) -> Tensor:
     return whole
 
 
-@pytest.mark.parametrize("model_type", supported())
+@pytest.mark.parametrize("model_type", ORDINARY)
 def test_widths_are_nested_sets_of_the_neurons_missed_most(model_type):
     layer, fit, price = first_layer(tiny_model(model_type))
     found = shapes(layer, "mlp", SHARES, 8, fit, price)
@@ -56,7 +55,7 @@ def test_widths_are_nested_sets_of_the_neurons_missed_most(model_type):
     assert 0 < losses[0] < losses[-1]
 
 
-@pytest.mark.parametrize("model_type", supported())
+@pytest.mark.parametrize("model_type", ORDINARY)
 def test_key_value_groups_leave_with_all_their_query_heads(model_type):
     model = tiny_model(model_type, num_attention_heads=8, num_key_value_heads=4, head_dim=8)
     layer, fit, price = first_layer(model)

@@ -5,12 +5,11 @@ import copy
 import pytest
 import torch
 from tests.compressed_models import compressed
-from tests.helpers import logits, tiny_model, tiny_tokenizer
+from tests.helpers import ORDINARY, logits, tiny_model, tiny_tokenizer
 
 import spqlm
 from spqlm.checkpoint.dense import multiply_out, resized, restore_sizes
 from spqlm.checkpoint.structure import describe
-from spqlm.model.families import supported
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import dense_weight
 from spqlm.recipe import Recipe
@@ -39,7 +38,7 @@ def test_a_weight_multiplied_out_is_what_its_codes_stand_for(tied):
     assert (view.lm_head.name in describe(view.model)) == (not tied)
 
 
-@pytest.mark.parametrize("family", supported())
+@pytest.mark.parametrize("family", ORDINARY)
 def test_what_was_cut_comes_back_as_zeros_that_add_nothing(family):
     view = cut(family)
     before, missing = logits(view.model), resized(view.model)

@@ -3,12 +3,11 @@
 import pytest
 import torch
 from tests.decoding.decoders import needs_library
-from tests.helpers import VOCABULARY, tiny_model
+from tests.helpers import ORDINARY, VOCABULARY, tiny_model
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from spqlm.decoding.greedy_batch import greedy_batch
 from spqlm.decoding.optimize import optimize
-from spqlm.model.families import supported
 
 PADDING = 2
 LENGTHS = (12, 3, 7, 1, 9)
@@ -59,7 +58,7 @@ def batches(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("model_type", supported())
+@pytest.mark.parametrize("model_type", ORDINARY)
 def test_the_same_tokens_where_sequences_end_at_different_steps(model_type):
     model, ids = tiny_model(model_type), prompts()
     criteria = StoppingCriteriaList([EndsAfter()])

@@ -10,7 +10,7 @@ from tests.checkpoint.test_group_sparse_checkpoint import to_group_sparse
 from tests.checkpoint.test_int4_checkpoint import quantize_all
 from tests.compressed_models import compressed, tie_head, to_int8
 from tests.decoding.decoders import PROMPT, fast, generate, needs_library
-from tests.helpers import tiny_model, tiny_tokenizer
+from tests.helpers import ORDINARY, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import spqlm
@@ -23,7 +23,6 @@ from spqlm.formats import format_class
 from spqlm.formats.int5 import Int5
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank
-from spqlm.model.families import supported
 from spqlm.model.tying import retie
 from spqlm.modules.ops import with_weight
 from spqlm.numerics.metric import Metric
@@ -31,7 +30,7 @@ from spqlm.recipe import Recipe
 
 
 @needs_library
-@pytest.mark.parametrize("model_type", supported())
+@pytest.mark.parametrize("model_type", ORDINARY)
 def test_the_same_64_tokens_for_every_family(model_type, steps):
     model = tiny_model(model_type)
     assert torch.equal(generate(fast(model)), generate(model))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tests.helpers import tiny_model
+from tests.helpers import ORDINARY, tiny_model
 from tests.layerwise.forward import (
     CONTEXT,
     hidden_states,
@@ -11,7 +11,6 @@ from tests.layerwise.forward import (
 from torch import Tensor
 
 from spqlm.layerwise.walk import CHUNK, Walk
-from spqlm.model.families import supported
 from spqlm.model.view import ModelView
 
 
@@ -21,7 +20,7 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("model_type", supported())
+@pytest.mark.parametrize("model_type", ORDINARY)
 def test_walking_all_layers_is_the_models_own_forward_pass(model_type, attention):
     model, windows = made(model_type, attn_implementation=attention), random_windows(CHUNK + 2)
     expected = hidden_states(model, windows)
@@ -40,7 +39,7 @@ def test_the_sliding_window_changes_what_is_compared():
     assert not torch.allclose(near, far, rtol=1e-2)
 
 
-@pytest.mark.parametrize("model_type", supported())
+@pytest.mark.parametrize("model_type", ORDINARY)
 def test_every_linear_layer_sees_what_a_forward_pass_shows_it(model_type):
     model, windows = made(model_type), random_windows(CHUNK + 1)
     expected = linear_inputs(model, windows)

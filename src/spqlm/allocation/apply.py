@@ -62,11 +62,11 @@ def apply_changes(
         for named in leaves:
             module = _changed(named, chosen[named.name], metrics[named.name], menu)
             step.replace(named.name, module)
-        last = layer.linears[-1].name
+        writer = layer.writer
         worth = _narrow_loss([chosen[named.name] for named in leaves], reconstruction.most_bits)
         trained = trains and worth >= reconstruction.worthwhile
-        if trained and last in statistics.sensitivities:
-            found = statistics.sensitivities[last]
+        found = statistics.sensitivities.get(writer.name) if writer is not None else None
+        if trained and found is not None and step.trainable:
             target = target_of(step.dense_states, found, token_power, held_out)
             before, after = reconstruct(view, step, target, reconstruction, seed)
             logger.info("%s: held-out loss %.5f, then %.5f nats", layer.name, before, after)

@@ -7,7 +7,7 @@ from typing import Literal
 from spqlm.errors import SpqError
 from spqlm.formats import Format
 from spqlm.formats.dense import Dense
-from spqlm.model.view import LayerView, ModelView, Named, Role
+from spqlm.model.view import ModelView, Named, Role
 
 # From the loosest to the strictest.
 Alike = Literal["free", "fused", "uniform"]
@@ -60,12 +60,6 @@ class Restriction:
         return next((why for why in (self.refusal(role, form) for role in roles) if why), None)
 
 
-def fused(layer: LayerView) -> list[list[Named]]:
-    """The weights of a layer that engines compute in one product: q, k and v; gate and up."""
-    sets = [[layer.query, layer.key, layer.value], layer.mlp_inputs]
-    return [members for members in sets if len(members) > 1]
-
-
 def ties(view: ModelView, alike: Alike) -> dict[str, str]:
     """The name of its tie for each weight that has one, by full name."""
     return {named.name: tie for tie, members in _sets(view, alike) for named in members}
@@ -76,5 +70,5 @@ def _sets(view: ModelView, alike: Alike) -> Iterator[tuple[str, list[Named]]]:
         if alike == "uniform":
             yield alike, layer.leaves
         if alike == "fused":
-            for members in fused(layer):
+            for members in layer.together:
                 yield members[0].name, members

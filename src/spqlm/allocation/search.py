@@ -14,8 +14,15 @@ from spqlm.allocation.units import NO_TIES, Unit
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
 from spqlm.layerwise.loop import LayerLoop, Sink
-from spqlm.layerwise.metrics import Weighting, layer_metrics, outer_metric, split
-from spqlm.model.view import LayerView, ModelView, Named, Prunable
+from spqlm.layerwise.metrics import (
+    Weighting,
+    layer_metrics,
+    outer_metric,
+    short_of_tokens,
+    split,
+)
+from spqlm.model.families import Prunable
+from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.numerics.knapsack import Alternative, smallest, worth_of_a_byte
 
 Shares = Mapping[Prunable, tuple[float, ...]]
@@ -71,6 +78,19 @@ class Search:
         return (
             f"fitted on {tokens} tokens of calibration text, fewer than the {widest} inputs of the "
             "widest layer, so damping was raised; more text would serve it better"
+        )
+
+    @property
+    def short_of_tokens(self) -> str:
+        """What to say where few tokens were routed to some experts, else empty."""
+        layers = self.view.layers
+        few = sum(len(short_of_tokens(layer, self._sensitivities)) for layer in layers)
+        if not few:
+            return ""
+        every = sum(len(layer.experts) for layer in layers)
+        return (
+            f"{few} of {every} weights of experts have more inputs than tokens were routed to them,"
+            " so they were fitted on all the calibration text"
         )
 
     def units(self) -> list[Unit]:
@@ -142,7 +162,8 @@ class Search:
         members = [named for named in layer.leaves if named.role == kind]
         members = [named for named in members if named.name in self._sensitivities]
         whole = [pricer.part(named, Shape()) for named in members]
-        if len(members) != len(layer.sides(kind)):
+        sides = {named.name for named, _ in layer.sides(kind)}
+        if not sides or sides != {named.name for named in members}:
             return Unit.of(whole, [])
         multiple_of = self.multiple_of if kind == "mlp" else 1
         found = shapes(layer, kind, self.shares[kind], multiple_of, pricer.fit, pricer.price)

@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from spqlm.changes import Cut
-from spqlm.model.view import LayerView, Prunable
+from spqlm.model.families import Prunable
+from spqlm.model.view import LayerView
 from spqlm.numerics.elimination import elimination_order, refit
 from spqlm.numerics.importance import kept_count
 from spqlm.numerics.metric import Metric

@@ -49,8 +49,7 @@ def spend(search: Search, target: int, alike: Alike) -> tuple[list[Change], str]
         words.append(f"{SPOKEN[alike]}: {more:.4f} nats of it")
     if sum(change.bytes_after for change in changes) == _largest(units):
         words.append("the target asks for nothing smaller")
-    if search.short_of_text:
-        words.append(search.short_of_text)
+    words += [said for said in (search.short_of_text, search.short_of_tokens) if said]
     return changes, "; ".join(words)
 
 

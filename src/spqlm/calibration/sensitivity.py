@@ -14,12 +14,14 @@ layer: see `spqlm.layerwise.metrics`.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spqlm.model.activation_checkpointing import bounded_activations, once
+from spqlm.model.experts import is_expert, routed_rows
 from spqlm.model.view import ModelView
 from spqlm.numerics.objectives import next_token
 from spqlm.progress import track
@@ -53,26 +55,30 @@ class _Observer:
         self.norms = torch.zeros(windows.shape, device=windows.device)
         self.squares: Tensor | None = None
         self.inputs: Tensor | None = None
-        self._window = -1
+        self.window = 0
         self._keep_inputs = keep_inputs
 
     def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._window += 1
         if self._keep_inputs:
             found = inputs[0].detach().flatten(0, -2)
             if self.inputs is None:
                 self.inputs = found.new_empty(*self.norms.shape, found.shape[-1])
-            self.inputs[self._window] = found
-        output.register_hook(self.on_gradient)
+            self.inputs[self.window] = found
+        output.register_hook(partial(self.on_gradient, routed_rows()))
 
-    def on_gradient(self, gradient: Tensor) -> None:
-        """Take in the gradient of one window."""
+    def on_gradient(self, tokens: Tensor | None, gradient: Tensor) -> None:
+        """Take in the gradient of one window, at some of its tokens; at all if None."""
         # A copy: in float32 this is the very gradient that goes on down the model.
         squares = gradient.detach().flatten(0, -2).to(torch.float32, copy=True).square_()
-        self.norms[self._window] = squares.sum(1)
+        self.norms[self.window, slice(None) if tokens is None else tokens] = squares.sum(1)
         if self.squares is None:
             self.squares = torch.zeros_like(squares[0])
         self.squares += squares.sum(0)
+
+    @property
+    def reached(self) -> bool:
+        """Whether any token's gradient came by."""
+        return self.squares is not None
 
     def result(self, name: str) -> Sensitivity:
         if self.squares is None:
@@ -109,12 +115,19 @@ def collect_sensitivities(
         model.get_submodule(name).register_forward_hook(once(observer))
         for name, observer in observers.items()
     ]
+
+    def looked_up(module: nn.Module, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        rows = rows.detach().requires_grad_()
+        lookups(module, inputs, rows)
+        return rows
+
+    hooks.append(embedding.module.register_forward_hook(looked_up))
     try:
         with bounded_activations(view, windows.shape[1]):
-            for ids in track(windows, "sensitivities", total=len(windows)):
-                rows = embedding.module(ids[None]).detach().requires_grad_()
-                lookups(embedding.module, (), rows)
-                logits = model(inputs_embeds=rows, use_cache=False).logits[0]
+            for window, ids in enumerate(track(windows, "sensitivities", total=len(windows))):
+                for observer in (*observers.values(), lookups):
+                    observer.window = window
+                logits = model(input_ids=ids[None], use_cache=False).logits[0]
                 _, gradient = next_token(logits, ids)
                 logits.backward(gradient)
     finally:
@@ -123,11 +136,30 @@ def collect_sensitivities(
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         model.train(training)
-    found = {name: observer.result(name) for name, observer in observers.items()}
+    idle = {n for n in observers if not observers[n].reached and is_expert(model, n)}
+    found = {name: observers[name].result(name) for name in observers if name not in idle}
+    found |= {name: _as_if_one_token(name, found, observers[name]) for name in sorted(idle)}
     if embedding.name in wanted:
         scale = float(getattr(embedding.module, "scalar_embed_scale", 1.0)) ** 2
         found[embedding.name] = _of_lookups(windows, lookups, scale, len(embedding.module.weight))
     return found
+
+
+def _as_if_one_token(name: str, found: dict[str, Sensitivity], observer: _Observer) -> Sensitivity:
+    """Of an expert that no token reached: on other text one may, so it is not worth nothing.
+
+    It counts as if one token of the text had reached it, with the mean gradient of those that
+    reached its fellows.
+    """
+    fellows = [found[other] for other in found if _list_of(other) == _list_of(name)]
+    tokens = observer.norms.numel()
+    squares = torch.stack([fellow.output for fellow in fellows]).sum(0) * tokens
+    reached = sum(int((fellow.norms > 0).sum()) for fellow in fellows)
+    return Sensitivity(observer.norms, squares / max(reached, 1) / tokens)
+
+
+def _list_of(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _of_lookups(windows: Tensor, observed: _Observer, scale: float, rows: int) -> Sensitivity:

@@ -151,6 +151,10 @@ class SpqQuantizer(HfQuantizer):
             state[guard] = torch.empty(0, dtype=model.dtype)
         return state, {}
 
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """None: a checkpoint has the names and shapes that the model itself has."""
+        return []
+
     def is_serializable(self) -> bool:
         """Yes."""
         return True
@@ -172,7 +176,9 @@ def attach(model: "PreTrainedModel") -> None:
     A model without compressed modules is left, or made, an ordinary dense one.
     """
     from spqlm.checkpoint.structure import describe
+    from spqlm.model.experts import close_experts
 
+    close_experts(model)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     specs = describe(model)

@@ -33,6 +33,8 @@ class Saved(Mixin):
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """As in transformers, with the loader and, if nothing has changed, the records."""
+        # Under the model's own names; others are those of its dense weights alone.
+        options.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, **options)  # type: ignore[misc]
         self._complete(Path(save_directory))
 

@@ -141,7 +141,7 @@ class HeadCount(_Place):
     def of(cls, module: nn.Module | None) -> Self | None:
         """What a block says; None where it keeps no count."""
         heads = getattr(module, "num_heads", None)
-        return None if heads is None else cls(num_heads=heads)
+        return cls(num_heads=heads) if isinstance(heads, int) else None
 
 
 ModuleSpec = WeightSpec | HeadCount

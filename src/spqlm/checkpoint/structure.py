@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from spqlm.checkpoint.spec import HeadCount, LinearPlace, ModuleSpec, WeightSpec, spec_of
 from spqlm.errors import CheckpointError
+from spqlm.model.experts import open_experts
 from spqlm.model.tying import retie
 from spqlm.modules.linear import Compressed
 
@@ -59,6 +60,7 @@ def rebuild(model: PreTrainedModel, specs: dict[str, ModuleSpec], dtype: torch.d
     Raises:
         CheckpointError: a spec for a module that is not there or cannot have that format or size.
     """
+    open_experts(model, within=specs)
     for name in sorted(specs):  # a low-rank layer before its factors
         spec = specs[name]
         try:

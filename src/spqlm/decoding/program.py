@@ -7,15 +7,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spqlm import native
-from spqlm.model.families import supported
+from spqlm.model.families import family_for, known
 from spqlm.model.view import LayerView, ModelView
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import embed_scale, plain, stored_weight, watched
 from spqlm.native import decoder
 from spqlm.native.weights import matrix_of
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Those of Llama's layout. Others decode in transformers."""
 
 CHANGING_ROTARY = ("dynamic", "longrope")
 """Kinds of rotary embedding whose angles depend on the length of the text."""
@@ -137,8 +134,9 @@ def build(model: PreTrainedModel) -> decoder.Program:
 
 def _check_model(model: PreTrainedModel) -> tuple[ModelView, Any]:
     config = model.config
-    if config.model_type not in FAMILIES or config.model_type not in supported():
-        raise Unsuitable(f"only {', '.join(FAMILIES)} are supported, not {config.model_type}")
+    if not family_for(config.model_type).native:
+        native_ones = ", ".join(name for name in known() if family_for(name).native)
+        raise Unsuitable(f"only {native_ones} are supported, not {config.model_type}")
     if config.hidden_act != "silu":
         raise Unsuitable(f"the activation is {config.hidden_act}, not silu")
     if config.rope_parameters.get("rope_type") in CHANGING_ROTARY:

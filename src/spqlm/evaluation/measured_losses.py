@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spqlm.model.view import ModelView, Prunable
+from spqlm.model.families import Prunable
+from spqlm.model.view import ModelView
 from spqlm.progress import track
 
 PRUNABLE: tuple[Prunable, ...] = ("attention", "mlp")
@@ -53,12 +54,14 @@ def _log_probabilities(view: ModelView, ids: Tensor) -> Tensor:
 def _groups(dense: ModelView, compressed: ModelView) -> Iterator[list[str]]:
     """Names that are swapped together; the last one stands for all."""
     for before, after in zip(dense.layers, compressed.layers, strict=True):
-        for unit in PRUNABLE:
-            names = [named.name for named, _ in before.sides(unit)]
-            if before.units(unit) == after.units(unit):
-                yield from ([name] for name in names)
-            else:
-                yield names
+        cut = [
+            [named.name for named, _ in before.sides(unit)]
+            for unit in PRUNABLE
+            if before.prunable(unit) and before.units(unit) != after.units(unit)
+        ]
+        yield from cut
+        alone = {named.name: None for named in before.linears}
+        yield from ([name] for name in alone if not any(name in names for names in cut))
     outer = [dense.lm_head.name, dense.embedding.name]
     yield from [outer] if dense.tied else [[name] for name in outer]
 

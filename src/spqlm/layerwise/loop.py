@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from spqlm.layerwise.second_moments import SecondMoments
 from spqlm.layerwise.walk import Observe, Walk
+from spqlm.layerwise.whole_model import walk_through
 from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.progress import track
 
@@ -51,6 +52,11 @@ class Step:
         self.layer = layer
         self.moved_on = False
         self._view, self._walk, self._dense, self._frozen = view, walk, dense, frozen
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the layer can be run by itself, on states that are at hand."""
+        return self._walk.stepwise
 
     @property
     def states(self) -> Tensor:
@@ -121,7 +127,7 @@ class LayerLoop:
 
     def __iter__(self) -> Iterator[Step]:
         walk = None
-        dense = Walk(self._view, self._windows) if self._dense else None
+        dense = walk_through(self._view, self._windows) if self._dense else None
         behind: list[LayerView] = []
         for layer in track(self._view.layers, self._title):
             self._source.load(layer)
@@ -130,7 +136,7 @@ class LayerLoop:
             if self._passed_over(layer):
                 behind.append(layer)
                 continue
-            walk = walk or Walk(self._view, self._windows)
+            walk = walk or walk_through(self._view, self._windows)
             while behind:
                 walk.advance(behind.pop(0))
             step = Step(self._view, layer, walk, dense, self._frozen)

@@ -1,6 +1,6 @@
 """The metrics that weights are fitted and priced in, layer by layer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.layerwise.loop import Step
 from spqlm.layerwise.second_moments import SecondMoments
 from spqlm.layerwise.walk import Tokens
-from spqlm.model.view import ModelView
+from spqlm.model.experts import shown_all_tokens
+from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.numerics.gptq import DAMPING
 from spqlm.numerics.metric import Metric
 
@@ -59,10 +60,25 @@ def split(count: int, power: float) -> tuple[Weighting, Weighting]:
     return Weighting(range(fitted), power), Weighting(priced, 1.0)
 
 
+def short_of_tokens(layer: LayerView, sensitivities: Mapping[str, Sensitivity]) -> list[Named]:
+    """Experts of a layer that fewer tokens are routed to than they have inputs.
+
+    What enters them alone would not tell their second moments.
+    """
+    return [
+        named
+        for named in layer.experts
+        if named.name in sensitivities
+        and int((sensitivities[named.name].norms > 0).sum()) < named.module.in_features
+    ]
+
+
 def layer_metrics(
     step: Step, sensitivities: Mapping[str, Sensitivity], weightings: Sequence[Weighting]
 ) -> list[dict[str, Metric]]:
     """Metrics of a layer's weights on what enters them.
+
+    Experts that few tokens are routed to are shown all of them, which then count alike.
 
     Args:
         step: at the layer, whose linear layers are wanted as far as `sensitivities` has them.
@@ -73,24 +89,33 @@ def layer_metrics(
         for each weighting, metrics by full name: in² floats for each linear layer.
     """
     wanted = [named.name for named in step.layer.leaves if named.name in sensitivities]
-    moments = [_moments(wanted, sensitivities, weighting) for weighting in weightings]
+    short = {named.name: named.module for named in short_of_tokens(step.layer, sensitivities)}
+    moments = [_moments(wanted, sensitivities, weighting, short) for weighting in weightings]
 
     def on_rows(name: str, tokens: Tokens, rows: Tensor) -> None:
         for found in moments:
             found(name, tokens, rows)
 
-    step.observe(on_rows)
+    with shown_all_tokens(set(short.values())):
+        step.observe(on_rows)
     return [
         {name: _metric(found, name, sensitivities[name]) for name in wanted} for found in moments
     ]
 
 
 def _moments(
-    names: Iterable[str], sensitivities: Mapping[str, Sensitivity], weighting: Weighting
+    names: Iterable[str],
+    sensitivities: Mapping[str, Sensitivity],
+    weighting: Weighting,
+    alike: Collection[str] = (),
 ) -> SecondMoments:
-    return SecondMoments(
-        names, lambda name, tokens: weighting.weights(sensitivities[name].norms, tokens)
-    )
+    """Second moments by name; for those in `alike` each token of the windows counts once."""
+
+    def weights(name: str, tokens: Tokens) -> Tensor:
+        norms = sensitivities[name].norms
+        return weighting.weights(torch.ones_like(norms) if name in alike else norms, tokens)
+
+    return SecondMoments(names, weights)
 
 
 def _metric(moments: SecondMoments, name: str, found: Sensitivity) -> Metric:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spqlm.layerwise.arguments import STATES, layer_calls
+from spqlm.model.experts import routed_rows
 from spqlm.model.view import LayerView, ModelView
 
 # Windows that go through a layer together.
@@ -19,8 +21,8 @@ Tokens = slice | Tensor
 Observe = Callable[[str, Tokens, Tensor], None]
 
 
-class _Reached(Exception):
-    """The first layer was reached; nothing after it needs to run."""
+class Reached(Exception):
+    """The layer was reached; nothing after it needs to run."""
 
 
 class Walk:
@@ -36,58 +38,41 @@ class Walk:
         Args:
             view: the model; layers may be changed while walking, up to the one walked to.
             windows: token ids, int64 [windows, context], without padding.
+
+        Raises:
+            NotWalkable: what enters a layer does not say what leaves it.
         """
         self._view = view
-        self._arguments: dict[str, dict[str, Any]] = {}
         ids = windows.to(view.model.device)
-        with _evaluating(view.model):
-            self._capture_arguments(ids[:1])
+        with evaluating(view.model):
+            self._calls = layer_calls(view, ids)
             self.states = torch.cat([self._first_inputs(chunk) for chunk in ids.split(CHUNK)])
-
-    def _capture_arguments(self, ids: Tensor) -> None:
-        """What the model passes to each layer besides the states: the same for every window."""
-
-        def hook(name: str) -> Callable[..., None]:
-            def keep(_: nn.Module, __: tuple[Any, ...], arguments: dict[str, Any]) -> None:
-                kept = {key: value for key, value in arguments.items() if key != "hidden_states"}
-                self._arguments[name] = kept
-
-            return keep
-
-        handles = [
-            self._view.module(layer.name).register_forward_pre_hook(
-                hook(layer.name), with_kwargs=True
-            )
-            for layer in self._view.layers
-        ]
-        try:
-            self._view.model.get_decoder()(input_ids=ids, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _first_inputs(self, ids: Tensor) -> Tensor:
         found: list[Tensor] = []
 
         def stop(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Any]) -> None:
-            found.append(arguments[0] if arguments else named["hidden_states"])
-            raise _Reached
+            found.append(arguments[0] if arguments else named[STATES])
+            raise Reached
 
         first = self._view.module(self._view.layers[0].name)
         handle = first.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self._view.model.get_decoder()(input_ids=ids, use_cache=False)
-        except _Reached:
+            self._view.decoder(input_ids=ids, use_cache=False)
+        except Reached:
             pass
         finally:
             handle.remove()
         return found[0]
 
+    @property
+    def stepwise(self) -> bool:
+        """Whether states at the layer are at hand, and the layer can be run on them by itself."""
+        return True
+
     def run(self, layer: LayerView, states: Tensor) -> Tensor:
         """One layer on some windows, [windows, context, hidden] -> the same; differentiable."""
-        output = self._view.module(layer.name)(states, **self._arguments[layer.name])
-        result: Tensor = output[0] if isinstance(output, tuple) else output
-        return result
+        return self._calls[layer.name].run(self._view.module(layer.name), states)
 
     def observe(self, layer: LayerView, on_rows: Observe) -> None:
         """Run the layer as it is now, without moving on; else as `advance`."""
@@ -105,8 +90,8 @@ class Walk:
     @torch.no_grad()
     def _run_all(self, layer: LayerView, on_rows: Observe | None, *, keep: bool) -> None:
         count, context = self.states.shape[:2]
-        with _evaluating(self._view.model), _hooked(layer, on_rows) as now:
-            for windows in _slices(count):
+        with evaluating(self._view.model), hooked(layer, on_rows) as now:
+            for windows in slices(count):
                 now.tokens = slice(windows.start * context, windows.stop * context)
                 output = self.run(layer, self.states[windows])
                 if keep:
@@ -120,6 +105,10 @@ class _Now:
     entered: Tensor | None = None
     rows: Tensor
 
+    def reached(self, routed: Tensor | None) -> Tokens:
+        """Those of the tokens that are routed to an expert; all of them if None."""
+        return self.tokens if routed is None else self.tokens.start + routed
+
     def rows_of(self, entered: Tensor) -> Tensor:
         if entered is not self.entered:
             self.entered, self.rows = entered, entered.flatten(0, -2)
@@ -127,13 +116,14 @@ class _Now:
 
 
 @contextmanager
-def _hooked(layer: LayerView, on_rows: Observe | None) -> Iterator[_Now]:
+def hooked(layer: LayerView, on_rows: Observe | None) -> Iterator[_Now]:
+    """Inside, what enters the leaves of a layer is reported."""
     now = _Now()
 
     def hook(name: str) -> Callable[..., None]:
         def on_forward(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if on_rows is not None:
-                on_rows(name, now.tokens, now.rows_of(inputs[0]))
+                on_rows(name, now.reached(routed_rows()), now.rows_of(inputs[0]))
 
         return on_forward
 
@@ -147,7 +137,8 @@ def _hooked(layer: LayerView, on_rows: Observe | None) -> Iterator[_Now]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, a model is in eval mode and keeps no gradients."""
     training = model.training
     model.eval()
     try:
@@ -157,5 +148,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _slices(count: int) -> list[slice]:
+def slices(count: int) -> list[slice]:
+    """Windows that go through a layer together, all of so many."""
     return [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]

@@ -1,20 +1,21 @@
-"""A model seen through its family: parts by role, never by name."""
+"""A model by role: parts that looking at it finds, and what its family knows of them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from spqlm.model.families import Family, family_for
+from spqlm.model.discovery import layers_name, name_of, projections, role_of, text_decoder
+from spqlm.model.experts import is_expert
+from spqlm.model.families import Family, Prunable, family_for
 from spqlm.modules.linear import Compressed
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import Side, stored_weight
 
 Role = Literal["attention", "mlp", "embedding", "lm_head"]
-# Whose units can be pruned: MLP neurons, and attention heads by whole key/value groups.
-Prunable = Literal["mlp", "attention"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Named:
     module: Any
 
 
+def text_config(model: Any) -> Any:
+    """The config of the part that reads text: a model's own, or the one inside it."""
+    return model.config.get_text_config()
+
+
 def _leaves(named: Named) -> list[Named]:
     if not isinstance(named.module, LowRankLinear):
         return [named]
@@ -41,7 +47,7 @@ def _leaves(named: Named) -> list[Named]:
 
 
 class LayerView:
-    """One decoder layer."""
+    """One decoder layer: its projections by looking, and blocks of them by what its family says."""
 
     def __init__(self, model: nn.Module, family: Family, name: str, head_dim: int) -> None:
         """See `ModelView.layers`."""
@@ -53,6 +59,13 @@ class LayerView:
     def _named(self, path: str, role: Role) -> Named:
         name = f"{self.name}.{path}"
         return Named(name, role, self._model.get_submodule(name))
+
+    def _has(self, *paths: str) -> bool:
+        there = {path for path, _ in self._projections()}
+        return there.issuperset(paths)
+
+    def _projections(self) -> Iterator[tuple[str, nn.Module]]:
+        return projections(self._model.get_submodule(self.name))
 
     @property
     def attention_name(self) -> str:
@@ -96,9 +109,45 @@ class LayerView:
 
     @property
     def linears(self) -> list[Named]:
-        """All projections of the layer, in the order of the forward pass."""
-        attention = [self.query, self.key, self.value, self.attention_output]
-        return [*attention, *self.mlp_inputs, self.mlp_output]
+        """All projections of the layer, in the order in which the layer has them."""
+        layer = self._model.get_submodule(self.name)
+        return [
+            Named(f"{self.name}.{path}", role_of(layer, path), module)
+            for path, module in self._projections()
+        ]
+
+    @property
+    def writer(self) -> Named | None:
+        """The last projection that every token passes and whose outputs are as wide as the layer's.
+
+        The gradient at its outputs stands for that at the layer's. None where there is no such one.
+        """
+        width = text_config(self._model).hidden_size
+        found = [
+            named
+            for named in self.linears
+            if named.module.out_features == width and not is_expert(self._model, named.name)
+        ]
+        return found[-1] if found else None
+
+    @property
+    def experts(self) -> list[Named]:
+        """Projections that only tokens enter that are routed there; both factors of a pair."""
+        return [named for named in self.leaves if is_expert(self._model, named.name)]
+
+    @property
+    def together(self) -> list[list[Named]]:
+        """Sets of projections that engines compute in one product: q, k and v; gate and up."""
+        attention, mlp = self._family.attention, self._family.mlp
+        sets: list[tuple[tuple[str, ...], Role]] = [
+            ((attention.query, attention.key, attention.value), "attention"),
+            (mlp.inputs, "mlp"),
+        ]
+        return [
+            [self._named(path, role) for path in paths]
+            for paths, role in sets
+            if len(paths) > 1 and self._has(*paths)
+        ]
 
     @property
     def leaves(self) -> list[Named]:
@@ -121,11 +170,26 @@ class LayerView:
         return int(self.query.module.out_features) // self.head_dim
 
     def units(self, unit: Prunable) -> int:
-        """Neurons or key/value groups that the layer has now."""
+        """Neurons or key/value groups that the layer has now, of a kind that can be pruned."""
         return self.intermediate_size if unit == "mlp" else self.key_value_groups
 
+    def prunable(self, unit: Prunable) -> bool:
+        """Whether it is known which rows and columns belong to a unit, and the layer has them."""
+        attention, mlp = self._family.attention, self._family.mlp
+        paths = (
+            (*mlp.inputs, mlp.output)
+            if unit == "mlp"
+            else (attention.query, attention.key, attention.value, attention.output)
+        )
+        return unit in self._family.prunes and self._has(*paths)
+
     def sides(self, unit: Prunable) -> list[tuple[Named, Side]]:
-        """The projections that lose something with a unit, and on which side; the reader last."""
+        """The projections that lose something with a unit, and on which side; the reader last.
+
+        None where it is not known which rows and columns belong to a unit.
+        """
+        if not self.prunable(unit):
+            return []
         if unit == "mlp":
             writers, reader = self.mlp_inputs, self.mlp_output
         else:
@@ -134,47 +198,66 @@ class LayerView:
 
     def settle_heads(self) -> None:
         """Tell an attention block that counts its heads how many it has now."""
+        if not self.prunable("attention"):
+            return
         block: Any = self._model.get_submodule(self.attention_name)
         if hasattr(block, "num_heads"):
             block.num_heads = self.query_heads
 
 
 class ModelView:
-    """A causal language model and its family.
-
-    Raises:
-        SpqError: the model's type is not a supported family.
-    """
+    """A causal language model: what looking at it tells, and what its family adds."""
 
     def __init__(self, model: PreTrainedModel, family: Family | None = None) -> None:
-        """Look `model` up by its config's `model_type` unless `family` says otherwise."""
+        """Look the family up by the text model's `model_type` unless `family` says otherwise."""
         self.model = model
-        self.family = family or family_for(model.config.model_type)
+        self.family = family or family_for(text_config(model).model_type)
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        config = self.model.config
+        config = text_config(self.model)
         declared = getattr(config, "head_dim", None)
         return int(declared or config.hidden_size // config.num_attention_heads)
 
+    @cached_property
+    def _layers_name(self) -> str:
+        return layers_name(self.model)
+
     @property
     def layers(self) -> list[LayerView]:
-        """The decoder layers, first to last."""
-        count = len(self.model.get_submodule(self.family.layers))  # type: ignore[arg-type]
-        names = [f"{self.family.layers}.{index}" for index in range(count)]
+        """The decoder layers, first to last.
+
+        Raises:
+            SpqError: there are none to be found.
+        """
+        found: Any = self.model.get_submodule(self._layers_name)
+        names = [f"{self._layers_name}.{index}" for index in range(len(found))]
         return [LayerView(self.model, self.family, name, self.head_dim) for name in names]
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The part that reads text: it holds the layers, and is called with `input_ids`."""
+        return text_decoder(self.model)
+
+    @cached_property
+    def _embedding_name(self) -> str:
+        return name_of(self.model, self.model.get_input_embeddings())
+
+    @cached_property
+    def _head_name(self) -> str:
+        return name_of(self.model, self.model.get_output_embeddings())
 
     @property
     def embedding(self) -> Named:
         """The token embedding."""
-        name = self.family.embedding
+        name = self._embedding_name
         return Named(name, "embedding", self.model.get_submodule(name))
 
     @property
     def lm_head(self) -> Named:
         """The output projection."""
-        name = self.family.lm_head
+        name = self._head_name
         return Named(name, "lm_head", self.model.get_submodule(name))
 
     @property

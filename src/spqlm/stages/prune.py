@@ -9,7 +9,8 @@ from torch import Tensor
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Moments, Observation, Statistics
 from spqlm.changes import Change, Cut, Plan
-from spqlm.model.view import LayerView, ModelView, Prunable
+from spqlm.model.families import Prunable
+from spqlm.model.view import LayerView, ModelView
 from spqlm.modules.ops import module_bytes, select
 from spqlm.numerics import importance
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
@@ -42,7 +43,12 @@ class Prune(Stage):
 
     def needs(self, view: ModelView) -> Needs:
         """What leaves the scored MLP projection and what enters the attention output."""
-        wanted = (_observation(layer, unit) for layer in view.layers for unit in self.modules)
+        wanted = (
+            _observation(layer, unit)
+            for unit in self.modules
+            for layer in view.layers
+            if layer.prunable(unit)
+        )
         return Needs(observations=frozenset(wanted))
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
@@ -50,14 +56,17 @@ class Prune(Stage):
         changes: list[Change] = []
         removed = {"mlp": 0, "attention": 0}
         for unit in self.modules:
+            layers = [layer for layer in view.layers if layer.prunable(unit)]
             scores = [
                 self._unit_scores(layer, unit, statistics.moments[_observation(layer, unit)])
-                for layer in view.layers
+                for layer in layers
             ]
+            if not scores:
+                continue
             layer_scores = torch.stack([score.mean() for score in scores])
             ratios = importance.layer_ratios(layer_scores, self.minimum, self.maximum)
             multiple_of = self.multiple_of if unit == "mlp" else 1
-            for layer, score, ratio in zip(view.layers, scores, ratios.tolist(), strict=True):
+            for layer, score, ratio in zip(layers, scores, ratios.tolist(), strict=True):
                 kept = importance.kept_count(len(score), ratio, multiple_of)
                 if kept < len(score):
                     removed[unit] += len(score) - kept

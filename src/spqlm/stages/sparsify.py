@@ -74,7 +74,9 @@ class Sparsify(Stage):
     def needs(self, view: ModelView) -> Needs:
         """Sensitivities of what is pruned, and of what gives the gradient at a layer's output."""
         names = {named.name for named in self._dense(view)}
-        outputs = {layer.mlp_output.name for layer in view.layers} if names else set()
+        outputs = set()
+        if names:
+            outputs = {found.name for layer in view.layers if (found := layer.writer) is not None}
         return Needs(sensitivities=frozenset(names | outputs))
 
     def _dense(self, view: ModelView) -> list[Named]:
@@ -188,7 +190,9 @@ class Sparsify(Stage):
                 if named.name in chosen:
                     name = named.name
                     step.replace(name, self._pruned(named.module, chosen[name], metrics[name]))
-            found = statistics.sensitivities[layer.mlp_output.name]
+            if layer.writer is None or not step.trainable:
+                continue
+            found = statistics.sensitivities[layer.writer.name]
             target = target_of(step.dense_states, found, self.token_power, held_out)
             before, after = reconstruct(view, step, target, self.reconstruction, inputs.seed)
             logger.info("%s: held-out loss %.5f, then %.5f nats", layer.name, before, after)

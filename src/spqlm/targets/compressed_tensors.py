@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from spqlm.allocation.restriction import Alike, fused
+from spqlm.allocation.restriction import Alike
 from spqlm.checkpoint.card import transformers_snippet
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import EmbeddingPlace, WeightSpec
@@ -50,7 +50,7 @@ class CompressedTensorsTarget(Target):
         if not view.tied and isinstance(view.lm_head.module, CompressedLinear):
             found[view.lm_head.name] = "engines read the lm_head in floats"
         for layer in view.layers:
-            for members in fused(layer):
+            for members in layer.together:
                 inside = [named for named in members if _held(named, found) is not None]
                 if 0 < len(inside) < len(members):
                     names = ", ".join(named.name for named in members)
@@ -109,7 +109,7 @@ def _held(named: Named, refused: dict[str, str]) -> Integers | None:
 def _schemes(view: ModelView) -> Iterator[tuple[str, Integers]]:
     """Integers of every layer that has some, by full name, those of a fused set in one scheme."""
     for layer in view.layers:
-        sets = fused(layer)
+        sets = layer.together
         together = {named.name for members in sets for named in members}
         alone = [[named] for named in layer.linears if named.name not in together]
         for members in [*sets, *alone]:

@@ -2,13 +2,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.helpers import VOCABULARY, tiny_model
+from tests.helpers import ORDINARY, VOCABULARY, tiny_model
 
 import spqlm
 from spqlm.errors import SpqError
 from spqlm.evaluation.speed import Measure
 from spqlm.evaluation.speed.timing import bytes_read, products, seconds
-from spqlm.model.families import supported
 
 PREFILL = Measure("prefill", 1, 16, 16)
 DECODE = Measure("decode", 2, 6, 5)
@@ -30,7 +29,7 @@ def record_calls(model):
     return calls
 
 
-@pytest.mark.parametrize("family", supported())
+@pytest.mark.parametrize("family", ORDINARY)
 @pytest.mark.parametrize("measure", [PREFILL, DECODE, GENERATE], ids=lambda m: m.kind)
 def test_every_family_can_be_timed(family, measure):
     assert seconds(tiny_model(family), measure) > 0

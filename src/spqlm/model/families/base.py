@@ -1,6 +1,11 @@
 """What a family states about its models."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
+
+# Whose units can be pruned: MLP neurons, and attention heads by whole key/value groups.
+Prunable = Literal["mlp", "attention"]
 
 
 @dataclass(frozen=True)
@@ -39,20 +44,34 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of a causal language model are. Defaults are Llama's.
+    """What is known of a type of model beyond what looking at it tells. Paths are Llama's.
+
+    A layer that does not have all paths of a block does not have that block: layers of a hybrid
+    differ, and so do those of a mixture of experts.
 
     Attributes:
-        layers: path of the list of decoder layers.
-        embedding: path of the token embedding.
-        lm_head: path of the output projection.
-        intermediate_size: the config's name for the MLP's width.
+        prunes: blocks whose projections may be cut together.
+        native: whether a token is decoded in one native call.
         attention: paths inside a layer.
         mlp: paths inside a layer.
+        whole: why blocks that are not in `prunes` stay whole, in words.
+        small: fields of the config of a small model to try the family on, beside those that every
+            config has, see `small.py`; None as the value of one leaves it out.
     """
 
-    layers: str = "model.layers"
-    embedding: str = "model.embed_tokens"
-    lm_head: str = "lm_head"
-    intermediate_size: str = "intermediate_size"
+    prunes: tuple[Prunable, ...] = ("mlp", "attention")
+    native: bool = False
     attention: Attention = field(default_factory=Attention)
     mlp: Mlp = field(default_factory=Mlp)
+    whole: str = ""
+    small: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Of small mixtures of experts; a config takes those that it has.
+FEW_EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}

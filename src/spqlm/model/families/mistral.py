@@ -2,4 +2,4 @@
 
 from spqlm.model.families.base import Family
 
-FAMILY = Family()
+FAMILY = Family(native=True)

@@ -1,0 +1,63 @@
+"""Small random models of every family: what it can do is tried on them."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from spqlm.model.families import family_for
+
+VOCABULARY = 260
+# Grouped-query attention where there is any.
+_FIELDS: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+
+
+def small_config(model_type: str, **overrides: Any) -> PretrainedConfig:
+    """The config of a model of two layers, or of one layer of each kind.
+
+    Args:
+        model_type: in transformers.
+        overrides: of its fields.
+
+    Raises:
+        ValueError: transformers has no such type.
+    """
+    fields = _FIELDS | dict(family_for(model_type).small) | overrides
+    wanted = {name: value for name, value in fields.items() if value is not None}
+    config: PretrainedConfig = AutoConfig.for_model(model_type, **wanted)
+    return config
+
+
+def small_model(
+    model_type: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any
+) -> PreTrainedModel:
+    """A random model whose weights are large enough for logits to tell mistakes apart.
+
+    Args:
+        model_type: in transformers.
+        dtype: of its weights.
+        seed: of their values.
+        overrides: of the fields of `small_config`.
+    """
+    torch.manual_seed(seed)
+    config = small_config(model_type, **overrides)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim in (2, 3):
+                parameter.normal_(0, 0.15)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.05)
+    return model.eval()
