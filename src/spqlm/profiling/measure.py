@@ -1,0 +1,175 @@
+"""A profile of a model's shapes on this machine, measured once and kept."""
+
+import hashlib
+import json
+import logging
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spqlm import native
+from spqlm.cache import cache_directory
+from spqlm.checkpoint.atomic import write_text
+from spqlm.decoding.optimize import optimize
+from spqlm.errors import SpqError
+from spqlm.evaluation.machine import processor
+from spqlm.evaluation.speed.timing import Measure, seconds
+from spqlm.formats import Format, dump
+from spqlm.formats.dense import Dense
+from spqlm.formats.int8 import Int8
+from spqlm.model.view import ModelView
+from spqlm.modules.ops import linear_of, stored_weight
+from spqlm.profiling.products import Shape, random_weight, time_products
+from spqlm.profiling.profile import Product, Profile, Rest, Weight
+from spqlm.progress import track
+
+logger = logging.getLogger(__name__)
+
+ROUNDS = 5
+DECODED = 16
+# The rest of a step is what a model of this format takes beyond its products.
+REST = Int8()
+
+
+def measure(
+    model: PreTrainedModel,
+    formats: Sequence[Format],
+    *,
+    batch: int = 1,
+    prompt: int = 512,
+    again: bool = False,
+) -> Profile:
+    """Time the products of a dense model's shapes, and a decoding step and a prefill of all of it.
+
+    Args:
+        model: dense, on the CPU; its linear layers are replaced and its values are lost.
+        formats: to time, beside the dense one.
+        batch: sequences that decode at once.
+        prompt: tokens of a prompt, which are in the cache when decoding is timed.
+        again: measure although this machine was measured before.
+
+    Returns:
+        from the cache where this was measured before on the same processor.
+
+    Raises:
+        SpqError: the model is not dense, is not on the CPU, or has too few positions.
+    """
+    view = ModelView(model)
+    if view.quantized:
+        raise SpqError("a profile is made from a dense model, and this one is compressed already")
+    if model.device.type != "cpu":
+        raise SpqError(f"a profile is made on the CPU, and the model is on {model.device}")
+    every = list(dict.fromkeys([Dense(), REST, *formats]))
+    facts = _facts(model)
+    file = cache_directory() / f"profile-{_key(facts, every, _shapes(view), batch, prompt)}.json"
+    kept = None if again else _kept(file)
+    if kept is not None:
+        return kept
+    products = []
+    for form in track(every, "profiling", len(every)):
+        products += _products(view, form, batch, prompt)
+    profile = Profile(**facts, products=tuple(products))
+    profile = profile.model_copy(update={"rests": _rests(view, profile, batch, prompt)})
+    _keep(file, profile)
+    return profile
+
+
+def _products(view: ModelView, form: Format, batch: int, prompt: int) -> list[Product]:
+    """Of every shape in a format; the output projection for the last tokens only."""
+    *layer, head = _shapes(view)
+    dtype, layers = view.model.dtype, len(view.layers)
+    inner = time_products(form, layer, layers, sorted({batch, prompt}), dtype)
+    return inner + time_products(form, [head], 1, sorted({1, batch}), dtype)
+
+
+def _kept(file: Path) -> Profile | None:
+    if not file.is_file():
+        return None
+    try:
+        return Profile.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
+        return None
+
+
+def _keep(file: Path, profile: Profile) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, profile.model_dump_json())
+    except OSError as error:
+        logger.warning("the profile was not kept: %s", error)
+
+
+def uniform(view: ModelView, form: Format) -> list[Weight]:
+    """A decoder in one format, dense where that does not fit, and a dense output projection."""
+    *layers, head = [_shape(named.module) for named in view.linears()]
+    inner: list[Weight] = [
+        (form if form.misfit(*shape) is None else Dense(), *shape) for shape in layers
+    ]
+    return [*inner, (Dense(), *head)]
+
+
+def weights_of(model: PreTrainedModel) -> list[Weight]:
+    """Weights of a model as they are stored: the decoder's, and last the output projection."""
+    stored = [stored_weight(named.module) for named in ModelView(model).leaves()]
+    return [(weight.format, *weight.shape) for weight in stored]
+
+
+def _rests(view: ModelView, profile: Profile, batch: int, prompt: int) -> tuple[Rest, ...]:
+    """What steps of the model take beyond products, by difference."""
+    model, weights = view.model, uniform(view, REST)
+    for named in view.linears(("attention", "mlp")):
+        stored = random_weight(REST, _shape(named.module), model.dtype)
+        view.replace(named.name, linear_of(stored, getattr(named.module, "bias", None)))
+    optimize(model)
+    return (
+        _rest(model, profile, weights, Measure("decode", batch, prompt, DECODED)),
+        _rest(model, profile, weights, Measure("prefill", 1, prompt, prompt)),
+    )
+
+
+def _rest(
+    model: PreTrainedModel, profile: Profile, weights: Sequence[Weight], measured: Measure
+) -> Rest:
+    decode = measured.kind == "decode"
+    steps = measured.tokens if decode else 1
+    # A step without a rest is what its products are known to take.
+    rest = Rest(
+        kind="decode" if decode else "prefill",
+        tokens=measured.batch if decode else measured.prompt,
+        context=measured.prompt if decode else 0,
+        seconds=0.0,
+    )
+    products = profile.model_copy(update={"rests": (rest,)}).step(weights, rest.kind)
+    seconds(model, measured)
+    whole = statistics.median(seconds(model, measured) / steps for _ in range(ROUNDS))
+    return rest.model_copy(update={"seconds": max(whole - products, 0.0)})
+
+
+def _shapes(view: ModelView) -> list[Shape]:
+    """Of a layer's weights, in their order, and of the output projection."""
+    return [_shape(named.module) for named in (*view.layers[0].linears, view.lm_head)]
+
+
+def _shape(module: nn.Module) -> Shape:
+    return Shape(int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
+
+
+def _facts(model: PreTrainedModel) -> dict[str, Any]:
+    library = native.library()
+    return {
+        "processor": processor(),
+        "kernels": None if library is None else native.instruction_set(library),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+def _key(facts: dict[str, Any], formats: Sequence[Format], shapes: list[Shape], *rest: int) -> str:
+    words = json.dumps([facts, [dump(form) for form in formats], shapes, rest])
+    return hashlib.blake2b(words.encode(), digest_size=8).hexdigest()

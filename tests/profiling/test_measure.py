@@ -1,0 +1,84 @@
+"""Profiles as they are made: what is timed, kept and refused."""
+
+import pytest
+import torch
+from tests.helpers import tiny_model
+
+from spqlm.errors import SpqError
+from spqlm.formats.dense import Dense
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+from spqlm.model.view import ModelView
+from spqlm.profiling import measure
+from spqlm.profiling.measure import uniform
+from spqlm.profiling.products import Shape, random_weight, time_products
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_every_format_is_timed_in_every_shape_and_both_steps():
+    view = ModelView(tiny_model())
+    shapes = {(rows, columns) for _, rows, columns in uniform(view, Int8())}
+    found = measure(tiny_model(), [Int4(group_size=32)], prompt=4)
+    assert {p.format for p in found.products} == {Dense(), Int8(), Int4(group_size=32)}
+    for form in found.formats:
+        timed = [p for p in found.products if p.format == form]
+        assert {(p.rows, p.columns) for p in timed} == shapes
+        assert {p.tokens for p in timed} == {1, 4}
+    assert [(r.kind, r.tokens, r.context) for r in found.rests] == [
+        ("decode", 1, 4),
+        ("prefill", 4, 0),
+    ]
+
+
+def test_a_step_adds_up_to_at_least_its_rest():
+    model = tiny_model()
+    found = measure(model, [], prompt=4)
+    weights = list(uniform(ModelView(tiny_model()), Int8()))
+    assert found.step(weights, "decode") > found.rests[0].seconds
+
+
+def test_it_is_measured_once_on_a_machine(own_cache, monkeypatch):
+    first = measure(tiny_model(), [], prompt=4)
+    assert [file.name.startswith("profile-") for file in own_cache.iterdir()] == [True]
+    assert measure(tiny_model(), [], prompt=4) == first
+    assert measure(tiny_model(), [], prompt=4, again=True) != first
+
+
+def test_a_damaged_file_is_measured_again(own_cache, caplog):
+    measure(tiny_model(), [], prompt=4)
+    (file,) = own_cache.iterdir()
+    file.write_text('{"processor": 3}')
+    assert measure(tiny_model(), [], prompt=4).products
+    assert "ignoring the damaged cache file" in caplog.text
+
+
+def test_other_shapes_are_not_those_that_were_kept(own_cache):
+    measure(tiny_model(), [], prompt=4)
+    measure(tiny_model(), [], prompt=5)
+    assert len(list(own_cache.iterdir())) == 2
+
+
+def test_a_shape_that_a_format_does_not_fit_is_left_out():
+    shapes = [Shape(8, 24), Shape(8, 32)]
+    found = time_products(Int4(group_size=32), shapes, 1, (1,), torch.float32, rounds=1)
+    assert [(p.rows, p.columns) for p in found] == [(8, 32)]
+
+
+@pytest.mark.parametrize("form", [Dense(), Int8(), Int4(group_size=32)])
+def test_random_weights_are_finite_and_of_the_dtype(form):
+    weight = random_weight(form, Shape(16, 64), torch.bfloat16).restore()
+    assert weight.shape == (16, 64)
+    assert weight.dtype == torch.bfloat16
+    assert bool(torch.isfinite(weight).all())
+
+
+def test_a_compressed_model_is_refused():
+    model = tiny_model()
+    measure(model, [], prompt=4)  # its layers are in int8 now
+    with pytest.raises(SpqError, match="made from a dense model"):
+        measure(model, [], prompt=4)
