@@ -1,0 +1,1 @@
+"""Our checkpoints behind a server: the plug-in for vLLM, and transformers' own server."""
