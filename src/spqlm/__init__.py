@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spqlm.conversion import Exported, export
     from spqlm.loading import load
     from spqlm.measuring import evaluate
-    from spqlm.pipeline import CompressionResult, compress, plan
+    from spqlm.pipeline import CompressionResult, compress, foretell, plan
     from spqlm.recipe import Recipe, load_recipe
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "compress",
     "evaluate",
     "export",
+    "foretell",
     "load",
     "load_recipe",
     "plan",
@@ -41,6 +42,7 @@ _HOMES = {
     "compress": "spqlm.pipeline",
     "evaluate": "spqlm.measuring",
     "export": "spqlm.conversion",
+    "foretell": "spqlm.pipeline",
     "load": "spqlm.loading",
     "load_recipe": "spqlm.recipe",
     "plan": "spqlm.pipeline",

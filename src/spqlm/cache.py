@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,7 +17,11 @@ from torch import Tensor
 from spqlm.model.digest import add_tensors
 from spqlm.model.view import ModelView
 
+logger = logging.getLogger(__name__)
+
 DIRECTORY_VARIABLE = "SPQ_CACHE_DIR"
+# Behind the name of a run's output: the directory with what it has finished.
+UNFINISHED = ".unfinished"
 # What a file that cannot be used makes its reader raise.
 UNREADABLE = (OSError, SafetensorError, ValueError, KeyError)
 _CHECKSUM = "checksum"
@@ -56,12 +61,21 @@ class RunState:
     again, however it ended.
     """
 
-    def __init__(self) -> None:
-        """Nothing is asked for yet."""
+    def __init__(self, out: Path | None = None) -> None:
+        """Nothing is asked for yet.
+
+        Args:
+            out: what the run writes; its state lies beside it, or in the cache if None.
+        """
+        self._own = None if out is None else Path(f"{out.absolute()}{UNFINISHED}")
         self._directories: list[Path] = []
+        if self._own is not None and self._own.exists():
+            logger.warning("going on after what an earlier run left in %s", self._own)
 
     def directory(self, stage: str, key: str) -> Path:
         """Where a stage keeps what it finishes; made when something is written."""
+        if self._own is not None:
+            return self._own / f"{stage}-{key}"
         with suppress(OSError):  # Another process drops them, too.
             drop_old_files("run", KEPT_RUNS)
         found = cache_directory() / f"run-{stage}-{key}"
@@ -70,7 +84,7 @@ class RunState:
 
     def forget(self) -> None:
         """The run is through: drop what its stages kept, and the cache where that leaves none."""
-        for directory in self._directories:
+        for directory in [*self._directories, *([self._own] if self._own else [])]:
             shutil.rmtree(directory, ignore_errors=True)
         with suppress(OSError):  # Something else is in it, or it was never made.
             cache_directory().rmdir()

@@ -2,27 +2,35 @@
 
 import copy
 import logging
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.ambient import standard_torch
 from spqlm.cache import RunState
 from spqlm.calibration.gather import Calibration
-from spqlm.checkpoint.manifest import Manifest, Sizes, StageRecord
+from spqlm.calibration.sensitivity import Passes, whole_model
+from spqlm.checkpoint.manifest import Forecast, Manifest, Sizes, StageRecord
 from spqlm.data.sources import public_name
 from spqlm.errors import SpqError
+from spqlm.forecast import forecast
 from spqlm.kernels.widening import widened_products
+from spqlm.layerwise.gradients import LayerByLayer
 from spqlm.model.digest import weights_digest
 from spqlm.model.experts import open_experts
+from spqlm.model.mapped import bounded, is_bounded, watch
 from spqlm.model.memory import PeakMemory, resident_bytes
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model
 from spqlm.sources.loaded import LoadedModel
+from spqlm.sources.outline import outline
 from spqlm.stages.base import Inputs, Stage
 from spqlm.targets import NATIVE, Output, target_class
 from spqlm.units import parse_ratio, parse_size
@@ -66,6 +74,7 @@ def compress(
     tokenizer: PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
     max_shard_size: str = Output.max_shard_size,
+    memory: str | int | None = None,
 ) -> CompressionResult:
     """Compress a causal language model and write a checkpoint that loads in transformers.
 
@@ -89,6 +98,8 @@ def compress(
         tokenizer: for a model object; else the source's own.
         overwrite: whether a non-empty `out` may be replaced.
         max_shard_size: of one weight file.
+        memory: most bytes that the process may hold: a number, or such as `8GB`; None is what is
+            free. A model that would take more is read one layer at a time, to the same result.
 
     Returns:
         the compressed model and its manifest.
@@ -104,16 +115,10 @@ def compress(
         result = spqlm.compress("demo", "out")
         print(result.manifest.sizes.disk, "bytes of", result.manifest.sizes.source)
     """
-    steps, ratio = _targeted(recipe, target_size, target_ratio)
-    if alike != "free":
-        steps = steps.restricted(Restriction(alike=alike))
+    steps, ratio = _steps(
+        recipe, target_size, target_ratio, alike, export_target, calibration, recover
+    )
     wanted = None if export_target is None else target_class(export_target)()
-    if wanted is not None:
-        steps = steps.restricted(wanted.restriction())
-    if calibration is not None:
-        steps = steps.calibrated_on(calibration)
-    if not recover:
-        steps = steps.without_training()
     target = target_class(NATIVE)()
     directory = None if out is None else Path(out)
     if directory is not None:
@@ -121,30 +126,33 @@ def compress(
         target.check_output(
             directory, overwrite=overwrite, inputs=[i for i in inputs if isinstance(i, str | Path)]
         )
-    loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
-    digest = weights_digest(loaded.model)
-    loaded.source = loaded.source.model_copy(update={"digest": digest})
-    if tokenizer is not None:
-        loaded.tokenizer = tokenizer
-    if ratio is not None:
-        steps = steps.within(int(ratio * loaded.source.bytes))
-    open_experts(loaded.model)
-    view = ModelView(loaded.model)
-    if wanted is not None:
-        wanted.check_model(loaded.model, loaded.tokenizer)
-    text = Calibration(steps.calibration, view, loaded.tokenizer, seed)
-    run = RunState()
-    records = _run_stages(steps.stages, view, text, seed, run)
-    if wanted is not None:
-        wanted.check_fits(view)
-    target.prepare(view)
-    manifest = _manifest(steps, seed, loaded, text, records)
-    if directory is not None:
-        output = Output(directory, overwrite, max_shard_size, steps.byte_limit)
-        written = target.save(loaded.model, loaded.tokenizer, manifest, output)
-        manifest = written.manifest or manifest
-    run.forget()
-    return CompressionResult(loaded.model, loaded.tokenizer, manifest, directory)
+    foretold = _foretold(model, steps, ratio, dtype, memory)
+    with bounded() if foretold is not None and foretold.layer_by_layer else nullcontext():
+        loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
+        digest = weights_digest(loaded.model)
+        loaded.source = loaded.source.model_copy(update={"digest": digest})
+        if tokenizer is not None:
+            loaded.tokenizer = tokenizer
+        if ratio is not None:
+            steps = steps.within(int(ratio * loaded.source.bytes))
+        open_experts(loaded.model)
+        view = ModelView(loaded.model)
+        if wanted is not None:
+            wanted.check_model(loaded.model, loaded.tokenizer)
+        watch(view)
+        run = RunState(directory)
+        text = Calibration(steps.calibration, view, loaded.tokenizer, seed, _passes(run))
+        records = _run_stages(steps.stages, view, text, seed, run)
+        if wanted is not None:
+            wanted.check_fits(view)
+        target.prepare(view)
+        manifest = _manifest(steps, seed, loaded, text, records, foretold)
+        if directory is not None:
+            output = Output(directory, overwrite, max_shard_size, steps.byte_limit)
+            written = target.save(loaded.model, loaded.tokenizer, manifest, output)
+            manifest = written.manifest or manifest
+        run.forget()
+        return CompressionResult(loaded.model, loaded.tokenizer, manifest, directory)
 
 
 def plan(
@@ -209,6 +217,73 @@ def plan(
     ).manifest
 
 
+def foretell(
+    model: str | Path | PreTrainedModel,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    target_size: str | int | None = None,
+    target_ratio: str | float | None = None,
+    alike: Alike = "free",
+    export_target: str | None = None,
+    calibration: str | None = None,
+    recover: bool = True,
+    dtype: str | torch.dtype = "auto",
+    memory: str | int | None = None,
+) -> Forecast:
+    """What `compress` would take, from a model's config and the headers of its files alone.
+
+    Args:
+        model: as for `compress`, less objects, adapters and checkpoints of ours.
+        recipe: as for `compress`, and so are the others.
+        target_size: most bytes of all weights on disk.
+        target_ratio: the same as a share of the source's weights.
+        alike: weights that are stored in one format.
+        export_target: that the result is to be exported as.
+        calibration: text source that replaces the recipe's.
+        recover: False leaves out all that trains.
+        dtype: of float weights.
+        memory: most bytes that the process may hold; None is what is free.
+
+    Returns:
+        bytes on disk and in memory, and whether the model is read one layer at a time.
+
+    Raises:
+        SpqError: bad input, a target that cannot be reached, or too little memory.
+
+    Example:
+        import spqlm
+
+        print(spqlm.foretell("demo", target_size="90MB").smallest, "bytes at least")
+    """
+    steps, ratio = _steps(
+        recipe, target_size, target_ratio, alike, export_target, calibration, recover
+    )
+    found = _foretold(model, steps, ratio, dtype, memory)
+    if found is None:
+        raise SpqError("only models that are read from files, and are not compressed, are foretold")
+    return found
+
+
+def _steps(
+    recipe: str | Path | Recipe | None,
+    target_size: str | int | None,
+    target_ratio: str | float | None,
+    alike: Alike,
+    export_target: str | None,
+    calibration: str | None,
+    recover: bool,
+) -> tuple[Recipe, float | None]:
+    """The recipe with all that was asked for; its budget, or the ratio until the model is known."""
+    steps, ratio = _targeted(recipe, target_size, target_ratio)
+    if alike != "free":
+        steps = steps.restricted(Restriction(alike=alike))
+    if export_target is not None:
+        steps = steps.restricted(target_class(export_target)().restriction())
+    if calibration is not None:
+        steps = steps.calibrated_on(calibration)
+    return (steps if recover else steps.without_training()), ratio
+
+
 def _targeted(
     recipe: str | Path | Recipe | None,
     target_size: str | int | None,
@@ -234,8 +309,46 @@ def _run_stages(
     # A second model in memory, for stages that look back at it. What else a stage needs it is asked
     # on its turn, since names of modules change with the stages before it.
     compared = any(stage.needs(view).dense for stage in stages)
-    dense = copy.deepcopy(view.model) if compared else None
+    dense = _copied(view.model) if compared else None
     return [_run_stage(stage, view, text, seed, dense, run) for stage in stages]
+
+
+def _copied(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that stages do not change.
+
+    Weights are shared: stages replace them, and train nothing but vectors in place.
+    """
+    shared = {id(weight): weight for weight in model.parameters() if weight.ndim > 1}
+    return copy.deepcopy(model, shared)
+
+
+def _passes(run: RunState) -> Callable[[str], Passes]:
+    def passes(key: str) -> Passes:
+        return LayerByLayer(run.directory("gradients", key)) if is_bounded() else whole_model
+
+    return passes
+
+
+def _foretold(
+    model: str | Path | PreTrainedModel,
+    steps: Recipe,
+    ratio: float | None,
+    dtype: str | torch.dtype,
+    memory: str | int | None,
+) -> Forecast | None:
+    """What the run will take; None of a model that is in memory, an adapter or a checkpoint."""
+    limit = None if memory is None else parse_size(memory)
+    found = None if isinstance(model, nn.Module) else outline(str(model), dtype)
+    if found is None:
+        if limit is not None:
+            raise SpqError(
+                "a memory limit is for models that are read from files, and not for objects, "
+                "adapters or compressed checkpoints"
+            )
+        return None
+    if ratio is not None:
+        steps = steps.within(int(ratio * found.bytes))
+    return forecast(found, steps, limit)
 
 
 def _run_stage(
@@ -263,7 +376,12 @@ def _run_stage(
 
 
 def _manifest(
-    recipe: Recipe, seed: int, loaded: LoadedModel, text: Calibration, records: list[StageRecord]
+    recipe: Recipe,
+    seed: int,
+    loaded: LoadedModel,
+    text: Calibration,
+    records: list[StageRecord],
+    foretold: Forecast | None,
 ) -> Manifest:
     """How the result came to be; the bytes on disk are added when it is saved."""
     source, earlier = loaded.source, loaded.manifest
@@ -283,4 +401,5 @@ def _manifest(
             fp32=source.parameters * 4,
         ),
         versions=versions(),
+        forecast=foretold,
     )

@@ -154,21 +154,17 @@ def test_a_layer_is_not_kept_when_its_step_raises(error):
     assert sink.names == names(view)[:1]
 
 
-def test_layers_come_from_the_source_before_anything_else_happens():
+def test_a_sink_is_asked_for_a_layer_before_its_step():
     view, events = view_of(), []
-
-    class Source:
-        def load(self, layer):
-            events.append(("load", layer.name))
 
     class Sink(Memory):
         def restore(self, name):
             events.append(("restore", name))
             return False
 
-    for step in LayerLoop(view, random_windows(1), "test", source=Source(), sink=Sink()):
+    for step in LayerLoop(view, random_windows(1), "test", sink=Sink()):
         events.append(("step", step.layer.name))
-    assert events == [(w, name) for name in names(view) for w in ("load", "restore", "step")]
+    assert events == [(w, name) for name in names(view) for w in ("restore", "step")]
 
 
 @torch.no_grad()

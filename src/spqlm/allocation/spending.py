@@ -35,10 +35,10 @@ def spend(search: Search, target: int, alike: Alike) -> tuple[list[Change], str]
     """
     units, tied = search.units(), ties(search.view, alike)
     # Everything else is paid for first; too little may be left, or less than nothing.
-    fixed = _fixed(search.view, units)
+    fixed = fixed_bytes(search.view, units)
     available = target - fixed
     search.spend(units, available)
-    _check_reach(units, tied, fixed, target)
+    check_reach(fixed + least_bytes(units, tied), target)
     with working("choosing formats"):
         taken = choose([alternatives(unit, tied) for unit in units], available)
         free = choose([alternatives(unit) for unit in units], available) if tied else taken
@@ -53,23 +53,36 @@ def spend(search: Search, target: int, alike: Alike) -> tuple[list[Change], str]
     return changes, "; ".join(words)
 
 
-def _check_reach(units: list[Unit], tied: Mapping[str, str], fixed: int, target: int) -> None:
+def least_bytes(units: list[Unit], tied: Mapping[str, str]) -> int:
+    """Fewest bytes that the units can take.
+
+    Raises:
+        SpqError: weights that are to be stored alike have no format in common.
+    """
     try:
-        least = smallest([alternatives(unit, tied) for unit in units])
+        return smallest([alternatives(unit, tied) for unit in units])
     except ValueError:
         raise SpqError(
             "weights that must be stored alike have no format in common; offer int8, or a group "
             "size that divides every width"
         ) from None
-    if least > target - fixed:
-        reachable = -(-(fixed + least) // 10**5) / 10
+
+
+def check_reach(least: int, target: int) -> None:
+    """Refuse a target below the fewest bytes of all weights on disk.
+
+    Raises:
+        SpqError: names both.
+    """
+    if least > target:
+        reachable = -(-least // 10**5) / 10
         raise SpqError(
             f"a target of {target / 1e6:.1f} MB cannot be reached; "
             f"the smallest with these options is {reachable:.1f} MB"
         )
 
 
-def _fixed(view: ModelView, units: list[Unit]) -> int:
+def fixed_bytes(view: ModelView, units: list[Unit]) -> int:
     """Bytes of everything else, and of file headers."""
     state = {id(p): p for p in view.model.parameters()}
     total = sum(p.numel() * p.element_size() for p in state.values())

@@ -1,5 +1,6 @@
 """Calibration text and what is measured on it, gathered when the first stage needs it."""
 
+from collections.abc import Callable
 from hashlib import sha256
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -7,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spqlm.calibration.generated_text import generated_ids
 from spqlm.calibration.needs import Needs
+from spqlm.calibration.sensitivity import Passes, whole_model
 from spqlm.calibration.sensitivity_cache import cached_sensitivities
 from spqlm.calibration.statistics import Statistics, collect, draw_windows
 from spqlm.checkpoint.manifest import CalibrationRecord
@@ -45,6 +47,7 @@ class Calibration:
         view: ModelView,
         tokenizer: PreTrainedTokenizerBase | None,
         seed: int,
+        passes: Callable[[str], Passes] = lambda key: whole_model,
     ) -> None:
         """Nothing is read before it is asked for.
 
@@ -53,9 +56,10 @@ class Calibration:
             view: the model, which stages may change between two calls.
             tokenizer: its tokenizer; None is an error only once text is read.
             seed: of the draws.
+            passes: how gradients come about, by the key of that work.
         """
         self._config, self._view, self._tokenizer = config, view, tokenizer
-        self._seed = seed
+        self._seed, self._passes = seed, passes
         self._ids: EncodedText | None = None
 
     @property
@@ -106,6 +110,6 @@ class Calibration:
         statistics = collect(model, windows, needs.observations)
         statistics.windows = windows
         if needs.sensitivities:
-            found = cached_sensitivities(self._view, windows, needs.sensitivities)
+            found = cached_sensitivities(self._view, windows, needs.sensitivities, self._passes)
             statistics.sensitivities = found
         return statistics

@@ -12,7 +12,7 @@ One forward and backward pass keeps ‖g‖² of every token and E[g_i²]. The m
 layer: see `spqlm.layerwise.metrics`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,11 +44,16 @@ class Sensitivity:
     inputs: Tensor | None = None
 
 
-class _Observer:
+class Observer:
     """Collects the gradients at one place, window by window.
 
     Room for all windows is taken at once: small tensors that stay, made between large ones that go,
     would keep the memory of the large ones.
+
+    Attributes:
+        norms: ‖g‖² of each token so far, float32 [windows, context].
+        squares: Σ g_i² so far, float32 [out]; None before the first gradient.
+        window: that runs now.
     """
 
     def __init__(self, windows: Tensor, keep_inputs: bool) -> None:
@@ -59,6 +64,9 @@ class _Observer:
         self._keep_inputs = keep_inputs
 
     def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook: see to it that the gradient comes by; passes without one do not count."""
+        if not torch.is_grad_enabled():
+            return
         if self._keep_inputs:
             found = inputs[0].detach().flatten(0, -2)
             if self.inputs is None:
@@ -81,13 +89,30 @@ class _Observer:
         return self.squares is not None
 
     def result(self, name: str) -> Sensitivity:
+        """Of all windows; `name` is for the message."""
         if self.squares is None:
             raise ValueError(f"no gradient reached {name!r}")
         return Sensitivity(self.norms, self.squares / self.norms.numel(), self.inputs)
 
 
+# Brings the gradient of each window's loss to every observer, by full name, whose `window` says
+# which one it is.
+Passes = Callable[[ModelView, Tensor, Mapping[str, Observer]], None]
+
+
+def whole_model(view: ModelView, windows: Tensor, observers: Mapping[str, Observer]) -> None:
+    """`Passes` through the model as it is, one window after the other."""
+    with bounded_activations(view, windows.shape[1]):
+        for window, ids in enumerate(track(windows, "sensitivities", total=len(windows))):
+            for observer in observers.values():
+                observer.window = window
+            logits = view.model(input_ids=ids[None], use_cache=False).logits[0]
+            _, gradient = next_token(logits, ids)
+            logits.backward(gradient)
+
+
 def collect_sensitivities(
-    view: ModelView, windows: Tensor, names: Iterable[str]
+    view: ModelView, windows: Tensor, names: Iterable[str], passes: Passes = whole_model
 ) -> dict[str, Sensitivity]:
     """One forward and one backward pass over calibration windows.
 
@@ -95,6 +120,7 @@ def collect_sensitivities(
         view: the model; its parameters get no gradients and are left as they were.
         windows: token ids, int64 [windows, context], without padding: every token counts.
         names: of linear layers; the embedding's name asks for its own.
+        passes: how gradients come about.
 
     Returns:
         by name. Memory: four bytes per token and linear layer, the lm_head's inputs, and the
@@ -105,9 +131,9 @@ def collect_sensitivities(
     embedding = view.embedding
     windows = windows.to(model.device)
     observers = {
-        name: _Observer(windows, name == view.lm_head.name) for name in wanted - {embedding.name}
+        name: Observer(windows, name == view.lm_head.name) for name in wanted - {embedding.name}
     }
-    lookups = _Observer(windows, keep_inputs=False)
+    lookups = Observer(windows, keep_inputs=False)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     training = model.training
     model.requires_grad_(False).eval()
@@ -117,19 +143,15 @@ def collect_sensitivities(
     ]
 
     def looked_up(module: nn.Module, inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return rows
         rows = rows.detach().requires_grad_()
         lookups(module, inputs, rows)
         return rows
 
     hooks.append(embedding.module.register_forward_hook(looked_up))
     try:
-        with bounded_activations(view, windows.shape[1]):
-            for window, ids in enumerate(track(windows, "sensitivities", total=len(windows))):
-                for observer in (*observers.values(), lookups):
-                    observer.window = window
-                logits = model(input_ids=ids[None], use_cache=False).logits[0]
-                _, gradient = next_token(logits, ids)
-                logits.backward(gradient)
+        passes(view, windows, {**observers, embedding.name: lookups})
     finally:
         for hook in hooks:
             hook.remove()
@@ -145,7 +167,7 @@ def collect_sensitivities(
     return found
 
 
-def _as_if_one_token(name: str, found: dict[str, Sensitivity], observer: _Observer) -> Sensitivity:
+def _as_if_one_token(name: str, found: dict[str, Sensitivity], observer: Observer) -> Sensitivity:
     """Of an expert that no token reached: on other text one may, so it is not worth nothing.
 
     It counts as if one token of the text had reached it, with the mean gradient of those that
@@ -162,7 +184,7 @@ def _list_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _of_lookups(windows: Tensor, observed: _Observer, scale: float, rows: int) -> Sensitivity:
+def _of_lookups(windows: Tensor, observed: Observer, scale: float, rows: int) -> Sensitivity:
     counts = torch.bincount(windows.flatten(), minlength=rows)
     gradients = observed.result("the embedding")
     share = counts / windows.numel()

@@ -1,7 +1,7 @@
 """Sensitivities on disk, so that a second run at another size does not collect them again."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,7 +15,12 @@ from spqlm.cache import (
     work_key,
     write_tensors,
 )
-from spqlm.calibration.sensitivity import Sensitivity, collect_sensitivities
+from spqlm.calibration.sensitivity import (
+    Passes,
+    Sensitivity,
+    collect_sensitivities,
+    whole_model,
+)
 from spqlm.model.view import ModelView
 
 logger = logging.getLogger(__name__)
@@ -25,7 +30,10 @@ COMPUTATION = 3
 
 
 def cached_sensitivities(
-    view: ModelView, windows: Tensor, names: Iterable[str]
+    view: ModelView,
+    windows: Tensor,
+    names: Iterable[str],
+    passes: Callable[[str], Passes] = lambda key: whole_model,
 ) -> dict[str, Sensitivity]:
     """`collect_sensitivities`, or what an earlier run collected on the same weights and text.
 
@@ -36,6 +44,7 @@ def cached_sensitivities(
         view: the model.
         windows: token ids, int64 [windows, context].
         names: of linear layers, and of the embedding.
+        passes: how gradients come about, by the key of this work.
     """
     wanted = sorted(names)
     key = work_key(view, windows, str(COMPUTATION), *wanted)
@@ -48,7 +57,7 @@ def cached_sensitivities(
                 return found
     except UNREADABLE as error:
         logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
-    found = collect_sensitivities(view, windows, wanted)
+    found = collect_sensitivities(view, windows, wanted, passes=passes(key))
     try:
         _write(file, found)
     except (OSError, SafetensorError) as error:

@@ -6,58 +6,65 @@ header is padded to a whole line, and tensors of whole lines come first.
 
 import json
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-from spqlm.errors import CheckpointError
+import torch
+from torch import Tensor
+from transformers import modeling_utils
+
+from spqlm.checkpoint.headers import DTYPES
+from spqlm.model.mapped import release
 
 LINE = 64
 """Bytes of a cache line, and of the widest vector register."""
 
-PIECE = 2**24
-"""Bytes that are copied at a time."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def align(path: Path) -> None:
-    """Write a file anew with the same tensors and metadata; nothing but their places changes.
+def save_aligned(
+    tensors: Mapping[str, Tensor], file: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, one tensor after the other.
 
     A tensor begins at a multiple of 64 bytes where its size is one, and else at one of the largest
     power of two that divides its size.
 
     Args:
-        path: a safetensors file; it is replaced in one step.
-
-    Raises:
-        CheckpointError: it ends before its last tensor does.
+        tensors: by name, on any device.
+        file: to write.
+        metadata: for the header.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    size = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-math.gcd(size[name], LINE), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
+    for name in order:
+        header[name] = {
+            "dtype": _NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [place, place + size[name]],
+        }
+        place += size[name]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % LINE)
+    with Path(file).open("wb") as target:
+        target.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            data = tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8)
+            target.write(data.numpy().data)
+            release([tensors[name]])
+
+
+@contextmanager
+def aligned_files() -> Iterator[None]:
+    """Inside, transformers writes safetensors files by `save_aligned`."""
+    module: Any = modeling_utils
+    earlier = module.safe_save_file
+    module.safe_save_file = save_aligned
     try:
-        with path.open("rb") as source, partial.open("wb") as target:
-            length = int.from_bytes(source.read(8), "little")
-            entries = json.loads(source.read(length))
-            metadata = entries.pop("__metadata__", None)
-            spans = {name: entry["data_offsets"] for name, entry in entries.items()}
-            size = {name: end - start for name, (start, end) in spans.items()}
-            order = sorted(spans, key=lambda name: (-math.gcd(size[name], LINE), spans[name]))
-            header, place = {} if metadata is None else {"__metadata__": metadata}, 0
-            for name in order:
-                header[name] = entries[name] | {"data_offsets": [place, place + size[name]]}
-                place += size[name]
-            text = json.dumps(header, separators=(",", ":")).encode()
-            text += b" " * (-(8 + len(text)) % LINE)
-            target.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                source.seek(8 + length + spans[name][0])
-                _copy(source, target, size[name])
-        partial.replace(path)
+        yield
     finally:
-        partial.unlink(missing_ok=True)
-
-
-def _copy(source: BinaryIO, target: BinaryIO, count: int) -> None:
-    while count:
-        piece = source.read(min(count, PIECE))
-        if not piece:
-            raise CheckpointError(f"{Path(source.name).name} is cut short")
-        target.write(piece)
-        count -= len(piece)
+        module.safe_save_file = earlier

@@ -74,6 +74,26 @@ class Sizes(BaseModel):
     fp32: int
 
 
+class Forecast(BaseModel):
+    """What a run was expected to take, before any weight was read.
+
+    Attributes:
+        disk: bytes of the weight files; None where weights or text decide them.
+        smallest: the same at the smallest target that the recipe can reach.
+        peak: most bytes of memory that the process holds.
+        states: bytes of hidden states on disk beside the output, at most.
+        layer_by_layer: whether the model is read one layer at a time, since it does not fit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    disk: int | None
+    smallest: int | None
+    peak: int
+    states: int
+    layer_by_layer: bool
+
+
 class Manifest(BaseModel):
     """Everything needed to tell how a checkpoint was made, and to make it again.
 
@@ -88,6 +108,8 @@ class Manifest(BaseModel):
         versions: of the packages that decide the result.
         tensors: SHA-256 of each, by name; see `checkpoint.hashes`. Empty in earlier versions.
         files: SHA-256 of the other files, by name.
+        forecast: what was expected; the actual values are `sizes.disk` and the largest
+            `peak_bytes` of the stages. None where nothing was, as of a model object.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -102,6 +124,7 @@ class Manifest(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     tensors: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
+    forecast: Forecast | None = None
 
     @property
     def predicted_loss(self) -> float | None:

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spqlm.cli.choices import TEXTS, Alike, one_of, recipes, targets
-from spqlm.cli.options import OUTPUT, Device, Dtype, Json, Model, Overwrite, Seed, ShardSize
+from spqlm.cli.options import (
+    OUTPUT,
+    Device,
+    Dtype,
+    Json,
+    Memory,
+    Model,
+    Overwrite,
+    Seed,
+    ShardSize,
+)
 from spqlm.cli.output import as_json as json_of
 from spqlm.cli.output import deliver
 from spqlm.cli.tables import show, table
@@ -89,6 +99,7 @@ def command(
         ),
     ] = False,
     max_shard_size: ShardSize = "4GB",
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Compress MODEL and write the result to OUT.
@@ -119,6 +130,7 @@ def command(
             recover=recover,
             overwrite=overwrite,
             max_shard_size=max_shard_size,
+            memory=memory,
             **options,
         ).manifest
     if not deliver(json_of(manifest), as_json):

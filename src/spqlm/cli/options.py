@@ -116,6 +116,15 @@ ShardSize = Annotated[
         help="Largest size of one weight file.", callback=_readable_size, rich_help_panel=OUTPUT
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Most memory to use: 8GB. A model that would take more is read layer by layer, to the "
+        "same result.",
+        show_default="what is free",
+        rich_help_panel=MACHINE,
+    ),
+]
 Overwrite = Annotated[
     bool,
     typer.Option(

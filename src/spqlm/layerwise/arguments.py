@@ -30,9 +30,13 @@ class Call:
 
     def run(self, layer: nn.Module, states: Tensor) -> Tensor:
         """The layer's states, [windows, context, hidden] -> the same."""
-        output = layer(states, *self.positional, **self.named)
+        output = self.output(layer, states)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
+
+    def output(self, layer: nn.Module, states: Tensor) -> Any:
+        """All that the layer gives."""
+        return layer(states, *self.positional, **self.named)
 
 
 def layer_calls(view: ModelView, ids: Tensor) -> dict[str, Call]:

@@ -12,6 +12,7 @@ from spqlm.checkpoint.headers import check_tensors, read_header
 from spqlm.checkpoint.spec import WeightSpec, parse_spec, spec_of
 from spqlm.checkpoint.structure import check_values
 from spqlm.errors import CheckpointError
+from spqlm.model.mapped import is_bounded, mark
 from spqlm.model.view import ModelView
 
 logger = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 class FinishedLayers:
     """The layers that one run has compressed so far: a `Sink`, for other modules too.
 
+    Inside `mapped.bounded` the model has them from their files, and memory is not filled with them.
     What cannot be read is done anew, and what cannot be written is done without: both are logged.
     """
 
@@ -40,11 +42,14 @@ class FinishedLayers:
         except (*UNREADABLE, CheckpointError) as error:
             logger.warning("%s is compressed anew, %s cannot be read: %s", name, file, error)
             return False
+        self._put(modules)
+        logger.info("%s: finished by an earlier run", name)
+        return True
+
+    def _put(self, modules: nn.ModuleDict) -> None:
         for plain, module in modules.items():
             module = module.to(self._view.model.device).requires_grad_(False)
             self._view.replace(plain.replace("/", "."), module)
-        logger.info("%s: finished by an earlier run", name)
-        return True
 
     def _read(self, file: Path) -> nn.ModuleDict:
         tensors, metadata = read_tensors(file)
@@ -61,7 +66,8 @@ class FinishedLayers:
             else:
                 modules[_plain(name)] = module
         check_tensors(modules.state_dict(), read_header(file), set())
-        modules.load_state_dict(tensors)
+        modules.load_state_dict(tensors, assign=is_bounded())
+        mark(modules)
         check_values(modules)
         return modules
 
@@ -83,6 +89,9 @@ class FinishedLayers:
             write_tensors(file, modules.state_dict(), {"specs": json.dumps(specs)})
         except (OSError, SafetensorError) as error:
             logger.warning("%s was not kept for a later run: %s", name, error)
+            return
+        if is_bounded():
+            self._put(self._read(file))
 
 
 def _plain(name: str) -> str:

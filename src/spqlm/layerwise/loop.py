@@ -1,4 +1,4 @@
-"""The one loop over the layers of a decoder: load, observe, replace, train, keep, move on."""
+"""The one loop over the layers of a decoder: observe, replace, train, keep, move on."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
@@ -9,15 +9,9 @@ from torch import Tensor, nn
 from spqlm.layerwise.second_moments import SecondMoments
 from spqlm.layerwise.walk import Observe, Walk
 from spqlm.layerwise.whole_model import walk_through
+from spqlm.model.mapped import release
 from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.progress import track
-
-
-class Source(Protocol):
-    """Where the weights of layers come from."""
-
-    def load(self, layer: LayerView) -> None:
-        """Have the layer in the model, ready to run."""
 
 
 class Sink(Protocol):
@@ -28,13 +22,6 @@ class Sink(Protocol):
 
     def keep(self, name: str, changed: list[str]) -> None:
         """Keep the layer called `name`, in which the modules called `changed` were replaced."""
-
-
-class Resident:
-    """The source of a model that is in memory already."""
-
-    def load(self, layer: LayerView) -> None:
-        """Nothing to do."""
 
 
 class Step:
@@ -102,7 +89,6 @@ class LayerLoop:
         windows: Tensor,
         title: str,
         *,
-        source: Source | None = None,
         sink: Sink | None = None,
         only: Collection[str] | None = None,
         dense: bool = False,
@@ -114,14 +100,12 @@ class LayerLoop:
             view: the model; its layers may be changed, each by its own step.
             windows: token ids, int64 [windows, context], without padding.
             title: of the progress bar.
-            source: of the layers; None where the model is in memory.
             sink: of finished layers; None keeps nothing.
             only: names of the layers that make steps; None for all.
             dense: whether steps say what the dense model has: a second forward pass.
             frozen: layers stay as they are, so that the pass that observes one also moves on.
         """
         self._view, self._windows, self._title = view, windows, title
-        self._source: Source = source or Resident()
         self._sink, self._only = sink, only
         self._dense, self._frozen = dense, frozen
 
@@ -130,7 +114,6 @@ class LayerLoop:
         dense = walk_through(self._view, self._windows) if self._dense else None
         behind: list[LayerView] = []
         for layer in track(self._view.layers, self._title):
-            self._source.load(layer)
             if dense is not None:
                 dense.advance(layer)
             if self._passed_over(layer):
@@ -145,6 +128,7 @@ class LayerLoop:
             if self._sink is not None:
                 now = _modules(layer)
                 self._sink.keep(layer.name, [name for name in now if now[name] != before[name]])
+            release(self._view.module(layer.name).parameters())
             behind = [] if step.moved_on else [layer]
 
     def _passed_over(self, layer: LayerView) -> bool:

@@ -46,9 +46,10 @@ class Walk:
         ids = windows.to(view.model.device)
         with evaluating(view.model):
             self._calls = layer_calls(view, ids)
-            self.states = torch.cat([self._first_inputs(chunk) for chunk in ids.split(CHUNK)])
+            self.states = torch.cat([self.first_inputs(chunk) for chunk in ids.split(CHUNK)])
 
-    def _first_inputs(self, ids: Tensor) -> Tensor:
+    def first_inputs(self, ids: Tensor) -> Tensor:
+        """What enters the first layer, [n, context] -> [n, context, hidden]; differentiable."""
         found: list[Tensor] = []
 
         def stop(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Any]) -> None:
@@ -73,6 +74,11 @@ class Walk:
     def run(self, layer: LayerView, states: Tensor) -> Tensor:
         """One layer on some windows, [windows, context, hidden] -> the same; differentiable."""
         return self._calls[layer.name].run(self._view.module(layer.name), states)
+
+    def gives_tuple(self, layer: LayerView, states: Tensor) -> bool:
+        """Whether the layer gives more than hidden states, found out on some windows."""
+        output = self._calls[layer.name].output(self._view.module(layer.name), states)
+        return isinstance(output, tuple)
 
     def observe(self, layer: LayerView, on_rows: Observe) -> None:
         """Run the layer as it is now, without moving on; else as `advance`."""

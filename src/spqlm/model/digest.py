@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from spqlm.model.mapped import release
+
 
 def add_tensors(hashed: hashlib.blake2b, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Take names, dtypes, shapes and contents into a hash."""
@@ -13,6 +15,7 @@ def add_tensors(hashed: hashlib.blake2b, tensors: Iterable[tuple[str, Tensor]]) 
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         hashed.update(data.numpy().data)
+        release([tensor])
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from spqlm.checkpoint.headers import TensorHeader, read_header
 from spqlm.errors import SpqError
+from spqlm.model.mapped import release
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -152,3 +153,4 @@ def check_finite(model: PreTrainedModel) -> None:
         if weight.is_floating_point() and weight.numel() and not weight.is_meta:
             if not all(bool(torch.isfinite(end)) for end in torch.aminmax(weight.detach())):
                 raise SpqError(f"weight {name!r} holds NaN or Inf; the source is damaged")
+            release([weight])

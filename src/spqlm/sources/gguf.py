@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     modeling_gguf_pytorch_utils,
@@ -84,7 +85,20 @@ def _location(path: Path) -> dict[str, Any]:
     }
 
 
-def _read_model(file: GgufFile, options: dict[str, Any]) -> PreTrainedModel:
+def gguf_config(path: Path) -> PreTrainedConfig:
+    """The config of the model in a GGUF file, with the dtype that it is unpacked to.
+
+    Raises:
+        SpqError: it is no GGUF file that can be read.
+    """
+    with _gguf_errors(path):
+        file = read_gguf(path, ROTARY_TENSORS)
+        config = _config(file)
+    config.dtype = file.dtype or torch.bfloat16
+    return config
+
+
+def _config(file: GgufFile) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(**_location(file.path))
     head_dim = file.stated("attention.key_length")
     if head_dim is not None and hasattr(config, "head_dim"):
@@ -92,6 +106,11 @@ def _read_model(file: GgufFile, options: dict[str, Any]) -> PreTrainedModel:
     scaled = rope_parameters(file, config)
     if scaled is not None:
         config.rope_parameters = scaled
+    return config
+
+
+def _read_model(file: GgufFile, options: dict[str, Any]) -> PreTrainedModel:
+    config = _config(file)
     wanted = (
         options
         | _location(file.path)

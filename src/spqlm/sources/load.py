@@ -13,6 +13,7 @@ from spqlm.checkpoint.bars import our_bars
 from spqlm.checkpoint.hashes import check_hashes
 from spqlm.checkpoint.manifest import read_manifest
 from spqlm.errors import CheckpointError, SpqError
+from spqlm.model.mapped import mark
 from spqlm.sources.accounting import check_finite
 from spqlm.sources.adapter import ADAPTER, base_of, put_on
 from spqlm.sources.gguf import demo_file, load_gguf
@@ -89,6 +90,7 @@ def load_model(
             describe_source(shown, kind, found),
             path if kind == "directory" else None,
         )
+    mark(loaded.model)
     check_finite(loaded.model)
     return loaded
 

@@ -10,12 +10,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.hub import cached_file
 
 from spqlm.checkpoint import quantizer
+from spqlm.checkpoint.headers import TensorHeader
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.sources.accounting import check_files, check_kinds, check_loaded, check_sizes
 
@@ -48,11 +50,7 @@ def read_pretrained(name: str, options: dict[str, Any]) -> PreTrainedModel:
         "output_loading_info": True,
     }
     try:
-        headers = check_files(what, Path(name)) if Path(name).is_dir() else None
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trusted)
-        _check_causal(name, config)
-        if headers is not None:
-            check_sizes(what, config, headers)
+        _, headers = read_config(name, trusted=trusted)
         found: Any = AutoModelForCausalLM.from_pretrained(name, **wanted)
         model, info = found
         check_loaded(what, info)
@@ -65,6 +63,28 @@ def read_pretrained(name: str, options: dict[str, Any]) -> PreTrainedModel:
     except LOADING_ERRORS as error:
         raise SpqError(f"cannot load {what}: {first_line(error)}") from error
     return model.eval()
+
+
+def read_config(
+    name: str, *, trusted: bool = False
+) -> tuple[PreTrainedConfig, dict[str, TensorHeader] | None]:
+    """The config of a model that can be loaded, and headers of its files by tensor.
+
+    Args:
+        name: hub id or directory; of the former no headers are read.
+        trusted: whether the code that a model brings along may run.
+
+    Raises:
+        SpqError: not a causal language model, or its files cannot be what its config states.
+        LOADING_ERRORS: the config cannot be read.
+    """
+    what = f"model {name!r}"
+    headers = check_files(what, Path(name)) if Path(name).is_dir() else None
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trusted)
+    _check_causal(name, config)
+    if headers is not None:
+        check_sizes(what, config, headers)
+    return config, headers
 
 
 def first_line(error: Exception) -> str:

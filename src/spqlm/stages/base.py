@@ -87,6 +87,17 @@ class Stage(BaseModel, ABC):
         """
         return None
 
+    def savings(self, view: ModelView) -> tuple[int, int] | None:
+        """Bytes that the model loses by this stage, and the most that it could lose by it.
+
+        What shapes alone decide, of a model on the meta device, too; None where weights or text
+        decide it.
+
+        Raises:
+            SpqError: what the stage is asked for is out of reach.
+        """
+        return None
+
     @abstractmethod
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Decide, without changing anything."""
@@ -100,3 +111,9 @@ class Stage(BaseModel, ABC):
             plan: what to do.
             inputs: statistics, and calibration text for stages that train.
         """
+
+
+def planned_savings(stage: Stage, view: ModelView) -> tuple[int, int]:
+    """`Stage.savings` of a stage that plans by shapes alone."""
+    saved = stage.plan(view, Statistics()).bytes_saved
+    return saved, saved

@@ -11,9 +11,10 @@ from spqlm.allocation.apply import apply_changes
 from spqlm.allocation.earlier_spelling import spelled_out
 from spqlm.allocation.menu import Menu, stored_bytes
 from spqlm.allocation.price_cache import cached
+from spqlm.allocation.reach import reach
 from spqlm.allocation.restriction import Alike, Restriction
-from spqlm.allocation.search import Search, dense_weights, priced_weights
-from spqlm.allocation.spending import spend, summary
+from spqlm.allocation.search import Search, Shares, dense_weights, priced_weights
+from spqlm.allocation.spending import check_reach, spend, summary
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.changes import Change, Plan
@@ -140,6 +141,19 @@ class Budget(Stage):
             return Needs()
         return Needs(sensitivities=frozenset(named.name for named in dense_weights(view)))
 
+    def savings(self, view: ModelView) -> tuple[int, int] | None:
+        """From the target, or from the most bits, to the smallest way to store each weight."""
+        if not dense_weights(view):
+            return 0, 0
+        for named in priced_weights(view):
+            self._menu().check(named)
+        least, most = reach(view, self._menu(), self._shares, self.multiple_of, self.alike)
+        whole = sum(p.numel() * p.element_size() for p in view.model.parameters())
+        if self.target_bytes is not None:
+            check_reach(least, self.target_bytes)
+            most = min(most, self.target_bytes)
+        return whole - most, whole - least
+
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Price the options of every weight, then spend the budget."""
         if not dense_weights(view):
@@ -155,7 +169,7 @@ class Budget(Stage):
                 view,
                 statistics.first(self.priced_windows),
                 self._menu(),
-                {"attention": self.key_value_groups, "mlp": self.widths},
+                self._shares,
                 self.multiple_of,
                 self.token_power,
             )
@@ -178,6 +192,10 @@ class Budget(Stage):
                 )
             )
         return changes
+
+    @property
+    def _shares(self) -> Shares:
+        return {"attention": self.key_value_groups, "mlp": self.widths}
 
     def _menu(self) -> Menu:
         return Menu(

@@ -21,7 +21,7 @@ from spqlm.model.activation_checkpointing import bounded_activations
 from spqlm.model.view import ModelView
 from spqlm.numerics.objectives import divergence, next_token
 from spqlm.progress import track
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
 from spqlm.training.master_weights import Masters, Wanted, trainable
 from spqlm.training.reconstruction import trainable_codes
 from spqlm.training.training_state import TrainingState
@@ -82,6 +82,10 @@ class Distill(Stage):
     def needs(self, view: ModelView) -> Needs:
         """Text, and the dense model where its predictions are the objective."""
         return Needs(text=True, dense=self.compares)
+
+    def savings(self, view: ModelView) -> tuple[int, int]:
+        """Shapes decide all of it."""
+        return planned_savings(self, view)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Sizes do not change; the summary says what will be trained."""

@@ -15,7 +15,7 @@ from spqlm.layerwise.loop import LayerLoop, replace_layer_by_layer
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import linear_from, module_bytes
 from spqlm.numerics import sparse
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
 
 GROUPS = {"unstructured": None, "2:4": (2, 4)}
 
@@ -50,6 +50,10 @@ class Mask(Stage):
 
     def _dense(self, view: ModelView) -> list[Named]:
         return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]
+
+    def savings(self, view: ModelView) -> tuple[int, int]:
+        """Shapes decide all of it."""
+        return planned_savings(self, view)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Count what stays; no byte is saved."""

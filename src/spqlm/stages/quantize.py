@@ -13,7 +13,7 @@ from spqlm.model.tying import retie, tie_head
 from spqlm.model.view import ModelView, Named, Role
 from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.progress import track
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
 
 Mode = Literal["per_tensor", "per_channel", "by_name", "by_percentile", "by_size"]
 
@@ -36,6 +36,10 @@ class Quantize(Stage):
         min_length=1,
         description="which weights; a tied embedding goes with lm_head and the other way round",
     )
+
+    def savings(self, view: ModelView) -> tuple[int, int]:
+        """Shapes decide all of it."""
+        return planned_savings(self, view)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Choose a granularity for every weight that is not yet in integers."""

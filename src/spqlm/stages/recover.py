@@ -18,7 +18,7 @@ from spqlm.model.activation_checkpointing import bounded_activations
 from spqlm.model.view import ModelView
 from spqlm.modules.lora import LoraLinear
 from spqlm.progress import track
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
 from spqlm.training.training_state import TrainingState, adam_state, load_adam_state
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ class Recover(Stage):
     steps: int = Field(200, ge=1, description="optimiser steps")
     batch_size: int = Field(1, ge=1, description="sequences per step")
     context: int = Field(128, ge=2, description="tokens per sequence")
+
+    def savings(self, view: ModelView) -> tuple[int, int]:
+        """Shapes decide all of it."""
+        return planned_savings(self, view)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Sizes do not change; the summary says what will be trained."""

@@ -20,7 +20,7 @@ from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.numerics import group_pruning
 from spqlm.numerics.metric import Metric
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
 from spqlm.training.reconstruction import Reconstruction, reconstruct, target_of
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,10 @@ class Sparsify(Stage):
 
     def _dense(self, view: ModelView) -> list[Named]:
         return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]
+
+    def savings(self, view: ModelView) -> tuple[int, int] | None:
+        """Shapes decide it where every weight gets the same sparsity."""
+        return None if self.allocation == "loss" else planned_savings(self, view)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Decide how many groups each weight keeps.

@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.allocation.restriction import Restriction
-from spqlm.checkpoint.alignment import align
+from spqlm.checkpoint.alignment import aligned_files
 from spqlm.checkpoint.bars import our_bars
 from spqlm.checkpoint.quantizer import attach
 from spqlm.checkpoint.verify import check_logits, fixed_logits
+from spqlm.model.mapped import watch
 from spqlm.model.memory import weight_file_bytes
 from spqlm.model.view import ModelView
 from spqlm.sources.load import load_model
@@ -41,10 +42,8 @@ class PretrainedTarget(Target):
         max_shard_size: str,
     ) -> int:
         """As `save_pretrained`, and tensors at cache lines."""
-        with our_bars():
+        with our_bars(), aligned_files():
             model.save_pretrained(place, max_shard_size=max_shard_size)
-        for file in place.glob("*.safetensors"):
-            align(file)
         if tokenizer is not None:
             tokenizer.save_pretrained(place)
         return weight_file_bytes(place)
@@ -55,6 +54,7 @@ class PretrainedTarget(Target):
         if model.device.type != "cpu":
             options["device_map"] = str(model.device)
         reloaded = load_model(place, **options).model
+        watch(ModelView(reloaded))
         check_logits(fixed_logits(model), fixed_logits(reloaded))
         return "reloaded it and compared its logits"
 

@@ -1,0 +1,84 @@
+"""`spq plan MODEL`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spqlm.cli.choices import TEXTS, one_of, recipes
+from spqlm.cli.options import Dtype, Json, Memory, Model
+from spqlm.cli.output import as_json as json_of
+from spqlm.cli.output import deliver
+from spqlm.cli.tables import show, table
+from spqlm.units import megabytes
+
+if TYPE_CHECKING:
+    from spqlm.checkpoint.manifest import Forecast
+
+GROUP = "Compress"
+EXAMPLES = ("spq plan demo --target-size 90MB", "spq plan ./my-model --memory 8GB")
+
+
+def command(
+    model: Model,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a recipe, or a YAML file.",
+            show_default="default",
+            autocompletion=one_of(recipes()),
+        ),
+    ] = None,
+    target_size: Annotated[
+        str | None, typer.Option(help="As for `spq compress`.", show_default=False)
+    ] = None,
+    target_ratio: Annotated[
+        str | None, typer.Option(help="As for `spq compress`.", show_default=False)
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="As for `spq compress`.",
+            show_default="the recipe's",
+            autocompletion=one_of(("builtin", "model", *TEXTS[1:])),
+        ),
+    ] = None,
+    recover: Annotated[
+        bool, typer.Option("--recover/--no-recover", help="Train, as the recipe says.")
+    ] = True,
+    dtype: Dtype = "auto",
+    memory: Memory = None,
+    as_json: Json = False,
+) -> None:
+    """Say what compressing MODEL would take: size, memory and disk. Reads no weights.
+
+    Refuses a target that cannot be reached, and a limit of memory that is too low. `spq compress
+    --dry-run` decides on every weight, which takes longer.
+    """
+    from spqlm.pipeline import foretell
+
+    found = foretell(
+        model,
+        recipe=recipe,
+        target_size=target_size,
+        target_ratio=target_ratio,
+        calibration=calibration,
+        recover=recover,
+        dtype=dtype,
+        memory=memory,
+    )
+    if not deliver(json_of(found), as_json):
+        _show(found)
+
+
+def _show(found: "Forecast") -> None:
+    rows = table("plan", "", "about")
+    unknown = "not known without weights"
+    rows.add_row("weight files", unknown if found.disk is None else megabytes(found.disk))
+    if found.smallest is not None and found.smallest != found.disk:
+        rows.add_row("smallest target", megabytes(found.smallest))
+    rows.add_row("peak memory", megabytes(found.peak))
+    if found.states:
+        rows.add_row("hidden states on disk meanwhile", megabytes(found.states))
+    show(rows)
+    if found.layer_by_layer:
+        show("The model is read one layer at a time.")

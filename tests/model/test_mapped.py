@@ -1,0 +1,77 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers import logits, tiny_model
+
+from spqlm.model.mapped import bounded, is_bounded, mark, release, supported, watch
+from spqlm.model.view import ModelView
+from spqlm.sources.load import load_model
+
+pytestmark = pytest.mark.skipif(not supported(), reason="memory of files is not told here")
+
+
+@pytest.fixture
+def directory(tmp_path):
+    model = tiny_model(hidden_size=512, intermediate_size=2048, num_attention_heads=8)
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def resident(directory):
+    """Bytes of the files in a directory that are in this process's memory."""
+    found, counted = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0]:
+            counted = line.endswith(".safetensors") and str(directory) in line
+        elif counted and words[0] == "Rss:":
+            found += int(words[1]) * 1024
+    return found
+
+
+def bytes_of(module):
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def test_a_layer_is_given_back_when_it_is_through(directory):
+    with bounded():
+        model = load_model(directory).model
+        assert resident(directory) < bytes_of(model) / 4  # looked at for NaN, and given back
+        unwatched = logits(model)
+        assert resident(directory) > bytes_of(model) / 2
+        watch(ModelView(model))
+        assert torch.equal(logits(model), unwatched)
+        assert resident(directory) < bytes_of(model.model.layers[0])
+    assert torch.equal(logits(model), unwatched)
+    assert resident(directory) > bytes_of(model) / 2  # nobody watches any more
+
+
+def test_what_was_changed_stays(directory):
+    with bounded():
+        model = load_model(directory).model
+        weight = model.model.layers[0].mlp.up_proj.weight
+        with torch.no_grad():
+            weight.mul_(2)
+        changed, copied = weight.clone(), copy.deepcopy(model)
+        release(model.parameters())
+        release(copied.parameters())
+        assert torch.equal(weight, changed)
+        assert all(map(torch.equal, model.parameters(), copied.parameters()))
+
+
+def test_what_is_no_file_is_counted(directory):
+    with bounded():
+        assert mark(load_model(directory).model) == 0
+        halved = load_model(directory, dtype="bfloat16").model
+        assert mark(halved) == bytes_of(halved)
+
+
+def test_nothing_is_released_outside(directory):
+    model = load_model(directory).model
+    assert not is_bounded()
+    logits(model)
+    held = resident(directory)
+    release(model.parameters())
+    assert resident(directory) == held > bytes_of(model) / 2

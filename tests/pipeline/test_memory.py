@@ -1,0 +1,95 @@
+"""Models that are larger than memory: the same result, layer by layer."""
+
+import pytest
+import torch
+from tests.pipeline.files import contents, refused
+
+import spqlm
+import spqlm.forecast
+import spqlm.pipeline
+from spqlm.cache import UNFINISHED
+from spqlm.checkpoint.manifest import read_manifest
+from spqlm.recipe import Recipe
+
+RECORDS = ("spq_manifest.json", "README.md")  # with times
+
+
+@pytest.fixture
+def budget(text_file):
+    calibration = {"source": str(text_file), "windows": 8, "context": 24}
+    stage = {
+        "formats": [{"int3": {"group_size": 32}}, {"int4": {"group_size": 32}}, "int8"],
+        "embedding_formats": [{"int4": {"group_size": 32}}, "int8"],
+        "reconstruction": {"steps": 4, "check_every": 2},
+    }
+    return Recipe.from_dict({"calibration": calibration, "stages": [{"budget": stage}]})
+
+
+def weights(directory):
+    return {name: found for name, found in contents(directory).items() if name not in RECORDS}
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """Nothing is free, so that whatever can be read layer by layer is."""
+    monkeypatch.setattr(spqlm.forecast, "_free", lambda: 0)
+
+
+@pytest.mark.parametrize("ending", [[], ["distill"]])
+def test_layer_by_layer_the_result_is_the_same(
+    source, tmp_path, budget, ending, monkeypatch, no_room
+):
+    ending = [{"distill": {"steps": 2, "context": 16, "held_out": 2}} for _ in ending]
+    fields = budget.to_dict()
+    recipe = Recipe.from_dict({**fields, "stages": [*fields["stages"], *ending]})
+    found = spqlm.compress(source, tmp_path / "small", recipe=recipe, target_ratio=0.3)
+    assert found.manifest.forecast.layer_by_layer
+    monkeypatch.undo()
+    monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "another"))
+    whole = spqlm.compress(source, tmp_path / "whole", recipe=recipe, target_ratio=0.3)
+    assert not whole.manifest.forecast.layer_by_layer
+    assert weights(tmp_path / "small") == weights(tmp_path / "whole")
+    states = (found.model.state_dict(), whole.model.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not (tmp_path / f"small{UNFINISHED}").exists()
+    assert not any(module._forward_hooks for module in found.model.modules())
+
+
+def test_what_was_foretold_is_in_the_manifest(source, tmp_path, budget):
+    spqlm.compress(source, tmp_path / "out", recipe=budget, target_ratio=0.3)
+    manifest = read_manifest(tmp_path / "out")
+    foretold, disk = manifest.forecast, manifest.sizes.disk
+    assert foretold.smallest <= disk <= foretold.disk < 1.25 * disk
+    peak = max(stage.peak_bytes for stage in manifest.stages)
+    assert abs(foretold.peak - peak) < 0.4 * peak
+
+
+def test_a_limit_that_is_too_low_is_refused_before_anything_is_loaded(
+    source, tmp_path, monkeypatch, budget
+):
+    monkeypatch.setattr(spqlm.pipeline, "load_model", lambda *_a, **_o: pytest.fail("loaded"))
+    options = {"recipe": budget, "target_ratio": 0.6}
+    refused(
+        source, tmp_path / "out", memory="20MB", match=r"one layer at a time; give more", **options
+    )
+    refused(
+        source,
+        tmp_path / "out",
+        memory="20MB",
+        dtype="bfloat16",
+        match="cannot be read one layer at a time: its files hold another dtype",
+        **options,
+    )
+    refused(source, tmp_path / "out", memory="much", match="is not a size", **options)
+
+
+def test_a_target_out_of_reach_is_refused_before_anything_is_loaded(
+    source, tmp_path, monkeypatch, budget
+):
+    monkeypatch.setattr(spqlm.pipeline, "load_model", lambda *_a, **_o: pytest.fail("loaded"))
+    refused(source, tmp_path / "out", recipe=budget, target_size="9KB", match="cannot be reached")
+
+
+def test_a_limit_does_not_go_with_an_object(model, budget):
+    refused(model, recipe=budget, memory="8GB", match="not for objects")
