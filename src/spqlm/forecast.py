@@ -9,6 +9,7 @@ from spqlm.checkpoint.manifest import Forecast
 from spqlm.errors import SpqError
 from spqlm.model.activation_checkpointing import HELD_BYTES, held_bytes
 from spqlm.model.view import ModelView
+from spqlm.numerics.threads import at_once
 from spqlm.recipe import Recipe
 from spqlm.sources.outline import Outline
 from spqlm.units import gigabytes
@@ -18,7 +19,7 @@ PROCESS = 450_000_000
 # Float32 tables of an embedding's size that are held while it is priced, or rounded.
 TABLES = 5
 # Of a float32 [in, in] matrix of a layer's weight: sums and means of two sets of windows, the
-# matrix to round by and its factor; and of the widest, what is held in float64 to invert it.
+# matrix to round by and its factor; and of those that are inverted at once, what float64 takes.
 MATRICES, INVERTED = 6, 6
 
 
@@ -105,7 +106,9 @@ class _Needs:
         held = held_bytes(view, text.context)
         gradients = any(found.sensitivities for found in needs)
         walks = any(found.any_windows for found in needs)
-        ins = [leaf.module.in_features for leaf in view.layers[0].leaves] if walks else [0]
+        leaves = view.layers[0].leaves if walks else []
+        squares = sorted(leaf.module.in_features**2 for leaf in leaves)
+        together = max(at_once(leaf.entries for leaf in leaves), 1)
         table = view.embedding.module.weight.numel()
         trains = any(
             stage.trains or found.dense for stage, found in zip(recipe.stages, needs, strict=True)
@@ -118,7 +121,7 @@ class _Needs:
             activations_of_layer=2 * held // len(layers),
             layer=layer,
             outer=_bytes_of(view.embedding.module, view.lm_head.module),
-            matrices=4 * (MATRICES * sum(n * n for n in ins) + INVERTED * max(ins) ** 2),
+            matrices=4 * (MATRICES * sum(squares) + INVERTED * sum(squares[-together:])),
             tables=4 * TABLES * table if gradients else 4 * table,
             training=16 * sum(map(_bytes, layers)) // size if trains else 0,
         )

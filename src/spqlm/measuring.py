@@ -15,6 +15,7 @@ from spqlm.evaluation import evaluate as run_task
 from spqlm.evaluation.protocols import DEFAULT, protocol
 from spqlm.evaluation.tasks import FEW_SHOT_SEED
 from spqlm.sources.load import load_model
+from spqlm.sources.pretrained import running
 
 
 def evaluate(
@@ -95,22 +96,23 @@ def evaluate(
         dense = Reference(str(against), optimize(other))
     manifest = loaded.manifest
     journal = open_journal(loaded.model, cache_directory()) if cache else None
-    results = [
-        run_task(
-            loaded.model,
-            loaded.tokenizer,
-            name,
-            context=laid.context,
-            stride=laid.stride,
-            bos=laid.bos,
-            limit=limit,
-            windows=windows,
-            chat=chat,
-            seed=seed,
-            reference=dense,
-            fingerprints=manifest.fingerprints if manifest else (),
-            journal=journal,
-        )
-        for name in names
-    ]
+    with running(str(model)):
+        results = [
+            run_task(
+                loaded.model,
+                loaded.tokenizer,
+                name,
+                context=laid.context,
+                stride=laid.stride,
+                bos=laid.bos,
+                limit=limit,
+                windows=windows,
+                chat=chat,
+                seed=seed,
+                reference=dense,
+                fingerprints=manifest.fingerprints if manifest else (),
+                journal=journal,
+            )
+            for name in names
+        ]
     return Evaluation(model=str(model), int8_activations=int8_activations, tasks=tuple(results))

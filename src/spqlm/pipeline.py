@@ -24,6 +24,7 @@ from spqlm.kernels.widening import widened_products
 from spqlm.layerwise.gradients import LayerByLayer
 from spqlm.model.digest import weights_digest
 from spqlm.model.experts import open_experts
+from spqlm.model.limits import check_tokenizer
 from spqlm.model.mapped import bounded, is_bounded, watch
 from spqlm.model.memory import PeakMemory, resident_bytes
 from spqlm.model.view import ModelView
@@ -132,6 +133,7 @@ def compress(
         digest = weights_digest(loaded.model)
         loaded.source = loaded.source.model_copy(update={"digest": digest})
         if tokenizer is not None:
+            check_tokenizer(loaded.model, tokenizer)
             loaded.tokenizer = tokenizer
         if ratio is not None:
             steps = steps.within(int(ratio * loaded.source.bytes))

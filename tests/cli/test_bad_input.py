@@ -4,7 +4,8 @@ import sys
 
 import pytest
 from tests.cli.files import contents
-from transformers import BertConfig, BertForMaskedLM
+from tests.helpers import tiny_model, tiny_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 import spqlm
 from spqlm.cli import main
@@ -15,6 +16,8 @@ def write_recipe(path, text):
     return path
 
 
+LONG = "x" * 300
+BLANK = '{"question": "a", "choices": ["", "b"], "label": 0}'
 BAD = {
     "model": lambda d: (("compress", d / "nowhere", d / "out"), "does not exist"),
     "encoder": lambda d: (("compress", d / "bert", d / "out"), "not a causal language model"),
@@ -103,6 +106,58 @@ BAD = {
     ),
     "chat": lambda d: (("generate", d / "source", "--prompt", "a", "--chat"), "no chat template"),
     "inspect": lambda d: (("inspect", d), "not a checkpoint"),
+    "inspected name": lambda d: (("inspect", LONG), "File name too long"),
+    "reported name": lambda d: (("report", LONG), "File name too long"),
+    "compared name": lambda d: (
+        ("compare", d / "source", LONG, "--sizes", "1MB"),
+        "File name too long",
+    ),
+    "written name": lambda d: (("eval", d / "source", "--output", LONG), "File name too long"),
+    "page's name": lambda d: (
+        ("report", d / "source", "--output", f"{LONG}.html"),
+        "File name too long",
+    ),
+    "written device": lambda d: (("eval", d / "source", "--output", "/dev/null"), "a device"),
+    "written nowhere": lambda d: (("eval", d / "source", "--output", "/proc/x"), "/proc/x"),
+    "name in bytes": lambda d: (("compress", d / "source", "out-\udcff"), "no name in UTF-8"),
+    "seed": lambda d: (("compress", d / "source", d / "out", "--seed", 2**32), "--seed must be"),
+    "drawn seed": lambda d: (("eval", d / "source", "--seed", 2**64), "--seed must be"),
+    "written seed": lambda d: (("generate", d / "source", "--prompt", "a", "--seed", -1), "--seed"),
+    "cpu": lambda d: (("compress", d / "source", d / "out", "--device", "cpu:7"), "one cpu"),
+    "empty shards": lambda d: (
+        ("compress", d / "source", d / "out", "--max-shard-size", "0MB"),
+        "--max-shard-size '0MB'",
+    ),
+    "endless shards": lambda d: (
+        ("compress", d / "source", d / "out", "--max-shard-size", "9" * 400 + "GB"),
+        "is not a size",
+    ),
+    "no context": lambda d: (
+        ("eval", d / "source", "--context", 0),
+        "--context must be at least 1",
+    ),
+    "compared context": lambda d: (
+        ("compare", d / "source", d / "out", "--sizes", "1MB", "--context", 4096),
+        "128 positions",
+    ),
+    "compared calibration": lambda d: (
+        ("compare", d / "source", d / "out", "--sizes", "1MB", "--calibration", "nosuch"),
+        "no text source 'nosuch'",
+    ),
+    "blank choices": lambda d: (
+        (
+            *("eval", d / "source", "--tasks"),
+            f"piqa={write_recipe(d / 'b.jsonl', BLANK)}",
+        ),
+        "line 1: choices.0",
+    ),
+}
+BAD |= {
+    f"temperature {value}": lambda d, value=value: (
+        ("generate", d / "source", "--prompt", "a", "--temperature", value),
+        "--temperature must be 0, or from",
+    )
+    for value in ("inf", "nan", "1e-320", "1e9", "-1")
 }
 
 
@@ -140,3 +195,56 @@ def test_debug_raises_the_error_itself(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(spqlm.SpqError, match="does not exist"):
         main()
+
+
+def test_a_tokenizer_of_another_model_is_refused(run, tmp_path, text_file):
+    model, out = tmp_path / "small", tmp_path / "out"
+    tiny_model(vocab_size=64).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    for command in (
+        ("compress", model, out),
+        ("eval", model, "--context", 32),
+        ("generate", model, "--prompt", "a"),
+    ):
+        code, printed, err = run(*command)
+        assert (code, printed) == (1, "") and not out.exists()
+        assert err == (
+            "spq: error: the tokenizer has 259 tokens and the model 64: use the tokenizer that "
+            "belongs to the model.\n"
+        )
+
+
+def test_a_model_that_cannot_run_says_why(run, tmp_path):
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        **{"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 1, "num_experts": 4},
+        **{"num_experts_per_tok": 8, "moe_intermediate_size": 16, "intermediate_size": 32},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
+    )
+    model = tmp_path / "moe"
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    for command in (("generate", model, "--prompt", "a"), ("eval", model, "--context", 32)):
+        code, _, err = run(*command)
+        assert code == 1
+        assert f"model '{model}' fails as it runs: " in err.splitlines()[-1]
+
+
+def test_a_model_without_a_context_writes(run, tmp_path):
+    config = AutoConfig.for_model(
+        "mamba", vocab_size=260, hidden_size=32, num_hidden_layers=1, state_size=8
+    )
+    model = tmp_path / "mamba"
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    code, out, _ = run("generate", model, "--prompt", "a", "--max-new-tokens", 2)
+    assert code == 0 and out.startswith("a")
+
+
+def test_a_checkpoint_is_measured_against_the_model_it_was_made_from(run, int8, source, tmp_path):
+    tiny_model(vocab_size=512).save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    code, _, err = run("inspect", int8, "--against", tmp_path / "other", "--context", 32)
+    assert code == 1 and "was not made from" in err and "vocab_size" in err
+    code, _, err = run("inspect", int8, "--against", source, "--context", 999)
+    assert code == 1 and "128 positions" in err

@@ -18,6 +18,7 @@ from spqlm.model.tying import tie_head
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import embedding_of, float_dtype, linear_of
 from spqlm.numerics.metric import Metric
+from spqlm.numerics.threads import share_out
 from spqlm.progress import track
 from spqlm.training.reconstruction import Reconstruction, reconstruct, target_of
 
@@ -59,8 +60,12 @@ def apply_changes(
         layer = step.layer
         leaves = [named for named in layer.leaves if named.name in chosen]
         [metrics] = layer_metrics(step, statistics.sensitivities, [everything])
-        for named in leaves:
-            module = _changed(named, chosen[named.name], metrics[named.name], menu)
+
+        def module_for(named: Named, metrics: Mapping[str, Metric] = metrics) -> nn.Module:
+            return _changed(named, chosen[named.name], metrics[named.name], menu)
+
+        modules = share_out(module_for, leaves, lambda named: named.entries, step.states.device)
+        for named, module in zip(leaves, modules, strict=True):
             step.replace(named.name, module)
         writer = layer.writer
         worth = _narrow_loss([chosen[named.name] for named in leaves], reconstruction.most_bits)

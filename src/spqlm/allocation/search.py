@@ -10,7 +10,7 @@ from torch import nn
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.pricing import Pricer
 from spqlm.allocation.shapes import Shape, shapes
-from spqlm.allocation.units import NO_TIES, Unit
+from spqlm.allocation.units import NO_TIES, Part, Unit
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
 from spqlm.layerwise.loop import LayerLoop, Sink
@@ -24,6 +24,7 @@ from spqlm.layerwise.metrics import (
 from spqlm.model.families import Prunable
 from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.numerics.knapsack import Alternative, smallest, worth_of_a_byte
+from spqlm.numerics.threads import share_out
 
 Shares = Mapping[Prunable, tuple[float, ...]]
 
@@ -98,7 +99,15 @@ class Search:
         found: dict[str, list[Unit]] = {layer.name: [] for layer in self.view.layers}
 
         def price(layer: LayerView, pricer: Pricer) -> None:
-            found[layer.name] += [self._unit(layer, kind, pricer) for kind in self.shares]
+            members = [n for kind in self.shares for n in self._members(layer, kind)]
+            parts = share_out(
+                lambda named: pricer.part(named, Shape()),
+                members,
+                lambda named: named.entries,
+                self.view.model.device,
+            )
+            whole = dict(zip((named.name for named in members), parts, strict=True))
+            found[layer.name] += [self._unit(layer, kind, pricer, whole) for kind in self.shares]
 
         everything = {layer: set(self._sensitivities) for layer in found}
         self._walk(everything, price, "pricing", self._sink(found))
@@ -158,10 +167,15 @@ class Search:
             metrics = layer_metrics(step, wanted, self._weightings)
             price(step.layer, Pricer(self.menu, *metrics))
 
-    def _unit(self, layer: LayerView, kind: Prunable, pricer: Pricer) -> Unit:
-        members = [named for named in layer.leaves if named.role == kind]
-        members = [named for named in members if named.name in self._sensitivities]
-        whole = [pricer.part(named, Shape()) for named in members]
+    def _members(self, layer: LayerView, kind: Prunable) -> list[Named]:
+        found = [named for named in layer.leaves if named.role == kind]
+        return [named for named in found if named.name in self._sensitivities]
+
+    def _unit(
+        self, layer: LayerView, kind: Prunable, pricer: Pricer, parts: Mapping[str, Part]
+    ) -> Unit:
+        members = self._members(layer, kind)
+        whole = [parts[named.name] for named in members]
         sides = {named.name for named, _ in layer.sides(kind)}
         if not sides or sides != {named.name for named in members}:
             return Unit.of(whole, [])

@@ -42,6 +42,7 @@ def check_output(out: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -
         SpqError: `out` is a file, or a directory that is not empty and may not be overwritten, or
             in which an input lies, or whose name the system does not take.
     """
+    _check_name(out)
     try:
         _put_back(out)
         _remove_left(out)
@@ -49,8 +50,7 @@ def check_output(out: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -
             raise SpqError(f"output {str(out)!r} exists and is not a directory")
         filled = out.is_dir() and any(out.iterdir())
     except OSError as error:
-        shown = str(out) if len(str(out)) < 80 else f"{str(out)[:80]}..."
-        raise SpqError(f"output {shown!r} cannot be used: {error.strerror}") from None
+        raise SpqError(f"output {_short(out)!r} cannot be used: {error.strerror}") from None
     if filled and not overwrite:
         raise SpqError(
             f"output directory {str(out)!r} is not empty; pass --overwrite to replace it"
@@ -61,6 +61,13 @@ def check_output(out: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -
                 f"output {str(out)!r} holds {str(kept)!r}, which replacing it would delete; name "
                 "another directory"
             )
+
+
+def _check_name(out: Path) -> None:
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise SpqError(f"output {_short(out)!r} is no name in UTF-8; choose another") from None
 
 
 def _lies_in(name: str, out: Path) -> bool:
@@ -76,6 +83,7 @@ def check_output_file(out: Path, *, overwrite: bool) -> None:
     Raises:
         SpqError: `out` is a directory, or a file that may not be overwritten.
     """
+    _check_name(out)
     if out.is_dir():
         raise SpqError(f"output {str(out)!r} is a directory, but one file is written; name a file")
     if out.exists() and not overwrite:
@@ -150,14 +158,61 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def check_text_file(file: Path, what: str) -> None:
+    """Refuse, before minutes of work, a place where `write_text` could not write.
+
+    Args:
+        file: to be written later.
+        what: it is, for the message.
+
+    Raises:
+        SpqError: it is a directory or a device, or the system takes no new file there.
+    """
+    shown = f"{what} {_short(file)!r}"
+    try:
+        if file.exists() and not file.is_file():
+            raise SpqError(f"{shown} is a directory or a device; name a file")
+        if not file.absolute().parent.is_dir():
+            raise SpqError(f"{shown} lies in a directory that does not exist; name a file")
+        partial = _beside_file(file)
+        try:
+            partial.touch(exist_ok=False)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SpqError(f"{shown} cannot be written: {reason}") from error
+
+
 def write_text(file: Path, text: str) -> None:
-    """Write a UTF-8 file that appears whole or not at all."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    """Write a UTF-8 file that appears whole or not at all.
+
+    Raises:
+        SpqError: the disk is full, or the file cannot be written there.
+    """
+    partial = _beside_file(file)
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(file)
+    except OSError as error:
+        raise SpqError(f"cannot write {_short(file)!r}: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _beside_file(file: Path) -> Path:
+    """A free name for what will be `file`; what killed runs left there is removed."""
+    stem = f".{file.name[:100]}{PARTIAL}"
+    for old in file.parent.glob(f"{glob.escape(stem)}{8 * '[0-9a-f]'}"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > SETTLED_SECONDS:
+                old.unlink()
+    return file.with_name(f"{stem}{secrets.token_hex(4)}")
+
+
+def _short(path: Path) -> str:
+    return str(path) if len(str(path)) < 80 else f"{str(path)[:80]}..."
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from typing import Any
 
 import typer
 
+from spqlm.cli.failures import sentence
 from spqlm.cli.terminal import StandardError, quiet_transformers, survive_ascii
-from spqlm.errors import SpqError
+from spqlm.cli.threads import bound_spinning
 from spqlm.names import visible
 from spqlm.versions import versions
 
@@ -78,29 +79,33 @@ def _terminate(_signal: int, _frame: Any) -> None:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 on success, 1 on bad input, 130 when interrupted."""
+    """Run the command line and exit: 0 on success, 1 on an error, 130 when interrupted."""
     signal.signal(signal.SIGTERM, _terminate)
     debug = "--debug" in sys.argv
     survive_ascii()
+    bound_spinning()
     quiet_transformers()
     try:
         app(prog_name="spq")
-    except SpqError as error:
+    except Exception as error:
         if debug:
             raise
-        print(f"spq: error: {visible(str(error))}", file=sys.stderr)
+        print(f"spq: {visible(sentence(error, _command()))}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as stop:
         # Typer turns the interrupt of a command into this code, and says nothing.
         if stop.code == INTERRUPTED:
-            print(f"spq: interrupted; {_kept(sys.argv[1:])}", file=sys.stderr)
+            print(f"spq: interrupted; {_kept(_command())}", file=sys.stderr)
         raise
 
 
-def _kept(arguments: list[str]) -> str:
+def _command() -> str:
+    return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+
+
+def _kept(command: str) -> str:
     """What is left of a command that was interrupted."""
-    command = next((word for word in arguments if not word.startswith("-")), "")
-    if command == "compare" or (command == "eval" and "--no-cache" not in arguments):
+    if command == "compare" or (command == "eval" and "--no-cache" not in sys.argv):
         return "the results so far are kept; run the same command to continue"
     if command == "compress":
         return "nothing was written; run the same command to continue after what is finished"

@@ -121,10 +121,10 @@ def command(
         dtype=dtype,
         device=device,
     )
+    check_output(out, overwrite=True)
     # An earlier comparison may be gone on with; anything else that is there may not be touched.
     if not (out / CELLS).is_dir() and out.is_dir() and any(out.iterdir()):
         raise SpqError(f"{str(out)!r} is not empty and holds no comparison; name a new directory")
-    check_output(out, overwrite=True)
     cells = compare(model, out, wanted, asked, settings, keep=keep)
     everything = json_of(Comparison(model=model, cells=cells))
     write_text(out / "comparison.json", everything + "\n")

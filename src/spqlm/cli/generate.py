@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spqlm.cli.options import Device, Dtype, Model, Seed, TrustRemoteCode
+from spqlm.cli.options import Device, Dtype, Model, Seed, TrustRemoteCode, warmth
 from spqlm.errors import SpqError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def command(
         typer.Option(min=1, help="Most tokens to write.", show_default="128, within the context"),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 takes the likeliest token every time.")
+        float, typer.Option(help="0 takes the likeliest token every time.", callback=warmth)
     ] = 0.0,
     chat: Annotated[
         bool,
@@ -52,7 +52,9 @@ def command(
 
     from spqlm.data.chat import render
     from spqlm.decoding.optimize import optimize
+    from spqlm.model.limits import check_vocabulary
     from spqlm.sources.load import load_model
+    from spqlm.sources.pretrained import running
 
     loaded = load_model(model, dtype=dtype, device_map=device, trust_remote_code=trust_remote_code)
     tokenizer = loaded.tokenizer
@@ -68,12 +70,13 @@ def command(
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
     most = _most_new_tokens(loaded.model, inputs["input_ids"], max_new_tokens)
+    check_vocabulary(loaded.model, inputs["input_ids"])
     if not chat:
         print(prompt, end="", flush=True)
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     writer: Any = optimize(loaded.model)
-    with torch.inference_mode():
+    with running(model), torch.inference_mode():
         writer.generate(
             input_ids=inputs["input_ids"].to(writer.device),
             attention_mask=inputs["attention_mask"].to(writer.device),
@@ -88,12 +91,15 @@ def _most_new_tokens(
     model: "PreTrainedModel", input_ids: "torch.Tensor", wanted: int | None
 ) -> int:
     """Tokens that fit behind the prompt."""
-    prompt, context = input_ids.shape[-1], model.config.max_position_embeddings
+    from spqlm.model.limits import room
+
+    prompt = input_ids.shape[-1]
     if not prompt:
         raise SpqError("--prompt has no tokens; give some text to continue")
-    if prompt + (wanted or 1) > context:
+    left = room(model, prompt)
+    if left < (wanted or 1):
         raise SpqError(
             f"the prompt has {prompt} tokens and {wanted or 1} more are asked for, "
-            f"but the model's context is {context}; ask for less"
+            f"but the model's context is {prompt + left}; ask for less"
         )
-    return context - prompt
+    return left

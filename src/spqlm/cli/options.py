@@ -9,6 +9,11 @@ import typer
 from spqlm.cli.choices import DEVICES, DTYPES, PROTOCOLS, models, one_of
 from spqlm.errors import SpqError
 
+# What NumPy, and so transformers, takes.
+LARGEST_SEED = 2**32 - 1
+# Beyond these every token is alike, or the likeliest is the only one.
+TEMPERATURES = (0.001, 1000.0)
+
 # Panels of a command's help, as options stand in.
 MEASURED, MACHINE, OUTPUT = "What is measured", "Arithmetic and machine", "Output"
 
@@ -21,12 +26,33 @@ def _known_dtype(value: str) -> str:
     return value
 
 
+def _seed(value: int) -> int:
+    if not 0 <= value <= LARGEST_SEED:
+        raise SpqError(f"--seed must be from 0 to {LARGEST_SEED}, got {value}")
+    return value
+
+
+def warmth(value: float) -> float:
+    """A temperature that sampling can be done at.
+
+    Raises:
+        SpqError: it is not; names the range.
+    """
+    least, most = TEMPERATURES
+    if value and not least <= value <= most:
+        raise SpqError(f"--temperature must be 0, or from {least} to {most:g}, got {value}")
+    return value
+
+
 def _present_device(value: str | None) -> str | None:
     if value is not None:
         import torch
 
         try:
             torch.empty(1, device=value).item()
+            asked = torch.device(value)
+            if asked.type == "cpu" and asked.index:
+                raise RuntimeError("there is one cpu, which has no number")
         except (RuntimeError, AssertionError) as error:
             reason = str(error).strip().split("\n")[0]
             raise SpqError(f"--device {value!r} cannot be used here: {reason}") from None
@@ -34,7 +60,7 @@ def _present_device(value: str | None) -> str | None:
 
 
 def _readable_size(value: str) -> str:
-    if not re.fullmatch(r"\d+(\.\d+)?(KB|MB|GB|TB)", value):
+    if not re.fullmatch(r"[1-9]\d{0,8}(\.\d+)?(KB|MB|GB|TB)", value):
         raise SpqError(f"--max-shard-size {value!r} is not a size such as 500MB or 4GB")
     return value
 
@@ -47,9 +73,10 @@ def _positive(option: typer.CallbackParam, value: int | None) -> int | None:
 
 def _writable(option: typer.CallbackParam, value: Path | None) -> Path | None:
     """Before minutes of work whose result could not be written."""
-    if value is not None and (value.is_dir() or not value.absolute().parent.is_dir()):
-        reason = "is a directory" if value.is_dir() else "lies in a directory that does not exist"
-        raise SpqError(f"{option.opts[0]} {str(value)!r} {reason}; name a file")
+    if value is not None:
+        from spqlm.checkpoint.atomic import check_text_file
+
+        check_text_file(value, option.opts[0])
     return value
 
 
@@ -73,7 +100,10 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(help="Directory of a checkpoint.", metavar="OUT", show_default=False),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=MACHINE)]
+Seed = Annotated[
+    int,
+    typer.Option(help="Seed of everything random.", callback=_seed, rich_help_panel=MACHINE),
+]
 Dtype = Annotated[
     str,
     typer.Option(
@@ -158,7 +188,10 @@ Protocol = Annotated[
 Context = Annotated[
     int | None,
     typer.Option(
-        help="Tokens in each window.", show_default="the protocol's", rich_help_panel=MEASURED
+        help="Tokens in each window.",
+        show_default="the protocol's",
+        callback=_positive,
+        rich_help_panel=MEASURED,
     ),
 ]
 Bos = Annotated[

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spqlm.errors import SpqError
-
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -25,13 +23,10 @@ def deliver(text: str, printed: bool, file: Path | None = None) -> bool:
     Raises:
         SpqError: the file cannot be written.
     """
-    from spqlm.checkpoint.atomic import write_text
-
     if file is not None:
-        try:
-            write_text(file, text + "\n")
-        except OSError as error:
-            raise SpqError(f"cannot write {str(file)!r}: {error.strerror}") from error
+        from spqlm.checkpoint.atomic import write_text
+
+        write_text(file, text + "\n")
     if printed:
         print(text)
     return printed

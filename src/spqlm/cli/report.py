@@ -86,15 +86,18 @@ def command(
 
     The page needs no other file and no network.
     """
-    from spqlm.checkpoint.atomic import write_text
+    from spqlm.checkpoint.atomic import check_text_file, write_text
     from spqlm.report.document import document
     from spqlm.report.evidence import read_evidence
     from spqlm.report.page import html, markdown
     from spqlm.report.samples import write_samples
 
     page = output or directory / "report.html"
-    if page.suffix != ".html" or page.is_dir() or not page.absolute().parent.is_dir():
-        raise SpqError(f"--output {str(page)!r} must be an .html file in a directory that exists")
+    if page.suffix != ".html":
+        raise SpqError(f"--output {str(page)[:80]!r} must be an .html file")
+    if output is not None:
+        for file in (page, page.with_suffix(".md")):
+            check_text_file(file, "--output")
     files = [Path(name.strip()) for name in results.split(",") if name.strip()]
     evidence = read_evidence(directory, files, comparison, bench, modules)
     written = None
@@ -103,11 +106,8 @@ def command(
         written = write_samples(compared, _prompts(prompts), tokens)
     made = document(evidence, written)
     card = page.with_suffix(".md")
-    try:
-        write_text(page, html(made))
-        write_text(card, markdown(made))
-    except OSError as error:
-        raise SpqError(f"cannot write {str(page)!r}: {error.strerror}") from error
+    write_text(page, html(made))
+    write_text(card, markdown(made))
     show(f"Wrote {page} and {card}")
 
 

@@ -13,10 +13,14 @@ from spqlm.checkpoint.manifest import Manifest, read_manifest
 from spqlm.comparison.cells import Cell, cell_name, command, is_matched, read_cell
 from spqlm.comparison.methods import METHODS, Candidate, Inventory, inventory
 from spqlm.comparison.models import MODELS, make, place
+from spqlm.data import GENERATED, load_text
+from spqlm.data.hub import HUB_TEXTS
 from spqlm.decoding.optimize import optimize
 from spqlm.errors import SpqError
 from spqlm.evaluation import Reference, TaskResult, check_tasks, evaluate, open_journal
 from spqlm.evaluation.journal import digest
+from spqlm.evaluation.tasks import is_text
+from spqlm.model.limits import check_context
 from spqlm.model.view import ModelView
 from spqlm.pipeline import compress
 from spqlm.progress import track
@@ -85,9 +89,13 @@ def compare(
         SpqError: an unknown task or missing data, or a model that cannot be compared.
     """
     check_tasks(settings.tasks)
+    if settings.calibration not in (GENERATED, *HUB_TEXTS):
+        load_text(settings.calibration, "calibration")
     dense = load_model(model, dtype=settings.dtype, device_map=settings.device)
     if dense.tokenizer is None:
         raise SpqError(f"model {model!r} has no tokenizer, which evaluation needs")
+    if any(map(is_text, settings.tasks)):
+        check_context(dense.model, settings.context)
     view = ModelView(dense.model)
     if view.quantized:
         raise SpqError(f"model {model!r} is compressed already; compare methods on the original")

@@ -16,8 +16,10 @@ from spqlm.errors import SpqError
 
 Document = dict[str, Any]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_Options = Annotated[list[str], Field(min_length=2, max_length=len(LETTERS))]
-_Answers = Annotated[list[str], Field(min_length=1)]
+# With something to read: lm-eval cannot score an empty one.
+_Text = Annotated[str, Field(pattern=r"\S")]
+_Options = Annotated[list[_Text], Field(min_length=2, max_length=len(LETTERS))]
+_Answers = Annotated[list[_Text], Field(min_length=1)]
 
 
 class _Record(BaseModel):
@@ -27,7 +29,7 @@ class _Record(BaseModel):
 class Choice(_Record):
     """A question with several answers, one of them right."""
 
-    question: str
+    question: _Text
     choices: _Options
     label: int = Field(ge=0)
 
@@ -41,8 +43,8 @@ class Choice(_Record):
 class TruthfulQuestion(_Record):
     """A question with true and false answers."""
 
-    question: str
-    best_answer: str
+    question: _Text
+    best_answer: _Text
     correct: _Answers
     incorrect: _Answers
 
@@ -50,7 +52,7 @@ class TruthfulQuestion(_Record):
 class WordProblem(_Record):
     """A question whose worked answer ends in `#### NUMBER`."""
 
-    question: str
+    question: _Text
     answer: str = Field(pattern=r"#### ")
 
 

@@ -167,6 +167,11 @@ def check_tasks(tasks: Sequence[str]) -> None:
             load_text(name if file is None else str(file), "evaluation")
 
 
+def is_text(task: str) -> bool:
+    """Whether windows of a text are scored, and not the questions of a benchmark."""
+    return _named(task)[0] not in BENCHMARKS
+
+
 def _named(task: str) -> tuple[str, Path | None]:
     """Split `NAME=FILE`; any other task is a name, or a path to a text."""
     name, equals, file = task.partition("=")

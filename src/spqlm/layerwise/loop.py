@@ -11,6 +11,7 @@ from spqlm.layerwise.walk import Observe, Walk
 from spqlm.layerwise.whole_model import walk_through
 from spqlm.model.mapped import release
 from spqlm.model.view import LayerView, ModelView, Named
+from spqlm.numerics.threads import share_out
 from spqlm.progress import track
 
 
@@ -162,5 +163,10 @@ def replace_layer_by_layer(
         wanted = [named for named in step.layer.leaves if named.name in names]
         moments = SecondMoments(named.name for named in wanted)
         step.observe(moments)
-        for named in wanted:
-            step.replace(named.name, made(named, moments.mean(named.name)))
+
+        def module_for(named: Named, moments: SecondMoments = moments) -> nn.Module:
+            return made(named, moments.mean(named.name))
+
+        modules = share_out(module_for, wanted, lambda named: named.entries, step.states.device)
+        for named, module in zip(wanted, modules, strict=True):
+            step.replace(named.name, module)

@@ -3,7 +3,7 @@
 import sys
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.errors import SpqError
 
@@ -28,6 +28,23 @@ def room(model: PreTrainedModel, tokens: int) -> int:
     """Positions that are left behind so many tokens; negative where those are too many already."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return (sys.maxsize if positions is None else positions) - tokens
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that writes tokens which the model does not have.
+
+    Tokens that were added to a vocabulary may lie beyond the model's, as the one for images in the
+    tokenizer of Gemma 3 does; text that holds one is refused by `check_vocabulary`.
+
+    Raises:
+        SpqError: its vocabulary is larger than the model's.
+    """
+    size, tokens = model.config.get_text_config().vocab_size, tokenizer.vocab_size
+    if tokens > size:
+        raise SpqError(
+            f"the tokenizer has {tokens} tokens and the model {size}:"
+            " use the tokenizer that belongs to the model."
+        )
 
 
 def check_vocabulary(model: PreTrainedModel, windows: Tensor) -> None:

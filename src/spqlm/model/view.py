@@ -33,6 +33,11 @@ class Named:
     role: Role
     module: Any
 
+    @property
+    def entries(self) -> int:
+        """Of its weight."""
+        return int(self.module.weight.numel())
+
 
 def text_config(model: Any) -> Any:
     """The config of the part that reads text: a model's own, or the one inside it."""

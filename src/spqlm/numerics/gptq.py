@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spqlm.numerics.integer import code_range, quantize, search_group_scale
+from spqlm.numerics.threads import threads_for
 
 BLOCK = 128
 # Share of the median of H's diagonal that is added to all of it.
@@ -52,8 +53,9 @@ def inverse(hessian: Tensor, share: float = DAMPING) -> Tensor:
     Raises:
         ValueError: H is not finite, or far from positive semi-definite.
     """
-    lower, _ = _cholesky(hessian, share)
-    return torch.cholesky_inverse(lower)
+    with threads_for(len(hessian)):
+        lower, _ = _cholesky(hessian, share)
+        return torch.cholesky_inverse(lower)
 
 
 def inverse_factor(hessian: Tensor, share: float = DAMPING) -> tuple[Tensor, float]:
@@ -66,12 +68,13 @@ def inverse_factor(hessian: Tensor, share: float = DAMPING) -> tuple[Tensor, flo
     Raises:
         ValueError: as for `inverse`.
     """
-    while True:
-        lower, share = _cholesky(hessian, share)
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not failed:
-            return upper.to(torch.float32), share
-        share = _raised(share)
+    with threads_for(len(hessian)):
+        while True:
+            lower, share = _cholesky(hessian, share)
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed:
+                return upper.to(torch.float32), share
+            share = _raised(share)
 
 
 def _cholesky(hessian: Tensor, share: float) -> tuple[Tensor, float]:

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from spqlm.numerics.threads import threads_for
+
 SingularValuesIn = Literal["left", "right", "both"]
 # Share of the mean E[g²] that an output without gradients counts for.
 DEAD_OUTPUT = 1e-6
@@ -22,6 +24,13 @@ def _gram(weight: Tensor) -> Tensor:
     return wide @ wide.T
 
 
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors in columns."""
+    with threads_for(len(matrix)):
+        values, vectors = torch.linalg.eigh(matrix)
+    return values, vectors
+
+
 def variances(weight: Tensor) -> Tensor:
     """Squared singular values of `weight`, in descending order.
 
@@ -32,7 +41,9 @@ def variances(weight: Tensor) -> Tensor:
         float64 [min(out, in)], non-negative. Computed in float32: shares of the total below about
         1e-6 are rounding.
     """
-    return torch.linalg.eigvalsh(_gram(weight)).flip(0).clamp_min_(0).double()
+    gram = _gram(weight)
+    with threads_for(len(gram)):
+        return torch.linalg.eigvalsh(gram).flip(0).clamp_min_(0).double()
 
 
 def rank_for_variance(variances: Tensor, variance: float) -> int:
@@ -88,7 +99,7 @@ def truncate(
     """
     weight = weight.to(torch.float32)
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
-    basis = torch.linalg.eigh(_gram(weight)).eigenvectors.flip(1)[:, :rank].clone()
+    basis = _eigh(_gram(weight))[1].flip(1)[:, :rank].clone()
     projected = basis.T @ wide
     left, right = (basis, projected) if wide is weight else (projected.T, basis.T)
     values_are_in = "right" if wide is weight else "left"
@@ -122,7 +133,7 @@ def weighted_basis(weight: Tensor, hessian: Tensor, output: Tensor) -> tuple[Ten
         of the loss.
     """
     scaled = _root(output)[:, None] * weight.double()
-    values, vectors = torch.linalg.eigh(scaled @ hessian.double() @ scaled.T)
+    values, vectors = _eigh(scaled @ hessian.double() @ scaled.T)
     return 0.5 * values.flip(0).clamp_min_(0), vectors.flip(1)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from spqlm.decoding.optimize import optimize
 from spqlm.errors import SpqError
-from spqlm.model.limits import room
+from spqlm.model.limits import check_vocabulary, room
 from spqlm.names import without_folder
 from spqlm.progress import track
 from spqlm.report.page import Answer, Sample
@@ -69,6 +69,7 @@ def _answers(name: str, prompts: Sequence[str], tokens: int) -> tuple[list[str],
                 f" of {name!r}; shorten it"
             )
         least = min(least, most)
+        check_vocabulary(loaded.model, inputs["input_ids"])
         with torch.inference_mode():
             ids = writer.generate(
                 input_ids=inputs["input_ids"],

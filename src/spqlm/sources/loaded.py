@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.changes import Source, SourceKind
 from spqlm.checkpoint.manifest import Manifest, read_manifest
+from spqlm.model.limits import check_tokenizer
 from spqlm.model.memory import parameter_count, resident_bytes
 
 
@@ -34,8 +35,14 @@ class LoadedModel:
 
         Read when first asked for: the vocabulary of a small model takes as much memory as half of
         its weights.
+
+        Raises:
+            SpqError: it has more tokens than the model.
         """
-        return self.read_tokenizer()
+        found = self.read_tokenizer()
+        if found is not None:
+            check_tokenizer(self.model, found)
+        return found
 
     @property
     def manifest(self) -> Manifest | None:

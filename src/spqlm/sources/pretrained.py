@@ -1,6 +1,8 @@
 """Models from a directory or the hub, as transformers reads them."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,19 @@ def read_config(
     if headers is not None:
         check_sizes(what, config, headers)
     return config, headers
+
+
+@contextmanager
+def running(name: str) -> Iterator[None]:
+    """While a model runs whose config may ask for what it cannot do.
+
+    Raises:
+        SpqError: it failed; says how.
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        raise SpqError(f"model {name!r} fails as it runs: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Group sparsity with integers for what is left (GQSA, arXiv 2412.17560)."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,6 +21,7 @@ from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.numerics import group_pruning
 from spqlm.numerics.metric import Metric
+from spqlm.numerics.threads import share_out
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
 from spqlm.training.reconstruction import Reconstruction, reconstruct, target_of
 
@@ -190,10 +192,14 @@ class Sparsify(Stage):
         )
         for step in LayerLoop(view, windows, self.key, sink=finished, dense=True):
             layer, [metrics] = step.layer, self._metrics(step, statistics)
-            for named in layer.linears:
-                if named.name in chosen:
-                    name = named.name
-                    step.replace(name, self._pruned(named.module, chosen[name], metrics[name]))
+            pruned = [named for named in layer.linears if named.name in chosen]
+
+            def module_for(named: Named, metrics: Mapping[str, Metric] = metrics) -> nn.Module:
+                return self._pruned(named.module, chosen[named.name], metrics[named.name])
+
+            modules = share_out(module_for, pruned, lambda named: named.entries, step.states.device)
+            for named, module in zip(pruned, modules, strict=True):
+                step.replace(named.name, module)
             if layer.writer is None or not step.trainable:
                 continue
             found = statistics.sensitivities[layer.writer.name]
