@@ -82,3 +82,8 @@ def test_a_compressed_model_is_refused():
     measure(model, [], prompt=4)  # its layers are in int8 now
     with pytest.raises(SpqError, match="made from a dense model"):
         measure(model, [], prompt=4)
+
+
+def test_a_mixture_of_experts_is_refused():
+    with pytest.raises(SpqError, match="depends on the routing"):
+        measure(tiny_model("mixtral"), [], prompt=4)

@@ -22,6 +22,7 @@ from spqlm.evaluation.speed.timing import Measure, seconds
 from spqlm.formats import Format, dump
 from spqlm.formats.dense import Dense
 from spqlm.formats.int8 import Int8
+from spqlm.model.experts import PerExpert, is_packed
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import linear_of, stored_weight
 from spqlm.profiling.products import Shape, random_weight, time_products
@@ -57,13 +58,15 @@ def measure(
         from the cache where this was measured before on the same processor.
 
     Raises:
-        SpqError: the model is not dense, is not on the CPU, or has too few positions.
+        SpqError: the model is not dense or not on the CPU, it has experts or too few positions.
     """
     view = ModelView(model)
     if view.quantized:
         raise SpqError("a profile is made from a dense model, and this one is compressed already")
     if model.device.type != "cpu":
         raise SpqError(f"a profile is made on the CPU, and the model is on {model.device}")
+    if any(is_packed(module) or isinstance(module, PerExpert) for module in model.modules()):
+        raise SpqError("a mixture of experts cannot be profiled: its speed depends on the routing")
     every = list(dict.fromkeys([Dense(), REST, *formats]))
     facts = _facts(model)
     file = cache_directory() / f"profile-{_key(facts, every, _shapes(view), batch, prompt)}.json"
@@ -152,8 +155,9 @@ def _rest(
 
 
 def _shapes(view: ModelView) -> list[Shape]:
-    """Of a layer's weights, in their order, and of the output projection."""
-    return [_shape(named.module) for named in (*view.layers[0].linears, view.lm_head)]
+    """Those of the layers' weights, each once, and that of the output projection."""
+    *layers, head = [_shape(named.module) for named in view.linears()]
+    return [*dict.fromkeys(layers), head]
 
 
 def _shape(module: nn.Module) -> Shape:
