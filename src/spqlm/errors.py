@@ -11,3 +11,7 @@ class SpqError(Exception):
 
 class CheckpointError(SpqError):
     """A checkpoint of ours that is truncated, tampered with, or of an unknown version."""
+
+
+class OutOfReach(SpqError):
+    """A target that no choice meets; the message names one that is within reach."""

@@ -7,7 +7,7 @@ from spqlm.allocation.restriction import SPOKEN, Alike, ties
 from spqlm.allocation.search import Search, alternatives
 from spqlm.allocation.units import Unit
 from spqlm.changes import Change
-from spqlm.errors import SpqError
+from spqlm.errors import OutOfReach, SpqError
 from spqlm.formats.group_sparse import GroupSparse
 from spqlm.formats.low_rank import LowRank
 from spqlm.model.view import ModelView
@@ -31,7 +31,7 @@ def spend(search: Search, target: int, alike: Alike) -> tuple[list[Change], str]
         the changes, and what to say of them.
 
     Raises:
-        SpqError: the target is out of reach; names one that is not.
+        OutOfReach: the target is; names one that is not.
     """
     units, tied = search.units(), ties(search.view, alike)
     # Everything else is paid for first; too little may be left, or less than nothing.
@@ -72,11 +72,11 @@ def check_reach(least: int, target: int) -> None:
     """Refuse a target below the fewest bytes of all weights on disk.
 
     Raises:
-        SpqError: names both.
+        OutOfReach: names both.
     """
     if least > target:
         reachable = -(-least // 10**5) / 10
-        raise SpqError(
+        raise OutOfReach(
             f"a target of {target / 1e6:.1f} MB cannot be reached; "
             f"the smallest with these options is {reachable:.1f} MB"
         )

@@ -1,0 +1,80 @@
+"""Predicted loss against size."""
+
+import pytest
+
+import spqlm
+from spqlm.errors import OutOfReach, SpqError
+from spqlm.frontier import BITS, frontier
+from spqlm.recipe import Recipe
+from tests.helpers import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path))
+
+
+RECIPE = Recipe.from_dict(
+    {
+        "calibration": {"source": "builtin", "windows": 4, "context": 32},
+        "stages": [
+            {
+                "budget": {
+                    "formats": ["int8", {"int4": {"group_size": 32}}],
+                    "embedding_formats": ["int8", {"int4": {"group_size": 32}}],
+                }
+            }
+        ],
+    },
+    "test",
+)
+
+
+def found(*sizes, **options):
+    return frontier(tiny_model(), sizes, recipe=RECIPE, tokenizer=tiny_tokenizer(), **options)
+
+
+def test_less_space_costs_more():
+    points = found(100_000, 120_000, 110_000).points
+    assert [point.target for point in points] == [120_000, 110_000, 100_000]
+    losses = [point.predicted_loss for point in points]
+    assert losses == sorted(losses) and losses[0] < losses[-1]
+
+
+def test_a_point_is_what_a_plan_predicts():
+    [point] = found(110_000).points
+    plan = spqlm.plan(
+        tiny_model(), recipe=RECIPE, target_size=110_000, tokenizer=tiny_tokenizer()
+    ).stages[0]
+    assert point.predicted_loss == plan.plan.predicted_loss
+    assert point.summary == plan.plan.summary
+
+
+def test_what_is_out_of_reach_says_what_is_not():
+    reached, missed = found(110_000, 1_000).points
+    assert reached.predicted_loss is not None
+    assert missed.predicted_loss is None and "the smallest with these options" in missed.summary
+
+
+def test_nothing_within_reach_is_an_error():
+    with pytest.raises(SpqError, match="the smallest with these options"):
+        found(1_000)
+    with pytest.raises(OutOfReach):
+        spqlm.plan(tiny_model(), recipe=RECIPE, target_size=1_000, tokenizer=tiny_tokenizer())
+
+
+def test_sizes_follow_from_the_parameters():
+    whole = found()
+    assert [round(point.bits, 1) for point in whole.points] == list(BITS)
+    assert whole.parameters == sum(p.numel() for p in tiny_model().parameters())
+
+
+def test_weights_that_must_be_alike_cost_no_less():
+    [free], [uniform] = found(110_000).points, found(110_000, alike="uniform").points
+    assert uniform.predicted_loss >= free.predicted_loss
+
+
+def test_a_recipe_that_changes_the_model_first_is_refused():
+    recipe = Recipe.from_dict({"stages": [{"svd": {}}, {"budget": {}}]}, "test")
+    with pytest.raises(SpqError, match="before it spends bytes"):
+        frontier(tiny_model(), [110_000], recipe=recipe, tokenizer=tiny_tokenizer())
