@@ -151,8 +151,11 @@ class SpqQuantizer(HfQuantizer):
             state[guard] = torch.empty(0, dtype=model.dtype)
         return state, {}
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], model: Any = None
+    ) -> list[Any]:
         """None: a checkpoint has the names and shapes that the model itself has."""
+        # Transformers 5.19 gives no model.
         return []
 
     def is_serializable(self) -> bool:

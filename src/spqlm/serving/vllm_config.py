@@ -94,12 +94,22 @@ class VllmConfig(QuantizationConfig):
         return WeightsMapper(orig_to_new_regex=renamed)
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        """One of ours for a layer that holds a module of which the checkpoint states something."""
+        """One of ours for a layer that holds a module of which the checkpoint states something.
+
+        Raises:
+            SpqError: vLLM computes several such modules in a layer of a kind that is not known.
+        """
         if isinstance(layer, VocabParallelEmbedding) and not isinstance(layer, ParallelLMHead):
             names = [prefix if prefix in self.specs else self._table(layer)]
         elif isinstance(layer, LinearBase | VocabParallelEmbedding):
             names = self._shards(prefix)
         else:
+            inside = next((name for name in self.specs if name.startswith(f"{prefix}.")), None)
+            if inside is not None:
+                raise SpqError(
+                    f"vLLM has no layer of its own for the module {inside!r}: a "
+                    f"{type(layer).__name__} computes it with others"
+                )
             return None
         if isinstance(layer, QKVParallelLinear):
             self.heads.add(parent(prefix))
