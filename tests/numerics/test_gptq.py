@@ -4,6 +4,7 @@ import signal
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spqlm.numerics import gptq, integer
 
@@ -374,3 +375,43 @@ def test_no_change_is_free_and_half_precision_is_accepted():
     error = random(5, 12).bfloat16()
     exactly = gptq.predicted_loss(error.float(), hessian, output)
     assert gptq.predicted_loss(error, hessian, output) == exactly
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would have to be waited for: values that Python asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        asked = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        self.count += function.overloadpacket in asked
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("columns", [64, 256])
+def test_a_sweep_waits_for_its_result_alone(columns):
+    weight, hessian = random(8, columns), correlated(columns).float()
+    factor, _ = gptq.inverse_factor(hessian)
+    with Waits() as groups:
+        gptq.round_groups(weight, hessian, 32, 4, factor=factor)
+    assert groups.count == 1  # whether there are scales for all of it
+
+    def round_group(group, values, importance):
+        return lambda place, value: value.round()
+
+    with Waits() as swept:
+        gptq.sweep(weight, factor, 32, round_group)
+    assert swept.count == 0
+    with Waits() as counted:
+        assert float(weight.sum()) != 0
+    assert counted.count == 1  # it would be seen
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_weights_without_a_scale_are_refused_behind_the_sweep(value):
+    weight = random(4, 64)
+    weight[1, 40] = value
+    with pytest.raises(ValueError, match="scales must be finite and at most"):
+        gptq.round_groups(weight, correlated(64), 32, 4)

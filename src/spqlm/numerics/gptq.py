@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spqlm.numerics.integer import code_range, quantize, search_group_scale
+from spqlm.numerics.integer import check_scales, code_range, quantize, search_group_scale
 from spqlm.numerics.threads import threads_for
 
 BLOCK = 128
@@ -112,7 +112,8 @@ def sweep(
     # A column of the weight lies together: it is what is read and changed.
     columns = weight.to(torch.float32).T.clone(memory_format=torch.contiguous_format)
     diagonal = factor.diagonal()
-    importance, divisors = diagonal.square().reciprocal(), diagonal.tolist()
+    # As tensors: numbers would have to be waited for on a GPU.
+    importance, divisors = diagonal.square().reciprocal(), diagonal.unbind()
     step = max(BLOCK // group_size, 1) * group_size
     for start in range(0, len(columns), step):
         stop = min(start + step, len(columns))
@@ -149,6 +150,9 @@ def round_groups(
 
     Returns:
         int8 codes [rows, columns] in `code_range(bits)` and float32 scales [rows, groups].
+
+    Raises:
+        ValueError: a weight is not finite, or too large for a scale.
     """
     factor = inverse_factor(hessian, damping)[0] if factor is None else factor
     # As the sweep holds the weight: a column lies together.
@@ -158,7 +162,7 @@ def round_groups(
     def round_group(
         group: slice, values: Tensor, importance: Tensor
     ) -> Callable[[int, Tensor], Tensor]:
-        scale = search_group_scale(values, importance, group_size, bits)[:, 0]
+        scale = search_group_scale(values, importance, group_size, bits, checked=False)[:, 0]
         scales.append(scale)
 
         def replace(place: int, value: Tensor) -> Tensor:
@@ -169,7 +173,9 @@ def round_groups(
         return replace
 
     sweep(weight, factor, group_size, round_group)
-    return codes.T.contiguous(), torch.stack(scales, dim=1)
+    found = torch.stack(scales, dim=1)
+    check_scales(found)
+    return codes.T.contiguous(), found
 
 
 def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = DAMPING) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from spqlm.numerics.gptq import DAMPING, damped, inverse, inverse_factor, sweep
 from spqlm.numerics.integer import (
     absmax_scale,
+    check_scales,
     code_range,
     round_scale,
     search_group_scale,
@@ -209,7 +210,9 @@ def round_kept(
         return replace
 
     sweep(weight, inverse_factor(hessian, damping)[0], group_size, round_group)
-    return codes, torch.cat(scales, 1), torch.cat(zeros, 1) if zero_point else None
+    found = torch.cat(scales, 1)
+    check_scales(found)
+    return codes, found, torch.cat(zeros, 1) if zero_point else None
 
 
 def group_grid(
@@ -234,7 +237,7 @@ def group_grid(
     if least == -most:
         scale = absmax_scale(values, per_channel=True, bits=bits)[:, None]
     else:
-        scale = search_group_scale(values, importance, values.shape[1], bits)
+        scale = search_group_scale(values, importance, values.shape[1], bits, checked=False)
     return scale, torch.zeros_like(scale)
 
 

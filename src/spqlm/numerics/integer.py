@@ -8,6 +8,8 @@ number in float16, bfloat16 and float32: a model can be cast, saved and exported
 its weights.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,10 @@ def round_scale_up(scale: Tensor) -> Tensor:
     Raises:
         ValueError: a scale beyond float16's range or not finite.
     """
-    scale = _in_range(scale)
+    return _rounded_up(_in_range(scale))
+
+
+def _rounded_up(scale: Tensor) -> Tensor:
     # Below 2^-17 the steps of float16 are the larger ones.
     fine = ((scale.view(torch.int32) + DROPPED) & ~DROPPED).view(torch.float32)
     return torch.maximum(fine, torch.ceil(scale / SMALLEST_SCALE) * SMALLEST_SCALE).clamp_min(
@@ -82,9 +87,18 @@ def round_scale(scale: Tensor) -> Tensor:
 def _in_range(scale: Tensor) -> Tensor:
     """Float32, laid out in order."""
     scale = scale.to(torch.float32).contiguous()
+    check_scales(scale)
+    return scale
+
+
+def check_scales(scale: Tensor) -> None:
+    """Wait for scales, and refuse what float16 does not hold.
+
+    Raises:
+        ValueError: one is not finite, or too large.
+    """
     if not bool((scale.abs() <= LARGEST_SCALE).all()):
         raise ValueError(f"scales must be finite and at most {LARGEST_SCALE}")
-    return scale
 
 
 def absmax_scale(weight: Tensor, *, per_channel: bool, bits: int = 8) -> Tensor:
@@ -234,8 +248,20 @@ def _scaled_groups(weight: Tensor, scale: Tensor) -> Tensor:
     return grouped / scale.to(torch.float32)[..., None]
 
 
+@cache
+def _shares(bits: int, device: torch.device) -> Tensor:
+    """What the largest magnitude of a group is multiplied by, to be tried as its scale."""
+    least, _ = code_range(bits)
+    return torch.tensor([shrink / -least for shrink in SHRINKS], device=device)
+
+
 def search_group_scale(
-    weight: Tensor, importance: Tensor | None, group_size: int, bits: int = 4
+    weight: Tensor,
+    importance: Tensor | None,
+    group_size: int,
+    bits: int = 4,
+    *,
+    checked: bool = True,
 ) -> Tensor:
     """Scales of the least weighted squared error over a grid.
 
@@ -248,6 +274,8 @@ def search_group_scale(
         importance: how much an error in each column matters, [columns], >= 0; None for alike.
         group_size: consecutive columns that share a scale.
         bits: 2 to 7.
+        checked: whether a weight that has no scale is refused, for which a GPU is waited for; if
+            not, its scale is one that `check_scales` refuses later.
 
     Returns:
         float32 [rows, columns / group_size], each exact in float16 and bfloat16 too.
@@ -255,7 +283,7 @@ def search_group_scale(
     Raises:
         ValueError: a weight or an importance is not finite, or a weight is too large.
     """
-    if importance is not None and not bool(torch.isfinite(importance).all()):
+    if checked and importance is not None and not bool(torch.isfinite(importance).all()):
         raise ValueError("the importance of columns holds NaN or Inf")
     groups = weight.to(torch.float32).unflatten(1, (-1, group_size))
     shape = (1, groups.shape[1], group_size)
@@ -264,10 +292,11 @@ def search_group_scale(
     largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))[..., 0]
     sign = torch.where(largest > 0, -1.0, 1.0)
     best = torch.full_like(largest, torch.inf)
-    chosen = torch.full_like(largest, SMALLEST_SCALE)
     least, most = code_range(bits)
-    tried = torch.tensor([shrink / -least for shrink in SHRINKS], device=largest.device)
-    for scale in sign * round_scale_up(largest.abs() * tried[:, None, None]):
+    magnitudes = largest.abs() * _shares(bits, largest.device)[:, None, None]
+    tried = sign * (round_scale_up(magnitudes) if checked else _rounded_up(magnitudes))
+    chosen = tried[0]
+    for scale in tried:
         codes = (groups / scale[..., None]).round_().clamp_(least, most)
         error = (codes.mul_(scale[..., None]).sub_(groups).square_() * cost).sum(2)
         better = error < best
