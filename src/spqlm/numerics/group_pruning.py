@@ -227,7 +227,8 @@ def group_grid(
         zero_point: whether the grid may be moved; else zeros are 0.
 
     Returns:
-        float32 [rows, 1] each, exact in float16 and bfloat16.
+        float32 [rows, 1] each, exact in float16 and bfloat16; of values that have none, one that
+        `check_scales` refuses.
     """
     least, most = code_range(bits)
     if zero_point:
