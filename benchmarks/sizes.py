@@ -61,6 +61,7 @@ VARIANTS: dict[str, dict] = {
     "ranks and widths, too": SHAPES,
     "gradients not weighed in the fit": {"token_power": 0},
     "rounding to nearest": {"rounding": "nearest"},
+    "GPTQ without descent": {"rounding": "gptq"},
     "an embedding in 8 bits": {"embedding_formats": ["int8"]},
     "48 windows": {"windows": 48},
     "q, k and v alike, gate and up alike": {"alike": "fused"},

@@ -19,11 +19,12 @@ def random_metric(rows: int, columns: int) -> Metric:
     return Metric([(x.T @ x / 500, torch.rand(rows, generator=generator))])
 
 
-def price(rows: int, columns: int = 64):
+def price(rows: int, columns: int = 64, **menu):
     torch.manual_seed(0)
     named = Named("w", "mlp", torch.nn.Linear(columns, rows, bias=False))
     metric = random_metric(rows, columns)
-    return Pricer(Menu({"mlp": FORMATS}), {"w": metric}, {"w": metric}).part(named, Shape())
+    menu = Menu({"mlp": FORMATS}, **menu)
+    return Pricer(menu, {"w": metric}, {"w": metric}).part(named, Shape())
 
 
 def test_few_rows_are_all_rounded():
@@ -51,3 +52,7 @@ def test_rows_are_spread_from_the_first_to_the_last():
     assert sampled_rows(5).tolist() == [0, 1, 2, 3, 4]
     found = sampled_rows(4096)
     assert len(found.unique()) == 341 and found[0] == 0 and found[-1] == 4095
+
+
+def test_descent_is_priced_as_gptq_which_it_starts_from():
+    assert price(100, rounding="descent").losses == price(100).losses

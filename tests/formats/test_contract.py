@@ -2,6 +2,7 @@
 
 import functools
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ EXAMPLES = {
 }
 KNOWN = {"dense", "int8", "group_sparse", "low_rank", *(f"int{bits}" for bits in PLANES)}
 SHAPES = [(6, 128), (33, 64), (1, 192)]
-ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq")
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

@@ -100,6 +100,7 @@ def test_gptq_loses_no_more_than_nearest(form, seed):
     found = loss_of(given, form, metric)
     assert found < 0.9 * loss_of(given, form, metric, "nearest")
     assert found > loss_of(given, Int8(), metric)
+    assert loss_of(given, form, metric, "descent") < found
 
 
 def test_more_bits_and_smaller_groups_lose_less():

@@ -87,6 +87,15 @@ class Menu:
         inner = form.factor or form if isinstance(form, LowRank) else form
         return self.fine_rounding if inner.fine else self.rounding
 
+    def priced_rounding_of(self, form: Format) -> Rounding:
+        """How they do where the loss is priced.
+
+        Descent takes several times longer than GPTQ, and about as large a part of the loss off
+        every format, so prices are those before it.
+        """
+        rounding = self.rounding_of(form)
+        return "gptq" if rounding == "descent" else rounding
+
 
 def stored_bytes(named: Named, form: Format, rows: int, columns: int) -> int:
     """Of a weight [rows, columns] and its bias."""

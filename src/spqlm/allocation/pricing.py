@@ -100,7 +100,7 @@ class Pricer:
         """Round some rows; the others cost as much for what they weigh."""
         index = sampled_rows(len(weight)).to(weight.device)
         some = weight[index]
-        stored = option.fit(some, fit.rows(index), self._menu.rounding_of(option)).restore()
+        stored = option.fit(some, fit.rows(index), self._menu.priced_rounding_of(option)).restore()
         losses = price.rows(index).row_losses(stored - some)
         energy = price.energy(weight)
         rows = energy * (losses.sum() / energy[index].sum().clamp_min(TINY))
@@ -117,7 +117,7 @@ class Pricer:
         price: Metric,
         basis: Tensor | None,
     ) -> None:
-        rounding = self._menu.rounding_of(option)
+        rounding = self._menu.priced_rounding_of(option)
         if isinstance(option, LowRank):
             stored = option.fit(weight, fit, rounding, basis).restore()
         else:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from spqlm.allocation.restriction import SPOKEN, Alike, ties
 from spqlm.allocation.search import Search, alternatives
 from spqlm.allocation.units import Unit
-from spqlm.changes import Change
+from spqlm.allocation.whole import correction
+from spqlm.changes import Change, Plan
 from spqlm.errors import OutOfReach, SpqError
 from spqlm.formats.group_sparse import GroupSparse
 from spqlm.formats.low_rank import LowRank
@@ -19,7 +20,7 @@ from spqlm.progress import working
 HEADER_BYTES = 200
 
 
-def spend(search: Search, target: int, alike: Alike) -> tuple[list[Change], str]:
+def spend(search: Search, target: int, alike: Alike) -> Plan:
     """The choice of the least predicted loss.
 
     Args:
@@ -43,14 +44,15 @@ def spend(search: Search, target: int, alike: Alike) -> tuple[list[Change], str]
         taken = choose([alternatives(unit, tied) for unit in units], available)
         free = choose([alternatives(unit) for unit in units], available) if tied else taken
     changes = _all_changes(units, taken)
-    words = [summary(changes)]
+    ratio = correction(_loss(units, taken), search.measured)
+    words = [summary(changes, ratio)]
     if tied:
         more = _loss(units, taken) - _loss(units, free)
         words.append(f"{SPOKEN[alike]}: {more:.4f} nats of it")
     if sum(change.bytes_after for change in changes) == _largest(units):
         words.append("the target asks for nothing smaller")
     words += [said for said in (search.short_of_text, search.short_of_tokens) if said]
-    return changes, "; ".join(words)
+    return Plan(stage="budget", changes=changes, summary="; ".join(words), correction=ratio)
 
 
 def least_bytes(units: list[Unit], tied: Mapping[str, str]) -> int:
@@ -128,8 +130,8 @@ def _changes(unit: Unit, choice: Choice) -> list[Change]:
     return changes
 
 
-def summary(changes: list[Change]) -> str:
-    """How many weights became what, and the prices' sum where there are prices."""
+def summary(changes: list[Change], ratio: float = 1.0) -> str:
+    """How many weights became what, and the prices' sum times `ratio` where there are prices."""
     formats = [change.stored_as for change in changes]
     counts = Counter(form.codes for form in formats)
     kept = counts.pop("dense", 0)
@@ -142,5 +144,5 @@ def summary(changes: list[Change]) -> str:
     words += [f"{sparse} group-sparse"] if sparse else []
     words += [f"{cuts} cut"] if cuts else []
     losses = [change.predicted_loss for change in changes if change.predicted_loss is not None]
-    predicted = f"; predicted loss {sum(losses):.4f} nats" if losses else ""
+    predicted = f"; predicted loss {sum(losses) * ratio:.4f} nats" if losses else ""
     return ", ".join(words) + predicted

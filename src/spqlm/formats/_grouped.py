@@ -16,6 +16,7 @@ from spqlm.errors import SpqError
 from spqlm.formats._uniform_latent import UniformLatent
 from spqlm.formats.base import Format, Layout, Rounding, StoredWeight
 from spqlm.numerics import gptq, integer
+from spqlm.numerics.descent import improve_groups
 from spqlm.numerics.metric import Metric
 
 
@@ -133,15 +134,18 @@ class Grouped(Format):
         return rows * self.packed_columns(columns) + scales * float_bytes
 
     def fit(self, weight: Tensor, metric: Metric, rounding: Rounding) -> GroupedWeight:
-        """Scales are searched: with `gptq` when a group's turn comes, else all at once."""
+        """Scales are searched: for `nearest` all at once, else when a group's turn comes."""
         hessian, size = metric.hessian, self.group_size
-        if rounding == "gptq":
-            codes, scale = gptq.round_groups(
-                weight, hessian, size, self.bits, metric.damping, metric.factor
-            )
-        else:
+        if rounding == "nearest":
             scale = integer.search_group_scale(weight, hessian.diagonal(), size, self.bits)
             codes = integer.quantize_groups(weight, scale, self.bits)
+            return GroupedWeight(self, self.pack(codes), scale)
+        codes, scale = gptq.round_groups(
+            weight, hessian, size, self.bits, metric.damping, metric.factor
+        )
+        if rounding == "descent":
+            damped = gptq.damped(hessian, metric.damping)
+            codes, scale = improve_groups(weight, codes, scale, damped, self.bits)
         return GroupedWeight(self, self.pack(codes), scale)
 
     def empty(self, rows: int, columns: int, dtype: torch.dtype | None) -> GroupedWeight:

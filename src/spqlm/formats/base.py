@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spqlm.errors import SpqError
 from spqlm.numerics.metric import Metric
 
-Rounding = Literal["nearest", "gptq"]
+Rounding = Literal["nearest", "gptq", "descent"]
 
 
 class Layout(NamedTuple):
@@ -46,9 +46,15 @@ class Latent(nn.Module, ABC):
 
     Attributes:
         weight: parameter float32 [rows, columns], which starts at the values of the codes.
+        held: what `forward` gave, where many passes use it; see `modules.latent.rounded_once`.
     """
 
     weight: nn.Parameter
+    held: Tensor | None = None
+
+    def values(self, dtype: torch.dtype) -> Tensor:
+        """What the codes stand for, in the dtype of a product."""
+        return self().to(dtype) if self.held is None else self.held
 
     @abstractmethod
     def forward(self) -> Tensor:
@@ -61,6 +67,10 @@ class Latent(nn.Module, ABC):
     @abstractmethod
     def step(self) -> float:
         """Mean distance between two values of a code."""
+
+    @abstractmethod
+    def approach(self, target: Tensor) -> None:
+        """Move the weight towards another one, [rows, columns], as far as its codes stay."""
 
     @abstractmethod
     def settle(self) -> "StoredWeight":
@@ -223,7 +233,8 @@ class Format(BaseModel, ABC):
         Args:
             weight: float32 [rows, columns].
             metric: of errors.
-            rounding: `gptq` lets later columns make up for earlier ones.
+            rounding: `gptq` lets later columns make up for earlier ones; `descent` then improves
+                codes and scales in turn, where a format has them in groups.
 
         Returns:
             with scales in float32 that float16 and bfloat16 hold exactly.
