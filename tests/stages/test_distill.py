@@ -8,6 +8,7 @@ import spqlm
 from spqlm.cache import RunState, cache_directory
 from spqlm.changes import Plan
 from spqlm.errors import SpqError
+from spqlm.formats.int2 import Int2
 from spqlm.formats.int3 import Int3
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
@@ -76,7 +77,8 @@ def test_codes_bring_more_back_and_stay_codes(model_type):
         before = {
             n: m.codes.clone() for n, m in view.model.named_modules() if isinstance(m, Compressed)
         }
-        tune(view, dense, steps=40, parameters=parameters, check_every=10, held_out=8)
+        # Codes have half a step to go before the first ones change.
+        tune(view, dense, steps=100, parameters=parameters, check_every=10, held_out=8)
         distances[parameters] = divergence(dense, view.model)
         changed = [
             not torch.equal(before[name], module.codes)
@@ -99,6 +101,26 @@ def test_codes_of_three_bits_are_trained_too():
     assert divergence(dense, view.model) < before
     assert {format_of(leaf.module) for leaf in view.leaves(("attention", "mlp"))} == {form}
     assert any(not torch.equal(view.module(name).codes, kept) for name, kept in codes.items())
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_codes_of_the_vocabulary_are_trained_and_stay_tied(model_type, tied, caplog):
+    dense = tiny_model(model_type, tie_word_embeddings=tied)
+    view, form = ModelView(copy.deepcopy(dense)), Int2(group_size=32)
+    stage = Budget(formats=(Int8(),), embedding_formats=(form,), rounding="nearest")
+    stage.apply(view, stage.plan(view, None))
+    codes = codes_of(view.model)
+    how = {"steps": 40, "check_every": 10, "held_out": 16, "code_rate": 0.03, "batch_size": 4}
+    with caplog.at_level("INFO"):
+        tune(view, dense, **how, parameters="codes", most_bits=4)
+    [losses] = [record.args for record in caplog.records if "before" in record.msg]
+    assert losses[1] < losses[0]
+    assert view.tied == tied
+    for name, kept in codes.items():
+        narrow = name in (view.embedding.name, view.lm_head.name)
+        assert torch.equal(view.module(name).codes, kept) != narrow
+    assert greedy(view.model)
 
 
 @pytest.mark.parametrize("parameters", ["all", "codes"])
@@ -151,6 +173,23 @@ def test_a_rate_that_ruins_the_model_gives_back_what_it_got():
     before = copy.deepcopy(view.model.state_dict())
     tune(view, dense, learning_rate=3.0, check_every=8)
     assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())
+
+
+def test_training_that_gains_nothing_ends_early_and_is_not_taken_up_again(monkeypatch, caplog):
+    counted = []
+    inner = distill.Masters.step
+    monkeypatch.setattr(
+        distill.Masters, "step", lambda self, share: (counted.append(share), inner(self, share))
+    )
+    stage = Distill(**SHORT | {"check_every": 1}, learning_rate=10.0, patience=3)
+    for _ in range(2):
+        dense, view = compressed()
+        before = copy.deepcopy(view.model.state_dict())
+        with caplog.at_level("INFO"):
+            stage.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense, run=RunState()))
+        assert all(torch.equal(v, before[name]) for name, v in view.model.state_dict().items())
+    assert len(counted) == 3
+    assert caplog.text.count("nothing gained since 3 looks") == 1
 
 
 def test_nothing_is_trained_where_there_is_nothing_to_gain():

@@ -28,8 +28,9 @@ def test_what_is_trained(view):
     assert others and all(p.ndim == 1 for p in others)
     norm = [name for name in everything if "layers" not in name and "norm" in name]
     assert norm, "the one behind the last layer"
-    vocabulary = view.embedding.module
-    assert not any(p is own for p in everything.values() for own in vocabulary.parameters())
+    vocabulary = [named.module for named in (view.embedding, view.lm_head)]
+    for wanted in (scales, everything):
+        assert all(any(p is layer.scale for p in wanted.values()) for layer in vocabulary)
     with trainable_codes(view, view.leaves()):
         codes = trainable(view, "codes")
     names = [named.name for named in view.linears(("attention", "mlp"))]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from math import inf
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.shapes import cut_metric, cut_weight
@@ -16,7 +16,9 @@ from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import HELD_OUT, Weighting, layer_metrics, outer_metric
 from spqlm.model.tying import tie_head
 from spqlm.model.view import ModelView, Named
-from spqlm.modules.ops import embedding_of, float_dtype, linear_of
+from spqlm.modules.ops import dense_weight, embedding_of, float_dtype, linear_of
+from spqlm.numerics import gptq
+from spqlm.numerics.descent import best_values
 from spqlm.numerics.metric import Metric
 from spqlm.numerics.threads import share_out
 from spqlm.progress import track
@@ -73,7 +75,8 @@ def apply_changes(
         found = statistics.sensitivities.get(writer.name) if writer is not None else None
         if trained and found is not None and step.trainable:
             target = target_of(step.dense_states, found, token_power, held_out)
-            before, after = reconstruct(view, step, target, reconstruction, seed)
+            starts = {named.name: _start(view, named, metrics[named.name]) for named in leaves}
+            before, after = reconstruct(view, step, target, reconstruction, seed, starts)
             logger.info("%s: held-out loss %.5f, then %.5f nats", layer.name, before, after)
     for named in (view.embedding, view.lm_head):
         if named.name in chosen:
@@ -84,6 +87,17 @@ def apply_changes(
                 finished.keep(named.name, [named.name])
             if tied:
                 tie_head(view)
+
+
+def _start(view: ModelView, dense: Named, metric: Metric) -> Tensor:
+    """Where training starts: what each entry of the weight would best be beside the others.
+
+    From the middle of their cells, where all are as far from another code, training went nowhere.
+    """
+    values, weight = dense_weight(view.module(dense.name)).float(), dense.module.weight.detach()
+    if values.shape != weight.shape:
+        return values
+    return best_values(weight.float(), values, gptq.damped(metric.hessian, metric.damping))
 
 
 def _narrow_loss(changes: list[Change], most_bits: int) -> float:

@@ -10,6 +10,9 @@ from spqlm.formats.base import Latent, StoredWeight
 from spqlm.numerics import integer
 from spqlm.numerics.group_pruning import nearest
 
+# Half the width of a code's cell, in steps, and a little less: what rounds to the code for certain.
+CELL = 0.49
+
 Settled = Callable[[Tensor, Tensor, Tensor | None], StoredWeight]
 
 
@@ -71,6 +74,19 @@ class UniformLatent(Latent):
         """Mean magnitude of the scales of groups that are kept."""
         scale = self.scale.detach()
         return float((scale if self.keep is None else scale[self.keep]).abs().mean())
+
+    @torch.no_grad()
+    def approach(self, target: Tensor) -> None:
+        """Each weight goes to where the target's is, but not out of its code's cell."""
+        limits, scale = integer.code_range(self._bits), self.scale[..., None]
+        code = _positions(self.weight, self.scale, self.zero).round_()
+        wanted = _positions(target.float(), self.scale, self.zero)
+        moved = (wanted - code).clamp_(-CELL, CELL).add_(code).clamp_(*limits).mul_(scale)
+        if self.zero is not None:
+            moved += self.zero[..., None]
+        if self.keep is not None:
+            moved *= self.keep[..., None]
+        self.weight.copy_(moved.flatten(1))
 
     @torch.no_grad()
     def settle(self) -> StoredWeight:

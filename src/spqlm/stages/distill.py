@@ -1,7 +1,6 @@
 """Tune scales and norms end to end: towards the dense model, or towards the text itself."""
 
 import logging
-import math
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,9 +18,11 @@ from spqlm.changes import Plan
 from spqlm.errors import SpqError
 from spqlm.model.activation_checkpointing import bounded_activations
 from spqlm.model.view import ModelView
+from spqlm.modules.latent import rounded_once
 from spqlm.numerics.objectives import divergence, next_token
 from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
+from spqlm.training.best_state import BestState
 from spqlm.training.master_weights import Masters, Wanted, trainable
 from spqlm.training.reconstruction import trainable_codes
 from spqlm.training.training_state import TrainingState
@@ -66,8 +67,11 @@ class Distill(Stage):
     context: int = Field(512, ge=2, description="tokens per window")
     held_out: int = Field(8, ge=1, description="windows that decide which state is kept")
     check_every: int = Field(20, ge=1, description="steps between two looks at those")
+    patience: int = Field(4, ge=1, description="looks without gain after which training ends")
     code_rate: float = Field(
-        1e-2, gt=0, description="the peak rate of weights behind codes, as `learning_rate`"
+        2e-2,
+        gt=0,
+        description="the peak rate of weights behind codes, as a share of the step between codes",
     )
     most_bits: int = Field(8, ge=2, le=8, description="codes of at most so many bits are trained")
     worthwhile: float = Field(
@@ -111,14 +115,14 @@ class Distill(Stage):
         bounded = bounded_activations(view, self.context)
         wanted, rates = self.parameters, (self.learning_rate, self.code_rate)
         with bounded, self._codes(view), Masters(view, wanted, *rates) as trained:
-            run = _Run(trained, TrainingState(directory, trained.parameters))
+            run = BestState(trained, TrainingState(directory, trained.parameters))
             if not run.resume():
                 run.best = run.before = _mean_loss(view.model, dense, held_out)
             if self.compares and run.before < self.worthwhile:
                 logger.info("distill: held-out KL is %.5f already; nothing was trained", run.before)
                 return
             try:
-                batches = training.split(self.batch_size)[run.step :]
+                batches = () if run.through else training.split(self.batch_size)[run.step :]
                 for batch in track(batches, "distill"):
                     started = time.perf_counter()
                     self._step(view.model, dense, batch, trained, run.step)
@@ -128,14 +132,17 @@ class Distill(Stage):
                         logger.info("distill: %d steps in about %.0f min", self.steps, minutes)
                     if run.step % self.check_every == 0 or run.step == self.steps:
                         run.check(_mean_loss(view.model, dense, held_out))
+                        if run.waited == self.patience:
+                            logger.info("distill: nothing gained since %d looks", run.waited)
+                            break
                 run.finish()
             finally:
                 trained.restore(run.kept)
         logger.info("distill: held-out loss %.5f before, %.5f after", run.before, run.best)
 
     def _codes(self, view: ModelView) -> AbstractContextManager[Any]:
-        leaves = view.leaves(("attention", "mlp")) if self.parameters == "codes" else ()
-        return trainable_codes(view, leaves, self.most_bits)
+        layers = [*view.leaves(), view.embedding] if self.parameters == "codes" else []
+        return trainable_codes(view, layers, self.most_bits)
 
     def _directory(
         self, view: ModelView, inputs: Inputs, dense: PreTrainedModel | None, windows: Tensor
@@ -166,61 +173,17 @@ class Distill(Stage):
         trained: Masters,
         step: int,
     ) -> None:
-        # Window by window: logits are the largest tensors there are.
-        for window in batch:
-            loss, logits, gradient = _loss(model, dense, window)
-            if not torch.isfinite(loss):
-                raise SpqError(
-                    f"distillation's loss became {loss.item()} at step {step}; a learning rate "
-                    f"below {self.learning_rate} would be more stable"
-                )
-            logits.backward(gradient / len(batch))
+        with rounded_once(model, model.dtype):
+            # Window by window: logits are the largest tensors there are.
+            for window in batch:
+                loss, logits, gradient = _loss(model, dense, window)
+                if not torch.isfinite(loss):
+                    raise SpqError(
+                        f"distillation's loss became {loss.item()} at step {step}; a learning rate "
+                        f"below {self.learning_rate} would be more stable"
+                    )
+                logits.backward(gradient / len(batch))
         trained.step(1 - step / self.steps)
-
-
-class _Run:
-    """How far training is, and its best state on held-out text.
-
-    Attributes:
-        step: how many are done.
-        before: held-out loss at first.
-        best: the least until now.
-        kept: the state that had it.
-    """
-
-    def __init__(self, trained: Masters, state: TrainingState) -> None:
-        self._trained, self._state = trained, state
-        self.step, self.before, self.best = 0, math.inf, math.inf
-        self.kept = trained.state()
-
-    def resume(self) -> bool:
-        """Go on where an earlier run was, if there was one."""
-        earlier = self._state.read()
-        if earlier is None:
-            return False
-        tensors, values = earlier
-        self.step, self.before, self.best = (values[key] for key in ("step", "before", "best"))
-        self.kept = {name: tensors[f"{name}/best"] for name in self.kept}
-        if not values["finished"]:
-            self._trained.load(tensors)
-        return True
-
-    def check(self, found: float) -> None:
-        """Take note of the held-out loss after a step."""
-        logger.info("distill: step %d, held-out loss %.5f", self.step, found)
-        if found < self.best:
-            self.best, self.kept = found, self._trained.state()
-        if self._state.due():
-            self._keep(self._trained.masters(), finished=False)
-
-    def finish(self) -> None:
-        """Keep the result, which is all that is wanted of a run that is through."""
-        self._keep({}, finished=True)
-
-    def _keep(self, masters: dict[str, Tensor], *, finished: bool) -> None:
-        best = {f"{name}/best": value for name, value in self.kept.items()}
-        values = {"step": self.step, "before": self.before, "best": self.best}
-        self._state.keep(masters | best, values | {"finished": finished})
 
 
 def _loss(
@@ -244,7 +207,8 @@ def _loss(
 @torch.no_grad()
 def _mean_loss(model: PreTrainedModel, dense: PreTrainedModel | None, windows: Tensor) -> float:
     held_out = track(windows, "distill: held-out text", len(windows))
-    return sum(float(_loss(model, dense, window)[0]) for window in held_out) / len(windows)
+    with rounded_once(model, model.dtype):
+        return sum(float(_loss(model, dense, window)[0]) for window in held_out) / len(windows)
 
 
 STAGE = Distill

@@ -27,7 +27,7 @@ class Masters:
             view: the model.
             wanted: what to train, see `trainable`.
             rate: Adam's peak rate, as a share of each tensor's mean magnitude.
-            code_rate: the same for weights behind codes.
+            code_rate: that of weights behind codes, as a share of the distance between two codes.
         """
         self._view = view
         self._rates = (rate, code_rate)
@@ -46,10 +46,16 @@ class Masters:
             behind = _behind_codes(self._view, name)
             master = parameter.detach() if behind else parameter.detach().float().clone()
             self._masters[name] = master
-            peak = self._rates[behind] * float(master.abs().mean())
+            size = self._step(name) if behind else float(master.abs().mean())
+            peak = self._rates[behind] * size
             groups.append({"params": [master], "lr": peak, "peak": peak})
         self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         return self
+
+    def _step(self, name: str) -> float:
+        latent = self._view.module(name.rpartition(".")[0])
+        assert isinstance(latent, Latent)
+        return latent.step()
 
     def __exit__(self, *_: object) -> None:
         for parameter, flag in self._flags:
@@ -104,9 +110,12 @@ class Masters:
             self._parameters[name].copy_(value)
 
 
+def _of_latent(view: ModelView, name: str) -> bool:
+    return isinstance(view.module(name.rpartition(".")[0]), Latent)
+
+
 def _behind_codes(view: ModelView, name: str) -> bool:
-    owner, _, own = name.rpartition(".")
-    return own == "weight" and isinstance(view.module(owner), Latent)
+    return name.endswith(".weight") and _of_latent(view, name)
 
 
 def _of_codes(view: ModelView, name: str) -> bool:
@@ -119,7 +128,7 @@ def _of_codes(view: ModelView, name: str) -> bool:
 
 
 def trainable(view: ModelView, wanted: Wanted) -> dict[str, nn.Parameter]:
-    """What of the model is trained, by name; nothing of the embedding's or the output projection's.
+    """What of the model is trained, by name; no bias of the output projection.
 
     Args:
         view: the model.
@@ -132,9 +141,8 @@ def trainable(view: ModelView, wanted: Wanted) -> dict[str, nn.Parameter]:
     vocabulary = (f"{view.embedding.name}.", f"{view.lm_head.name}.")
     found = {}
     for name, parameter in view.model.named_parameters():
-        if name.startswith(vocabulary):
-            continue
         others = wanted != "scales" and parameter.is_floating_point() and parameter.ndim == 1
+        others = others and not name.startswith(vocabulary)
         if _of_codes(view, name) or others or _behind_codes(view, name):
             found[name] = parameter
     return found

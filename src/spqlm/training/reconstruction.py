@@ -7,7 +7,7 @@ its Adam state, and of its activations.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.errors import SpqError
 from spqlm.layerwise.loop import Step
+from spqlm.model.tying import tie_head
 from spqlm.model.view import ModelView, Named
-from spqlm.modules.latent_linear import LatentLinear, latent_linear, settle
+from spqlm.modules.latent import LatentLinear, Latents, latent_layer
 from spqlm.modules.linear import Compressed
 
 logger = logging.getLogger(__name__)
+
+NO_STARTS: Mapping[str, Tensor] = {}
 
 
 class Reconstruction(BaseModel):
@@ -95,6 +98,7 @@ def reconstruct(
     target: Target,
     settings: Reconstruction,
     seed: int,
+    starts: Mapping[str, Tensor] = NO_STARTS,
 ) -> tuple[float, float]:
     """Train the codes, scales and zeros of one layer; keep the best state on held-out windows.
 
@@ -105,6 +109,7 @@ def reconstruct(
         target: what it should produce.
         settings: how to train.
         seed: of the order of windows.
+        starts: where in their codes' cells weights start, see `trainable_codes`.
 
     Returns:
         nats per token on held-out windows, before and after.
@@ -115,7 +120,7 @@ def reconstruct(
     training = len(target.states) - target.held_out
     if not settings.steps or training < 1 or target.held_out < 1:
         return 0.0, 0.0
-    with trainable_codes(view, step.layer.leaves, settings.most_bits) as latents:
+    with trainable_codes(view, step.layer.leaves, settings.most_bits, starts) as latents:
         if not latents:
             return 0.0, 0.0
         run = _Run(view, step, target, latents, settings)
@@ -129,27 +134,41 @@ def reconstruct(
 
 @contextmanager
 def trainable_codes(
-    view: ModelView, leaves: Iterable[Named], most_bits: float = inf
-) -> Iterator[list[LatentLinear]]:
+    view: ModelView,
+    layers: Iterable[Named],
+    most_bits: float = inf,
+    starts: Mapping[str, Tensor] = NO_STARTS,
+) -> Iterator[list[Latents]]:
     """Inside, layers whose codes can be trained have weights behind them, and are what it yields.
 
-    After, they have the codes that these weights came to; those from before if nothing changed.
+    After, they have the codes that these weights came to; those from before if nothing changed. An
+    output projection that is tied to the embedding is trained with it.
 
     Args:
         view: the model.
-        leaves: that are asked.
+        layers: linear layers, and maybe the embedding.
         most_bits: codes of more are left alone.
+        starts: by full name, where in their codes' cells weights start; else in the middle.
     """
-    narrow = [leaf for leaf in leaves if _code_bits(leaf.module) <= most_bits]
-    found = ((leaf.name, latent_linear(leaf.module)) for leaf in narrow)
-    latents = {name: made for name, made in found if made is not None}
+    table, head = view.embedding, view.lm_head
+    shared = {head.name} if view.tied else set()
+    narrow = [layer for layer in layers if _code_bits(layer.module) <= most_bits]
+    found = [(layer.name, latent_layer(layer.module)) for layer in narrow]
+    latents = {name: made for name, made in found if made is not None and name not in shared}
     for name, made in latents.items():
         view.replace(name, made)
+        if name in starts:
+            made.latent.approach(starts[name])
+    tied = bool(shared) and table.name in latents
+    if tied:
+        view.replace(head.name, LatentLinear(latents[table.name].latent, head.module.bias))
     try:
         yield list(latents.values())
     finally:
         for name, made in latents.items():
-            view.replace(name, settle(made, view.model.dtype))
+            view.replace(name, made.settled(view.model.dtype))
+        if tied:
+            tie_head(view)
 
 
 def _code_bits(module: nn.Module) -> float:
@@ -165,12 +184,12 @@ class _Run:
         view: ModelView,
         step: Step,
         target: Target,
-        latents: list[LatentLinear],
+        latents: list[Latents],
         settings: Reconstruction,
     ) -> None:
         self._step, self._target = step, target
         self._settings = settings
-        self._latents = nn.ModuleList(latents)
+        self._layers, self._latents = latents, nn.ModuleList(latents)
         self._best = self._state()
         self._others = [
             (p, p.requires_grad)
@@ -234,8 +253,7 @@ class _Run:
 
     def _groups(self) -> list[dict[str, object]]:
         groups: list[dict[str, object]] = []
-        for made in self._latents:
-            assert isinstance(made, LatentLinear)
+        for made in self._layers:
             latent, size = made.latent, made.latent.step()
             rates = (self._settings.learning_rate, self._settings.scale_rate)
             groups.append({"params": [latent.weight], "lr": rates[0] * size})
