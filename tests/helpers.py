@@ -1,14 +1,14 @@
 """Tiny random models and a tokenizer, made in memory."""
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from spqlm.allocation.search import dense_weights
 from spqlm.calibration.sensitivity import collect_sensitivities
 from spqlm.calibration.statistics import Statistics
 from spqlm.formats import Format
-from spqlm.model.small import VOCABULARY, small_config, small_model
+from spqlm.model.small import VOCABULARY, small_config, small_model, small_tokenizer
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 
@@ -27,20 +27,13 @@ def tiny_model(model_type: str = "llama", **options) -> PreTrainedModel:
 
 def tiny_tokenizer(begins: str = "") -> PreTrainedTokenizerFast:
     """One token per byte, after three special ones; each text begins with the tokens `begins`."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2}
-    vocabulary |= {symbol: index + 3 for index, symbol in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = small_tokenizer()
     if begins:
-        special = [(token, vocabulary[token]) for token in begins.split()]
-        tokenizer.post_processor = processors.TemplateProcessing(
+        special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in begins.split()]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{begins} $A", special_tokens=special
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
+    return tokenizer
 
 
 @torch.inference_mode()

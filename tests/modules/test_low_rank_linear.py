@@ -6,7 +6,7 @@ from torch import Tensor
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank, of_factors
 from spqlm.modules.low_rank_linear import LowRankLinear
-from spqlm.modules.ops import dense_weight, linear_of, with_weight
+from spqlm.modules.ops import dense_weight, linear_of, select, with_weight
 from spqlm.numerics import low_rank
 
 
@@ -79,3 +79,14 @@ def test_quantised_factors_keep_the_sizes_the_bias_and_the_weight():
     layer.half()
     assert torch.equal(layer.left.codes.double(), weights[0])
     assert torch.equal(layer.left.scale.double(), weights[1])
+
+
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_a_cut_below_the_rank_leaves_a_dense_layer(side):
+    layer = make(random(7, 4), random(4, 9, seed=1), random(7, seed=2))
+    index = torch.tensor([0, 2, 5])
+    cut = select(layer, side, index)
+    assert type(cut) is torch.nn.Linear
+    whole = dense_weight(layer)
+    assert torch.equal(cut.weight, whole[index] if side == "output" else whole[:, index])
+    assert torch.equal(cut.bias, layer.bias[index] if side == "output" else layer.bias)

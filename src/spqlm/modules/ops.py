@@ -87,8 +87,16 @@ def select(module: nn.Module, side: Side, index: Tensor) -> nn.Module:
         raise TypeError(f"{type(module).__name__} is not a linear layer")
     weight, bias = stored_weight(module).detach(), getattr(module, "bias", None)
     if side == "input":
-        return linear_of(weight.take_columns(index), bias)
-    return linear_of(weight.take_rows(index), None if bias is None else bias.detach()[index])
+        return linear_of(_within_rank(weight.take_columns(index)), bias)
+    cut = None if bias is None else bias.detach()[index]
+    return linear_of(_within_rank(weight.take_rows(index)), cut)
+
+
+def _within_rank(weight: StoredWeight) -> StoredWeight:
+    """A weight after a cut: one that became smaller than its two factors is multiplied out."""
+    if isinstance(weight, LowRankWeight) and weight.format.misfit(*weight.shape) is not None:
+        return DenseWeight(Dense(), weight.restore())
+    return weight
 
 
 def plain(module: nn.Module) -> bool:

@@ -34,9 +34,8 @@ RECIPES = {
 
 
 # Each layer of these has an MLP and attention whose widths may be cut.
-PRUNED = [name for name in known() if family_for(name).prunes == ("mlp", "attention")]
-PRUNED = [name for name in PRUNED if not family_for(name).small.get("layer_types")]
-PRUNED = [name for name in PRUNED if "num_experts" not in family_for(name).small]
+HYBRID = ("glm4_moe", "lfm2", "nemotron_h")
+PRUNED = [name for name in known() if len(family_for(name).prunes) == 2 and name not in HYBRID]
 # Two projections or three, biases, tied and scaled embeddings.
 DIFFERENT = ("llama", "opt", "gemma3_text")
 
@@ -78,31 +77,6 @@ def test_every_stage_changes_the_model_where_it_should(model_type, tmp_path, tex
     assert all(layer.intermediate_size < 128 for layer in view.layers)
     assert all(isinstance(format_of(leaf.module), Int8) for leaf in view.leaves())
     assert isinstance(format_of(view.embedding.module), Int8)
-
-
-@pytest.mark.parametrize("model_type", PRUNED)
-def test_pruning_drops_exactly_the_units_it_says(model_type, text_file):
-    """A model whose pruned units were already dead computes what it did before."""
-    model = tiny_model(model_type)
-    with torch.no_grad():
-        for layer in ModelView(model).layers:
-            for named in layer.mlp_inputs:
-                named.module.weight[1::2] *= 1e-3
-                if named.module.bias is not None:
-                    named.module.bias[1::2] = 0
-            layer.mlp_output.module.weight[:, 1::2] = 0
-    expected = logits(model)
-    half = {"prune": {"minimum": 0.5, "maximum": 0.5, "multiple_of": 1}}
-    stages = {"calibration": {"source": str(text_file), "windows": 2, "context": 32}}
-    result = spqlm.compress(
-        model,
-        None,
-        recipe=Recipe.from_dict(stages | {"stages": [half]}),
-        tokenizer=tiny_tokenizer(),
-    )
-    removed = [change.cut.removed for change in result.manifest.stages[0].plan.changes]
-    assert all(units == list(range(1, 128, 2)) for units in removed)
-    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", PRUNED)
