@@ -66,7 +66,7 @@ def apply_changes(
         def module_for(named: Named, metrics: Mapping[str, Metric] = metrics) -> nn.Module:
             return _changed(named, chosen[named.name], metrics[named.name], menu)
 
-        modules = share_out(module_for, leaves, lambda named: named.entries, step.states.device)
+        modules = share_out(module_for, leaves, lambda named: named.entries, step.device)
         for named, module in zip(leaves, modules, strict=True):
             step.replace(named.name, module)
         writer = layer.writer

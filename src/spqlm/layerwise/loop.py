@@ -42,6 +42,11 @@ class Step:
         self._view, self._walk, self._dense, self._frozen = view, walk, dense, frozen
 
     @property
+    def device(self) -> torch.device:
+        """Where the layer runs."""
+        return self._view.model.device
+
+    @property
     def trainable(self) -> bool:
         """Whether the layer can be run by itself, on states that are at hand."""
         return self._walk.stepwise
@@ -167,6 +172,6 @@ def replace_layer_by_layer(
         def module_for(named: Named, moments: SecondMoments = moments) -> nn.Module:
             return made(named, moments.mean(named.name))
 
-        modules = share_out(module_for, wanted, lambda named: named.entries, step.states.device)
+        modules = share_out(module_for, wanted, lambda named: named.entries, step.device)
         for named, module in zip(wanted, modules, strict=True):
             step.replace(named.name, module)

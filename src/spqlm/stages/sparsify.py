@@ -197,7 +197,7 @@ class Sparsify(Stage):
             def module_for(named: Named, metrics: Mapping[str, Metric] = metrics) -> nn.Module:
                 return self._pruned(named.module, chosen[named.name], metrics[named.name])
 
-            modules = share_out(module_for, pruned, lambda named: named.entries, step.states.device)
+            modules = share_out(module_for, pruned, lambda named: named.entries, step.device)
             for named, module in zip(pruned, modules, strict=True):
                 step.replace(named.name, module)
             if layer.writer is None or not step.trainable:
