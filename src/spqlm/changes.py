@@ -122,22 +122,13 @@ class Change(BaseModel):
 
 
 class Plan(BaseModel):
-    """All changes of one stage; JSON-able, and everything that `apply` goes by.
-
-    Attributes:
-        stage: that made it.
-        changes: one for each module.
-        summary: for people.
-        correction: what the sum of predicted losses is multiplied with, from what whole
-            assignments were measured to lose.
-    """
+    """All changes of one stage; JSON-able, and everything that `apply` goes by."""
 
     model_config = ConfigDict(extra="forbid")
 
     stage: str
     changes: list[Change] = Field(default_factory=list)
     summary: str = ""
-    correction: float = 1.0
 
     @property
     def bytes_saved(self) -> int:
@@ -145,13 +136,7 @@ class Plan(BaseModel):
         return sum(change.bytes_before - change.bytes_after for change in self.changes)
 
     @property
-    def priced_loss(self) -> float | None:
-        """Sum of the prices of all changes, in nats per token; None where none was priced."""
+    def predicted_loss(self) -> float | None:
+        """Nats per token of all changes; None where none was priced."""
         losses = [c.predicted_loss for c in self.changes if c.predicted_loss is not None]
         return sum(losses) if losses else None
-
-    @property
-    def predicted_loss(self) -> float | None:
-        """The same, corrected."""
-        priced = self.priced_loss
-        return None if priced is None else priced * self.correction

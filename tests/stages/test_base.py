@@ -37,7 +37,7 @@ def test_what_is_priced_needs_sensitivities(model, key):
     view = ModelView(model)
     stage = stage_class(key)()
     needs = (stage.within(1000) or stage).needs(view)
-    assert needs == Needs(sensitivities=needs.sensitivities, text=key == "budget")
+    assert needs == Needs(sensitivities=needs.sensitivities)
     assert {named.name for named in view.linears(("attention", "mlp"))} <= needs.sensitivities
 
 

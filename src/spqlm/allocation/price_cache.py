@@ -15,7 +15,6 @@ from spqlm.allocation.menu import stored_bytes
 from spqlm.allocation.search import Search, priced_weights
 from spqlm.allocation.shapes import Shape
 from spqlm.allocation.units import Part, PricedShape, Unit, cut_shape
-from spqlm.allocation.whole import Measured
 from spqlm.cache import (
     UNREADABLE,
     cache_directory,
@@ -32,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 # Raised whenever what is computed changes, so that older files are not read.
 COMPUTATION = 3
-# What whole assignments were measured to lose.
-MEASURED = "measured.safetensors"
 
 
 class _StoredPart(BaseModel):
@@ -97,26 +94,6 @@ class PriceFiles:
         unit = price()
         self.write(name, [unit])
         return unit
-
-    def measured(self) -> Measured:
-        """What whole assignments were predicted to lose, and did."""
-        file = self._directory / MEASURED
-        if not file.is_file():
-            return []
-        try:
-            return [(total, loss) for total, loss in read_tensors(file)[0]["losses"].tolist()]
-        except UNREADABLE as error:
-            logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
-            return []
-
-    def add_measured(self, predicted: float, loss: float) -> None:
-        """Take note of another one; in place of one that was predicted to lose the same."""
-        others = [pair for pair in self.measured() if pair[0] != predicted]
-        losses = torch.tensor([*others, (predicted, loss)], dtype=torch.float64)
-        try:
-            write_tensors(self._directory / MEASURED, {"losses": losses}, {})
-        except (OSError, SafetensorError) as error:
-            logger.warning("the measured loss was not cached: %s", error)
 
     def read(self, name: str) -> list[Unit] | None:
         """Units by the name of their file; None if there are none."""

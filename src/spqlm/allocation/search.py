@@ -11,7 +11,6 @@ from spqlm.allocation.menu import Menu
 from spqlm.allocation.pricing import Pricer
 from spqlm.allocation.shapes import Shape, shapes
 from spqlm.allocation.units import NO_TIES, Part, Unit
-from spqlm.allocation.whole import Measured
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
 from spqlm.layerwise.loop import LayerLoop, Sink
@@ -38,12 +37,6 @@ class Prices(Protocol):
 
     def outer(self, name: str, price: Callable[[], Unit]) -> Unit:
         """The unit of the embedding or the lm_head."""
-
-    def measured(self) -> Measured:
-        """What whole assignments were predicted to lose, and did."""
-
-    def add_measured(self, predicted: float, loss: float) -> None:
-        """Take note of another one."""
 
 
 @dataclass
@@ -75,11 +68,6 @@ class Search:
     @property
     def _weightings(self) -> tuple[Weighting, Weighting]:
         return split(len(self.statistics.windows), self.token_power)
-
-    @property
-    def measured(self) -> Measured:
-        """What earlier assignments of the same model were predicted to lose, and did."""
-        return [] if self.prices is None else self.prices.measured()
 
     @property
     def short_of_text(self) -> str:

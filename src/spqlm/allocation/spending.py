@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from spqlm.allocation.restriction import SPOKEN, Alike, ties
 from spqlm.allocation.search import Search, alternatives
 from spqlm.allocation.units import Unit
-from spqlm.allocation.whole import correction
-from spqlm.changes import Change, Plan
+from spqlm.changes import Change
 from spqlm.errors import OutOfReach, SpqError
 from spqlm.formats.group_sparse import GroupSparse
 from spqlm.formats.low_rank import LowRank
@@ -20,7 +19,7 @@ from spqlm.progress import working
 HEADER_BYTES = 200
 
 
-def spend(search: Search, target: int, alike: Alike) -> Plan:
+def spend(search: Search, target: int, alike: Alike) -> tuple[list[Change], str]:
     """The choice of the least predicted loss.
 
     Args:
@@ -44,15 +43,14 @@ def spend(search: Search, target: int, alike: Alike) -> Plan:
         taken = choose([alternatives(unit, tied) for unit in units], available)
         free = choose([alternatives(unit) for unit in units], available) if tied else taken
     changes = _all_changes(units, taken)
-    ratio = correction(_loss(units, taken), search.measured)
-    words = [summary(changes, ratio)]
+    words = [summary(changes)]
     if tied:
         more = _loss(units, taken) - _loss(units, free)
         words.append(f"{SPOKEN[alike]}: {more:.4f} nats of it")
     if sum(change.bytes_after for change in changes) == _largest(units):
         words.append("the target asks for nothing smaller")
     words += [said for said in (search.short_of_text, search.short_of_tokens) if said]
-    return Plan(stage="budget", changes=changes, summary="; ".join(words), correction=ratio)
+    return changes, "; ".join(words)
 
 
 def least_bytes(units: list[Unit], tied: Mapping[str, str]) -> int:
@@ -130,8 +128,8 @@ def _changes(unit: Unit, choice: Choice) -> list[Change]:
     return changes
 
 
-def summary(changes: list[Change], ratio: float = 1.0) -> str:
-    """How many weights became what, and the prices' sum times `ratio` where there are prices."""
+def summary(changes: list[Change]) -> str:
+    """How many weights became what, and the prices' sum where there are prices."""
     formats = [change.stored_as for change in changes]
     counts = Counter(form.codes for form in formats)
     kept = counts.pop("dense", 0)
@@ -144,5 +142,5 @@ def summary(changes: list[Change], ratio: float = 1.0) -> str:
     words += [f"{sparse} group-sparse"] if sparse else []
     words += [f"{cuts} cut"] if cuts else []
     losses = [change.predicted_loss for change in changes if change.predicted_loss is not None]
-    predicted = f"; predicted loss {sum(losses) * ratio:.4f} nats" if losses else ""
+    predicted = f"; predicted loss {sum(losses):.4f} nats" if losses else ""
     return ", ".join(words) + predicted

@@ -13,7 +13,7 @@ class Needs:
         observations: activation statistics that `plan` reads.
         sensitivities: full names of modules whose gradient-weighted moments are read.
         windows: whether `apply` runs calibration windows through the model.
-        text: whether `apply` trains on calibration text, or measures on it.
+        text: whether `apply` trains on calibration text.
         dense: whether `apply` compares with the model as it was before the first stage.
     """
 

@@ -15,9 +15,8 @@ from spqlm.allocation.reach import reach
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.allocation.search import Search, Shares, dense_weights, priced_weights
 from spqlm.allocation.spending import check_reach, spend, summary
-from spqlm.allocation.whole import PROBED_WINDOWS, Whole
 from spqlm.calibration.needs import Needs
-from spqlm.calibration.statistics import Statistics, draw_windows
+from spqlm.calibration.statistics import Statistics
 from spqlm.changes import Change, Plan
 from spqlm.errors import SpqError
 from spqlm.formats import AnyFormat, Format
@@ -25,7 +24,6 @@ from spqlm.formats.base import Rounding
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.layerwise.finished_layers import FinishedLayers
-from spqlm.model.mapped import is_bounded
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
@@ -145,8 +143,7 @@ class Budget(Stage):
         nearest = self.rounding_int8 == "nearest" and all(form.fine for form in widest)
         if self.target_bytes is None and nearest:
             return Needs()
-        names = frozenset(named.name for named in dense_weights(view))
-        return Needs(sensitivities=names, text=self.target_bytes is not None)
+        return Needs(sensitivities=frozenset(named.name for named in dense_weights(view)))
 
     def savings(self, view: ModelView) -> tuple[int, int] | None:
         """From the target, or from the most bits, to the smallest way to store each weight."""
@@ -171,10 +168,7 @@ class Budget(Stage):
             changes = self._widest(view)
             return Plan(stage=self.key, changes=changes, summary=summary(changes))
         _check_finite(view, statistics)
-        return spend(self._search(view, statistics), self.target_bytes, self.alike)
-
-    def _search(self, view: ModelView, statistics: Statistics) -> Search:
-        return cached(
+        search = cached(
             Search(
                 view,
                 statistics.first(self.priced_windows),
@@ -184,6 +178,8 @@ class Budget(Stage):
                 self.token_power,
             )
         )
+        changes, words = spend(search, self.target_bytes, self.alike)
+        return Plan(stage=self.key, changes=changes, summary=words)
 
     def _widest(self, view: ModelView) -> list[Change]:
         menu = self._menu()
@@ -228,7 +224,6 @@ class Budget(Stage):
         statistics, kept = inputs.statistics, None
         if statistics.sensitivities:
             kept = inputs.directory(view, self, statistics.windows, plan.model_dump_json())
-        whole = self._whole(view, inputs)
         apply_changes(
             view,
             {change.module: change for change in plan.changes},
@@ -239,22 +234,6 @@ class Budget(Stage):
             inputs.seed,
             FinishedLayers(view, kept),
         )
-        if whole is not None:
-            whole.measure(view, plan)
-
-    def _whole(self, view: ModelView, inputs: Inputs) -> Whole | None:
-        """What measures the result on other text.
-
-        None where codes are not as they were priced, or where the whole does not fit into memory.
-        """
-        statistics, trained = inputs.statistics, self.reconstruction.steps > 0
-        if inputs.ids is None or not statistics.sensitivities or trained or is_bounded():
-            return None
-        context, seed = statistics.windows.shape[1], inputs.seed + 1
-        windows = draw_windows(view.model, inputs.ids, context, PROBED_WINDOWS, seed)
-        prices = self._search(view, statistics).prices
-        assert prices is not None
-        return Whole(view, windows, prices)
 
 
 def _check_finite(view: ModelView, statistics: Statistics) -> None:
