@@ -27,6 +27,7 @@ from spqlm.model.experts import open_experts
 from spqlm.model.limits import check_tokenizer
 from spqlm.model.mapped import bounded, is_bounded, watch
 from spqlm.model.memory import PeakMemory, resident_bytes
+from spqlm.model.soundness import check_magnitudes, check_runs
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model
@@ -142,6 +143,7 @@ def compress(
         if wanted is not None:
             wanted.check_model(loaded.model, loaded.tokenizer)
         watch(view)
+        _check_sound(steps, view)
         run = RunState(directory)
         text = Calibration(steps.calibration, view, loaded.tokenizer, seed, _passes(run))
         records = _run_stages(steps.stages, view, text, seed, run)
@@ -303,6 +305,15 @@ def _targeted(
         # Nothing is lost that training could bring back.
         return load_recipe("default").without_training(), None
     return load_recipe(recipe), None
+
+
+def _check_sound(recipe: Recipe, view: ModelView) -> None:
+    limits = [stage.largest_weight for stage in recipe.stages]
+    known = [limit for limit in limits if limit is not None]
+    if known:
+        check_magnitudes(view.model, min(known))
+    if recipe.stages:
+        check_runs(view)
 
 
 def _run_stages(

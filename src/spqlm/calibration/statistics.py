@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.data import EncodedText, sample
+from spqlm.errors import SpqError
 from spqlm.model.limits import check_context, check_vocabulary
 from spqlm.progress import track
 
@@ -157,4 +158,7 @@ def collect(model: PreTrainedModel, windows: Tensor, observations: Set[Observati
         for window in track(windows, "calibrating", total=len(windows)):
             decoder(input_ids=window[None].to(model.device), use_cache=False)
     model.train(training)
+    for observation, found in statistics.moments.items():
+        if not bool(torch.isfinite(found.mean_square).all()):
+            raise SpqError(f"what passes {observation.module!r} on the text is not finite")
     return statistics

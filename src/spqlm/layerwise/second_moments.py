@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spqlm.errors import SpqError
 from spqlm.kernels.gram import add_gram
 from spqlm.layerwise.walk import Tokens
 from spqlm.numerics.gram import complete_gram
@@ -69,9 +70,18 @@ class SecondMoments:
         found.tokens += counted
 
     def mean(self, name: str) -> Tensor:
-        """Float32 [in, in]; zeros where no token counted."""
+        """Float32 [in, in]; zeros where no token counted.
+
+        Raises:
+            SpqError: what enters the layer is not finite, or its square is not.
+        """
         found = self._sums[self._owners[name]]
-        return complete_gram(found.outer) / (found.weight or 1.0)
+        mean = complete_gram(found.outer) / (found.weight or 1.0)
+        if not bool(torch.isfinite(mean).all()):
+            raise SpqError(
+                f"what enters {name!r} on the text is too large to be squared in float32"
+            )
+        return mean
 
     def tokens(self, name: str) -> int:
         """How many tokens counted."""

@@ -89,6 +89,11 @@ def choose_groups(saliency: Tensor, sparsity: float, pattern: Pattern) -> Tensor
     return keep.flatten().scatter_(0, dropped, False).reshape(rows, groups)
 
 
+def _power_of_two(magnitude: Tensor) -> Tensor:
+    """The largest one within a magnitude: dividing by it changes no digit."""
+    return magnitude.clamp_min(torch.finfo(torch.float32).tiny).log2().floor().exp2()
+
+
 def refit_kept(
     weight: Tensor, metric: Tensor, keep: Tensor, start: Tensor, iterations: int = ITERATIONS
 ) -> Tensor:
@@ -109,8 +114,11 @@ def refit_kept(
         float32 [rows, columns], 0 where dropped.
     """
     full = keep.repeat_interleave(weight.shape[1] // keep.shape[1], dim=1)
+    # So that no square leaves float32's range; the solution is the same in any unit.
+    unit = _power_of_two(weight.abs().amax(1, keepdim=True))
+    weight, metric = weight / unit, metric / _power_of_two(metric.diagonal().max())
     scale = metric.diagonal().reciprocal()
-    found = start * full
+    found = start / unit * full
     residual = ((weight - found) @ metric) * full
     direction = residual * scale
     size = (residual * direction).sum(1, keepdim=True)
@@ -122,7 +130,9 @@ def refit_kept(
         preconditioned = residual * scale
         size, last = (residual * preconditioned).sum(1, keepdim=True), size
         direction = preconditioned + size / last.clamp_min(SMALLEST) * direction
-    return found
+    found = found * unit
+    # Columns so far apart that float32 does not solve for them stay as they were.
+    return found.where(torch.isfinite(found).all(1, keepdim=True), start * full)
 
 
 def prune_groups(

@@ -71,6 +71,11 @@ class Stage(BaseModel, ABC):
         """Most bytes of all weights on disk; None where the stage was given no such limit."""
         return None
 
+    @property
+    def largest_weight(self) -> float | None:
+        """Magnitude that the integers it rounds to can store; None of a stage that rounds none."""
+        return None
+
     def within(self, target_bytes: int) -> Self | None:
         """The stage with this `byte_limit`; None for a stage that takes none."""
         return None

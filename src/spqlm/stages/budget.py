@@ -26,6 +26,7 @@ from spqlm.formats.int8 import Int8
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
+from spqlm.numerics.integer import LARGEST_SCALE
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.reconstruction import Reconstruction
 
@@ -136,6 +137,11 @@ class Budget(Stage):
             shapes = ("widths", "key_value_groups", "ranks", "sparsities")
             update |= dict.fromkeys(shapes, ())
         return self.model_copy(update=update)
+
+    @property
+    def largest_weight(self) -> float:
+        """In the fewest bits, less what is added as other weights leave."""
+        return LARGEST_SCALE
 
     def needs(self, view: ModelView) -> Needs:
         """Sensitivities of what is still dense; none where it gets what loses next to nothing."""

@@ -12,6 +12,7 @@ from spqlm.formats.int8 import Granularity, Int8
 from spqlm.model.tying import retie, tie_head
 from spqlm.model.view import ModelView, Named, Role
 from spqlm.modules.ops import module_bytes, with_weight
+from spqlm.numerics.integer import LARGEST_SCALE, largest_code
 from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
 
@@ -40,6 +41,11 @@ class Quantize(Stage):
     def savings(self, view: ModelView) -> tuple[int, int]:
         """Shapes decide all of it."""
         return planned_savings(self, view)
+
+    @property
+    def largest_weight(self) -> float:
+        """In eight bits."""
+        return LARGEST_SCALE * largest_code(8)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Choose a granularity for every weight that is not yet in integers."""

@@ -20,6 +20,7 @@ from spqlm.layerwise.metrics import HELD_OUT, Weighting, layer_metrics
 from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.numerics import group_pruning
+from spqlm.numerics.integer import LARGEST_SCALE
 from spqlm.numerics.metric import Metric
 from spqlm.numerics.threads import share_out
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
@@ -72,6 +73,11 @@ class Sparsify(Stage):
         Reconstruction(),  # type: ignore[call-arg]
         description="how each layer is trained; `steps: 0` leaves the one-shot result",
     )
+
+    @property
+    def largest_weight(self) -> float:
+        """In the fewest bits, less what is added as other weights leave."""
+        return LARGEST_SCALE
 
     def needs(self, view: ModelView) -> Needs:
         """Sensitivities of what is pruned, and of what gives the gradient at a layer's output."""

@@ -1,0 +1,77 @@
+"""What a model must be able to do before any work is put into it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spqlm.errors import SpqError
+from spqlm.model.limits import room
+from spqlm.model.view import ModelView
+
+TOKENS = 16
+
+
+def check_magnitudes(model: PreTrainedModel, largest: float) -> None:
+    """Refuse weights that no scale of the formats reaches.
+
+    Args:
+        model: whose matrices are looked at.
+        largest: magnitude that can be stored.
+
+    Raises:
+        SpqError: one holds more; names it.
+    """
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2 and weight.is_floating_point() and not weight.is_meta:
+            found = max(abs(float(end)) for end in torch.aminmax(weight.detach()))
+            if found > largest:
+                raise SpqError(
+                    f"weight {name!r} holds {found:.4g}, and the integers of this recipe store at "
+                    f"most ±{largest:.4g}; scale the layer, or use a recipe that does not round"
+                )
+
+
+@torch.no_grad()
+def check_runs(view: ModelView) -> None:
+    """Refuse a model that does not give numbers in the dtype that it has.
+
+    Raises:
+        SpqError: NaN or Inf after a few tokens; names the first layer that gives them.
+    """
+    model = view.model
+    size = model.config.get_text_config().vocab_size
+    ids = torch.arange(TOKENS + min(room(model, TOKENS), 0)) % size
+    broken: list[str] = []
+    with _watched(view, broken):
+        logits = model(input_ids=ids[None].to(model.device), use_cache=False).logits
+    if broken or not bool(torch.isfinite(logits).all()):
+        place = broken[0] if broken else view.lm_head.name
+        dtype = str(model.dtype).removeprefix("torch.")
+        others = "float32" if dtype != "float32" else "weights that are not as large"
+        raise SpqError(
+            f"what {place!r} gives is not finite in {dtype}, so nothing can be measured on this "
+            f"model; use {others}"
+        )
+
+
+@contextmanager
+def _watched(view: ModelView, broken: list[str]) -> Iterator[None]:
+    def hook(name: str) -> Callable[..., None]:
+        def on_output(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            if not broken and not bool(torch.isfinite(states).all()):
+                broken.append(name)
+
+        return on_output
+
+    handles = [
+        view.module(layer.name).register_forward_hook(hook(layer.name)) for layer in view.layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
