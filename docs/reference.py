@@ -1,7 +1,8 @@
 """Writes docs/reference/ from the code: `python docs/reference.py`.
 
 The command line from typer's commands, recipes from the stages' fields, formats from their
-descriptions, the Python API from docstrings. A test holds the committed pages to what this writes.
+descriptions, what other programs hold from the targets, the Python API from docstrings. A test
+holds the committed pages to what this writes.
 """
 
 import inspect
@@ -17,6 +18,7 @@ import spqlm
 from spqlm import formats
 from spqlm.cli import app
 from spqlm.report.recipe_reference import recipe_reference
+from spqlm.report.target_reference import target_reference
 
 FOLDER = Path(__file__).parent / "reference"
 SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:")
@@ -35,6 +37,7 @@ def pages() -> dict[Path, str]:
         "cli.md": command_line(),
         "recipes.md": recipe_reference(),
         "formats.md": stored_formats(),
+        "targets.md": target_reference(),
         "python.md": python_api(),
     }
     return {FOLDER / name: text.strip() + "\n" for name, text in written.items()}

@@ -11,6 +11,7 @@ from tests.targets.gguf_files import stored
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int5 import Int5
+from spqlm.formats.int7 import FORMAT as Int7
 from spqlm.formats.int8 import Int8
 from spqlm.model.tying import tie_head
 from spqlm.model.view import ModelView
@@ -20,6 +21,7 @@ from spqlm.targets.mlx import MlxTarget
 FORMS = {
     "model.embed_tokens": Int8(),
     "model.layers.0.self_attn.q_proj": Int4(group_size=32),
+    "model.layers.0.self_attn.k_proj": Int7(group_size=32),
     "model.layers.1.mlp.down_proj": Int5(group_size=128),
 }
 
@@ -50,6 +52,7 @@ def test_each_module_says_its_bits_and_group_size(tied, dtype, tmp_path):
     stated = config["quantization"]
     assert stated["model.embed_tokens"] == {"group_size": 64, "bits": 8}
     assert stated["model.layers.0.self_attn.q_proj"] == {"group_size": 32, "bits": 4}
+    assert stated["model.layers.0.self_attn.k_proj"] == {"group_size": 32, "bits": 8}
     assert stated["model.layers.1.mlp.down_proj"] == {"group_size": 128, "bits": 5}
     assert "lm_head" not in stated and "quantization_config" not in config
     tensors = load_file(tmp_path / "out" / "model.safetensors")

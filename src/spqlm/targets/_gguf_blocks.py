@@ -13,7 +13,7 @@ from spqlm.targets._integers import Integers
 BLOCK = 32
 """Columns of a block."""
 
-TYPES = {2: "Q4_0", 3: "Q4_0", 4: "Q4_0", 5: "Q5_0", 6: "Q8_0", 8: "Q8_0"}
+TYPES = {2: "Q4_0", 3: "Q4_0", 4: "Q4_0", 5: "Q5_0", 6: "Q8_0", 7: "Q8_0", 8: "Q8_0"}
 """The smallest type that holds every code of so many bits."""
 
 

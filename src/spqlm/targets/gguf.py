@@ -1,6 +1,6 @@
 """One file for llama.cpp, and what is built on it.
 
-Codes stay the same numbers: int2 to int4 become Q4_0, int5 Q5_0, int6 and int8 Q8_0, whose blocks
+Codes stay the same numbers: int2 to int4 become Q4_0, int5 Q5_0, int6 to int8 Q8_0, whose blocks
 of 32 repeat a scale that more inputs share.
 """
 

@@ -90,7 +90,8 @@ def _schemes(view: ModelView) -> Iterator[tuple[str, Integers]]:
             weight = integers(module.stored_weight.detach())
             assert weight is not None
             size = next(size for size in GROUP_SIZES if weight.group_size % size == 0)
-            yield name, weight.regrouped(size)
+            bits = 8 if weight.bits == 7 else weight.bits  # MLX has no 7
+            yield name, weight.regrouped(size)._replace(bits=bits)
 
 
 def _bias(weight: Integers) -> Tensor:
