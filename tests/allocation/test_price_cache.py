@@ -135,15 +135,18 @@ def test_a_damaged_file_is_ignored_and_rewritten(priced, caplog, damage):
 def test_a_search_that_was_stopped_goes_on_after_the_last_layer(priced, monkeypatch, stop):
     expected = search_of(tiny_model(), menu()).units()
     priced.clear()
-    part = searching.Pricer.part
 
-    def interrupted(self, named, shape):
-        if len(priced) > stop:
-            raise KeyboardInterrupt
-        return part(self, named, shape)
+    def interrupting(method):
+        def interrupted(self, *rest):
+            if len(priced) == stop:
+                raise KeyboardInterrupt
+            return method(self, *rest)
+
+        return interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(searching.Pricer, "part", interrupted)
+        for name in ("_unit", "_priced_outer"):
+            patch.setattr(searching.Search, name, interrupting(getattr(searching.Search, name)))
         with pytest.raises(KeyboardInterrupt):
             cached(search_of(tiny_model(), menu())).units()
     # The layer that it was stopped in is priced anew, from its first unit.
