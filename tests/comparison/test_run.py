@@ -8,6 +8,7 @@ from tests.helpers import TEXT, tiny_model, tiny_tokenizer
 import spqlm
 from spqlm.comparison import METHODS, Settings, compare
 from spqlm.comparison import run as comparison_run
+from spqlm.comparison.cells import read_cell, write_cell
 from spqlm.errors import SpqError
 from spqlm.recipe import Recipe
 from spqlm.report.comparison import curves, markdown, rows, summary
@@ -169,7 +170,7 @@ def test_figures_of_two_models_are_not_mixed(wide, settings, tmp_path):
     (name,) = settings.tasks
     old = first.model_copy(update={"bytes": first.bytes + 64})
     old.tasks[name] = first.tasks[name].model_copy(update={"origin": "before"})
-    (tmp_path / "out" / "cells" / "int8@own.json").write_text(old.model_dump_json())
+    write_cell(tmp_path / "out" / "cells", old)
     asked = replace(settings, tasks=("builtin",))
     (found,) = compare(model, tmp_path / "out", ["int8"], [], asked)
     assert found.bytes == first.bytes and list(found.tasks) == [name, "builtin"]
@@ -253,3 +254,17 @@ def test_the_table_and_the_curves(wide, settings, tmp_path):
     (point,) = points["int8"]
     assert (point.bytes, point.nll) == (cells[1].bytes, figure.nll)
     assert point.divergence == figure.agreement.divergence
+
+
+@pytest.mark.parametrize("field", ["seed", "checksum", "method"])
+def test_a_cell_that_was_changed_is_not_believed(wide, settings, tmp_path, field, caplog):
+    model, _ = wide
+    (cell,) = compare(model, tmp_path / "out", ["dense"], [], settings)
+    cells = tmp_path / "out" / "cells"
+    assert read_cell(cells, cell.name) == cell
+    file = cells / "dense@own.json"
+    fields = json.loads(file.read_text())
+    fields[field] = 7 if field == "seed" else "int8"
+    file.write_text(json.dumps(fields))
+    assert read_cell(cells, cell.name) is None
+    assert "dense@own.json is not what was written" in caplog.text

@@ -36,7 +36,7 @@ def run(folder: Path, seed: int, seconds: float, most: int = 100_000) -> Report:
     (folder / "recipe.yaml").write_text(RECIPE.format(text=folder / "text.txt"))
     words = ("compress", source, out, "--recipe", folder / "recipe.yaml", "--overwrite")
     started = time.monotonic()
-    spq(*words)
+    spq(*words, seconds=600)
     takes, right = time.monotonic() - started, hash_tensors(out)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     while going_on(report.tried):
@@ -44,7 +44,7 @@ def run(folder: Path, seed: int, seconds: float, most: int = 100_000) -> Report:
         killed = _kill(words, after)
         fault = _lost(out)
         if fault is None and random.random() < 0.25:
-            outcome = spq(*words)
+            outcome = spq(*words, seconds=60 + 20 * takes)
             fault = outcome.fault or ("it failed" if outcome.status else None)
             if fault is None and hash_tensors(out) != right:
                 fault = "another result after the kill"

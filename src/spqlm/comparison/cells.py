@@ -1,12 +1,18 @@
 """One method at one size: what is kept of it on disk."""
 
+import json
+import logging
 import shlex
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from spqlm.checkpoint.atomic import write_text
 from spqlm.evaluation import TaskResult
+from spqlm.evaluation.journal import digest
+
+logger = logging.getLogger(__name__)
 
 # A size counts as matched within this share of it.
 TOLERANCE = 0.02
@@ -30,6 +36,7 @@ class Cell(BaseModel):
         machine: that it was last compressed on.
         tasks: what it scores, by task as it was asked for.
         key: hash of everything that decides what it scores.
+        checksum: of all the above, as it was written.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,6 +55,7 @@ class Cell(BaseModel):
     machine: str = ""
     tasks: dict[str, TaskResult] = {}
     key: str
+    checksum: str = ""
 
     @property
     def name(self) -> str:
@@ -88,11 +96,28 @@ def cell_name(method: str, target: int | None) -> str:
 
 
 def read_cell(directory: Path, name: str) -> Cell | None:
-    """A cell measured earlier; None where there is none, or a damaged one."""
+    """A cell measured earlier; None where there is none, or, with a warning, a damaged one."""
+    file = directory / f"{name}.json"
     try:
-        return Cell.model_validate_json((directory / f"{name}.json").read_bytes())
-    except (OSError, ValidationError):
+        cell = Cell.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
         return None
+    except (OSError, ValidationError):
+        cell = None
+    if cell is None or cell.checksum != _checksum(cell) or cell.name != name:
+        logger.warning("%s is not what was written; it is not used", file.name)
+        return None
+    return cell
+
+
+def write_cell(directory: Path, cell: Cell) -> None:
+    """Write it where `read_cell` finds it."""
+    cell.checksum = _checksum(cell)
+    write_text(directory / f"{cell.name}.json", cell.model_dump_json(indent=1))
+
+
+def _checksum(cell: Cell) -> str:
+    return digest([json.loads(cell.model_dump_json(exclude={"checksum"}))])
 
 
 def command(*parts: object) -> str:

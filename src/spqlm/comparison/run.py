@@ -10,7 +10,7 @@ import yaml
 from spqlm.cache import cache_directory
 from spqlm.checkpoint.atomic import write_text
 from spqlm.checkpoint.manifest import Manifest, read_manifest
-from spqlm.comparison.cells import Cell, cell_name, command, is_matched, read_cell
+from spqlm.comparison.cells import Cell, cell_name, command, is_matched, read_cell, write_cell
 from spqlm.comparison.methods import METHODS, Candidate, Inventory, inventory
 from spqlm.comparison.models import MODELS, make, place
 from spqlm.data import GENERATED, load_text
@@ -150,7 +150,7 @@ class _Runner:
             self._measure(cell, recipe, missing)
         text = yaml.safe_dump(described, sort_keys=False)
         write_text(self.out / CELLS / f"{name}.yaml", text)
-        write_text(self.out / CELLS / f"{name}.json", cell.model_dump_json(indent=1))
+        write_cell(self.out / CELLS, cell)
         return cell
 
     def others(self, asked: list[Cell]) -> list[Cell]:
