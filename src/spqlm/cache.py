@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spqlm import ranks
 from spqlm.model.digest import add_tensors
 from spqlm.model.view import ModelView
 
@@ -69,7 +70,7 @@ class RunState:
         """
         self._own = None if out is None else Path(f"{out.absolute()}{UNFINISHED}")
         self._directories: list[Path] = []
-        if self._own is not None and self._own.exists():
+        if self._own is not None and self._own.exists() and ranks.first():
             logger.warning("going on after what an earlier run left in %s", self._own)
 
     def directory(self, stage: str, key: str) -> Path:

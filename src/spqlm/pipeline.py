@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm import ranks
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.ambient import standard_torch
 from spqlm.cache import RunState
@@ -132,6 +133,8 @@ def compress(
     with bounded() if foretold is not None and foretold.layer_by_layer else nullcontext():
         loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
         digest = weights_digest(loaded.model)
+        ranks.check_same(digest, "model")
+        ranks.check_same(str(steps.to_dict()), "recipe")
         loaded.source = loaded.source.model_copy(update={"digest": digest})
         if tokenizer is not None:
             check_tokenizer(loaded.model, tokenizer)
@@ -151,11 +154,13 @@ def compress(
             wanted.check_fits(view)
         target.prepare(view)
         manifest = _manifest(steps, seed, loaded, text, records, foretold)
-        if directory is not None:
+        if directory is not None and ranks.first():
             output = Output(directory, overwrite, max_shard_size, steps.byte_limit)
             written = target.save(loaded.model, loaded.tokenizer, manifest, output)
             manifest = written.manifest or manifest
-        run.forget()
+        ranks.wait()
+        if ranks.first():
+            run.forget()
         return CompressionResult(loaded.model, loaded.tokenizer, manifest, directory)
 
 
@@ -361,7 +366,10 @@ def _foretold(
         return None
     if ratio is not None:
         steps = steps.within(int(ratio * found.bytes))
-    return forecast(found, steps, limit)
+    foretold = forecast(found, steps, limit)
+    if foretold.layer_by_layer and ranks.several():
+        raise SpqError("a model that has to be read one layer at a time is work for one process")
+    return foretold
 
 
 def _run_stage(

@@ -7,6 +7,7 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
+from spqlm import ranks
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.shapes import cut_metric, cut_weight
 from spqlm.calibration.statistics import Statistics
@@ -66,9 +67,11 @@ def apply_changes(
         def module_for(named: Named, metrics: Mapping[str, Metric] = metrics) -> nn.Module:
             return _changed(named, chosen[named.name], metrics[named.name], menu)
 
-        modules = share_out(module_for, leaves, lambda named: named.entries, step.device)
-        for named, module in zip(leaves, modules, strict=True):
-            step.replace(named.name, module)
+        own = ranks.mine(leaves)
+        modules = share_out(module_for, own, lambda named: named.entries, step.device)
+        made = zip((named.name for named in own), modules, strict=True)
+        for name, module in ranks.merged(dict(made)).items():
+            step.replace(name, module)
         writer = layer.writer
         worth = _narrow_loss([chosen[named.name] for named in leaves], reconstruction.most_bits)
         trained = trains and worth >= reconstruction.worthwhile

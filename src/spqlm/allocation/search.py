@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import nn
 
+from spqlm import ranks
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.pricing import Pricer
 from spqlm.allocation.shapes import Shape, shapes
@@ -159,7 +160,23 @@ class Search:
         title: str,
         sink: Sink | None,
     ) -> None:
-        """Price the layers that `names` has, in metrics of the weights that it names for each."""
+        """Price the layers that `names` has, in metrics of the weights that it names for each.
+
+        Of several processes each prices its share, and reads the others' from their files.
+        """
+        if sink is not None and ranks.several():
+            share = {layer: names[layer] for layer in ranks.mine(list(names))}
+            self._price(share, price, title, sink)
+            ranks.wait()
+        self._price(names, price, title, sink)
+
+    def _price(
+        self,
+        names: Mapping[str, Collection[str]],
+        price: Callable[[LayerView, Pricer], None],
+        title: str,
+        sink: Sink | None,
+    ) -> None:
         windows = self.statistics.windows
         for step in LayerLoop(self.view, windows, title, sink=sink, only=names, frozen=True):
             members = names[step.layer.name]

@@ -6,6 +6,7 @@ from hashlib import sha256
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
+from spqlm import ranks
 from spqlm.calibration.generated_text import generated_ids
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.sensitivity import Passes, whole_model
@@ -91,7 +92,8 @@ class Calibration:
             # As the model is when a stage first asks, which is dense where the first one does.
             check_context(self._view.model, config.context)
             size = config.windows, config.context
-            ids = generated_ids(self._view, tokenizer, *size, self._seed)
+            # What another machine samples may differ by its rounding.
+            [ids, *_] = ranks.together(generated_ids(self._view, tokenizer, *size, self._seed))
             origin = f"sampled from the model, seed {self._seed}"
             return Text(config.source, origin, (str(tokenizer.decode(ids.ids)),)), ids
         text = load_text(config.source, "calibration")

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spqlm import ranks
 from spqlm.model.activation_checkpointing import bounded_activations, once
 from spqlm.model.experts import is_expert, routed_rows
 from spqlm.model.view import ModelView
@@ -70,7 +71,7 @@ class Observer:
         if self._keep_inputs:
             found = inputs[0].detach().flatten(0, -2)
             if self.inputs is None:
-                self.inputs = found.new_empty(*self.norms.shape, found.shape[-1])
+                self.inputs = found.new_zeros(*self.norms.shape, found.shape[-1])
             self.inputs[self.window] = found
         output.register_hook(partial(self.on_gradient, routed_rows()))
 
@@ -88,6 +89,14 @@ class Observer:
         """Whether any token's gradient came by."""
         return self.squares is not None
 
+    def add_others(self) -> None:
+        """Take in what other processes observed, in other windows."""
+        if ranks.several():
+            norms = ranks.added(self.norms)
+            assert norms is not None
+            self.norms, self.squares = norms, ranks.added(self.squares)
+            self.inputs = ranks.added(self.inputs)
+
     def result(self, name: str) -> Sensitivity:
         """Of all windows; `name` is for the message."""
         if self.squares is None:
@@ -101,14 +110,17 @@ Passes = Callable[[ModelView, Tensor, Mapping[str, Observer]], None]
 
 
 def whole_model(view: ModelView, windows: Tensor, observers: Mapping[str, Observer]) -> None:
-    """`Passes` through the model as it is, one window after the other."""
+    """`Passes` through the model as it is, one window after the other, shared by all processes."""
     with bounded_activations(view, windows.shape[1]):
-        for window, ids in enumerate(track(windows, "sensitivities", total=len(windows))):
+        for window in track(ranks.mine(range(len(windows))), "sensitivities"):
+            ids = windows[window]
             for observer in observers.values():
                 observer.window = window
             logits = view.model(input_ids=ids[None], use_cache=False).logits[0]
             _, gradient = next_token(logits, ids)
             logits.backward(gradient)
+    for observer in observers.values():
+        observer.add_others()
 
 
 def collect_sensitivities(

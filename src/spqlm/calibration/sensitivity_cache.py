@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor
 
+from spqlm import ranks
 from spqlm.cache import (
     UNREADABLE,
     cache_directory,
@@ -49,14 +50,15 @@ def cached_sensitivities(
     wanted = sorted(names)
     key = work_key(view, windows, str(COMPUTATION), *wanted)
     file = cache_directory() / f"sensitivities-{key}.safetensors"
+    kept = None
     try:
-        if file.is_file():
-            found = _read(file)
-            if sorted(found) == wanted:
-                logger.info("sensitivities from %s", file.name)
-                return found
+        kept = _read(file) if file.is_file() else None
     except UNREADABLE as error:
         logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
+    if all(ranks.together(kept is not None and sorted(kept) == wanted)):
+        assert kept is not None
+        logger.info("sensitivities from %s", file.name)
+        return kept
     found = collect_sensitivities(view, windows, wanted, passes=passes(key))
     try:
         _write(file, found)

@@ -109,6 +109,7 @@ def command(
     before the command ends. In Python, `import spqlm` lets transformers load it.
     """
     from spqlm.pipeline import compress, plan
+    from spqlm.ranks import first, joined
 
     options: dict[str, Any] = {
         "recipe": recipe,
@@ -121,18 +122,21 @@ def command(
         "dtype": dtype,
         "device": device,
     }
-    if dry_run:
-        manifest = plan(model, **options)
-    else:
-        manifest = compress(
-            model,
-            out,
-            recover=recover,
-            overwrite=overwrite,
-            max_shard_size=max_shard_size,
-            memory=memory,
-            **options,
-        ).manifest
+    with joined():
+        if dry_run:
+            manifest = plan(model, **options)
+        else:
+            manifest = compress(
+                model,
+                out,
+                recover=recover,
+                overwrite=overwrite,
+                max_shard_size=max_shard_size,
+                memory=memory,
+                **options,
+            ).manifest
+        if not first():
+            return
     if not deliver(json_of(manifest), as_json):
         _show(manifest, None if dry_run else out)
 

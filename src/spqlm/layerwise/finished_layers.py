@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import nn
 
+from spqlm import ranks
 from spqlm.cache import UNREADABLE, read_tensors, write_tensors
 from spqlm.checkpoint.headers import check_tensors, read_header
 from spqlm.checkpoint.spec import WeightSpec, parse_spec, spec_of
@@ -35,7 +36,7 @@ class FinishedLayers:
         if self._directory is None:
             return False
         file = self._directory / f"{name}.safetensors"
-        if not file.is_file():
+        if not all(ranks.together(file.is_file())):
             return False
         try:
             modules = self._read(file)

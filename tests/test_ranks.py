@@ -1,0 +1,128 @@
+"""Two processes on one tiny model, as torchrun starts them."""
+
+import multiprocessing
+import os
+import socket
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import spqlm
+from spqlm import ranks
+from spqlm.checkpoint.manifest import read_manifest
+from spqlm.recipe import Recipe
+from tests.pipeline.test_memory import weights
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork") or not torch.distributed.is_available(), reason="nothing to fork"
+)
+FORMATS = [{"int4": {"group_size": 32}}, "int8"]
+BUDGET = {
+    "target_bytes": 100_000,
+    "formats": FORMATS,
+    "embedding_formats": FORMATS,
+    "widths": [0.5],
+    "multiple_of": 32,
+    "reconstruction": {"steps": 2, "check_every": 1},
+}
+
+
+@pytest.fixture
+def recipe(text_file):
+    calibration = {"source": str(text_file), "windows": 5, "context": 24}
+    return Recipe.from_dict({"calibration": calibration, "stages": [{"budget": BUDGET}]})
+
+
+def started(rank, count, port, cache, work, arguments, tell):
+    os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{count}", "SPQ_CACHE_DIR": str(cache)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    try:
+        with ranks.joined():
+            tell.send(work(rank, *arguments))
+    except spqlm.SpqError as error:
+        tell.send(error)
+
+
+def in_processes(count, cache, work, *arguments):
+    """What each of several processes makes of `work`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    forked = multiprocessing.get_context("fork")
+    found = []
+    for rank in range(count):
+        hear, tell = forked.Pipe()
+        words = (rank, count, port, cache, work, arguments, tell)
+        process = forked.Process(target=started, args=words)
+        process.start()
+        found.append((process, hear))
+    results = [hear.recv() for _, hear in found]
+    for process, _ in found:
+        process.join()
+    return results
+
+
+def compress(rank, source, out, recipe):
+    result = spqlm.compress(
+        source[rank] if isinstance(source, list) else source, out, recipe=recipe
+    )
+    return {name: tensor.numpy() for name, tensor in result.model.state_dict().items()}
+
+
+def test_two_processes_do_what_one_does(source, tmp_path, recipe):
+    spqlm.compress(source, tmp_path / "one", recipe=recipe)
+    for name in ("two", "again"):
+        states = in_processes(
+            2, tmp_path / name / "cache", compress, source, tmp_path / name / "out", recipe
+        )
+        assert states[0].keys() == states[1].keys()
+        assert all((states[0][key] == states[1][key]).all() for key in states[0])
+        assert sorted(p.name for p in (tmp_path / name).iterdir()) == ["cache", "out"]
+    # Sums of gradients are added in another order than by one process, and in the same each time.
+    assert weights(tmp_path / "two" / "out") == weights(tmp_path / "again" / "out")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two/out"))
+    assert {n: t.shape for n, t in one.items()} == {n: t.shape for n, t in two.items()}
+    for name, tensor in one.items():
+        alike = torch.isclose(tensor.float(), two[name].float(), rtol=1e-3, atol=1e-5)
+        assert alike.float().sum() >= 0.99 * alike.numel(), name
+    losses = [read_manifest(tmp_path / name).predicted_loss for name in ("one", "two/out")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_each_does_a_share_of_the_windows(source, tmp_path, recipe):
+    def work(rank):
+        seen, forward = [], torch.nn.Embedding.forward
+        model = spqlm.load(source)
+        torch.nn.Embedding.forward = lambda self, ids: seen.append(len(ids)) or forward(self, ids)
+        from spqlm.calibration.sensitivity import collect_sensitivities
+        from spqlm.model.view import ModelView
+
+        windows = torch.arange(5 * 8).reshape(5, 8) + 3
+        collect_sensitivities(ModelView(model), windows, ["lm_head"])
+        return sum(seen)
+
+    assert in_processes(2, tmp_path / "cache", work) == [3, 2]
+
+
+def test_processes_that_disagree_on_the_model_are_refused(
+    source, tmp_path, recipe, model, tokenizer
+):
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    sources = [source, tmp_path / "other"]
+    errors = in_processes(2, tmp_path / "cache", compress, sources, tmp_path / "out", recipe)
+    assert all("process 1 has another model than process 0" in str(error) for error in errors)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_process_shares_with_nobody():
+    with ranks.joined():
+        assert ranks.first() and not ranks.several()
+        assert ranks.mine([1, 2, 3]) == [1, 2, 3]
+        assert ranks.together("x") == ["x"] and ranks.merged({"a": 1}) == {"a": 1}
+        assert ranks.added(None) is None
+        ranks.wait()
+        ranks.check_same("x", "model")
