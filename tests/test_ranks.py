@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 
 import spqlm
 from spqlm import ranks
+from spqlm.calibration.sensitivity import collect_sensitivities, whole_model
 from spqlm.checkpoint.manifest import read_manifest
+from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe
 from tests.pipeline.test_memory import weights
 
@@ -90,19 +92,25 @@ def test_two_processes_do_what_one_does(source, tmp_path, recipe):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_each_does_a_share_of_the_windows(source, tmp_path, recipe):
+def test_each_does_a_share_of_the_windows(source, tmp_path):
     def work(rank):
         seen, forward = [], torch.nn.Embedding.forward
-        model = spqlm.load(source)
+        view = ModelView(spqlm.load(source))
         torch.nn.Embedding.forward = lambda self, ids: seen.append(len(ids)) or forward(self, ids)
-        from spqlm.calibration.sensitivity import collect_sensitivities
-        from spqlm.model.view import ModelView
+
+        def passes(view, windows, observers):
+            # Names are in sets, whose order differs from process to process.
+            whole_model(view, windows, dict(sorted(observers.items(), reverse=rank == 1)))
 
         windows = torch.arange(5 * 8).reshape(5, 8) + 3
-        collect_sensitivities(ModelView(model), windows, ["lm_head"])
-        return sum(seen)
+        names = [named.name for named in view.linears()]
+        found = collect_sensitivities(view, windows, names, passes)
+        norms = {name: item.norms.sum().item() for name, item in found.items()}
+        return sum(seen), sorted(norms.items())
 
-    assert in_processes(2, tmp_path / "cache", work) == [3, 2]
+    (one, found), (other, same) = in_processes(2, tmp_path / "cache", work)
+    assert (one, other) == (3, 2)
+    assert found == same
 
 
 def test_processes_that_disagree_on_the_model_are_refused(

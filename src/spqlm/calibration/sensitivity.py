@@ -119,8 +119,8 @@ def whole_model(view: ModelView, windows: Tensor, observers: Mapping[str, Observ
             logits = view.model(input_ids=ids[None], use_cache=False).logits[0]
             _, gradient = next_token(logits, ids)
             logits.backward(gradient)
-    for observer in observers.values():
-        observer.add_others()
+    for name in sorted(observers):  # in one order in all processes
+        observers[name].add_others()
 
 
 def collect_sensitivities(
