@@ -5,8 +5,10 @@ import pytest
 import torch
 from tests.helpers import logits, tiny_model
 
+from spqlm.layerwise.loop import LayerLoop
 from spqlm.model.mapped import bounded, is_bounded, mark, release, supported, watch
 from spqlm.model.view import ModelView
+from spqlm.modules.ops import linear_from
 from spqlm.sources.load import load_model
 
 pytestmark = pytest.mark.skipif(not supported(), reason="memory of files is not told here")
@@ -46,6 +48,17 @@ def test_a_layer_is_given_back_when_it_is_through(directory):
         assert resident(directory) < bytes_of(model.model.layers[0])
     assert torch.equal(logits(model), unwatched)
     assert resident(directory) > bytes_of(model) / 2  # nobody watches any more
+
+
+def test_what_was_replaced_is_given_back_behind_its_layer(directory):
+    with bounded():
+        view = ModelView(load_model(directory).model)
+        watch(view)
+        windows = torch.arange(3, 19).reshape(2, 8)
+        for step in LayerLoop(view, windows, "test"):
+            for named in step.layer.linears:
+                step.replace(named.name, linear_from(named.module.weight.detach() * 2, None))
+        assert resident(directory) < bytes_of(view.model.model.layers[0]) / 4
 
 
 def test_what_was_changed_stays(directory):

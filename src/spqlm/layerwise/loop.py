@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spqlm.layerwise.second_moments import SecondMoments
 from spqlm.layerwise.walk import Observe, Walk
 from spqlm.layerwise.whole_model import walk_through
-from spqlm.model.mapped import release
+from spqlm.model.mapped import release, trim
 from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.numerics.threads import share_out
 from spqlm.progress import track
@@ -134,7 +134,7 @@ class LayerLoop:
             if self._sink is not None:
                 now = _modules(layer)
                 self._sink.keep(layer.name, [name for name in now if now[name] != before[name]])
-            release(self._view.module(layer.name).parameters())
+            _give_back([self._view.module(layer.name), *(was for was, *_ in before.values())])
             behind = [] if step.moved_on else [layer]
 
     def _passed_over(self, layer: LayerView) -> bool:
@@ -144,6 +144,13 @@ class LayerLoop:
             return False
         layer.settle_heads()
         return True
+
+
+def _give_back(modules: list[nn.Module]) -> None:
+    """Memory of a layer that is done, and of what was replaced in it: its file is still mapped."""
+    for module in modules:
+        release(module.parameters())
+    trim()
 
 
 def _modules(layer: LayerView) -> dict[str, list[nn.Module]]:

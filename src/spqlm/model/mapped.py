@@ -100,6 +100,13 @@ def release(tensors: Iterable[Tensor]) -> None:
             _madvise()(start, length, mmap.MADV_DONTNEED)
 
 
+def trim() -> None:
+    """Give back memory that was freed and that the C library holds; outside `bounded`, nothing."""
+    library = ctypes.CDLL(None)
+    if is_bounded() and hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
 @cache
 def _madvise() -> Any:
     function = ctypes.CDLL(None).madvise
