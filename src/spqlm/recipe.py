@@ -109,7 +109,15 @@ class Recipe(BaseModel):
         return self.model_copy(update={"stages": tuple(new or stage for new, stage in pairs)})
 
     def calibrated_on(self, source: str) -> Self:
-        """The recipe with another calibration text."""
+        """The recipe with another calibration text.
+
+        Raises:
+            SpqError: it has a name that no manifest can hold.
+        """
+        try:
+            source.encode()
+        except UnicodeEncodeError:
+            raise SpqError(f"calibration text {source!r} is no name in UTF-8") from None
         calibration = self.calibration.model_copy(update={"source": source})
         return self.model_copy(update={"calibration": calibration})
 

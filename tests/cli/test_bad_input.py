@@ -120,6 +120,10 @@ BAD = {
     "written device": lambda d: (("eval", d / "source", "--output", "/dev/null"), "a device"),
     "written nowhere": lambda d: (("eval", d / "source", "--output", "/proc/x"), "/proc/x"),
     "name in bytes": lambda d: (("compress", d / "source", "out-\udcff"), "no name in UTF-8"),
+    "text in bytes": lambda d: (
+        ("compress", d / "source", d / "out", "--calibration", "a\udcff"),
+        "is no name in UTF-8",
+    ),
     "seed": lambda d: (("compress", d / "source", d / "out", "--seed", 2**32), "--seed must be"),
     "drawn seed": lambda d: (("eval", d / "source", "--seed", 2**64), "--seed must be"),
     "written seed": lambda d: (("generate", d / "source", "--prompt", "a", "--seed", -1), "--seed"),
