@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from spqlm.checkpoint.quantizer import SpqConfig, attach
 from spqlm.checkpoint.structure import rebuild
 from spqlm.decoding.int8_activations import round_activations
 from spqlm.decoding.optimize import optimize as _optimize
 from spqlm.sources.load import load_model
+from spqlm.sources.pretrained import model_class
 
 
 def load(
@@ -67,7 +68,7 @@ def empty_model(directory: str | Path) -> PreTrainedModel:
     """
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     with init_empty_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: PreTrainedModel = model_class(config).from_config(config, trust_remote_code=False)
     stated = getattr(config, "quantization_config", None)
     if stated is not None:
         with torch.device("meta"):

@@ -84,7 +84,11 @@ def _words(
 ) -> Tensor:
     """Ids of words of the vocabulary, int64 [count, 1]."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    words = [i for i in range(min(len(tokenizer), model.config.vocab_size)) if i not in special]
+    words = [
+        i
+        for i in range(min(len(tokenizer), model.config.get_text_config().vocab_size))
+        if i not in special
+    ]
     return torch.tensor(words)[torch.randint(len(words), (count, 1), generator=draws)]
 
 

@@ -14,7 +14,9 @@ TOLERANCE = 1e-3
 def fixed_logits(model: PreTrainedModel) -> Tensor:
     """Logits on a fixed prompt: float32 [PROMPT_TOKENS, vocabulary]."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (1, PROMPT_TOKENS), generator=generator)
+    ids = torch.randint(
+        model.config.get_text_config().vocab_size, (1, PROMPT_TOKENS), generator=generator
+    )
     return model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu()
 
 

@@ -23,6 +23,9 @@ from spqlm.sources.pretrained import LOADING_ERRORS, first_line, load_tokenizer,
 
 # More compressed modules than any layer has: seven weights, each with two factors.
 MODULES = 32
+# Two weights, each with two factors; and more experts than any layer has.
+MODULES_OF_AN_EXPERT = 6
+MOST_EXPERTS = 4096
 
 
 def load_model(
@@ -81,13 +84,13 @@ def load_model(
         if manifest is not None:
             check_hashes(path, manifest)
         with our_bars():
-            found = read_pretrained(name, options)
+            found, note = read_pretrained(name, options)
         # A checkpoint's records name the directory, not where this machine keeps it.
         shown = path.resolve().name if kind == "directory" else name
         loaded = LoadedModel(
             found,
             lambda: load_tokenizer(name, trust_remote_code=trust_remote_code),
-            describe_source(shown, kind, found),
+            describe_source(shown, kind, found, note),
             path if kind == "directory" else None,
         )
     mark(loaded.model)
@@ -145,7 +148,9 @@ def _check_directory(path: Path) -> None:
     modules = quantized.get("modules") if isinstance(quantized, dict) else None
     if isinstance(modules, dict) and isinstance(layers, int):
         # transformers copies the config many times over before anyone can look at the names.
-        if len(modules) > MODULES * (max(layers, 0) + 1):
+        experts = [n for key, n in stated.items() if "experts" in key and isinstance(n, int)]
+        most = MODULES + MODULES_OF_AN_EXPERT * min(max([0, *experts]), MOST_EXPERTS)
+        if len(modules) > most * (max(layers, 0) + 1):
             raise CheckpointError(
                 f"config.json in {str(path)!r} states {len(modules)} compressed modules, more than "
                 f"a model of {layers} layers has"

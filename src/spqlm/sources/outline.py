@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from spqlm.changes import SourceKind
 from spqlm.checkpoint.headers import TensorHeader
@@ -17,7 +17,7 @@ from spqlm.model.view import ModelView
 from spqlm.sources.adapter import ADAPTER
 from spqlm.sources.gguf import demo_file, gguf_config
 from spqlm.sources.load import source_kind
-from spqlm.sources.pretrained import LOADING_ERRORS, first_line, read_config
+from spqlm.sources.pretrained import LOADING_ERRORS, first_line, model_class, read_config
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def outline(name: str, dtype: str | torch.dtype = "auto") -> Outline | None:
             return None
         wanted = _dtype(config, dtype)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=False)
+            model = model_class(config).from_config(config, dtype=wanted, trust_remote_code=False)
     except SpqError:
         raise
     except LOADING_ERRORS as error:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,6 +23,7 @@ from spqlm.checkpoint import quantizer
 from spqlm.checkpoint.headers import TensorHeader
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.sources.accounting import check_files, check_kinds, check_loaded, check_sizes
+from spqlm.sources.opened import check_opened, note_of, reading
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +35,15 @@ LOADING_ERRORS = (
 )
 
 
-def read_pretrained(name: str, options: dict[str, Any]) -> PreTrainedModel:
+def read_pretrained(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, str]:
     """A model from a directory or the hub, with every tensor accounted for.
 
     Args:
         name: hub id or directory.
         options: of `from_pretrained`, `trust_remote_code` among them.
+
+    Returns:
+        the model in eval mode, and what its weights were if they were codes of another's.
 
     Raises:
         SpqError: see `spqlm.sources.load.load_model`.
@@ -52,11 +57,14 @@ def read_pretrained(name: str, options: dict[str, Any]) -> PreTrainedModel:
         "output_loading_info": True,
     }
     try:
-        _, headers = read_config(name, trusted=trusted)
-        found: Any = AutoModelForCausalLM.from_pretrained(name, **wanted)
+        config, headers = read_config(name, trusted=trusted)
+        method = _foreign_method(config)
+        if method is not None:
+            wanted["quantization_config"] = reading(method)
+        found: Any = model_class(config).from_pretrained(name, **wanted)
         model, info = found
         check_loaded(what, info)
-        if getattr(model, "hf_quantizer", None) is None:
+        if method is None and getattr(model, "hf_quantizer", None) is None:
             if headers is None:
                 headers = check_files(what, Path(str(cached_file(name, "config.json"))).parent)
             check_kinds(what, model, headers)
@@ -64,7 +72,7 @@ def read_pretrained(name: str, options: dict[str, Any]) -> PreTrainedModel:
         raise
     except LOADING_ERRORS as error:
         raise SpqError(f"cannot load {what}: {first_line(error)}") from error
-    return model.eval()
+    return model.eval(), "" if method is None else note_of(method)
 
 
 def read_config(
@@ -107,9 +115,26 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
+def model_class(config: Any) -> Any:
+    """The class of transformers that reads a model of this config with a language head."""
+    architectures = config.architectures or []
+    sees = any(a.endswith("ForConditionalGeneration") for a in architectures)
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+
+
+def _foreign_method(config: Any) -> str | None:
+    """The method of another's that the weights are quantised with; None where there is none."""
+    stated = getattr(config, "quantization_config", None)
+    method = stated.get("quant_method") if isinstance(stated, dict) else None
+    return None if method == quantizer.METHOD else method
+
+
 def _check_causal(name: str, config: Any) -> None:
     architectures = config.architectures or []
-    if architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+    kinds: tuple[str, ...] = ("ForCausalLM", "LMHeadModel")
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        kinds += ("ForConditionalGeneration",)
+    if architectures and not any(a.endswith(kinds) for a in architectures):
         raise SpqError(
             f"model {name!r} is {architectures[0]}, not a causal language model (...ForCausalLM)"
         )
@@ -123,10 +148,8 @@ def _check_causal(name: str, config: Any) -> None:
         raise CheckpointError(f"quantization_config of {name!r} is not a JSON object")
     method = stated.get("quant_method")
     if method != quantizer.METHOD:
-        raise SpqError(
-            f"model {name!r} is already quantised with {method or 'a method that it does not name'}"
-            "; start from the original weights"
-        )
+        check_opened(name, method)
+        return
     foreign = sorted(set(stated) - quantizer.KEYS)
     if foreign:
         # With some of them transformers would take it for another method's.
