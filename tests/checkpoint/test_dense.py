@@ -6,10 +6,13 @@ import pytest
 import torch
 from tests.compressed_models import compressed
 from tests.helpers import ORDINARY, logits, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 import spqlm
 from spqlm.checkpoint.dense import multiply_out, resized, restore_sizes
 from spqlm.checkpoint.structure import describe
+from spqlm.conversion import export
+from spqlm.errors import SpqError
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import dense_weight
 from spqlm.recipe import Recipe
@@ -54,3 +57,14 @@ def test_what_was_cut_comes_back_as_zeros_that_add_nothing(family):
 
 def test_a_factor_is_not_taken_for_a_layer_that_was_cut():
     assert resized(compressed("low_rank", False)) == {}
+
+
+def test_a_mixture_goes_back_to_transformers_own_layout(tmp_path):
+    model = tiny_model("qwen3_moe")
+    spqlm.compress(model, tmp_path / "out", recipe="int8", tokenizer=tiny_tokenizer())
+    export(tmp_path / "out", "dense", tmp_path / "dense")
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    assert dense.model.layers[0].mlp.experts.down_proj.shape == (4, 64, 32)
+    torch.testing.assert_close(logits(dense), logits(model), rtol=1e-4, atol=1e-4)
+    with pytest.raises(SpqError, match="no layout for the experts of 'qwen3_moe'"):
+        export(tmp_path / "out", "compressed-tensors", tmp_path / "other")

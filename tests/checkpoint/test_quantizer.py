@@ -15,7 +15,7 @@ from tests.helpers import greedy, logits, tiny_model
 
 import spqlm
 from spqlm import native
-from spqlm.checkpoint.quantizer import attach
+from spqlm.checkpoint.quantizer import SpqConfig, attach
 from spqlm.errors import SpqError
 
 
@@ -184,3 +184,11 @@ def test_plain_transformers_refuses_a_compressed_checkpoint(unaware, kind, tied)
 
 def test_plain_transformers_loads_an_ordinary_checkpoint(unaware):
     assert unaware["dense"] == "loaded"
+
+
+def test_the_guard_is_a_weight_that_the_dense_model_has_and_an_expert_is_none():
+    entry = {"in_features": 8, "out_features": 8, "bias": False, "format": "int8"}
+    entry |= {"granularity": "per_channel"}
+    names = ("layers.0.mlp.experts.down_proj.3", "layers.0.attention.q_proj")
+    config = SpqConfig(dict.fromkeys(names, entry), 1)
+    assert config.guard == "layers.0.attention.q_proj.weight"

@@ -83,6 +83,8 @@ class SpqConfig(QuantizationConfigMixin):
             and not spec.dense
             and name.rpartition(".")[0] not in self.specs
         ]
+        # An expert has a number, and its weight no name of its own in the dense model.
+        names = [name for name in names if not name.rpartition(".")[2].isdigit()] or names
         # The last by name: not lm_head where there is another, since loaders skip a tied one.
         return f"{max(names)}.weight" if names else None
 

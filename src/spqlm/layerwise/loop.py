@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from spqlm.layerwise.second_moments import SecondMoments
 from spqlm.layerwise.walk import Observe, Walk
 from spqlm.layerwise.whole_model import walk_through
+from spqlm.model.experts import shown_all_tokens
 from spqlm.model.mapped import release, trim
 from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.numerics.threads import share_out
@@ -174,7 +175,9 @@ def replace_layer_by_layer(
     for step in loop:
         wanted = [named for named in step.layer.leaves if named.name in names]
         moments = SecondMoments(named.name for named in wanted)
-        step.observe(moments)
+        # Nothing is known of which tokens count, so all do, for experts too.
+        with shown_all_tokens({named.module for named in step.layer.experts}):
+            step.observe(moments)
 
         def module_for(named: Named, moments: SecondMoments = moments) -> nn.Module:
             return made(named, moments.mean(named.name))

@@ -14,6 +14,8 @@ from spqlm.checkpoint.alignment import aligned_files
 from spqlm.checkpoint.bars import our_bars
 from spqlm.checkpoint.quantizer import attach
 from spqlm.checkpoint.verify import check_logits, fixed_logits
+from spqlm.errors import SpqError
+from spqlm.model.experts import PerExpert, is_packed
 from spqlm.model.mapped import watch
 from spqlm.model.memory import weight_file_bytes
 from spqlm.model.view import ModelView
@@ -57,6 +59,16 @@ class PretrainedTarget(Target):
         watch(ModelView(reloaded))
         check_logits(fixed_logits(model), fixed_logits(reloaded))
         return "reloaded it and compared its logits"
+
+
+def refuse_experts(key: str, model: PreTrainedModel) -> None:
+    """Refuse a mixture of experts for a program that reads them in a layout of its own.
+
+    Raises:
+        SpqError: the model has experts.
+    """
+    if any(isinstance(module, PerExpert) or is_packed(module) for module in model.modules()):
+        raise SpqError(f"{key} has no layout for the experts of {model.config.model_type!r} yet")
 
 
 def save_tensors(

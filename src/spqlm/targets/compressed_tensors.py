@@ -23,7 +23,7 @@ from spqlm.model.view import ModelView, Named
 from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.ops import dense_weight
 from spqlm.numerics.integer import dequantize_groups
-from spqlm.targets._directory import read_tensors, save_tensors
+from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
 from spqlm.targets._integers import Integers, common, grouping_refusal, integers, packed, unpacked
 from spqlm.targets.base import Package, Target
 
@@ -37,6 +37,12 @@ class CompressedTensorsTarget(Target):
 
     key: ClassVar[str] = "compressed-tensors"
     alike: ClassVar[Alike] = "fused"
+
+    def check_model(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        """No experts: each engine reads them in another layout."""
+        refuse_experts(self.key, model)
 
     def refusal(self, spec: WeightSpec) -> str | None:
         """Tables have no integers there, and scales belong to whole groups."""

@@ -21,7 +21,7 @@ from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.modules.ops import stored_weight
 from spqlm.numerics.integer import dequantize_groups
-from spqlm.targets._directory import read_tensors, save_tensors
+from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
 from spqlm.targets._integers import Integers, grouping_refusal, integers, packed, unpacked
 from spqlm.targets.base import Package, Target
 
@@ -33,6 +33,12 @@ class MlxTarget(Target):
     """Integers of 2 to 8 bits in groups of 32, 64 or 128, in layers and tables."""
 
     key: ClassVar[str] = "mlx"
+
+    def check_model(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        """No experts: MLX stacks them in a layout of its own."""
+        refuse_experts(self.key, model)
 
     def refusal(self, spec: WeightSpec) -> str | None:
         """Groups are of 32 inputs at least."""
