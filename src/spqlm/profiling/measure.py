@@ -104,7 +104,7 @@ def _keep(file: Path, profile: Profile) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, profile.model_dump_json())
-    except OSError as error:
+    except (OSError, SpqError) as error:
         logger.warning("the profile was not kept: %s", error)
 
 
