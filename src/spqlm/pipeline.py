@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -334,9 +335,14 @@ def _run_stages(
 def _copied(model: PreTrainedModel) -> PreTrainedModel:
     """A model that stages do not change.
 
-    Weights are shared: stages replace them, and train nothing but vectors in place.
+    Weights and codes are shared: stages replace them. Vectors and scales are trained in place.
     """
-    shared = {id(weight): weight for weight in model.parameters() if weight.ndim > 1}
+    shared: dict[int, Any] = {}
+    for module in model.modules():
+        dense = isinstance(module, nn.Linear | nn.Embedding)
+        for weight in module.parameters(recurse=False):
+            if weight.ndim > 1 and (dense or not weight.is_floating_point()):
+                shared[id(weight)] = weight
     return copy.deepcopy(model, shared)
 
 

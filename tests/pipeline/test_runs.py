@@ -19,6 +19,8 @@ from spqlm.evaluation import evaluate
 from spqlm.formats.int8 import Int8
 from spqlm.model.memory import resident_bytes, weight_file_bytes
 from spqlm.recipe import Recipe
+from spqlm.stages.distill import Distill
+from spqlm.training.master_weights import Masters
 
 
 def test_a_directory_becomes_a_directory_that_computes_the_same(source, recipe, tmp_path):
@@ -208,3 +210,28 @@ def test_dense_weights_of_a_result_train_as_those_of_the_source(source, text_fil
     model = spqlm.compress(source, recipe=spqlm.Recipe.from_dict(recipe)).model
     assert all(parameter.requires_grad for parameter in model.parameters())
     model(input_ids=torch.arange(8)[None]).logits.sum().backward()
+
+
+def test_training_a_compressed_model_leaves_the_one_it_is_compared_with(text_file, monkeypatch):
+    seen = []
+    apply = Distill.apply
+
+    def remembered(self, view, plan, inputs):
+        before = {name: p.clone() for name, p in inputs.dense.named_parameters()}
+        apply(self, view, plan, inputs)
+        seen.append((before, dict(inputs.dense.named_parameters())))
+
+    monkeypatch.setattr(Distill, "apply", remembered)
+    calibration = {"source": str(text_file), "windows": 4, "context": 32}
+    monkeypatch.setattr(Masters, "restore", lambda self, state: None)
+    grouped = {"formats": [{"int4": {"group_size": 32}}], "embedding_formats": ["dense"]}
+    trained = {"steps": 3, "learning_rate": 0.1, "context": 16, "held_out": 1, "worthwhile": 0}
+    model = tiny_model()
+    for stages in (
+        [{"budget": grouped}],
+        [{"quantize": {"mode": "per_tensor", "modules": ["embedding"]}}, {"distill": trained}],
+    ):
+        recipe = Recipe.from_dict({"calibration": calibration, "stages": stages})
+        model = spqlm.compress(model, recipe=recipe, tokenizer=tiny_tokenizer()).model
+    [(before, after)] = seen
+    assert all(torch.equal(before[name], after[name]) for name in before)
