@@ -17,7 +17,7 @@ from spqlm.units import gigabytes
 # What a process holds before a model is loaded: Python, PyTorch, transformers and a tokenizer.
 PROCESS = 450_000_000
 # Float32 tables of an embedding's size that are held while it is priced, or rounded.
-TABLES = 5
+TABLES = 6
 # Of a float32 [in, in] matrix of a layer's weight: sums and means of two sets of windows, the
 # matrix to round by and its factor; and of those that are inverted at once, what float64 takes.
 MATRICES, INVERTED = 6, 6
