@@ -14,9 +14,10 @@ from spqlm.integrations import register
 if TYPE_CHECKING:
     __version__: str
     from spqlm.conversion import Exported, export
+    from spqlm.foretelling import foretell
     from spqlm.loading import load
     from spqlm.measuring import evaluate
-    from spqlm.pipeline import CompressionResult, compress, foretell, plan
+    from spqlm.pipeline import CompressionResult, compress, plan
     from spqlm.recipe import Recipe, load_recipe
 
 __all__ = [
@@ -42,7 +43,7 @@ _HOMES = {
     "compress": "spqlm.pipeline",
     "evaluate": "spqlm.measuring",
     "export": "spqlm.conversion",
-    "foretell": "spqlm.pipeline",
+    "foretell": "spqlm.foretelling",
     "load": "spqlm.loading",
     "load_recipe": "spqlm.recipe",
     "plan": "spqlm.pipeline",

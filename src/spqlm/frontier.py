@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spqlm.allocation.restriction import Alike, Restriction
+from spqlm.allocation.restriction import Alike
 from spqlm.ambient import standard_torch
 from spqlm.calibration.gather import Calibration
 from spqlm.errors import OutOfReach, SpqError
@@ -15,9 +15,9 @@ from spqlm.kernels.widening import widened_products
 from spqlm.model.experts import open_experts
 from spqlm.model.view import ModelView
 from spqlm.progress import track
-from spqlm.recipe import Recipe, load_recipe
+from spqlm.recipe import Recipe
+from spqlm.requested import requested
 from spqlm.sources.load import load_model
-from spqlm.targets import target_class
 
 BITS = (8.0, 7.0, 6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5)
 """Sizes that are tried where none are asked for, in bits for each parameter of the model."""
@@ -93,18 +93,12 @@ def frontier(
     Raises:
         SpqError: bad input, or no budget is within reach.
     """
-    steps = load_recipe(recipe or "default").within(1).without_training()
+    # Any budget: it refuses a recipe that takes none.
+    steps, _ = requested(recipe, 1, None, alike, export_target, calibration, recover=False)
     if steps.stages[0].byte_limit is None:
         raise SpqError(
             "the recipe changes the model before it spends bytes; take one that does not"
         )
-    restrictions = [Restriction(alike=alike)] if alike != "free" else []
-    if export_target is not None:
-        restrictions.append(target_class(export_target)().restriction())
-    for restriction in restrictions:
-        steps = steps.restricted(restriction)
-    if calibration is not None:
-        steps = steps.calibrated_on(calibration)
     loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
     open_experts(loaded.model)
     view = ModelView(loaded.model)

@@ -13,15 +13,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm import ranks
-from spqlm.allocation.restriction import Alike, Restriction
+from spqlm.allocation.restriction import Alike
 from spqlm.ambient import standard_torch
 from spqlm.cache import RunState
 from spqlm.calibration.gather import Calibration
 from spqlm.calibration.sensitivity import Passes, whole_model
 from spqlm.checkpoint.manifest import Forecast, Manifest, Sizes, StageRecord
 from spqlm.data.sources import public_name
-from spqlm.errors import SpqError
-from spqlm.forecast import forecast
+from spqlm.foretelling import foretold
 from spqlm.kernels.widening import widened_products
 from spqlm.layerwise.gradients import LayerByLayer
 from spqlm.model.digest import weights_digest
@@ -31,13 +30,12 @@ from spqlm.model.mapped import bounded, is_bounded, watch
 from spqlm.model.memory import PeakMemory, resident_bytes
 from spqlm.model.soundness import check_magnitudes, check_runs
 from spqlm.model.view import ModelView
-from spqlm.recipe import Recipe, load_recipe
+from spqlm.recipe import Recipe
+from spqlm.requested import requested
 from spqlm.sources.load import load_model
 from spqlm.sources.loaded import LoadedModel
-from spqlm.sources.outline import outline
 from spqlm.stages.base import Inputs, Stage
 from spqlm.targets import NATIVE, Output, target_class
-from spqlm.units import parse_ratio, parse_size
 from spqlm.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -119,7 +117,7 @@ def compress(
         result = spqlm.compress("demo", "out")
         print(result.manifest.sizes.disk, "bytes of", result.manifest.sizes.source)
     """
-    steps, ratio = _steps(
+    steps, ratio = requested(
         recipe, target_size, target_ratio, alike, export_target, calibration, recover
     )
     wanted = None if export_target is None else target_class(export_target)()
@@ -130,8 +128,8 @@ def compress(
         target.check_output(
             directory, overwrite=overwrite, inputs=[i for i in inputs if isinstance(i, str | Path)]
         )
-    foretold = _foretold(model, steps, ratio, dtype, memory)
-    with bounded() if foretold is not None and foretold.layer_by_layer else nullcontext():
+    told = foretold(model, steps, ratio, dtype, memory)
+    with bounded() if told is not None and told.layer_by_layer else nullcontext():
         loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
         digest = weights_digest(loaded.model)
         ranks.check_same(digest, "model")
@@ -154,7 +152,7 @@ def compress(
         if wanted is not None:
             wanted.check_fits(view)
         target.prepare(view)
-        manifest = _manifest(steps, seed, loaded, text, records, foretold)
+        manifest = _manifest(steps, seed, loaded, text, records, told)
         if directory is not None and ranks.first():
             output = Output(directory, overwrite, max_shard_size, steps.byte_limit)
             written = target.save(loaded.model, loaded.tokenizer, manifest, output)
@@ -227,92 +225,6 @@ def plan(
     ).manifest
 
 
-def foretell(
-    model: str | Path | PreTrainedModel,
-    *,
-    recipe: str | Path | Recipe | None = None,
-    target_size: str | int | None = None,
-    target_ratio: str | float | None = None,
-    alike: Alike = "free",
-    export_target: str | None = None,
-    calibration: str | None = None,
-    recover: bool = True,
-    dtype: str | torch.dtype = "auto",
-    memory: str | int | None = None,
-) -> Forecast:
-    """What `compress` would take, from a model's config and the headers of its files alone.
-
-    Args:
-        model: as for `compress`, less objects, adapters and checkpoints of ours.
-        recipe: as for `compress`, and so are the others.
-        target_size: most bytes of all weights on disk.
-        target_ratio: the same as a share of the source's weights.
-        alike: weights that are stored in one format.
-        export_target: that the result is to be exported as.
-        calibration: text source that replaces the recipe's.
-        recover: False leaves out all that trains.
-        dtype: of float weights.
-        memory: most bytes that the process may hold; None is what is free.
-
-    Returns:
-        bytes on disk and in memory, and whether the model is read one layer at a time.
-
-    Raises:
-        SpqError: bad input, a target that cannot be reached, or too little memory.
-
-    Example:
-        import spqlm
-
-        print(spqlm.foretell("demo", target_size="90MB").smallest, "bytes at least")
-    """
-    steps, ratio = _steps(
-        recipe, target_size, target_ratio, alike, export_target, calibration, recover
-    )
-    found = _foretold(model, steps, ratio, dtype, memory)
-    if found is None:
-        raise SpqError("only models that are read from files, and are not compressed, are foretold")
-    return found
-
-
-def _steps(
-    recipe: str | Path | Recipe | None,
-    target_size: str | int | None,
-    target_ratio: str | float | None,
-    alike: Alike,
-    export_target: str | None,
-    calibration: str | None,
-    recover: bool,
-) -> tuple[Recipe, float | None]:
-    """The recipe with all that was asked for; its budget, or the ratio until the model is known."""
-    steps, ratio = _targeted(recipe, target_size, target_ratio)
-    if alike != "free":
-        steps = steps.restricted(Restriction(alike=alike))
-    if export_target is not None:
-        steps = steps.restricted(target_class(export_target)().restriction())
-    if calibration is not None:
-        steps = steps.calibrated_on(calibration)
-    return (steps if recover else steps.without_training()), ratio
-
-
-def _targeted(
-    recipe: str | Path | Recipe | None,
-    target_size: str | int | None,
-    target_ratio: str | float | None,
-) -> tuple[Recipe, float | None]:
-    """The recipe, with its budget where that is known before the model is, and the ratio if not."""
-    if target_size is not None and target_ratio is not None:
-        raise SpqError("give a target size or a target ratio, not both")
-    if target_size is not None:
-        return load_recipe(recipe or "default").within(parse_size(target_size)), None
-    if target_ratio is not None:
-        # Any budget: this refuses a recipe without one before a model is loaded.
-        return load_recipe(recipe or "default").within(1), parse_ratio(target_ratio)
-    if recipe is None:
-        # Nothing is lost that training could bring back.
-        return load_recipe("default").without_training(), None
-    return load_recipe(recipe), None
-
-
 def _check_sound(recipe: Recipe, view: ModelView) -> None:
     limits = [stage.largest_weight for stage in recipe.stages]
     known = [limit for limit in limits if limit is not None]
@@ -353,31 +265,6 @@ def _passes(run: RunState) -> Callable[[str], Passes]:
     return passes
 
 
-def _foretold(
-    model: str | Path | PreTrainedModel,
-    steps: Recipe,
-    ratio: float | None,
-    dtype: str | torch.dtype,
-    memory: str | int | None,
-) -> Forecast | None:
-    """What the run will take; None of a model that is in memory, an adapter or a checkpoint."""
-    limit = None if memory is None else parse_size(memory)
-    found = None if isinstance(model, nn.Module) else outline(str(model), dtype)
-    if found is None:
-        if limit is not None:
-            raise SpqError(
-                "a memory limit is for models that are read from files, and not for objects, "
-                "adapters or compressed checkpoints"
-            )
-        return None
-    if ratio is not None:
-        steps = steps.within(int(ratio * found.bytes))
-    foretold = forecast(found, steps, limit)
-    if foretold.layer_by_layer and ranks.several():
-        raise SpqError("a model that has to be read one layer at a time is work for one process")
-    return foretold
-
-
 def _run_stage(
     stage: Stage,
     view: ModelView,
@@ -408,7 +295,7 @@ def _manifest(
     loaded: LoadedModel,
     text: Calibration,
     records: list[StageRecord],
-    foretold: Forecast | None,
+    told: Forecast | None,
 ) -> Manifest:
     """How the result came to be; the bytes on disk are added when it is saved."""
     source, earlier = loaded.source, loaded.manifest
@@ -428,5 +315,5 @@ def _manifest(
             fp32=source.parameters * 4,
         ),
         versions=versions(),
-        forecast=foretold,
+        forecast=told,
     )

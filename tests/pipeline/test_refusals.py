@@ -100,12 +100,16 @@ def test_a_recipe_that_needs_text_needs_a_tokenizer(source, recipe):
     refused(source, recipe=recipe, match="no tokenizer")
 
 
-@pytest.mark.parametrize("case", ["positions", "vocabulary"])
-def test_calibration_that_does_not_suit_the_model_is_refused(case, tokenizer, text_file):
-    context = 200 if case == "positions" else 32
-    model = tiny_model("opt", vocab_size=VOCABULARY if case == "positions" else 50)
+@pytest.mark.parametrize(
+    ("context", "size", "match"),
+    [(200, VOCABULARY, "positions"), (32, 50, "the tokenizer has .* tokens and the model 50")],
+)
+def test_calibration_that_does_not_suit_the_model_is_refused(
+    context, size, match, tokenizer, text_file
+):
+    model = tiny_model("opt", vocab_size=size)
     stages = {
         "calibration": {"source": str(text_file), "windows": 2, "context": context},
         "stages": ["prune"],
     }
-    refused(model, recipe=Recipe.from_dict(stages), tokenizer=tokenizer, match=case)
+    refused(model, recipe=Recipe.from_dict(stages), tokenizer=tokenizer, match=match)

@@ -54,7 +54,7 @@ def command(
     Refuses a target that cannot be reached, and a limit of memory that is too low. `spq compress
     --dry-run` decides on every weight, which takes longer.
     """
-    from spqlm.pipeline import foretell
+    from spqlm.foretelling import foretell
 
     found = foretell(
         model,

@@ -1,0 +1,100 @@
+"""What a run will take, told before weights are read."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spqlm import ranks
+from spqlm.allocation.restriction import Alike
+from spqlm.checkpoint.manifest import Forecast
+from spqlm.errors import SpqError
+from spqlm.forecast import forecast
+from spqlm.recipe import Recipe
+from spqlm.requested import requested
+from spqlm.sources.outline import outline
+from spqlm.units import parse_size
+
+
+def foretell(
+    model: str | Path | PreTrainedModel,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    target_size: str | int | None = None,
+    target_ratio: str | float | None = None,
+    alike: Alike = "free",
+    export_target: str | None = None,
+    calibration: str | None = None,
+    recover: bool = True,
+    dtype: str | torch.dtype = "auto",
+    memory: str | int | None = None,
+) -> Forecast:
+    """What `compress` would take, from a model's config and the headers of its files alone.
+
+    Args:
+        model: as for `compress`, less objects, adapters and checkpoints of ours.
+        recipe: as for `compress`, and so are the others.
+        target_size: most bytes of all weights on disk.
+        target_ratio: the same as a share of the source's weights.
+        alike: weights that are stored in one format.
+        export_target: that the result is to be exported as.
+        calibration: text source that replaces the recipe's.
+        recover: False leaves out all that trains.
+        dtype: of float weights.
+        memory: most bytes that the process may hold; None is what is free.
+
+    Returns:
+        bytes on disk and in memory, and whether the model is read one layer at a time.
+
+    Raises:
+        SpqError: bad input, a target that cannot be reached, or too little memory.
+
+    Example:
+        import spqlm
+
+        print(spqlm.foretell("demo", target_size="90MB").smallest, "bytes at least")
+    """
+    steps, ratio = requested(
+        recipe, target_size, target_ratio, alike, export_target, calibration, recover
+    )
+    found = foretold(model, steps, ratio, dtype, memory)
+    if found is None:
+        raise SpqError("only models that are read from files, and are not compressed, are foretold")
+    return found
+
+
+def foretold(
+    model: str | Path | PreTrainedModel,
+    steps: Recipe,
+    ratio: float | None,
+    dtype: str | torch.dtype,
+    memory: str | int | None,
+) -> Forecast | None:
+    """What a run will take; None of a model that is in memory, an adapter or a checkpoint.
+
+    Args:
+        model: as for `compress`.
+        steps: the recipe.
+        ratio: of the source's bytes, which is its budget; None where it has one already.
+        dtype: of float weights.
+        memory: most bytes that the process may hold; None is what is free.
+
+    Raises:
+        SpqError: as for `foretell`.
+    """
+    limit = None if memory is None else parse_size(memory)
+    found = None if isinstance(model, nn.Module) else outline(str(model), dtype)
+    if found is None:
+        if limit is not None:
+            raise SpqError(
+                "a memory limit is for models that are read from files, and not for objects, "
+                "adapters or compressed checkpoints"
+            )
+        return None
+    if ratio is not None:
+        steps = steps.within(int(ratio * found.bytes))
+    told = forecast(found, steps, limit)
+    if told.layer_by_layer and ranks.several():
+        raise SpqError("a model that has to be read one layer at a time is work for one process")
+    return told
