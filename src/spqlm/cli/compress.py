@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spqlm.cli.choices import TEXTS, Alike, one_of, recipes, targets
 from spqlm.cli.options import (
     OUTPUT,
     Device,
@@ -19,6 +18,15 @@ from spqlm.cli.options import (
 )
 from spqlm.cli.output import as_json as json_of
 from spqlm.cli.output import deliver
+from spqlm.cli.request import (
+    Alike,
+    Calibration,
+    ExportTarget,
+    Recipe,
+    Recover,
+    TargetRatio,
+    TargetSize,
+)
 from spqlm.cli.tables import show, table
 from spqlm.units import megabytes, ratio
 
@@ -38,54 +46,13 @@ def command(
     out: Annotated[
         Path, typer.Argument(help="Directory to write.", metavar="OUT", show_default=False)
     ],
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of a recipe (`spq recipes` lists them), or a YAML file.",
-            show_default="default",
-            autocompletion=one_of(recipes()),
-        ),
-    ] = None,
-    target_size: Annotated[
-        str | None,
-        typer.Option(
-            help="Most bytes of all weight files: 90MB, 1.5GB or 85MiB.", show_default=False
-        ),
-    ] = None,
-    target_ratio: Annotated[
-        str | None,
-        typer.Option(
-            help="The same, as a share of MODEL's weights: 0.3 or 30%.", show_default=False
-        ),
-    ] = None,
-    alike: Annotated[
-        Alike,
-        typer.Option(
-            help="Which weights must have one format: `fused` for q, k and v of a layer, and gate "
-            "and up; `uniform` for all layers."
-        ),
-    ] = "free",
-    export_target: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            help="Take only formats that this export target can hold; `spq export` writes it then.",
-            show_default=False,
-            autocompletion=one_of(targets()),
-        ),
-    ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            help="Text to calibrate and train on: a .txt or .jsonl file, a name in "
-            "$SPQ_DATA_DIR, `builtin`, or `model` for text that MODEL writes itself.",
-            show_default="the recipe's",
-            autocompletion=one_of(("builtin", "model", *TEXTS[1:])),
-        ),
-    ] = None,
-    recover: Annotated[
-        bool, typer.Option("--recover/--no-recover", help="Train, as the recipe says.")
-    ] = True,
+    recipe: Recipe = None,
+    target_size: TargetSize = None,
+    target_ratio: TargetRatio = None,
+    alike: Alike = "free",
+    export_target: ExportTarget = None,
+    calibration: Calibration = None,
+    recover: Recover = True,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,

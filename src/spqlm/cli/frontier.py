@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spqlm.cli.choices import TEXTS, Alike, one_of, recipes, targets
 from spqlm.cli.options import Device, Dtype, Json, Model, Output, Seed, listed
 from spqlm.cli.output import as_json as json_of
 from spqlm.cli.output import deliver
+from spqlm.cli.request import Alike, Calibration, ExportTarget, Recipe
 from spqlm.cli.tables import show, table
 from spqlm.units import megabytes, parse_size, ratio
 
@@ -28,35 +28,10 @@ def command(
             show_default="8 to 2.5 bits for each parameter",
         ),
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of a recipe that takes a byte budget, or a YAML file.",
-            show_default="default",
-            autocompletion=one_of(recipes()),
-        ),
-    ] = None,
-    alike: Annotated[
-        Alike,
-        typer.Option(help="Which weights must have one format, as in `spq compress`."),
-    ] = "free",
-    export_target: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            help="Take only formats that this export target can hold.",
-            show_default=False,
-            autocompletion=one_of(targets()),
-        ),
-    ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            help="Text to price on, as in `spq compress`.",
-            show_default="the recipe's",
-            autocompletion=one_of(("builtin", "model", *TEXTS[1:])),
-        ),
-    ] = None,
+    recipe: Recipe = None,
+    alike: Alike = "free",
+    export_target: ExportTarget = None,
+    calibration: Calibration = None,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,

@@ -1,13 +1,19 @@
 """`spq plan MODEL`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from spqlm.cli.choices import TEXTS, one_of, recipes
 from spqlm.cli.options import Dtype, Json, Memory, Model
 from spqlm.cli.output import as_json as json_of
 from spqlm.cli.output import deliver
+from spqlm.cli.request import (
+    Alike,
+    Calibration,
+    ExportTarget,
+    Recipe,
+    Recover,
+    TargetRatio,
+    TargetSize,
+)
 from spqlm.cli.tables import show, table
 from spqlm.units import megabytes
 
@@ -20,31 +26,13 @@ EXAMPLES = ("spq plan demo --target-size 90MB", "spq plan ./my-model --memory 8G
 
 def command(
     model: Model,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of a recipe, or a YAML file.",
-            show_default="default",
-            autocompletion=one_of(recipes()),
-        ),
-    ] = None,
-    target_size: Annotated[
-        str | None, typer.Option(help="As for `spq compress`.", show_default=False)
-    ] = None,
-    target_ratio: Annotated[
-        str | None, typer.Option(help="As for `spq compress`.", show_default=False)
-    ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            help="As for `spq compress`.",
-            show_default="the recipe's",
-            autocompletion=one_of(("builtin", "model", *TEXTS[1:])),
-        ),
-    ] = None,
-    recover: Annotated[
-        bool, typer.Option("--recover/--no-recover", help="Train, as the recipe says.")
-    ] = True,
+    recipe: Recipe = None,
+    target_size: TargetSize = None,
+    target_ratio: TargetRatio = None,
+    alike: Alike = "free",
+    export_target: ExportTarget = None,
+    calibration: Calibration = None,
+    recover: Recover = True,
     dtype: Dtype = "auto",
     memory: Memory = None,
     as_json: Json = False,
@@ -61,6 +49,8 @@ def command(
         recipe=recipe,
         target_size=target_size,
         target_ratio=target_ratio,
+        alike=alike,
+        export_target=export_target,
         calibration=calibration,
         recover=recover,
         dtype=dtype,

@@ -1,21 +1,3 @@
-"""DeepSeek-V3 and R1: latent attention, experts behind the first layers."""
+"""DeepSeek-V3 and R1: built like DeepSeek-V2."""
 
-from spqlm.model.families.base import FEW_EXPERTS, Family
-
-FAMILY = Family(
-    prunes=("mlp",),
-    whole="heads share a latent; experts keep their width",
-    small={
-        **FEW_EXPERTS,
-        "num_key_value_heads": 4,
-        "head_dim": None,
-        "q_lora_rank": 32,
-        "kv_lora_rank": 32,
-        "qk_nope_head_dim": 16,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 16,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-    },
-)
+from spqlm.model.families.deepseek_v2 import FAMILY as FAMILY
