@@ -8,12 +8,15 @@ from spqlm.allocation.search import dense_weights
 from spqlm.calibration.sensitivity import collect_sensitivities
 from spqlm.calibration.statistics import Statistics
 from spqlm.formats import Format
+from spqlm.model.families import family_for, known
 from spqlm.model.small import VOCABULARY, small_config, small_model, small_tokenizer
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 
 # Families of one kind of layer without experts, for what is not tried on all.
 ORDINARY = ("gemma3_text", "llama", "mistral", "opt", "qwen2", "qwen3")
+# Families that decode a token in one native call.
+NATIVE = tuple(name for name in known() if family_for(name).native)
 TEXT = "The quick brown fox jumps over the lazy dog, and then it naps in the warm sun. " * 60
 
 

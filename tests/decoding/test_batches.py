@@ -7,11 +7,10 @@ import torch
 from tests.compressed_models import compressed
 from tests.decoding.decoders import fast, generate, needs_library
 from tests.decoding.test_optimize import mixed, sparse
-from tests.helpers import tiny_model
+from tests.helpers import NATIVE, tiny_model
 from transformers import DynamicCache
 
 from spqlm.decoding.fused_modules import fuse
-from spqlm.decoding.program import FAMILIES
 from spqlm.decoding.session import one_more
 from spqlm.native.decoder import MOST_SEQUENCES
 
@@ -40,7 +39,7 @@ def kinds(model_type):
 
 
 @pytest.mark.parametrize("kind", ["dense", "mixed", "group_sparse"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", NATIVE)
 def test_the_same_tokens_for_every_family_and_kind_of_layer(model_type, kind, steps):
     model = kinds(model_type)[kind]
     expected = generate(model, prompts(5), new=16)
@@ -68,7 +67,7 @@ def test_the_same_tokens_for_what_recipes_make(kind, steps):
 
 
 @pytest.mark.parametrize("count", [1, 2, 6, 16, MOST_SEQUENCES])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", NATIVE)
 def test_padding_on_the_left_is_not_seen(model_type, count, steps):
     model = tiny_model(model_type, sliding_window=None)
     prompt, mask = padded_on_the_left(count)

@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 from tests.decoding.decoders import fast, needs_library
-from tests.helpers import tiny_model
+from tests.helpers import NATIVE, tiny_model
 
-from spqlm.decoding.program import FAMILIES
 from spqlm.native import elementwise
 
 IDS = torch.arange(5, 37).view(2, 16)
@@ -31,7 +30,7 @@ def calls(monkeypatch):
 
 
 @needs_library
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", NATIVE)
 def test_a_prompt_gives_the_same_logits(model_type, calls):
     model = tiny_model(model_type)
     with torch.inference_mode():

@@ -10,14 +10,13 @@ from tests.checkpoint.test_group_sparse_checkpoint import to_group_sparse
 from tests.checkpoint.test_int4_checkpoint import quantize_all
 from tests.compressed_models import compressed, tie_head, to_int8
 from tests.decoding.decoders import PROMPT, fast, generate, needs_library
-from tests.helpers import ORDINARY, tiny_model, tiny_tokenizer
+from tests.helpers import NATIVE, ORDINARY, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import spqlm
 from spqlm.checkpoint.quantizer import attach
 from spqlm.decoding import optimize as decoding
 from spqlm.decoding.optimize import optimize
-from spqlm.decoding.program import FAMILIES
 from spqlm.errors import SpqError
 from spqlm.formats import format_class
 from spqlm.formats.int5 import Int5
@@ -34,7 +33,7 @@ from spqlm.recipe import Recipe
 def test_the_same_64_tokens_for_every_family(model_type, steps):
     model = tiny_model(model_type)
     assert torch.equal(generate(fast(model)), generate(model))
-    assert len(steps) == (63 if model_type in FAMILIES else 0)
+    assert len(steps) == (63 if model_type in NATIVE else 0)
 
 
 @needs_library
@@ -89,7 +88,7 @@ def mixed(model, group_size):
 
 @needs_library
 @pytest.mark.parametrize("group_size", [2, 16, 32, 64])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", NATIVE)
 def test_the_same_tokens_with_layers_of_four_bits(model_type, group_size, steps):
     model = mixed(tiny_model(model_type), group_size)
     assert torch.equal(generate(fast(model)), generate(model))
@@ -159,7 +158,7 @@ def sparse(model, zero):
 
 @needs_library
 @pytest.mark.parametrize("zero", [True, False])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", NATIVE)
 def test_the_same_tokens_with_group_sparse_layers(model_type, zero, steps):
     model = sparse(tiny_model(model_type), zero)
     assert torch.equal(generate(fast(model)), generate(model))
@@ -167,7 +166,7 @@ def test_the_same_tokens_with_group_sparse_layers(model_type, zero, steps):
 
 
 @needs_library
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", NATIVE)
 def test_the_same_tokens_where_layers_differ_in_heads_and_neurons(model_type, steps, text_file):
     pruning = {"minimum": 0.25, "maximum": 0.5, "multiple_of": 8, "modules": ["mlp", "attention"]}
     recipe = Recipe.from_dict(
@@ -186,7 +185,7 @@ def test_the_same_tokens_where_layers_differ_in_heads_and_neurons(model_type, st
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["mixed", "sparse", "dense"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", NATIVE)
 def test_logits_in_half_precision_are_as_close_to_float32_as_those_of_transformers(
     model_type, kind, dtype, steps
 ):

@@ -6,14 +6,13 @@ import io
 import pytest
 import torch
 from tests.decoding.decoders import generate
-from tests.helpers import tiny_model
+from tests.helpers import NATIVE, tiny_model
 from tests.instruction_sets import chosen
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from spqlm.decoding import prompt_attention
 from spqlm.decoding.optimize import optimize, optimized
 from spqlm.decoding.padding import left_padding
-from spqlm.decoding.program import FAMILIES
 from spqlm.native import attention
 
 needs_kernel = pytest.mark.usefixtures("kernel")
@@ -70,7 +69,7 @@ def assert_as_close(model, found, **options):
 
 
 @needs_kernel
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", NATIVE)
 @pytest.mark.parametrize("options", [{}, {"attention_mask": PADDED}], ids=["whole", "padded"])
 def test_a_prompt_gives_the_same_logits(model_type, options, calls):
     model = wide_model(model_type)
