@@ -44,8 +44,9 @@ def test_an_error_of_ours_that_mentions_memory_is_itself():
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_named(tmp_path, number):
-    file = str(tmp_path / "no" / "results.json")
+def test_a_full_disk_is_named(tmp_path, number, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = "no/results.json"
     said = sentence(OSError(number, os.strerror(number), file), "eval")
     assert said.startswith(f"error: no space to write {file!r}: its disk has ")
     assert "SPQ_CACHE_DIR" in said

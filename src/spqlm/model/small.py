@@ -41,9 +41,10 @@ def small_config(model_type: str, **overrides: Any) -> PretrainedConfig:
     Raises:
         ValueError: transformers has no such type.
     """
-    fields = _FIELDS | dict(family_for(model_type).small) | overrides
+    # A family leaves a field to the config's own default by None.
+    fields = _FIELDS | dict(family_for(model_type).small)
     wanted = {name: value for name, value in fields.items() if value is not None}
-    config: PretrainedConfig = AutoConfig.for_model(model_type, **wanted)
+    config: PretrainedConfig = AutoConfig.for_model(model_type, **(wanted | overrides))
     return config
 
 
