@@ -80,6 +80,8 @@ def spq(*words: object, seconds: float = 60.0) -> Outcome:
 def _run(work: Callable[[], object], out: Path, err: Path) -> None:
     status = 1
     try:
+        # Names that are odd may be written to, and go with the folder.
+        os.chdir(out.parent)
         for stream, file in ((1, out), (2, err)):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
