@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tests.numerics.test_gptq import correlated, cost, exact, random
+from tests.numerics.gptq_cases import correlated, cost, exact, random
 from torch import Tensor
 
 from spqlm.numerics import descent, gptq, integer

@@ -1,5 +1,6 @@
 """What every adapter on a compressed layer needs to know about that layer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any, ClassVar
 
@@ -99,7 +100,7 @@ def as_dense(layer: Linear) -> nn.Module:
     return stand_in
 
 
-class Adapted:
+class Adapted(ABC):
     """What a tuner's layer of peft does in another way where it wraps a compressed layer.
 
     Attributes:
@@ -115,9 +116,9 @@ class Adapted:
     ) -> tuple[torch.device, torch.dtype]:
         return next(base_layer.parameters()).device, float_dtype(base_layer)
 
+    @abstractmethod
     def merge_into(self, layer: Linear, adapter: str) -> None:
         """Make one adapter part of the layer's weight, in place."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

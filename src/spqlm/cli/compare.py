@@ -22,6 +22,7 @@ from spqlm.cli.options import (
     listed,
 )
 from spqlm.cli.output import as_json as json_of
+from spqlm.cli.output import deliver
 from spqlm.cli.tables import show, table
 from spqlm.errors import SpqError
 from spqlm.registry import nearest
@@ -133,8 +134,7 @@ def command(
     made = f"The commands and the recipe of every row are in `{CELLS}/`.\n"
     write_text(out / "table.md", page + made)
     write_text(out / "curves.json", curves_json(cells))
-    if as_json:
-        print(everything)
+    if deliver(everything, as_json):
         return
     header, body = summary(cells)
     shown = table(model, *header)
