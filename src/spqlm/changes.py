@@ -86,7 +86,7 @@ class Change(BaseModel):
     Attributes:
         module: full name.
         bytes_before: of its parameters, as the model holds them now.
-        bytes_after: as the model will hold them.
+        bytes_after: as the model will hold them, or the file of the target that it is made for.
         format: what its weight becomes; None leaves it as it is stored.
         cut: what of it goes; None for nothing.
         predicted_loss: nats per token, where the choice was priced.

@@ -16,8 +16,9 @@ from spqlm.model.experts import open_experts
 from spqlm.model.view import ModelView
 from spqlm.progress import track
 from spqlm.recipe import Recipe
-from spqlm.requested import requested
+from spqlm.requested import kept_to, requested
 from spqlm.sources.load import load_model
+from spqlm.targets import target_class
 
 BITS = (8.0, 7.0, 6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5)
 """Sizes that are tried where none are asked for, in bits for each parameter of the model."""
@@ -102,6 +103,8 @@ def frontier(
     loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
     open_experts(loaded.model)
     view = ModelView(loaded.model)
+    wanted = None if export_target is None else target_class(export_target)()
+    steps = kept_to(steps, wanted, loaded.model, tokenizer or loaded.tokenizer)
     parameters = loaded.source.parameters
     targets = sorted(sizes or [int(bits * parameters / 8) for bits in BITS], reverse=True)
     text = Calibration(steps.calibration, view, tokenizer or loaded.tokenizer, seed)

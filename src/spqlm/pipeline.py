@@ -31,7 +31,7 @@ from spqlm.model.memory import PeakMemory, resident_bytes
 from spqlm.model.soundness import check_magnitudes, check_runs
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe
-from spqlm.requested import requested
+from spqlm.requested import kept_to, requested
 from spqlm.sources.load import load_model
 from spqlm.sources.loaded import LoadedModel
 from spqlm.stages.base import Inputs, Stage
@@ -86,7 +86,8 @@ def compress(
         out: directory to write; None leaves the result in memory only.
         recipe: shipped name, YAML file or `Recipe`; None is `default`, which without a target is
             int8 and trains nothing.
-        target_size: most bytes of all weights on disk: a number, or such as `90MB` or `85MiB`.
+        target_size: most bytes of all weights on disk: a number, or such as `90MB` or `85MiB`;
+            with an `export_target` that counts in its own way, such as `gguf`, of its file.
         target_ratio: the same as a share of the source's weights: `0.3` or `30%`.
         alike: weights that are stored in one format: `fused`, q, k and v of a layer, and gate and
             up; `uniform`, all of the decoder; `free`, as the recipe says.
@@ -121,6 +122,8 @@ def compress(
         recipe, target_size, target_ratio, alike, export_target, calibration, recover
     )
     wanted = None if export_target is None else target_class(export_target)()
+    if wanted is not None:
+        wanted.check_installed()
     target = target_class(NATIVE)()
     directory = None if out is None else Path(out)
     if directory is not None:
@@ -142,8 +145,7 @@ def compress(
             steps = steps.within(int(ratio * loaded.source.bytes))
         open_experts(loaded.model)
         view = ModelView(loaded.model)
-        if wanted is not None:
-            wanted.check_model(loaded.model, loaded.tokenizer)
+        steps = kept_to(steps, wanted, loaded.model, loaded.tokenizer)
         watch(view)
         _check_sound(steps, view)
         run = RunState(directory)
@@ -152,9 +154,12 @@ def compress(
         if wanted is not None:
             wanted.check_fits(view)
         target.prepare(view)
-        manifest = _manifest(steps, seed, loaded, text, records, told)
+        manifest = _manifest(steps, export_target, seed, loaded, text, records, told)
         if directory is not None and ranks.first():
-            output = Output(directory, overwrite, max_shard_size, steps.byte_limit)
+            # A target that counts in its own way is what the budget was kept to.
+            own = wanted is None or wanted.sizes == target.sizes
+            limit = steps.byte_limit if own else None
+            output = Output(directory, overwrite, max_shard_size, limit)
             written = target.save(loaded.model, loaded.tokenizer, manifest, output)
             manifest = written.manifest or manifest
         ranks.wait()
@@ -291,6 +296,7 @@ def _run_stage(
 
 def _manifest(
     recipe: Recipe,
+    export_target: str | None,
     seed: int,
     loaded: LoadedModel,
     text: Calibration,
@@ -303,6 +309,7 @@ def _manifest(
     shared = recipe.calibrated_on(public_name(recipe.calibration.source))
     return Manifest(
         recipe=shared.to_dict(),
+        export_target=export_target,
         seed=seed,
         source=source,
         calibration=text.record,

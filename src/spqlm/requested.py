@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.errors import SpqError
 from spqlm.recipe import Recipe, load_recipe
-from spqlm.targets import target_class
+from spqlm.targets import Target, target_class
 from spqlm.units import parse_ratio, parse_size
 
 
@@ -43,6 +45,23 @@ def requested(
     if calibration is not None:
         steps = steps.calibrated_on(calibration)
     return (steps if recover else steps.without_training()), ratio
+
+
+def kept_to(
+    recipe: Recipe,
+    wanted: Target | None,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Recipe:
+    """The recipe once the model is there: what a target's file holds beside weights counts.
+
+    Raises:
+        SpqError: the target has no place for such a model or tokenizer.
+    """
+    if wanted is None:
+        return recipe
+    wanted.check_model(model, tokenizer)
+    return recipe.restricted(wanted.restriction(wanted.other_bytes(model, tokenizer)))
 
 
 def _targeted(

@@ -21,7 +21,7 @@ from tests.stages.budgets import (
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from spqlm.allocation.spending import HEADER_BYTES
+from spqlm.allocation.sizes import Sizes
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.changes import Plan
@@ -178,7 +178,7 @@ def test_the_budget_picks_a_group_size():
         changes = Budget(**fields).plan(view, statistics).changes
         return {change.format.group_size for change in changes}
 
-    headers = HEADER_BYTES * (len(list(model.parameters())) + 3 * 16)
+    headers = Sizes().tensor * (len(list(model.parameters())) + 3 * 16)
     assert 64 in sizes(reach(model)[0] + headers - 1000)
     assert sizes(HUGE) == {32}
 

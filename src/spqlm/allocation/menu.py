@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from spqlm.allocation.sizes import Sizes
 from spqlm.errors import SpqError
 from spqlm.formats import Format
 from spqlm.formats.base import Rounding
 from spqlm.formats.group_sparse import of_share
 from spqlm.formats.low_rank import LowRank
 from spqlm.model.view import Named, Role
-from spqlm.modules.ops import float_dtype
 
 # Ranks are rounded down to a multiple of this where no format asks for another.
 RANK_MULTIPLE = 32
@@ -27,6 +27,7 @@ class Menu:
         sparse_bits: of the codes of the groups that stay.
         rounding: of formats whose rounding costs something.
         fine_rounding: of the others.
+        sizes: how bytes are counted; no part of what a price is.
     """
 
     formats: Mapping[Role, tuple[Format, ...]]
@@ -36,6 +37,7 @@ class Menu:
     sparse_bits: int = 4
     rounding: Rounding = "gptq"
     fine_rounding: Rounding = "nearest"
+    sizes: Sizes = field(default=Sizes(), repr=False, compare=False)
 
     def options(self, named: Named, rows: int, columns: int) -> list[Format]:
         """Ways to store the weight itself at a shape; none where no group size divides it."""
@@ -96,9 +98,6 @@ class Menu:
         rounding = self.rounding_of(form)
         return "gptq" if rounding == "descent" else rounding
 
-
-def stored_bytes(named: Named, form: Format, rows: int, columns: int) -> int:
-    """Of a weight [rows, columns] and its bias."""
-    bias = getattr(named.module, "bias", None)
-    extra = 0 if bias is None else rows * bias.element_size()
-    return form.stored_bytes(rows, columns, float_dtype(named.module).itemsize) + extra
+    def stored_bytes(self, named: Named, form: Format, rows: int, columns: int) -> int:
+        """Of a weight [rows, columns] and its bias, where the result goes."""
+        return self.sizes.stored(named.module, form, rows, columns)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
-from spqlm.allocation.menu import stored_bytes
+from spqlm.allocation.menu import Menu
 from spqlm.allocation.search import Search, priced_weights
 from spqlm.allocation.shapes import Shape
 from spqlm.allocation.units import Part, PricedShape, Unit, cut_shape
@@ -73,7 +73,7 @@ class PriceFiles:
 
     def __init__(self, search: Search) -> None:
         """In the directory of the search."""
-        self._view = search.view
+        self._view, self._menu = search.view, search.menu
         self._directory = cache_directory() / f"prices-{_key(search)}"
 
     def layers(self, units: dict[str, list[Unit]], worth: float | None) -> Sink:
@@ -106,7 +106,10 @@ class PriceFiles:
             stored = _UNITS.validate_json(metadata["units"])
             device = self._view.model.device
             rows = {key: tensor.to(device) for key, tensor in tensors.items()}
-            return [_unit(unit, f"{index}", weights, rows) for index, unit in enumerate(stored)]
+            return [
+                _unit(unit, f"{index}", weights, rows, self._menu)
+                for index, unit in enumerate(stored)
+            ]
         except UNREADABLE as error:
             logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
             return None
@@ -191,30 +194,44 @@ def _stored(units: list[Unit]) -> tuple[list[_StoredUnit], dict[str, Tensor]]:
 
 
 def _unit(
-    stored: _StoredUnit, place: str, weights: dict[str, Named], rows: dict[str, Tensor]
+    stored: _StoredUnit,
+    place: str,
+    weights: dict[str, Named],
+    rows: dict[str, Tensor],
+    menu: Menu,
 ) -> Unit:
     priced = [
         PricedShape(
             shaped.shape,
             [
-                _part(part, shaped.shape, weights[part.name], f"{place}/{index}", rows)
+                _part(part, shaped.shape, weights[part.name], f"{place}/{index}", rows, menu)
                 for part in shaped.parts
             ],
         )
         for index, shaped in enumerate(stored.priced)
     ]
-    return Unit(priced, Unit.of(priced[0].parts, stored.estimated).estimated)
+    return Unit(priced, Unit.of(priced[0].parts, stored.estimated, menu).estimated)
 
 
 def _part(
-    stored: _StoredPart, shape: Shape, named: Named, where: str, rows: dict[str, Tensor]
+    stored: _StoredPart,
+    shape: Shape,
+    named: Named,
+    where: str,
+    rows: dict[str, Tensor],
+    menu: Menu,
 ) -> Part:
     cut = shape.cuts.get(named.name)
     height, width = cut_shape(named, cut)
-    part = Part(named, cut, estimates=stored.estimates, whole=stored.whole)
+    # Other files may count bytes otherwise.
+    estimates = [
+        (option, menu.stored_bytes(named, option, height, width), loss)
+        for option, _, loss in stored.estimates
+    ]
+    part = Part(named, cut, estimates=estimates, whole=stored.whole)
     for index, option in enumerate(stored.options):
         losses = rows[f"{where}/{named.name}/{index}"]
         if losses.shape != (height,) or losses.dtype != torch.float32:
             raise ValueError(f"losses of {named.name!r} are not a float32 for each row")
-        part.add(option, stored_bytes(named, option, height, width), losses)
+        part.add(option, menu.stored_bytes(named, option, height, width), losses)
     return part

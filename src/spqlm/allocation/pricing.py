@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spqlm.allocation.estimates import low_rank_losses, sparse_losses
-from spqlm.allocation.menu import Menu, stored_bytes
+from spqlm.allocation.menu import Menu
 from spqlm.allocation.shapes import Shape, cut_metric, cut_weight
 from spqlm.allocation.units import Part, PricedShape, Unit
 from spqlm.changes import Cut
@@ -70,7 +70,8 @@ class Pricer:
             *sparse_losses(self._menu.sparse(named, rows, columns), weight, price, rounding),
         ]
         part.estimates = [
-            (option, stored_bytes(named, option, rows, columns), loss) for option, loss in found
+            (option, self._menu.stored_bytes(named, option, rows, columns), loss)
+            for option, loss in found
         ]
         return part
 
@@ -105,7 +106,7 @@ class Pricer:
         energy = price.energy(weight)
         rows = energy * (losses.sum() / energy[index].sum().clamp_min(TINY))
         rows[index] = losses
-        part.add(option, stored_bytes(part.named, option, *weight.shape), rows)
+        part.add(option, self._menu.stored_bytes(part.named, option, *weight.shape), rows)
 
     @torch.no_grad()
     def _add(
@@ -122,7 +123,7 @@ class Pricer:
             stored = option.fit(weight, fit, rounding, basis).restore()
         else:
             stored = option.fit(weight, fit, rounding).restore()
-        size = stored_bytes(part.named, option, *weight.shape)
+        size = self._menu.stored_bytes(part.named, option, *weight.shape)
         part.add(option, size, price.row_losses(stored - weight))
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from spqlm.allocation.menu import Menu, stored_bytes
+from spqlm.allocation.menu import Menu
 from spqlm.allocation.restriction import Alike, ties
 from spqlm.allocation.search import Shares, outer_weights
 from spqlm.allocation.shapes import Shape
@@ -36,7 +36,7 @@ def reach(
         for kind in shares
     ]
     units += [_unit([named], menu, []) for named in outer_weights(view)]
-    fixed, tied = fixed_bytes(view, units), ties(view, alike)
+    fixed, tied = fixed_bytes(view, units, menu.sizes), ties(view, alike)
     least = least_bytes(units, tied)
     wholes = [part for unit in units for part in unit.priced[0].parts]
     return fixed + least, fixed + sum(max(part.sizes[: part.whole]) for part in wholes)
@@ -87,7 +87,7 @@ def _part(named: Named, cut: Cut | None, menu: Menu) -> Part:
 
     def add(options: list[Format]) -> None:
         for option in options:
-            part.add(option, stored_bytes(named, option, rows, columns), torch.zeros(1))
+            part.add(option, menu.stored_bytes(named, option, rows, columns), torch.zeros(1))
 
     add(menu.options(named, rows, columns))
     part.whole = len(part.options)

@@ -1,9 +1,10 @@
-"""What the place that weights go to asks of how they are stored, besides bytes."""
+"""What the place that weights go to asks of how they are stored."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from spqlm.allocation.sizes import Sizes
 from spqlm.errors import SpqError
 from spqlm.formats import Format
 from spqlm.formats.dense import Dense
@@ -32,11 +33,13 @@ class Restriction:
         alike: `fused`: query, key and value of a layer, and gate and up, as engines need it that
             compute each set in one product; `uniform`: all weights of the decoder; `free`: none.
         shapes: whether layers may be cut, factorised and lose groups, each by itself.
+        sizes: how bytes are counted there; None as they were before.
     """
 
     refusal: Callable[[Role, Format], str | None] = _nothing
     alike: Alike = "free"
     shapes: bool = True
+    sizes: Sizes | None = None
 
     def allowed(self, roles: tuple[Role, ...], formats: tuple[Format, ...]) -> tuple[Format, ...]:
         """Those of the formats that weights of all these roles may take; floats if none but they.

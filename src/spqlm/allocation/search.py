@@ -195,10 +195,10 @@ class Search:
         whole = [parts[named.name] for named in members]
         sides = {named.name for named, _ in layer.sides(kind)}
         if not sides or sides != {named.name for named in members}:
-            return Unit.of(whole, [])
+            return Unit.of(whole, [], self.menu)
         multiple_of = self.multiple_of if kind == "mlp" else 1
         found = shapes(layer, kind, self.shares[kind], multiple_of, pricer.fit, pricer.price)
-        return Unit.of(whole, found)
+        return Unit.of(whole, found, self.menu)
 
     def _outer(self, named: Named) -> Unit:
         if self.prices is not None:
@@ -210,7 +210,7 @@ class Search:
             {named.name: outer_metric(self.view, named.name, self._sensitivities, weighting)}
             for weighting in self._weightings
         )
-        return Unit.of([Pricer(self.menu, fit, price).part(named, Shape())], [])
+        return Unit.of([Pricer(self.menu, fit, price).part(named, Shape())], [], self.menu)
 
 
 def outer_weights(view: ModelView) -> list[Named]:

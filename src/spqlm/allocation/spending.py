@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from spqlm.allocation.restriction import SPOKEN, Alike, ties
 from spqlm.allocation.search import Search, alternatives
+from spqlm.allocation.sizes import Sizes
 from spqlm.allocation.units import Unit
 from spqlm.changes import Change
 from spqlm.errors import OutOfReach, SpqError
@@ -14,9 +15,6 @@ from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.knapsack import Choice, choose, smallest
 from spqlm.progress import working
-
-# A tensor's entry in the header of a weight file, generously.
-HEADER_BYTES = 200
 
 
 def spend(search: Search, target: int, alike: Alike) -> tuple[list[Change], str]:
@@ -35,7 +33,7 @@ def spend(search: Search, target: int, alike: Alike) -> tuple[list[Change], str]
     """
     units, tied = search.units(), ties(search.view, alike)
     # Everything else is paid for first; too little may be left, or less than nothing.
-    fixed = fixed_bytes(search.view, units)
+    fixed = fixed_bytes(search.view, units, search.menu.sizes)
     available = target - fixed
     search.spend(units, available)
     check_reach(fixed + least_bytes(units, tied), target)
@@ -82,14 +80,9 @@ def check_reach(least: int, target: int) -> None:
         )
 
 
-def fixed_bytes(view: ModelView, units: list[Unit]) -> int:
+def fixed_bytes(view: ModelView, units: list[Unit], sizes: Sizes) -> int:
     """Bytes of everything else, and of file headers."""
-    state = {id(p): p for p in view.model.parameters()}
-    total = sum(p.numel() * p.element_size() for p in state.values())
-    parts = [part for unit in units for part in unit.priced[0].parts]
-    # Codes and scale instead of a weight, twice where there are two factors.
-    total += HEADER_BYTES * (len(state) + 3 * len(parts))
-    return total - sum(module_bytes(part.named.module) for part in parts)
+    return sizes.rest(view, [part.named.module for unit in units for part in unit.priced[0].parts])
 
 
 def _largest(units: list[Unit]) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from spqlm.allocation.menu import stored_bytes
+from spqlm.allocation.menu import Menu
 from spqlm.allocation.shapes import Shape
 from spqlm.changes import Cut
 from spqlm.formats import Format
@@ -60,7 +60,7 @@ class Part:
         paid = [(_paid(loss, size, worth), option) for option, size, loss in self.estimates]
         return [o for v, o in sorted(paid, key=lambda pair: pair[0])[:AT_ONCE] if v < value]
 
-    def reduced(self, cut: Cut) -> "Part":
+    def reduced(self, cut: Cut, menu: Menu) -> "Part":
         """The part after a cut, without rounding anew.
 
         Rows are rounded each by itself, so what is left of them costs what it did. Where inputs
@@ -72,7 +72,7 @@ class Part:
         for option, rows in zip(self.options[: self.whole], self.rows, strict=False):
             if option.misfit(*shape) is None:
                 kept = rows[index] if cut.side == "output" else rows * (cut.kept / cut.units)
-                left.add(option, stored_bytes(self.named, option, *shape), kept)
+                left.add(option, menu.stored_bytes(self.named, option, *shape), kept)
         return left
 
 
@@ -120,11 +120,11 @@ class Unit:
     estimated: list[PricedShape] = field(default_factory=list)
 
     @classmethod
-    def of(cls, whole: list[Part], shapes: Iterable[Shape]) -> "Unit":
+    def of(cls, whole: list[Part], shapes: Iterable[Shape], menu: Menu) -> "Unit":
         """From its weights, priced as they are, and shapes that it may take."""
         unit = cls([PricedShape(Shape(), whole)])
         for shape in shapes:
-            parts = [part.reduced(shape.cuts[part.named.name]) for part in whole]
+            parts = [part.reduced(shape.cuts[part.named.name], menu) for part in whole]
             if all(part.options for part in parts):
                 unit.estimated.append(PricedShape(shape, parts))
         return unit

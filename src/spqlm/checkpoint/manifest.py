@@ -99,6 +99,7 @@ class Manifest(BaseModel):
 
     Attributes:
         recipe: with every parameter.
+        export_target: that its formats suit, and whose bytes its budget counted.
         seed: of everything random.
         source: the baseline.
         calibration: the text of this run, if it read any.
@@ -125,6 +126,7 @@ class Manifest(BaseModel):
     tensors: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
     forecast: Forecast | None = None
+    export_target: str | None = None
 
     @property
     def predicted_loss(self) -> float | None:

@@ -66,6 +66,7 @@ def commands(name: str, manifest: Manifest) -> str:
     # A version with a local part, such as +cpu, is on no index.
     pinned = [f"{n}=={v.partition('+')[0]}" for n, v in versions.items() if v[:1].isdigit()]
     options = ["--recipe", RECIPE, "--seed", str(manifest.seed), "--dtype", source.dtype]
+    options += ["--for", manifest.export_target] if manifest.export_target else []
     lines = [
         shlex.join(["pip", "install", *pinned]) + (f"  # Python {python}" if python else ""),
         shlex.join(["spq", "compress", source.name, name, *options]),

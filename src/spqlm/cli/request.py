@@ -17,7 +17,10 @@ Recipe = Annotated[
 ]
 TargetSize = Annotated[
     str | None,
-    typer.Option(help="Most bytes of all weight files: 90MB, 1.5GB or 85MiB.", show_default=False),
+    typer.Option(
+        help="Most bytes of all weight files: 90MB, 1.5GB, 85MiB; with `--for gguf`, of that file.",
+        show_default=False,
+    ),
 ]
 TargetRatio = Annotated[
     str | None,

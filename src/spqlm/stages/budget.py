@@ -5,15 +5,16 @@ from math import inf
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from spqlm.allocation.apply import apply_changes
 from spqlm.allocation.earlier_spelling import spelled_out
-from spqlm.allocation.menu import Menu, stored_bytes
+from spqlm.allocation.menu import Menu
 from spqlm.allocation.price_cache import cached
 from spqlm.allocation.reach import reach
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.allocation.search import Search, Shares, dense_weights, priced_weights
+from spqlm.allocation.sizes import Sizes
 from spqlm.allocation.spending import check_reach, spend, summary
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
@@ -103,6 +104,8 @@ class Budget(Stage):
         description="training of each layer's codes after rounding (learned rounding)",
     )
 
+    _sizes: Sizes = PrivateAttr(Sizes())
+
     @model_validator(mode="before")
     @classmethod
     def _earlier(cls, fields: Any) -> Any:
@@ -136,7 +139,9 @@ class Budget(Stage):
         if not restriction.shapes:
             shapes = ("widths", "key_value_groups", "ranks", "sparsities")
             update |= dict.fromkeys(shapes, ())
-        return self.model_copy(update=update)
+        made = self.model_copy(update=update)
+        made._sizes = restriction.sizes or self._sizes
+        return made
 
     @property
     def largest_weight(self) -> float:
@@ -197,7 +202,7 @@ class Budget(Stage):
                 Change(
                     module=named.name,
                     bytes_before=module_bytes(named.module),
-                    bytes_after=stored_bytes(named, option, rows, columns),
+                    bytes_after=menu.stored_bytes(named, option, rows, columns),
                     format=option,
                 )
             )
@@ -220,6 +225,7 @@ class Budget(Stage):
             sparse_group_size=self.sparse_group_size,
             rounding=self.rounding,
             fine_rounding=self.rounding_int8,
+            sizes=self._sizes,
         )
 
     @torch.no_grad()

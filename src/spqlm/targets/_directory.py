@@ -32,7 +32,7 @@ class PretrainedTarget(Target):
         attach(view.model)
         return notes
 
-    def restriction(self) -> Restriction:
+    def restriction(self, others: int = 0) -> Restriction:
         """Nothing: it holds everything, as it is or multiplied out."""
         return Restriction()
 

@@ -8,13 +8,25 @@ little-endian word of 32 before them.
 import torch
 from torch import Tensor
 
-from spqlm.targets._integers import Integers
+from spqlm.formats import Format
+from spqlm.targets._integers import Integers, code_bits
 
 BLOCK = 32
 """Columns of a block."""
 
 TYPES = {2: "Q4_0", 3: "Q4_0", 4: "Q4_0", 5: "Q5_0", 6: "Q8_0", 7: "Q8_0", 8: "Q8_0"}
 """The smallest type that holds every code of so many bits."""
+
+BYTES = {"Q4_0": 18, "Q5_0": 22, "Q8_0": 34}
+"""Of a block."""
+
+
+def stored_bytes(form: Format, rows: int, columns: int, float_bytes: int) -> int:
+    """Bytes of a weight there; as they are where it is no integers."""
+    bits = code_bits(form)
+    if bits is None:
+        return form.stored_bytes(rows, columns, float_bytes)
+    return rows * columns // BLOCK * BYTES[TYPES[bits]]
 
 
 def exact(scale: Tensor) -> bool:

@@ -75,6 +75,15 @@ def shared_columns(form: Format, columns: int) -> int | None:
     return None
 
 
+def code_bits(form: Format) -> int | None:
+    """Bits of its codes; None where `integers` gives none."""
+    if isinstance(form, Int8):
+        return 8
+    if isinstance(form, Grouped) or (isinstance(form, GroupSparse) and not form.zero):
+        return form.bits
+    return None
+
+
 def grouping_refusal(spec: WeightSpec, multiple: int) -> str | None:
     """Why a weight has no scales for whole groups of `multiple` columns; None where it has."""
     columns = spec.place.shape[1]

@@ -3,13 +3,14 @@
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.allocation.restriction import Alike, Restriction
+from spqlm.allocation.sizes import Sizes
 from spqlm.checkpoint.atomic import (
     atomic_directory,
     atomic_file,
@@ -100,6 +101,8 @@ class Target(ABC):
     one_file: ClassVar[bool] = False
     # Which weights are best stored in one format; a byte budget for this target keeps to it.
     alike: ClassVar[Alike] = "free"
+    # How large a weight is there, and whatever else the file holds.
+    sizes: ClassVar[Sizes] = Sizes()
     # Without it nothing can be written.
     needs: ClassVar[Package | None] = None
 
@@ -123,6 +126,10 @@ class Target(ABC):
         Raises:
             SpqError: says which, and what would be right.
         """
+
+    def other_bytes(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
+        """What a file of a model that `check_model` took holds beside its tensors, in bytes."""
+        return 0
 
     @abstractmethod
     def write(
@@ -171,12 +178,20 @@ class Target(ABC):
             SpqError: it exists and may not be replaced, or is of the wrong kind; or a package that
                 writes this target is missing.
         """
-        if self.needs is not None and not self.needs.installed:
-            raise SpqError(f"writing {self.key} needs {self.needs.name}: {self.needs.install}")
+        self.check_installed()
         if self.one_file:
             check_output_file(place, overwrite=overwrite)
         else:
             check_output(place, overwrite=overwrite, inputs=inputs)
+
+    def check_installed(self) -> None:
+        """Refuse to go on without the package that the target is written with.
+
+        Raises:
+            SpqError: says how to install it.
+        """
+        if self.needs is not None and not self.needs.installed:
+            raise SpqError(f"writing {self.key} needs {self.needs.name}: {self.needs.install}")
 
     def refused(self, view: ModelView) -> dict[str, str]:
         """Modules whose weights the target cannot hold as they are stored: why, by full name.
@@ -242,13 +257,18 @@ class Target(ABC):
             {} if reason is None else {n: f"it was cut, and {reason}" for n in resized(view.model)}
         )
 
-    def restriction(self) -> Restriction:
-        """What a byte budget for this target keeps to: its formats, in layers of equal sizes."""
+    def restriction(self, others: int = 0) -> Restriction:
+        """What a byte budget for this target keeps to: its formats, in layers of equal sizes.
+
+        Args:
+            others: `other_bytes`, where they are known.
+        """
 
         def refusal(role: Role, form: Format) -> str | None:
             return None if form.name == "dense" else self.refusal(WeightSpec(form, _place(role)))
 
-        return Restriction(refusal, self.alike, shapes=False)
+        sizes = replace(self.sizes, others=others)
+        return Restriction(refusal, self.alike, shapes=False, sizes=sizes)
 
     def save(
         self,

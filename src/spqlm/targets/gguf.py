@@ -5,6 +5,7 @@ of 32 repeat a scale that more inputs share.
 """
 
 import shlex
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.allocation.sizes import Sizes
 from spqlm.checkpoint.dense import resized
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import WeightSpec
@@ -28,9 +30,13 @@ from spqlm.targets._integers import grouping_refusal, integers
 from spqlm.targets.base import Package, Target
 
 if TYPE_CHECKING:
+    import gguf
+
     from spqlm.targets._gguf_keys import Architecture
 
 Part = StoredWeight | Tensor
+# Bytes of the key that names the type of most weights.
+FILE_TYPE = 64
 
 
 class GgufTarget(Target):
@@ -38,6 +44,8 @@ class GgufTarget(Target):
 
     key: ClassVar[str] = "gguf"
     one_file: ClassVar[bool] = True
+    # A tensor has a name, its sizes and its place, and begins at a multiple of 32.
+    sizes: ClassVar[Sizes] = Sizes(_gguf_blocks.stored_bytes, vector=4, tensor=112, tensors=1)
     needs: ClassVar[Package | None] = Package("gguf", "pip install 'spqlm[gguf]'")
 
     def refusal(self, spec: WeightSpec) -> str | None:
@@ -67,6 +75,14 @@ class GgufTarget(Target):
         architecture(model.config)
         check_tokenizer(tokenizer, model.config.vocab_size)
 
+    def other_bytes(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
+        """Keys and tokenizer, as a file of them alone."""
+        view = ModelView(model)
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "keys.gguf"
+            _finish(_writer(view, _architecture(model), tokenizer, place))
+            return place.stat().st_size + FILE_TYPE
+
     def write(
         self,
         model: PreTrainedModel,
@@ -77,31 +93,17 @@ class GgufTarget(Target):
         """Keys, tokenizer and tensors, in one file however large."""
         import gguf
 
-        from spqlm.targets._gguf_keys import frequency_factors, write_keys
-        from spqlm.targets._gguf_tokenizer import write_tokenizer
-
         view = ModelView(model)
         known = _architecture(model)
-        writer = gguf.GGUFWriter(place, known.name)
-        writer.add_name(Path(model.config.name_or_path or model.config.model_type).name)
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        write_keys(writer, view, known)
-        assert tokenizer is not None
-        write_tokenizer(writer, tokenizer, model.config.vocab_size)
+        writer = _writer(view, known, tokenizer, place)
         kinds: Counter[str] = Counter()
         for name, part in _named_parts(view, known):
             kind, data = _encoded(part)
             kinds[kind] += data.nbytes
             writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
-        factors = frequency_factors(model)
-        if factors is not None:
-            writer.add_tensor("rope_freqs.weight", factors.numpy())
         most = kinds.most_common(1)[0][0]
         writer.add_file_type(gguf.LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        _finish(writer)
         return place.stat().st_size
 
     def usage(self, name: str, manifest: Manifest | None) -> str:
@@ -125,6 +127,38 @@ class GgufTarget(Target):
             if not np.array_equal(there, _values(part).numpy()):
                 raise CheckpointError(f"the tensor {name!r} in the gguf file is not the model's")
         return "read every tensor back with the package gguf, equal number for number"
+
+
+def _writer(
+    view: ModelView,
+    known: "Architecture",
+    tokenizer: PreTrainedTokenizerBase | None,
+    place: Path,
+) -> "gguf.GGUFWriter":
+    """A file with everything but the tensors of modules and the type that most of them have."""
+    import gguf
+
+    from spqlm.targets._gguf_keys import frequency_factors, write_keys
+    from spqlm.targets._gguf_tokenizer import write_tokenizer
+
+    config = view.model.config
+    writer = gguf.GGUFWriter(place, known.name)
+    writer.add_name(Path(config.name_or_path or config.model_type).name)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    write_keys(writer, view, known)
+    assert tokenizer is not None
+    write_tokenizer(writer, tokenizer, config.vocab_size)
+    factors = frequency_factors(view.model)
+    if factors is not None:
+        writer.add_tensor("rope_freqs.weight", factors.numpy())
+    return writer
+
+
+def _finish(writer: "gguf.GGUFWriter") -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _architecture(model: PreTrainedModel) -> "Architecture":
