@@ -3,11 +3,8 @@
 import copy
 
 import gguf
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tests.helpers import logits, tiny_model, tiny_tokenizer
 from tests.targets.gguf_files import byte_tokenizer, cut, sentencepiece_like, stored, written
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -21,11 +18,9 @@ from spqlm.formats.int5 import Int5
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import dense_weight
-from spqlm.targets import _gguf_blocks
 from spqlm.targets import gguf as target
 from spqlm.targets._gguf_keys import paired_rows
 from spqlm.targets._gguf_tokenizer import check_tokenizer
-from spqlm.targets._integers import Integers
 from spqlm.targets.gguf import GgufTarget
 
 # Of those that transformers reads back right; `test_llama_cpp.py` has all.
@@ -34,24 +29,6 @@ FAMILIES = ["llama", "qwen2"]
 
 def fields_of(place):
     return {name: field.contents() for name, field in gguf.GGUFReader(place).fields.items()}
-
-
-@given(bits=st.sampled_from(sorted(_gguf_blocks.TYPES)), seed=st.integers(0, 99))
-def test_blocks_hold_the_same_numbers(bits, seed):
-    generator = torch.Generator().manual_seed(seed)
-    least = -(2 ** (bits - 1))
-    codes = torch.randint(least, -least, (3, 128), generator=generator, dtype=torch.int8)
-    scale = torch.randn(3, 2, generator=generator).bfloat16()
-    kind, data = _gguf_blocks.blocks(Integers(codes, scale, bits))
-    expected = codes.double() * scale.double().repeat_interleave(64, dim=1)
-    found = gguf.dequantize(data.numpy(), gguf.GGMLQuantizationType[kind])
-    assert np.array_equal(found, expected.numpy())
-
-
-def test_a_scale_that_float16_rounds_is_not_exact():
-    assert _gguf_blocks.exact(torch.tensor([0.5, -(2.0**-24), 65280.0]))
-    for scale in (1 + 2.0**-11, 2.0**-25, 1e5):
-        assert not _gguf_blocks.exact(torch.tensor([1.0, scale]))
 
 
 def test_rows_that_turn_together_come_side_by_side():

@@ -33,21 +33,27 @@ class Restriction:
         alike: `fused`: query, key and value of a layer, and gate and up, as engines need it that
             compute each set in one product; `uniform`: all weights of the decoder; `free`: none.
         shapes: whether layers may be cut, factorised and lose groups, each by itself.
+        offered: formats that weights may take whatever the recipe offers.
         sizes: how bytes are counted there; None as they were before.
     """
 
     refusal: Callable[[Role, Format], str | None] = _nothing
     alike: Alike = "free"
     shapes: bool = True
+    offered: tuple[Format, ...] = ()
     sizes: Sizes | None = None
 
     def allowed(self, roles: tuple[Role, ...], formats: tuple[Format, ...]) -> tuple[Format, ...]:
-        """Those of the formats that weights of all these roles may take; floats if none but they.
+        """Those of the formats that weights of all these roles may take, and those offered here.
+
+        Floats if there are none but they.
 
         Raises:
             SpqError: none of them; says why.
         """
         reasons = {form: self._reason(roles, form) for form in formats}
+        more = [form for form in self.offered if form not in reasons]
+        reasons |= {form: self._reason(roles, form) for form in more}
         found = tuple(form for form, why in reasons.items() if why is None)
         if not found and self._reason(roles, Dense()) is None:
             return (Dense(),)

@@ -61,8 +61,8 @@ class UniformLatent(Latent):
 
     def forward(self) -> Tensor:
         """Float32 [rows, columns]."""
-        scale = _as_stored(self.scale)
-        zero = None if self.zero is None else _as_stored(self.zero)
+        scale = as_stored(self.scale)
+        zero = None if self.zero is None else as_stored(self.zero)
         rounded: Tensor = _Rounded.apply(self.weight, scale, zero, self.keep, self._bits)
         return rounded
 
@@ -134,5 +134,6 @@ def _positions(weight: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     return (grouped if zero is None else grouped - zero[..., None]) / scale[..., None]
 
 
-def _as_stored(scale: Tensor) -> Tensor:
+def as_stored(scale: Tensor) -> Tensor:
+    """What it will be rounded to, with the gradient of what it is."""
     return scale + (integer.round_scale(scale) - scale).detach()

@@ -5,6 +5,8 @@ descent goes over the columns again and gives each the code that is best beside 
 (QuantEase, arXiv 2309.01885); scales follow by least squares. Neither raises tr(ΔW H ΔWᵀ).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -85,22 +87,41 @@ def best_codes(weight: Tensor, codes: Tensor, scale: Tensor, hessian: Tensor, bi
     """
     # A column of the weight lies together: it is what is read and changed.
     steps = scale.repeat_interleave(len(hessian) // scale.shape[1], 1).T.contiguous()
-    values = codes.T * steps
+    limits = code_range(bits)
+    found = torch.empty_like(codes.T, memory_format=torch.contiguous_format)
+
+    def nearest(column: int, best: Tensor) -> Tensor:
+        found[column] = best.div_(steps[column]).round_().clamp_(*limits)
+        return found[column] * steps[column]
+
+    descend(weight, codes.T * steps, hessian, nearest)
+    return found.T.contiguous()
+
+
+def descend(
+    weight: Tensor, values: Tensor, hessian: Tensor, nearest: Callable[[int, Tensor], Tensor]
+) -> None:
+    """One pass over the columns, each replaced by what is best beside all others.
+
+    Args:
+        weight: float32 [rows, columns].
+        values: what stands for it now, float32 [columns, rows]: a column lies together.
+        hessian: float32 [columns, columns], positive definite.
+        nearest: from a column's number and what its entries would best be, [rows], to what they
+            become.
+    """
     # Half the gradient of the error by each value, with the sign turned.
     pull = hessian @ (weight.T - values)
-    limits, diagonal = code_range(bits), hessian.diagonal().tolist()
-    found = torch.empty_like(codes.T, memory_format=torch.contiguous_format)
-    for start in range(0, len(steps), BLOCK):
-        stop = min(start + BLOCK, len(steps))
+    diagonal = hessian.diagonal().tolist()
+    for start in range(0, len(values), BLOCK):
+        stop = min(start + BLOCK, len(values))
         moved = torch.empty_like(values[start:stop])
         for column in range(start, stop):
             best = values[column] + pull[column] / diagonal[column]
-            found[column] = best.div_(steps[column]).round_().clamp_(*limits)
-            change = values[column] - found[column] * steps[column]
+            change = values[column] - nearest(column, best)
             pull[column:stop].addr_(hessian[column:stop, column], change)
             moved[column - start] = change
         pull[stop:].addmm_(hessian[stop:, start:stop], moved)
-    return found.T.contiguous()
 
 
 def best_values(weight: Tensor, values: Tensor, hessian: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """One file for llama.cpp, and what is built on it.
 
 Codes stay the same numbers: int2 to int4 become Q4_0, int5 Q5_0, int6 to int8 Q8_0, whose blocks
-of 32 repeat a scale that more inputs share.
+of 32 repeat a scale that more inputs share. Formats that are ggml's own stay what they are.
 """
 
 import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,17 +17,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.allocation.restriction import Restriction
 from spqlm.allocation.sizes import Sizes
 from spqlm.checkpoint.dense import resized
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import WeightSpec
 from spqlm.errors import CheckpointError
-from spqlm.formats import StoredWeight
-from spqlm.model.view import ModelView
+from spqlm.formats import Format, StoredWeight, parse
+from spqlm.formats._blocks import InBlocks
+from spqlm.model.view import ModelView, Role
 from spqlm.modules.linear import Compressed
 from spqlm.modules.ops import stored_weight
-from spqlm.targets import _gguf_blocks
-from spqlm.targets._integers import grouping_refusal, integers
+from spqlm.targets._gguf_blocks import BLOCK, encoded, exact, stored_bytes, wasteful
+from spqlm.targets._integers import grouping_refusal
 from spqlm.targets.base import Package, Target
 
 if TYPE_CHECKING:
@@ -35,6 +38,12 @@ if TYPE_CHECKING:
     from spqlm.targets._gguf_keys import Architecture
 
 Part = StoredWeight | Tensor
+# What a byte budget for it may take besides what its recipe offers.
+OFFERED = (
+    *(parse({name: {"group_size": BLOCK}}) for name in ("int4", "int5")),
+    *map(parse, ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")),
+    *map(parse, ("q4_1", "q5_1", "iq4_nl", "iq4_xs")),
+)
 # Bytes of the key that names the type of most weights.
 FILE_TYPE = 64
 
@@ -45,19 +54,27 @@ class GgufTarget(Target):
     key: ClassVar[str] = "gguf"
     one_file: ClassVar[bool] = True
     # A tensor has a name, its sizes and its place, and begins at a multiple of 32.
-    sizes: ClassVar[Sizes] = Sizes(_gguf_blocks.stored_bytes, vector=4, tensor=112, tensors=1)
+    sizes: ClassVar[Sizes] = Sizes(stored_bytes, vector=4, tensor=112, tensors=1)
     needs: ClassVar[Package | None] = Package("gguf", "pip install 'spqlm[gguf]'")
 
     def refusal(self, spec: WeightSpec) -> str | None:
-        """Blocks are of 32 inputs, with one scale and no zero point."""
-        return grouping_refusal(spec, _gguf_blocks.BLOCK)
+        """Integers are in blocks of 32 inputs, with one scale and no zero point."""
+        if isinstance(spec.form, InBlocks):
+            return None
+        return grouping_refusal(spec, BLOCK)
 
     def value_refusal(self, weight: StoredWeight) -> str | None:
         """Scales are float16 there."""
-        found = integers(weight)
-        if found is None or _gguf_blocks.exact(found.scale):
-            return None
-        return "float16 does not hold all of its scales"
+        return None if exact(weight) else "float16 does not hold all of its scales"
+
+    def restriction(self, others: int = 0) -> Restriction:
+        """What is best for its bytes, and ggml's own formats besides."""
+        whole = super().restriction(others)
+
+        def refusal(role: Role, form: Format) -> str | None:
+            return wasteful(form) or whole.refusal(role, form)
+
+        return replace(whole, refusal=refusal, offered=OFFERED)
 
     def resizing_refusal(self, config: PretrainedConfig) -> str | None:
         """Llama's layers may differ in size."""
@@ -211,9 +228,9 @@ def _encoded(part: Part) -> tuple[str, np.ndarray]:
     """The type in GGUF, and the data: bytes row by row, or floats."""
     if isinstance(part, Tensor):
         return "F32", part.float().cpu().numpy()  # llama.cpp wants vectors so
-    found = integers(part)
+    found = encoded(part)
     if found is not None:
-        kind, data = _gguf_blocks.blocks(found)
+        kind, data = found
         return kind, data.cpu().numpy()
     weight = part.restore().cpu().contiguous()
     kind = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[weight.dtype]

@@ -1,0 +1,19 @@
+"""Four bits, as ggml's Q4_K has them."""
+
+from typing import ClassVar
+
+from spqlm.formats._blocks import InBlocks
+from spqlm.numerics.blocks import Grid
+
+
+class Q4K(InBlocks):
+    """Codes of four bits with a scale and a shift for 32 columns, integers of six bits."""
+
+    grid: ClassVar[Grid] = Grid(
+        levels=tuple(range(16)), block=256, group=32, shifted=True, multiples=(1, 63)
+    )
+    bits: ClassVar[int] = 4
+    multiple_bits: ClassVar[int] = 6
+
+
+FORMAT = Q4K
