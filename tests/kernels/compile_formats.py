@@ -17,6 +17,7 @@ from transformers import StaticCache
 
 from spqlm import formats
 from spqlm.checkpoint.quantizer import attach
+from spqlm.formats._blocks import InBlocks
 from spqlm.modules.ops import embedding_of, linear_of, with_weight
 from spqlm.numerics.metric import Metric
 
@@ -31,6 +32,8 @@ FIELDS = {
     ],
 }
 GROUPS = [{"group_size": 32}]
+# Formats of ggml share their code; these stand for them.
+BLOCKS = ("q4_k", "iq4_nl")
 TABLES = tuple(name for name in formats.available() if name not in ("group_sparse", "low_rank"))
 
 
@@ -73,16 +76,20 @@ def modules() -> Iterator[tuple[str, nn.Module, list[Tensor]]]:
     """What it is called, the module, and what is given to it."""
     generator = torch.Generator().manual_seed(0)
     random = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
-    metric = Metric([(torch.eye(IN), torch.ones(OUT))])
-    given = [shifted(random(count, IN).to(torch.bfloat16)) for count in (1, 3, 40)]
     for name in formats.available():
-        for fields in FIELDS.get(name, GROUPS):
+        in_blocks = issubclass(formats.format_class(name), InBlocks)
+        if in_blocks and name not in BLOCKS:
+            continue
+        for fields in [{}] if in_blocks else FIELDS.get(name, GROUPS):
             form = formats.parse({name: fields})
-            weight = form.fit(random(OUT, IN), metric, "nearest").cast(torch.bfloat16)
+            width = max(IN, form.multiple)
+            given = [shifted(random(count, width).to(torch.bfloat16)) for count in (1, 3, 40)]
+            metric = Metric([(torch.eye(width), torch.ones(OUT))])
+            weight = form.fit(random(OUT, width), metric, "nearest").cast(torch.bfloat16)
             bias = random(OUT).to(torch.bfloat16)
             yield f"{name} {fields}", unaligned(linear_of(weight, bias)), given
             if name in TABLES:
-                table = embedding_of(weight, nn.Embedding(OUT, IN, dtype=torch.bfloat16))
+                table = embedding_of(weight, nn.Embedding(OUT, width, dtype=torch.bfloat16))
                 yield f"{name} {fields} embedding", table, [torch.tensor([[3, 1], [7, 47]])]
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFa
 
 import spqlm
 from spqlm.errors import CheckpointError, SpqError
+from spqlm.formats import parse
 from spqlm.formats.group_sparse import of_share
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int5 import Int5
@@ -21,7 +22,7 @@ from spqlm.modules.ops import dense_weight
 from spqlm.targets import gguf as target
 from spqlm.targets._gguf_keys import paired_rows
 from spqlm.targets._gguf_tokenizer import check_tokenizer
-from spqlm.targets.gguf import GgufTarget
+from spqlm.targets.gguf import OFFERED, GgufTarget
 
 # Of those that transformers reads back right; `test_llama_cpp.py` has all.
 FAMILIES = ["llama", "qwen2"]
@@ -53,7 +54,12 @@ def test_transformers_reads_a_file_of_floats_to_the_same_logits(family, dtype, t
 
 @pytest.mark.parametrize(
     ("form", "kind"),
-    [(Int8(), "Q8_0"), (Int4(group_size=32), "Q4_0"), (Int5(group_size=64), "Q5_0")],
+    [
+        (Int8(), "Q8_0"),
+        (Int4(group_size=32), "Q4_0"),
+        (Int5(group_size=64), "Q5_0"),
+        *((parse(name), name.upper()) for name in ("q4_1", "q5_1", "q8_0", "iq4_nl")),
+    ],
     ids=str,
 )
 def test_codes_stay_the_numbers_that_they_are(form, kind, tmp_path):
@@ -71,6 +77,19 @@ def test_codes_stay_the_numbers_that_they_are(form, kind, tmp_path):
     )
     heads = torch.tensor(there).unflatten(0, (-1, 8, 2)).transpose(1, 2).flatten(0, 2)
     assert torch.equal(heads, dense_weight(view.module(query)))
+
+
+@pytest.mark.parametrize("form", OFFERED, ids=str)
+def test_a_file_of_mostly_one_type_says_so(form, tmp_path):
+    view = ModelView(tiny_model(hidden_size=256, intermediate_size=512, head_dim=64))
+    for named in view.leaves():
+        stored(view, named.name, form)
+    written(view, tmp_path / "model.gguf")
+    GgufTarget().verify(view.model, tmp_path / "model.gguf")
+    said = gguf.LlamaFileType(fields_of(tmp_path / "model.gguf")["general.file_type"]).name
+    assert said.removesuffix("_M").removeprefix("MOSTLY_") == {"int4": "Q4_0", "int5": "Q5_0"}.get(
+        form.name, form.name.upper()
+    )
 
 
 def test_dropped_groups_are_blocks_of_zeros(tmp_path):

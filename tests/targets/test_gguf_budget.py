@@ -66,6 +66,31 @@ def test_a_model_is_counted_as_the_file_holds_it(tmp_path):
     assert 0 <= told - written <= tensors * target.sizes.tensor
 
 
+def test_formats_of_ggml_are_offered_where_they_fit_and_nowhere_else(text_file, tmp_path):
+    sizes = {"hidden_size": 96, "intermediate_size": 256, "head_dim": 24}
+    least = smallest(text_file, **sizes)
+    compressed(text_file, tmp_path / "out", least + 3000, **sizes)
+    assert spqlm.export(tmp_path / "out", "gguf", tmp_path / "out.gguf").bytes <= least + 3000
+    tensors = gguf.GGUFReader(tmp_path / "out.gguf").tensors
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in tensors}
+    # 256 inputs are a block of those, and 96 are none.
+    wide = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"}
+    assert {kinds[f"blk.{layer}.ffn_down.weight"] for layer in (0, 1)} & wide
+    assert not {kind for name, kind in kinds.items() if "down" not in name} & wide
+    ours = spqlm.compress(
+        tiny_model(**sizes), recipe=recipe(text_file), target_size=least, tokenizer=byte_tokenizer()
+    ).manifest
+    offered = {parse(form) for form in FORMATS}
+    assert {change.format for change in ours.stages[0].plan.changes} <= offered
+
+
+def test_without_a_target_size_everything_is_int8(text_file):
+    [stage] = spqlm.compress(
+        tiny_model(), recipe=recipe(text_file), export_target="gguf", tokenizer=byte_tokenizer()
+    ).manifest.stages
+    assert {change.format.name for change in stage.plan.changes} == {"int8"}
+
+
 @pytest.mark.parametrize("form", [*FORMATS, {"int2": {"group_size": 64}}, "dense"], ids=str)
 def test_bytes_of_a_weight_are_those_of_its_blocks(form):
     form = parse(form)

@@ -6,10 +6,12 @@ import torch
 from tests.helpers import tiny_model
 from tests.targets.gguf_files import byte_tokenizer, cut, sentencepiece_like, stored, written
 
+from spqlm.formats import parse
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int5 import Int5
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
+from spqlm.targets.gguf import OFFERED, GgufTarget
 
 pytest.importorskip("llama_cpp")
 
@@ -72,6 +74,17 @@ def test_logits_of_codes_differ_by_what_it_rounds_activations_by(form, tmp_path)
     written(view, tmp_path / "model.gguf")
     there, here = theirs(tmp_path / "model.gguf"), ours(view.model)
     assert np.abs(there - here).max() < 0.05 * np.abs(here).max()
+
+
+def test_formats_of_its_own_are_what_they_are_here(tmp_path):
+    view = ModelView(tiny_model(hidden_size=256, intermediate_size=512, head_dim=64))
+    for place, named in enumerate(view.leaves()):
+        stored(view, named.name, OFFERED[place % len(OFFERED)])
+    stored(view, view.embedding.name, parse("q4_k"))
+    written(view, tmp_path / "model.gguf")
+    assert "number for number" in GgufTarget().verify(view.model, tmp_path / "model.gguf")
+    there, here = theirs(tmp_path / "model.gguf"), ours(view.model)
+    assert np.linalg.norm(there - here) < 0.07 * np.linalg.norm(here)
 
 
 def test_layers_of_their_own_sizes(tmp_path):

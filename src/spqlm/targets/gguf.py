@@ -44,6 +44,8 @@ OFFERED = (
     *map(parse, ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")),
     *map(parse, ("q4_1", "q5_1", "iq4_nl", "iq4_xs")),
 )
+# What a file of mostly one type is called, where that is not its own name.
+FILE_TYPES = {"F32": "ALL_F32"} | {k: f"MOSTLY_{k}_M" for k in ("Q3_K", "Q4_K", "Q5_K")}
 # Bytes of the key that names the type of most weights.
 FILE_TYPE = 64
 
@@ -118,8 +120,8 @@ class GgufTarget(Target):
             kind, data = _encoded(part)
             kinds[kind] += data.nbytes
             writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
-        most = kinds.most_common(1)[0][0]
-        writer.add_file_type(gguf.LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"])
+        [(most, _)] = kinds.most_common(1)
+        writer.add_file_type(gguf.LlamaFileType[FILE_TYPES.get(most, f"MOSTLY_{most}")])
         _finish(writer)
         return place.stat().st_size
 
