@@ -87,7 +87,7 @@ def compress(
         recipe: shipped name, YAML file or `Recipe`; None is `default`, which without a target is
             int8 and trains nothing.
         target_size: most bytes of all weights on disk: a number, or such as `90MB` or `85MiB`;
-            with an `export_target` that counts in its own way, such as `gguf`, of its file.
+            with an `export_target`, of its files.
         target_ratio: the same as a share of the source's weights: `0.3` or `30%`.
         alike: weights that are stored in one format: `fused`, q, k and v of a layer, and gate and
             up; `uniform`, all of the decoder; `free`, as the recipe says.
@@ -151,14 +151,16 @@ def compress(
         run = RunState(directory)
         text = Calibration(steps.calibration, view, loaded.tokenizer, seed, _passes(run))
         records = _run_stages(steps.stages, view, text, seed, run)
+        limit = steps.byte_limit
         if wanted is not None:
             wanted.check_fits(view)
+            if limit is not None and wanted.sizes != target.sizes:
+                # It counts in its own way, and so did the budget.
+                wanted.check_size(view, loaded.tokenizer, limit)
+                limit = None
         target.prepare(view)
         manifest = _manifest(steps, export_target, seed, loaded, text, records, told)
         if directory is not None and ranks.first():
-            # A target that counts in its own way is what the budget was kept to.
-            own = wanted is None or wanted.sizes == target.sizes
-            limit = steps.byte_limit if own else None
             output = Output(directory, overwrite, max_shard_size, limit)
             written = target.save(loaded.model, loaded.tokenizer, manifest, output)
             manifest = written.manifest or manifest

@@ -11,7 +11,7 @@ from spqlm.checkpoint.structure import describe
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe
-from spqlm.targets import _directory
+from spqlm.targets import Output, _directory
 from spqlm.targets.native import NativeTarget
 
 
@@ -115,6 +115,45 @@ def test_what_is_compressed_for_a_target_can_be_exported_as_it(name, text_file, 
     )
     assert describe(view.model)
     targets.target_class(name)().check_fits(view)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [("gguf", 100_000), ("compressed-tensors", 210_000), ("mlx", 115_000)]
+)
+def test_the_size_of_a_target_that_counts_in_its_own_way_is_that_of_its_files(
+    name, target, text_file, tmp_path
+):
+    groups = [{f"int{bits}": {"group_size": 32}} for bits in (3, 4, 7)]
+    stage = {"formats": [*groups, "int8"], "embedding_formats": [*groups, "int8"]}
+    recipe = Recipe.from_dict(
+        {
+            "calibration": {"source": str(text_file), "windows": 2, "context": 16},
+            "stages": [{"budget": stage | {"priced_windows": 1}}],
+        }
+    )
+    tokenizer = byte_tokenizer()
+    made = spqlm.compress(
+        tiny_model(), recipe=recipe, target_size=target, export_target=name, tokenizer=tokenizer
+    )
+    writer, place = targets.target_class(name)(), tmp_path / "written"
+    writer.prepare(ModelView(made.model))
+    written = writer.save(made.model, tokenizer, None, Output(place, byte_limit=target))
+    assert 0.85 * target < written.disk <= target
+    with pytest.raises(CheckpointError, match=rf"as {name} the weights take .* of 1,000 bytes"):
+        writer.check_size(ModelView(made.model), tokenizer, 1000)
+
+
+def test_what_was_compressed_before_is_not_passed_off_as_small_enough(source, tmp_path):
+    spqlm.compress(source, tmp_path / "int8", recipe="int8")
+    with pytest.raises(CheckpointError, match=r"as mlx the weights take .* of 10,000 bytes"):
+        spqlm.compress(
+            tmp_path / "int8",
+            tmp_path / "out",
+            target_size=10_000,
+            export_target="mlx",
+            recipe=small(),
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_that_does_not_choose_is_refused_for_a_target(source):

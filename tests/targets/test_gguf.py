@@ -231,6 +231,8 @@ def test_the_package_that_writes_it_is_named_where_it_is_missing(source, tmp_pat
     monkeypatch.setattr(target.Package, "installed", False)
     with pytest.raises(SpqError, match=r"gguf needs gguf: pip install 'spqlm\[gguf\]'"):
         spqlm.export(source, "gguf", tmp_path / "model.gguf")
+    with pytest.raises(SpqError, match=r"gguf needs gguf: pip install 'spqlm\[gguf\]'"):
+        spqlm.compress(source, tmp_path / "out", target_size="1MB", export_target="gguf")
 
 
 def test_it_is_one_file_and_replaces_only_when_asked(source, tmp_path):

@@ -44,7 +44,7 @@ IDS = torch.randint(3, 250, (40,), generator=torch.Generator().manual_seed(7)).t
 
 
 def theirs(place):
-    from tests.targets.llama import Llama
+    from benchmarks.peers.workers.llama import Llama
 
     return Llama(place).logits(IDS)
 
@@ -98,7 +98,7 @@ def test_layers_of_their_own_sizes(tmp_path):
 def test_text_becomes_the_same_tokens(tokenizer, tmp_path):
     view = ModelView(tiny_model(vocab_size=270))
     written(view, tmp_path / "model.gguf", tokenizer)
-    from tests.targets.llama import Llama
+    from benchmarks.peers.workers.llama import Llama
 
     model = Llama(tmp_path / "model.gguf")
     for text in ("ab b ab", "a", "It's  1.000 \n\n über 日本", "aab  abab"):

@@ -49,19 +49,21 @@ class Sizes:
             view: the model.
             decided: modules whose weights are counted elsewhere.
         """
-        parameters = {id(p) for p in view.model.parameters()}
-        total = self.others + self.tensor * len(parameters)
-        total += self.tensor * (self.tensors - 1) * len(decided)
-        seen = {id(p) for module in decided for p in module.parameters()}
+        total = self.others
+        seen: set[int] = set()
+        for module in decided:
+            seen |= {id(p) for p in module.parameters()}
+            total += self.tensor * (self.tensors + (getattr(module, "bias", None) is not None))
         for module in view.model.modules():
             own = {id(p): p for p in module.parameters(recurse=False) if id(p) not in seen}
             seen |= own.keys()
             if isinstance(module, Compressed | nn.Linear | nn.Embedding):
                 weight = stored_weight(module)
-                held = weight.tensors().values()
-                if own.keys() >= {id(tensor) for tensor in held}:
+                held = {id(tensor) for tensor in weight.tensors().values()}
+                if own.keys() >= held:
+                    total += self.tensor * min(self.tensors, len(held))
                     total += self.weight(weight.format, *weight.shape, float_dtype(module).itemsize)
-                for tensor in held:
-                    own.pop(id(tensor), None)
-            total += sum(p.numel() * (self.vector or p.element_size()) for p in own.values())
+                own = {key: p for key, p in own.items() if key not in held}
+            for p in own.values():
+                total += self.tensor + p.numel() * (self.vector or p.element_size())
         return total

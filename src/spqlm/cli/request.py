@@ -18,7 +18,7 @@ Recipe = Annotated[
 TargetSize = Annotated[
     str | None,
     typer.Option(
-        help="Most bytes of all weight files: 90MB, 1.5GB, 85MiB; with `--for gguf`, of that file.",
+        help="Most bytes of all weight files: 90MB, 1.5GB, 85MiB; with `--for`, of its files.",
         show_default=False,
     ),
 ]

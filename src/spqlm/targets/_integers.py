@@ -99,6 +99,11 @@ def grouping_refusal(spec: WeightSpec, multiple: int) -> str | None:
     return None
 
 
+def packed_bytes(rows: int, columns: int, bits: int) -> int:
+    """Of what `packed` gives."""
+    return rows * -(-columns * bits // 32) * 4
+
+
 def packed(weight: Integers) -> Tensor:
     """Codes plus half of their range, one behind the other, lowest bits first, in words.
 

@@ -184,6 +184,22 @@ class Target(ABC):
         else:
             check_output(place, overwrite=overwrite, inputs=inputs)
 
+    def check_size(
+        self, view: ModelView, tokenizer: PreTrainedTokenizerBase | None, limit: int
+    ) -> None:
+        """Refuse a model whose file would be larger than a limit, by what its weights take there.
+
+        Raises:
+            CheckpointError: names both.
+        """
+        others = self.other_bytes(view.model, tokenizer)
+        size = replace(self.sizes, others=others).rest(view, [])
+        if size > limit:
+            raise CheckpointError(
+                f"as {self.key} the weights take {size:,} bytes, more than the target size of "
+                f"{limit:,} bytes; nothing was written"
+            )
+
     def check_installed(self) -> None:
         """Refuse to go on without the package that the target is written with.
 

@@ -14,22 +14,45 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.allocation.restriction import Alike
+from spqlm.allocation.sizes import Sizes
 from spqlm.checkpoint.card import transformers_snippet
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import EmbeddingPlace, WeightSpec
 from spqlm.checkpoint.verify import fixed_logits
 from spqlm.errors import CheckpointError
+from spqlm.formats import Format
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.ops import dense_weight
 from spqlm.numerics.integer import dequantize_groups
 from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
-from spqlm.targets._integers import Integers, common, grouping_refusal, integers, packed, unpacked
+from spqlm.targets._integers import (
+    Integers,
+    code_bits,
+    common,
+    grouping_refusal,
+    integers,
+    packed,
+    packed_bytes,
+    shared_columns,
+    unpacked,
+)
 from spqlm.targets.base import Package, Target
 
 PACKAGE = Package("compressed_tensors", "pip install compressed-tensors")
 # Columns that fill whole words of 32 bits at every width from two bits on.
 MULTIPLE = 16
+# Bytes of the tensor that states a weight's shape.
+SHAPE = 16
+
+
+def _stored_bytes(form: Format, rows: int, columns: int, float_bytes: int) -> int:
+    """Words of codes, scales and the shape; members of a fused set have one scheme anyway."""
+    shared, bits = shared_columns(form, columns), code_bits(form)
+    if shared is None or bits is None:
+        return form.stored_bytes(rows, columns, float_bytes)
+    scales = rows * columns // shared
+    return packed_bytes(rows, columns, bits) + scales * float_bytes + SHAPE
 
 
 class CompressedTensorsTarget(Target):
@@ -37,6 +60,7 @@ class CompressedTensorsTarget(Target):
 
     key: ClassVar[str] = "compressed-tensors"
     alike: ClassVar[Alike] = "fused"
+    sizes: ClassVar[Sizes] = Sizes(_stored_bytes)
 
     def check_model(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None

@@ -13,26 +13,56 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.allocation.sizes import Sizes
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import WeightSpec
 from spqlm.errors import CheckpointError
-from spqlm.formats import StoredWeight
+from spqlm.formats import Format, StoredWeight
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.modules.ops import stored_weight
 from spqlm.numerics.integer import dequantize_groups
 from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
-from spqlm.targets._integers import Integers, grouping_refusal, integers, packed, unpacked
+from spqlm.targets._integers import (
+    Integers,
+    code_bits,
+    grouping_refusal,
+    integers,
+    packed,
+    packed_bytes,
+    shared_columns,
+    unpacked,
+)
 from spqlm.targets.base import Package, Target
 
 PACKAGE = Package("mlx", "pip install mlx")
 GROUP_SIZES = (128, 64, 32)
 
 
+def _width(bits: int) -> int:
+    """Of a code there: MLX has no 7."""
+    return 8 if bits == 7 else bits
+
+
+def _group_size(shared: int) -> int:
+    """The largest one of MLX that divides the columns that share a scale."""
+    return next(size for size in GROUP_SIZES if shared % size == 0)
+
+
+def _stored_bytes(form: Format, rows: int, columns: int, float_bytes: int) -> int:
+    """Words of codes, scales and biases."""
+    shared, bits = shared_columns(form, columns), code_bits(form)
+    if shared is None or bits is None:
+        return form.stored_bytes(rows, columns, float_bytes)
+    floats = 2 * rows * columns // _group_size(shared)
+    return packed_bytes(rows, columns, _width(bits)) + floats * float_bytes
+
+
 class MlxTarget(Target):
     """Integers of 2 to 8 bits in groups of 32, 64 or 128, in layers and tables."""
 
     key: ClassVar[str] = "mlx"
+    sizes: ClassVar[Sizes] = Sizes(_stored_bytes)
 
     def check_model(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
@@ -95,9 +125,8 @@ def _schemes(view: ModelView) -> Iterator[tuple[str, Integers]]:
         if isinstance(module, Compressed) and name != tied:
             weight = integers(module.stored_weight.detach())
             assert weight is not None
-            size = next(size for size in GROUP_SIZES if weight.group_size % size == 0)
-            bits = 8 if weight.bits == 7 else weight.bits  # MLX has no 7
-            yield name, weight.regrouped(size)._replace(bits=bits)
+            regrouped = weight.regrouped(_group_size(weight.group_size))
+            yield name, regrouped._replace(bits=_width(weight.bits))
 
 
 def _bias(weight: Integers) -> Tensor:

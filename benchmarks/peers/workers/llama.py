@@ -15,23 +15,24 @@ llama_cpp.llama_backend_init()
 
 
 class Llama:
-    """A file, loaded on one thread of the CPU with keys and values in float32."""
+    """A file, loaded on the CPU with keys and values in float32."""
 
-    def __init__(self, place):
+    def __init__(self, place, context=256, threads=1):
         llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
         loading = llama_cpp.llama_model_default_params()
         loading.use_extra_bufts = False  # weights as the file has them, not packed for a processor
         self._model = llama_cpp.llama_model_load_from_file(str(place).encode(), loading)
         assert self._model, f"llama.cpp does not load {place}"
         options = llama_cpp.llama_context_default_params()
-        options.n_ctx, options.n_threads, options.n_threads_batch = 256, 1, 1
+        options.n_ctx, options.n_threads, options.n_threads_batch = context, threads, threads
         options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
         options.flash_attn_type = 0  # off
         self._context = llama_cpp.llama_init_from_model(self._model, options)
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
 
     def logits(self, ids):
-        """Float32 [tokens, vocabulary]."""
+        """Float32 [tokens, vocabulary], of a text by itself."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
         batch.n_tokens = len(ids)
         for place, token in enumerate(ids):
