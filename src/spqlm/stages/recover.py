@@ -114,7 +114,7 @@ class _Run:
         for name, adapter in adapters.items():
             self._parameters |= {f"{name}.down": adapter.down, f"{name}.up": adapter.up}
         held = list(self._parameters.values())
-        self._optimizer = torch.optim.AdamW(held, lr=rate, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(held, lr=rate, weight_decay=0.0, fused=True)
         self._schedule = get_scheduler(schedule, self._optimizer, 0, steps)
         self._state = TrainingState(directory, self._parameters)
         earlier = self._state.read()
