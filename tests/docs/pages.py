@@ -24,8 +24,11 @@ def prose(page):
 
 
 def anchors(page):
-    """What GitHub calls the headings."""
+    """What GitHub calls the headings; the site's builder does as well.
+
+    A space before a sign that is left out stays, as a hyphen.
+    """
     text = FENCE.sub("", page.read_text("utf-8"))
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
-    return [title.strip().replace(" ", "-") for title in plain]
+    return [title.replace(" ", "-") for title in plain]
