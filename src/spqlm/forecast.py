@@ -1,18 +1,24 @@
 """What a run will take, told from a model's shapes: disk, memory, and whether it can work."""
 
+import logging
 from dataclasses import dataclass
 
 import psutil
 from torch import nn
 
+from spqlm.calibration.work import Work
 from spqlm.checkpoint.manifest import Forecast
+from spqlm.data import GENERATED
 from spqlm.errors import SpqError
 from spqlm.model.activation_checkpointing import HELD_BYTES, held_bytes
 from spqlm.model.view import ModelView
 from spqlm.numerics.threads import at_once
+from spqlm.pace import Pace
 from spqlm.recipe import Recipe
 from spqlm.sources.outline import Outline
 from spqlm.units import gigabytes
+
+logger = logging.getLogger(__name__)
 
 # What a process holds before a model is loaded: Python, PyTorch, transformers and a tokenizer.
 PROCESS = 450_000_000
@@ -51,6 +57,36 @@ def forecast(outline: Outline, recipe: Recipe, limit: int | None = None) -> Fore
         states=needs.states * (len(view.layers) + 2) if by_layer and needs.gradients else 0,
         layer_by_layer=by_layer,
     )
+
+
+def counted(outline: Outline, recipe: Recipe) -> Work | None:
+    """What the stages of a recipe and their calibration do; None where one of them cannot say."""
+    view, text = outline.view, recipe.calibration
+    tokens = text.windows * text.context
+    reads = any(stage.needs(view).any_windows or stage.trains for stage in recipe.stages)
+    total = Work(written=text.windows if reads and text.source == GENERATED else 0)
+    for stage in recipe.stages:
+        needs, work = stage.needs(view), stage.work(view, text)
+        if work is None:
+            return None
+        observed = Work(read=tokens if needs.observations else 0)
+        total += work + observed + Work(traced=tokens if needs.sensitivities else 0)
+    return total
+
+
+def foretold_seconds(outline: Outline, recipe: Recipe) -> float | None:
+    """What `counted` takes on this machine's CPU, by a measurement of some seconds.
+
+    None where it cannot be counted, and of a class that cannot be made with few layers.
+    """
+    work = counted(outline, recipe)
+    if work is None or work == Work():
+        return None if work is None else 0.0
+    try:
+        return Pace(outline.view, recipe.calibration.context).seconds(work)
+    except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
+        logger.info("the time was not measured: %s", error)
+        return None
 
 
 def _free() -> int:

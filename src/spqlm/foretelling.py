@@ -10,7 +10,7 @@ from spqlm import ranks
 from spqlm.allocation.restriction import Alike
 from spqlm.checkpoint.manifest import Forecast
 from spqlm.errors import SpqError
-from spqlm.forecast import forecast
+from spqlm.forecast import forecast, foretold_seconds
 from spqlm.recipe import Recipe
 from spqlm.requested import requested
 from spqlm.sources.outline import outline
@@ -45,7 +45,8 @@ def foretell(
         memory: most bytes that the process may hold; None is what is free.
 
     Returns:
-        bytes on disk and in memory, and whether the model is read one layer at a time.
+        bytes on disk and in memory, whether the model is read one layer at a time, and the time on
+        this machine's CPU.
 
     Raises:
         SpqError: bad input, a target that cannot be reached, or too little memory.
@@ -70,6 +71,7 @@ def foretold(
     ratio: float | None,
     dtype: str | torch.dtype,
     memory: str | int | None,
+    timed_from: int | None = 0,
 ) -> Forecast | None:
     """What a run will take; None of a model that is in memory, an adapter or a checkpoint.
 
@@ -79,6 +81,7 @@ def foretold(
         ratio: of the source's bytes, which is its budget; None where it has one already.
         dtype: of float weights.
         memory: most bytes that the process may hold; None is what is free.
+        timed_from: bytes of the smallest model whose time on this CPU is told; None for none.
 
     Raises:
         SpqError: as for `foretell`.
@@ -95,6 +98,8 @@ def foretold(
     if ratio is not None:
         steps = steps.within(int(ratio * found.bytes))
     told = forecast(found, steps, limit)
+    if timed_from is not None and found.bytes >= timed_from:
+        told = told.model_copy(update={"seconds": foretold_seconds(found, steps)})
     if told.layer_by_layer and ranks.several():
         raise SpqError("a model that has to be read one layer at a time is work for one process")
     return told

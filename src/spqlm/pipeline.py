@@ -30,6 +30,7 @@ from spqlm.model.mapped import bounded, is_bounded, watch
 from spqlm.model.memory import PeakMemory, resident_bytes
 from spqlm.model.soundness import check_magnitudes, check_runs
 from spqlm.model.view import ModelView
+from spqlm.progress import spoken
 from spqlm.recipe import Recipe
 from spqlm.requested import kept_to, requested
 from spqlm.sources.load import load_model
@@ -39,6 +40,9 @@ from spqlm.targets import NATIVE, Output, target_class
 from spqlm.versions import versions
 
 logger = logging.getLogger(__name__)
+
+# Bytes of a model; less is through about as soon as its time would be told.
+TIMED_FROM = 100_000_000
 
 
 @dataclass
@@ -131,7 +135,10 @@ def compress(
         target.check_output(
             directory, overwrite=overwrite, inputs=[i for i in inputs if isinstance(i, str | Path)]
         )
-    told = foretold(model, steps, ratio, dtype, memory)
+    on_cpu = device is None or torch.device(device).type == "cpu"
+    told = foretold(model, steps, ratio, dtype, memory, TIMED_FROM if on_cpu else None)
+    if told is not None and told.seconds:
+        logger.info("this takes about %s", spoken(told.seconds))
     with bounded() if told is not None and told.layer_by_layer else nullcontext():
         loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
         digest = weights_digest(loaded.model)

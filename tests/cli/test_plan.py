@@ -13,7 +13,7 @@ from spqlm.sources.outline import outline
 def test_a_plan_says_what_a_run_takes(run, source):
     code, out, err = run("plan", source, "--target-ratio", "0.5", "--no-recover")
     assert code == 0, err
-    for words in ("weight files", "smallest target", "peak memory"):
+    for words in ("weight files", "smallest target", "peak memory", "time on this machine"):
         assert words in out
     assert "one layer at a time" not in out
 
@@ -40,7 +40,7 @@ def test_a_plan_refuses_what_cannot_work(run, source):
 
 def test_what_weights_decide_is_not_guessed(run, source):
     code, out, _ = run("plan", source, "--recipe", "paper")
-    assert code == 0 and "not known without weights" in out
+    assert code == 0 and "not known without weights" in out and "not known beforehand" in out
 
 
 def test_a_model_without_room_is_read_by_layers(run, source, monkeypatch):

@@ -8,6 +8,7 @@ from transformers import modeling_gguf_pytorch_utils as reader
 
 from spqlm.errors import SpqError
 from spqlm.sources.gguf import _our_reading
+from spqlm.sources.gguf_reader import quick_gguf_reader
 from spqlm.sources.load import load_model
 
 ARCHITECTURES = {
@@ -195,3 +196,17 @@ def test_the_gguf_reader_s_own_bar_is_not_drawn(capfd):
         assert list(reader.tqdm([1, 2], desc="Converting")) == [1, 2]
     assert capfd.readouterr().err == ""
     assert reader.tqdm is theirs
+
+
+def test_files_are_read_by_plain_arrays_to_the_same_values(tmp_path, model):
+    _write(tmp_path / "model.gguf", model)
+    usual = gguf.GGUFReader
+    with quick_gguf_reader():
+        quick = gguf.GGUFReader(tmp_path / "model.gguf")
+    assert gguf.GGUFReader is usual and type(quick.data) is np.ndarray
+    plain = gguf.GGUFReader(tmp_path / "model.gguf")
+    assert quick.fields.keys() == plain.fields.keys()
+    for name, field in plain.fields.items():
+        assert quick.fields[name].contents() == field.contents()
+    for found, expected in zip(quick.tensors, plain.tensors, strict=True):
+        assert found.name == expected.name and np.array_equal(found.data, expected.data)

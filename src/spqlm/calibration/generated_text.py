@@ -66,7 +66,7 @@ def generated_ids(
             return _text(ids, begins, count)
     except UNREADABLE as error:
         logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
-    ids = _write(view.model, starts, context, generator).flatten()
+    ids = written(view.model, starts, context, generator).flatten()
     try:
         write_tensors(file, {"ids": ids}, {})
         drop_old_files("generated")
@@ -93,8 +93,18 @@ def _words(
 
 
 @torch.no_grad()
-def _write(model: PreTrainedModel, starts: Tensor, context: int, draws: torch.Generator) -> Tensor:
-    """Int64 [sequences, context], each beginning with its start."""
+def written(model: PreTrainedModel, starts: Tensor, context: int, draws: torch.Generator) -> Tensor:
+    """Sequences that go on after their starts, as the model's predictions are drawn.
+
+    Args:
+        model: left as it was.
+        starts: token ids, int64 [sequences, tokens].
+        context: tokens in each.
+        draws: where chance comes from.
+
+    Returns:
+        int64 [sequences, context].
+    """
     logger.info("the model writes %d sequences of %d tokens", len(starts), context)
     mode = model.training
     try:
@@ -115,12 +125,12 @@ def _continue(model: PreTrainedModel, ids: Tensor, context: int, draws: torch.Ge
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        fresh = _draw(output.logits[:, -1].cpu(), draws)
+        fresh = drawn(output.logits[:, -1].cpu(), draws)
         ids = torch.cat([ids, fresh], dim=1)
     return ids[:, :context]
 
 
-def _draw(logits: Tensor, draws: torch.Generator) -> Tensor:
+def drawn(logits: Tensor, draws: torch.Generator) -> Tensor:
     """One token a row, by its probability: [rows, vocabulary] -> int64 [rows, 1]."""
     points = torch.rand(len(logits), 1, generator=draws)
     # Fresh memory for all rows at once would take longer than the arithmetic.

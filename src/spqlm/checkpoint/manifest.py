@@ -83,6 +83,9 @@ class Forecast(BaseModel):
         peak: most bytes of memory that the process holds.
         states: bytes of hidden states on disk beside the output, at most.
         layer_by_layer: whether the model is read one layer at a time, since it does not fit.
+        seconds: that the stages and their calibration take on this machine's CPU, by a short
+            measurement; None where they cannot be counted or nothing was measured. What an earlier
+            run left in the cache comes off.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -92,6 +95,7 @@ class Forecast(BaseModel):
     peak: int
     states: int
     layer_by_layer: bool
+    seconds: float | None = None
 
 
 class Manifest(BaseModel):

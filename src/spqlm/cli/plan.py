@@ -15,6 +15,7 @@ from spqlm.cli.request import (
     TargetSize,
 )
 from spqlm.cli.tables import show, table
+from spqlm.progress import spoken
 from spqlm.units import megabytes
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def command(
     memory: Memory = None,
     as_json: Json = False,
 ) -> None:
-    """Say what compressing MODEL would take: size, memory and disk. Reads no weights.
+    """Say what compressing MODEL would take: size, memory, disk and time. Reads no weights.
 
     Refuses a target that cannot be reached, and a limit of memory that is too low. `spq compress
     --dry-run` decides on every weight, which takes longer.
@@ -69,6 +70,8 @@ def _show(found: "Forecast") -> None:
     rows.add_row("peak memory", megabytes(found.peak))
     if found.states:
         rows.add_row("hidden states on disk meanwhile", megabytes(found.states))
+    known = "not known beforehand" if found.seconds is None else spoken(found.seconds)
+    rows.add_row("time on this machine", known)
     show(rows)
     if found.layer_by_layer:
         show("The model is read one layer at a time.")

@@ -24,6 +24,7 @@ from spqlm.errors import SpqError
 from spqlm.progress import track
 from spqlm.sources.accounting import check_loaded
 from spqlm.sources.gguf_file import GgufFile, read_gguf
+from spqlm.sources.gguf_reader import quick_gguf_reader
 from spqlm.sources.gguf_rotary import ROTARY_TENSORS, rope_parameters
 from spqlm.sources.loaded import LoadedModel, describe_source
 from spqlm.sources.pretrained import LOADING_ERRORS
@@ -54,14 +55,12 @@ def load_gguf(name: str, path: Path, options: dict[str, Any]) -> LoadedModel:
         path: of the file.
         options: of `from_pretrained`, the dtype among them.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise SpqError("reading GGUF files needs the package gguf: pip install 'spqlm[gguf]'")
-    with _gguf_errors(path):
+    with _reading(path):
         file = read_gguf(path, ROTARY_TENSORS)
         model = _read_model(file, options)
 
     def read_tokenizer() -> PreTrainedTokenizerBase:
-        with _gguf_errors(path):
+        with _reading(path):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_location(path))
         return tokenizer
 
@@ -91,7 +90,7 @@ def gguf_config(path: Path) -> PreTrainedConfig:
     Raises:
         SpqError: it is no GGUF file that can be read.
     """
-    with _gguf_errors(path):
+    with _reading(path):
         file = read_gguf(path, ROTARY_TENSORS)
         config = _config(file)
     config.dtype = file.dtype or torch.bfloat16
@@ -135,9 +134,12 @@ def _read_model(file: GgufFile, options: dict[str, Any]) -> PreTrainedModel:
 
 
 @contextmanager
-def _gguf_errors(file: Path) -> Iterator[None]:
+def _reading(file: Path) -> Iterator[None]:
+    if importlib.util.find_spec("gguf") is None:
+        raise SpqError("reading GGUF files needs the package gguf: pip install 'spqlm[gguf]'")
     try:
-        yield
+        with quick_gguf_reader():
+            yield
     except SpqError:
         raise
     except (*LOADING_ERRORS, struct.error) as error:

@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 
 from spqlm.allocation.restriction import Restriction
 from spqlm.cache import RunState, work_key
+from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
+from spqlm.calibration.work import Work
 from spqlm.changes import Plan
 from spqlm.data import EncodedText
 from spqlm.model.view import ModelView
@@ -100,6 +102,17 @@ class Stage(BaseModel, ABC):
 
         Raises:
             SpqError: what the stage is asked for is out of reach.
+        """
+        return None
+
+    def work(self, view: ModelView, text: CalibrationConfig) -> Work | None:
+        """What takes time in `plan` and `apply`, beside what they need of calibration.
+
+        Of a model on the meta device, too; None where it is not counted.
+
+        Args:
+            view: the model.
+            text: how much of it there is to calibrate on.
         """
         return None
 

@@ -1,5 +1,6 @@
 """A byte budget, spent on width, rank, sparsity and bits together, chosen by predicted loss."""
 
+from collections import Counter
 from collections.abc import Iterable
 from math import inf
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
@@ -11,13 +12,16 @@ from spqlm.allocation.apply import apply_changes
 from spqlm.allocation.earlier_spelling import spelled_out
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.price_cache import cached
+from spqlm.allocation.pricing import sampled_rows
 from spqlm.allocation.reach import reach
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.allocation.search import Search, Shares, dense_weights, priced_weights
 from spqlm.allocation.sizes import Sizes
 from spqlm.allocation.spending import check_reach, spend, summary
+from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
+from spqlm.calibration.work import Fit, Work
 from spqlm.changes import Change, Plan
 from spqlm.errors import SpqError
 from spqlm.formats import AnyFormat, Format
@@ -168,6 +172,27 @@ class Budget(Stage):
             check_reach(least, self.target_bytes)
             most = min(most, self.target_bytes)
         return whole - most, whole - least
+
+    def work(self, view: ModelView, text: CalibrationConfig) -> Work | None:
+        """Every option is fitted to some rows, then one of them to all."""
+        if self.ranks or self.widths or self.key_value_groups or self.sparsities:
+            return None  # the shapes that are looked at depend on prices
+        if self.reconstruction.steps:
+            return None
+        fits: Counter[Fit] = Counter()
+        menu, priced = self._menu(), self.needs(view).any_windows
+        for named in priced_weights(view):
+            rows, columns = named.module.weight.shape
+            options = menu.options(named, rows, columns)
+            if priced:
+                sampled = len(sampled_rows(rows))
+                rounded = ((option, menu.priced_rounding_of(option)) for option in options)
+                fits.update(Fit(*option, sampled, columns) for option in rounded)
+            # Which one it will be is not known; those between are fitted alike.
+            chosen = options[len(options) // 2] if priced else _widest_of(options)
+            fits[Fit(chosen, menu.rounding_of(chosen), rows, columns)] += 1
+        windows = text.windows + min(self.priced_windows, text.windows) if priced else 0
+        return Work(read=windows * text.context, moments=windows * text.context, fits=fits)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Price the options of every weight, then spend the budget."""

@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spqlm.cache import work_key
+from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics, draw_windows
+from spqlm.calibration.work import Work
 from spqlm.changes import Plan
 from spqlm.errors import SpqError
 from spqlm.model.activation_checkpointing import bounded_activations
@@ -90,6 +92,13 @@ class Distill(Stage):
     def savings(self, view: ModelView) -> tuple[int, int]:
         """Shapes decide all of it."""
         return planned_savings(self, view)
+
+    def work(self, view: ModelView, text: CalibrationConfig) -> Work:
+        """Every step reads the dense model too, and so does every look at held-out text."""
+        trained = self.steps * self.batch_size * self.context
+        looked = (1 + self.steps // self.check_every) * self.held_out * self.context
+        read = trained + 2 * looked if self.compares else looked
+        return Work(read=read, heads=read, traced=trained)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Sizes do not change; the summary says what will be trained."""

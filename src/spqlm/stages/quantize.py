@@ -6,7 +6,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.statistics import Statistics
+from spqlm.calibration.work import Work
 from spqlm.changes import Change, Plan
 from spqlm.formats.int8 import Granularity, Int8
 from spqlm.model.tying import retie, tie_head
@@ -46,6 +48,10 @@ class Quantize(Stage):
     def largest_weight(self) -> float:
         """In eight bits."""
         return LARGEST_SCALE * largest_code(8)
+
+    def work(self, view: ModelView, text: CalibrationConfig) -> Work:
+        """Next to nothing: one look at each weight."""
+        return Work()
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Choose a granularity for every weight that is not yet in integers."""

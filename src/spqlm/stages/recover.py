@@ -11,7 +11,9 @@ from pydantic import Field
 from torch import Tensor
 from transformers import get_scheduler
 
+from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.statistics import Statistics, draw_windows
+from spqlm.calibration.work import Work
 from spqlm.changes import Plan
 from spqlm.errors import SpqError
 from spqlm.model.activation_checkpointing import bounded_activations
@@ -43,6 +45,10 @@ class Recover(Stage):
     def savings(self, view: ModelView) -> tuple[int, int]:
         """Shapes decide all of it."""
         return planned_savings(self, view)
+
+    def work(self, view: ModelView, text: CalibrationConfig) -> Work:
+        """Every step goes there and back."""
+        return Work(traced=self.steps * self.batch_size * self.context)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Sizes do not change; the summary says what will be trained."""

@@ -1,0 +1,99 @@
+"""Time that is told before a run."""
+
+import pytest
+import torch
+
+from spqlm.calibration.gather import CalibrationConfig
+from spqlm.calibration.work import Fit, Work
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
+from spqlm.model.view import ModelView
+from spqlm.pace import COLUMNS, Pace, shortened
+from spqlm.stages.budget import Budget
+from spqlm.stages.distill import Distill
+from tests.helpers import tiny_model
+
+TEXT = CalibrationConfig(windows=8, context=16)
+FORM = Int4(group_size=32)
+
+
+@pytest.fixture
+def pace(monkeypatch):
+    """Of a model of four layers, where everything takes a second."""
+    model = tiny_model("llama", num_hidden_layers=4)
+    with torch.device("meta"):
+        outline = type(model)(model.config)
+
+    def timed(work):
+        work()
+        return 1.0
+
+    monkeypatch.setattr("spqlm.pace.timed", timed)
+    return Pace(ModelView(outline), TEXT.context)
+
+
+def test_a_budget_fits_every_option_to_some_rows_and_one_to_all():
+    view = ModelView(tiny_model("llama"))
+    work = Budget(target_bytes=1, formats=(FORM, Int8()), priced_windows=2).work(view, TEXT)
+    weights = 7 * len(view.layers) + 2  # the embedding and the lm_head
+    assert sum(work.fits.values()) == 3 * weights
+    assert work.read == work.moments == (8 + 2) * 16
+
+
+def test_what_prices_decide_is_not_counted():
+    view = ModelView(tiny_model("llama"))
+    assert Budget(target_bytes=1, ranks=(0.5,)).work(view, TEXT) is None
+
+
+def test_distillation_reads_the_dense_model_and_held_out_text():
+    stage = Distill(steps=40, batch_size=1, context=16, held_out=4, check_every=20)
+    work = stage.work(ModelView(tiny_model("llama")), TEXT)
+    assert work.traced == 40 * 16
+    assert work.read == work.heads == (40 + 2 * 3 * 4) * 16
+
+
+def test_work_adds_up():
+    fit = Fit(FORM, "gptq", 8, 64)
+    both = Work(read=1, written=2) + Work(read=3, traced=4)
+    assert (both.read, both.written, both.traced) == (4, 2, 4)
+    assert (Work(fits=type(both.fits)([fit])) + Work(fits=type(both.fits)([fit]))).fits[fit] == 2
+
+
+def test_tokens_go_through_as_many_layers_as_the_model_has(pace):
+    # The sample has two layers, which a window of 16 tokens passes in a second.
+    assert pace.seconds(Work(read=16)) == pytest.approx(2.0)
+    assert pace.seconds(Work(heads=16)) == pytest.approx(1.0)
+    assert pace.seconds(Work(read=32, heads=16)) == pytest.approx(5.0)
+
+
+def test_tracing_takes_at_least_as_long_as_reading(pace):
+    # Of the second there and back, the loss took all.
+    assert pace.seconds(Work(traced=16)) == pytest.approx(2.0 + 1.0)
+
+
+def test_moments_are_summed_at_every_weight(pace):
+    assert pace.seconds(Work(moments=16)) == pytest.approx(4 * 7)
+
+
+def test_a_wider_weight_takes_longer_by_its_columns(pace, monkeypatch):
+    monkeypatch.setattr(Pace, "_fitted", lambda self, fit: (1.0, 0.5))
+    near, far = (Fit(FORM, "gptq", 10, columns) for columns in (COLUMNS, 3 * COLUMNS))
+    assert pace.seconds(Work(fits={near: 1})) == pytest.approx(1 + 10 * 0.5)
+    assert pace.seconds(Work(fits={far: 2})) == pytest.approx(2 * (3 + 9 * 10 * 0.5))
+
+
+def test_everything_can_be_timed_on_this_machine():
+    model = tiny_model("qwen3_moe")
+    with torch.device("meta"):
+        view = ModelView(type(model)(model.config))
+    fits = {Fit(FORM, "descent", 64, 64): 3}
+    work = Work(read=16, heads=16, traced=16, moments=16, written=2, fits=fits)
+    assert 0 < Pace(view, TEXT.context).seconds(work) < 600
+
+
+def test_a_config_is_shortened_with_its_lists_and_left_as_it_was():
+    config = tiny_model("gemma3_text", num_hidden_layers=4).config
+    kinds = list(config.layer_types)
+    short = shortened(config, 2)
+    assert (short.num_hidden_layers, short.layer_types) == (2, kinds[:2])
+    assert (config.num_hidden_layers, config.layer_types) == (4, kinds)
