@@ -69,11 +69,13 @@ class Bench:
         name = self.arguments.model
         if not self.dense.exists():
             spqlm.export(name, "gguf", self.dense, dtype=torch.float32)
-        loaded = load_model(name, dtype=torch.float32)
+        # In the dtype that ours is calibrated in, for the same text where the model writes it.
+        loaded = load_model(name)
         text = encode(loaded.tokenizer, load_text("wikitext2", "evaluation").text, CONTEXT)
         windows = consecutive(text, CONTEXT, WINDOWS)
         np.save(self.folder / "windows.npy", windows.numpy())
-        np.savez(self.folder / "importance.npz", **importance(loaded))
+        if not (self.folder / "importance.npz").exists():
+            np.savez(self.folder / "importance.npz", **importance(loaded))
         self.scored(self.dense)
 
     def scored(self, file: Path) -> dict:
@@ -154,7 +156,7 @@ def importance(loaded) -> dict[str, np.ndarray]:
 
     def hook(name: str):
         def add(module: nn.Module, given: tuple) -> None:
-            squares = given[0].flatten(0, -2).square().sum(0)
+            squares = given[0].flatten(0, -2).float().square().sum(0)
             sums[name] = sums.get(name, torch.zeros(())) + squares
 
         return add

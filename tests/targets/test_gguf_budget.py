@@ -2,6 +2,7 @@
 
 import gguf
 import pytest
+import torch
 from tests.helpers import tiny_model
 from tests.targets.gguf_files import byte_tokenizer
 
@@ -11,6 +12,7 @@ from spqlm.checkpoint.provenance import commands
 from spqlm.errors import OutOfReach
 from spqlm.formats import parse
 from spqlm.model.view import ModelView
+from spqlm.modules.ops import dense_weight
 from spqlm.recipe import Recipe
 from spqlm.targets import _gguf_blocks
 from spqlm.targets.gguf import GgufTarget
@@ -82,6 +84,32 @@ def test_formats_of_ggml_are_offered_where_they_fit_and_nowhere_else(text_file, 
     ).manifest
     offered = {parse(form) for form in FORMATS}
     assert {change.format for change in ours.stages[0].plan.changes} <= offered
+
+
+def test_codes_that_were_trained_are_written_as_they_are_then(text_file, tmp_path):
+    formats = ["q2_k", "q3_k", "iq4_xs"]
+    trained = {"steps": 6, "worthwhile": 0.0}
+    budget = {"formats": formats, "embedding_formats": ["q4_k"], "reconstruction": trained}
+    distill = {"parameters": "codes", "steps": 8, "context": 32, "held_out": 2, "check_every": 4}
+    fields = recipe(text_file).to_dict()
+    fields["calibration"] |= {"windows": 8, "context": 32}
+    stages = [{"budget": budget}, {"distill": distill}]
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    found = []
+    for train in (False, True):
+        made = spqlm.compress(
+            tiny_model(**sizes),
+            tmp_path / "out",
+            recipe=Recipe.from_dict(fields | {"stages": stages}),
+            target_size=560_000,
+            export_target="gguf",
+            tokenizer=byte_tokenizer(),
+            recover=train,
+            overwrite=True,
+        )
+        spqlm.export(tmp_path / "out", "gguf", tmp_path / f"{train}.gguf")
+        found.append([dense_weight(named.module) for named in ModelView(made.model).leaves()])
+    assert not all(map(torch.equal, *found))
 
 
 def test_without_a_target_size_everything_is_int8(text_file):

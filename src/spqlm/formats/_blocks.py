@@ -14,7 +14,7 @@ from torch import Tensor
 from spqlm.formats._block_latent import BlockLatent
 from spqlm.formats._grouped import whole_groups
 from spqlm.formats.base import Format, Rounding, StoredWeight
-from spqlm.numerics import blocks, gptq, packing
+from spqlm.numerics import block_rounding, gptq, packing
 from spqlm.numerics.blocks import Blocks, Grid
 from spqlm.numerics.integer import wide
 from spqlm.numerics.metric import Metric
@@ -157,12 +157,12 @@ class InBlocks(Format):
         """Floats are searched when a block's turn comes, integers when a group's does."""
         if rounding == "nearest":
             alone = gptq.damped(metric.hessian, metric.damping).diagonal()
-            found = blocks.round_blocks(weight, torch.diag(alone.rsqrt()), self.grid)
+            found = block_rounding.round_blocks(weight, torch.diag(alone.rsqrt()), self.grid)
         else:
-            found = blocks.round_blocks(weight, metric.factor, self.grid)
+            found = block_rounding.round_blocks(weight, metric.factor, self.grid)
         if rounding == "descent":
             damped = gptq.damped(metric.hessian, metric.damping)
-            found = blocks.improve(weight, found, damped, self.grid)
+            found = block_rounding.improve(weight, found, damped, self.grid)
         return self.hold(self.packed(found), weight.shape[1])
 
     def packed(self, found: Blocks) -> dict[str, Tensor | None]:

@@ -62,11 +62,12 @@ def _rounded_up(scale: Tensor) -> Tensor:
     )
 
 
-def round_scale(scale: Tensor) -> Tensor:
+def round_scale(scale: Tensor, *, checked: bool = True) -> Tensor:
     """The nearest number that float16, bfloat16 and float32 all hold exactly, never zero.
 
     Args:
         scale: float tensor of any shape, of either sign.
+        checked: as for `search_group_scale`.
 
     Returns:
         float32, same shape and signs.
@@ -74,7 +75,7 @@ def round_scale(scale: Tensor) -> Tensor:
     Raises:
         ValueError: a magnitude beyond float16's range or not finite.
     """
-    magnitude = _in_range(scale).abs()
+    magnitude = (_in_range(scale) if checked else scale.float().contiguous()).abs()
     bits = magnitude.view(torch.int32)
     # Halfway goes to the even one.
     even = (bits >> DROPPED_BITS) & 1
