@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spqlm import ranks
+from spqlm.locks import in_use
 from spqlm.model.digest import add_tensors
 from spqlm.model.view import ModelView
 
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 DIRECTORY_VARIABLE = "SPQ_CACHE_DIR"
 # Behind the name of a run's output: the directory with what it has finished.
 UNFINISHED = ".unfinished"
+# Behind the name of a file of tensors, until it is whole.
+PARTIAL_FILE = ".partial"
 # What a file that cannot be used makes its reader raise.
 UNREADABLE = (OSError, SafetensorError, ValueError, KeyError)
 _CHECKSUM = "checksum"
@@ -59,7 +63,8 @@ class RunState:
     """What one run has finished so far, on disk until all of it is through.
 
     Every stage has a directory of its own, by a key that stands for its work. The same run finds it
-    again, however it ended.
+    again, however it ended. Inside `with`, others can see that what lies beside the output is in
+    use; behind it, a directory with nothing in it is gone.
     """
 
     def __init__(self, out: Path | None = None) -> None:
@@ -70,18 +75,39 @@ class RunState:
         """
         self._own = None if out is None else Path(f"{out.absolute()}{UNFINISHED}")
         self._directories: list[Path] = []
+        self._use = ExitStack()
+        self._used = False
         if self._own is not None and self._own.exists() and ranks.first():
             logger.warning("going on after what an earlier run left in %s", self._own)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Others may clean up."""
+        self._use.close()
+        if self._own is not None and self._used:
+            with suppress(OSError):  # Something was kept, or all of it is gone.
+                self._own.rmdir()
 
     def directory(self, stage: str, key: str) -> Path:
         """Where a stage keeps what it finishes; made when something is written."""
         if self._own is not None:
+            self._use_own(self._own)
             return self._own / f"{stage}-{key}"
         with suppress(OSError):  # Another process drops them, too.
             drop_old_files("run", KEPT_RUNS)
         found = cache_directory() / f"run-{stage}-{key}"
         self._directories.append(found)
         return found
+
+    def _use_own(self, own: Path) -> None:
+        if not self._used:
+            self._used = True
+            with suppress(OSError):  # What cannot be kept is said by who would keep it.
+                own.mkdir(parents=True, exist_ok=True)
+                self._use.enter_context(in_use(own, shared=True))
 
     def forget(self) -> None:
         """The run is through: drop what its stages kept, and the cache where that leaves none."""
@@ -91,6 +117,14 @@ class RunState:
             cache_directory().rmdir()
 
 
+def is_state(path: Path) -> bool:
+    """Whether a directory holds what runs keep, and nothing else."""
+    if not path.is_dir() or path.is_symlink():
+        return False
+    kinds = {".safetensors", PARTIAL_FILE}
+    return all(file.is_dir() or file.suffix in kinds for file in path.rglob("*"))
+
+
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """A safetensors file that is there whole or not at all, for `read_tensors`.
 
@@ -98,7 +132,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         OSError, SafetensorError: it cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial = file.with_suffix(f".{os.getpid()}{PARTIAL_FILE}")
     try:
         held = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
         save_file(held, partial, {**metadata, _CHECKSUM: _checksum(file, held, metadata)})

@@ -139,7 +139,8 @@ def compress(
     told = foretold(model, steps, ratio, dtype, memory, TIMED_FROM if on_cpu else None)
     if told is not None and told.seconds:
         logger.info("this takes about %s", spoken(told.seconds))
-    with bounded() if told is not None and told.layer_by_layer else nullcontext():
+    walked = told is not None and told.layer_by_layer
+    with bounded() if walked else nullcontext(), RunState(directory) as run:
         loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
         digest = weights_digest(loaded.model)
         ranks.check_same(digest, "model")
@@ -155,7 +156,6 @@ def compress(
         steps = kept_to(steps, wanted, loaded.model, loaded.tokenizer)
         watch(view)
         _check_sound(steps, view)
-        run = RunState(directory)
         text = Calibration(steps.calibration, view, loaded.tokenizer, seed, _passes(run))
         records = _run_stages(steps.stages, view, text, seed, run)
         limit = steps.byte_limit

@@ -1,30 +1,18 @@
 """Directories and files that appear whole or not at all."""
 
-import glob
-import logging
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows: what a killed run left stays there.
-    fcntl = None  # type: ignore[assignment]
-
 from safetensors import SafetensorError
 
 from spqlm.checkpoint.exchange import exchange
+from spqlm.checkpoint.leftovers import PARTIAL, REPLACED, put_back, remove, remove_left
 from spqlm.errors import SpqError
-
-logger = logging.getLogger(__name__)
-
-REPLACED, PARTIAL = ".replaced-", ".partial-"
-# A directory that is being made is locked a moment later; what is older and not locked was left.
-SETTLED_SECONDS = 60
+from spqlm.locks import in_use
 
 
 def check_output(out: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> None:
@@ -44,8 +32,8 @@ def check_output(out: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -
     """
     _check_name(out)
     try:
-        _put_back(out)
-        _remove_left(out)
+        put_back(out)
+        remove_left(out)
         if out.is_symlink() or (out.exists() and not out.is_dir()):
             raise SpqError(f"output {str(out)!r} exists and is not a directory")
         filled = out.is_dir() and any(out.iterdir())
@@ -110,7 +98,7 @@ def atomic_directory(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> It
     check_output(out, overwrite=overwrite)
     with _beside(out, needed_bytes) as (partial, final):
         partial.mkdir()
-        with _locked(partial):
+        with in_use(partial):
             yield partial
             _publish(partial, final)
 
@@ -123,10 +111,10 @@ def atomic_file(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> Iterato
         SpqError: see `check_output_file`; or the disk is full or cannot be written to.
     """
     check_output_file(out, overwrite=overwrite)
-    _remove_left(out)
+    remove_left(out)
     with _beside(out, needed_bytes) as (partial, final):
         partial.touch()
-        with _locked(partial):
+        with in_use(partial):
             yield partial
             _settle(partial)
             partial.replace(final)
@@ -149,13 +137,7 @@ def _beside(out: Path, needed_bytes: int) -> Iterator[tuple[Path, Path]]:
     except (OSError, SafetensorError) as error:
         raise SpqError(f"cannot write {out.name!r}: {error}") from error
     finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    if path.is_file():
-        path.unlink()
-    shutil.rmtree(path, ignore_errors=True)
+        remove(partial)
 
 
 def check_text_file(file: Path, what: str) -> None:
@@ -203,62 +185,13 @@ def write_text(file: Path, text: str) -> None:
 
 def _beside_file(file: Path) -> Path:
     """A free name for what will be `file`; what killed runs left there is removed."""
-    stem = f".{file.name[:100]}{PARTIAL}"
-    for old in file.parent.glob(f"{glob.escape(stem)}{8 * '[0-9a-f]'}"):
-        with suppress(OSError):
-            if time.time() - old.stat().st_mtime > SETTLED_SECONDS:
-                old.unlink()
-    return file.with_name(f"{stem}{secrets.token_hex(4)}")
+    hidden = file.with_name(f".{file.name[:100]}")
+    remove_left(hidden)
+    return hidden.with_name(f"{hidden.name}{PARTIAL}{secrets.token_hex(4)}")
 
 
 def _short(path: Path) -> str:
     return str(path) if len(str(path)) < 80 else f"{str(path)[:80]}..."
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Show other runs that this one lives: the system drops the lock when the process ends."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # Some network file systems have no locks.
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _remove_left(out: Path) -> None:
-    """Remove what killed runs left beside `out`."""
-    for kind in (PARTIAL, REPLACED) if fcntl is not None else ():
-        for path in _left(out, kind):
-            with suppress(OSError):  # Another run is writing it, or removes it as well.
-                if time.time() - path.stat().st_mtime < SETTLED_SECONDS:
-                    continue
-                handle = os.open(path, os.O_RDONLY)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _remove(path)
-                finally:
-                    os.close(handle)
-                logger.warning("%s, which a killed run left, is removed", path.name)
-
-
-def _left(out: Path, kind: str) -> list[Path]:
-    """What is called like `out` and a kind of remains, the oldest first."""
-    pattern = f"{glob.escape(out.name)}{kind}{8 * '[0-9a-f]'}"
-    return sorted(out.absolute().parent.glob(pattern), key=lambda path: path.stat().st_mtime)
-
-
-def _put_back(out: Path) -> None:
-    if os.path.lexists(out):
-        return
-    left = _left(out, REPLACED)
-    if left:
-        logger.warning("%s was being replaced when a run was killed; it is put back", out)
-        left[-1].rename(out)
 
 
 def _publish(partial: Path, out: Path) -> None:

@@ -127,7 +127,8 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="Run the code that MODEL brings along. Nothing runs it otherwise, and nothing asks.",
+        help="Run the code that MODEL brings along. Nothing runs it otherwise, and nothing asks. "
+        "Commands that write a model have no such option: the result must load without it.",
         rich_help_panel=MACHINE,
     ),
 ]

@@ -1,6 +1,5 @@
 """The compressed model of a cell: gone when it was measured, or kept and taken again."""
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from spqlm.checkpoint.atomic import write_text
 from spqlm.checkpoint.manifest import FILE
 from spqlm.evaluation.machine import machine
+from spqlm.locks import scratch
 
 MODELS = "models"
 
@@ -37,8 +37,8 @@ def place(name: str, models: Path | None) -> Iterator[Path]:
     if models is not None:
         yield models / name
         return
-    with tempfile.TemporaryDirectory(prefix="spq-compare-") as scratch:
-        yield Path(scratch) / name
+    with scratch() as directory:
+        yield directory / name
 
 
 def make(directory: Path, key: str, compress: Callable[[Path], object]) -> Made:

@@ -1,8 +1,6 @@
 """What can be done with each type of model, seen on a small one and tried on it."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spqlm.errors import SpqError
 from spqlm.loading import load
+from spqlm.locks import scratch
 from spqlm.model.experts import open_experts
 from spqlm.model.families import Prunable, family_for, known
 from spqlm.model.small import small_model, small_tokenizer
@@ -126,8 +125,8 @@ def tried(model_type: str) -> str:
         `yes`, or what went wrong.
     """
     recipe = Recipe.from_dict({"calibration": {"windows": 4, "context": 32}, "stages": STAGES})
-    with tempfile.TemporaryDirectory() as folder:
-        text, out = Path(folder) / "text.txt", Path(folder) / "out"
+    with scratch() as folder:
+        text, out = folder / "text.txt", folder / "out"
         text.write_text(TEXT, encoding="utf-8")
         model = small_model(model_type)
         try:

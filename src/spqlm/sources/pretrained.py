@@ -33,6 +33,12 @@ LOADING_ERRORS = (
     ArithmeticError,
     *(HFValidationError, HfHubHTTPError, SafetensorError, StrictDataclassError),
 )
+# In place of transformers' advice to let it run.
+OWN_CODE = (
+    "it brings code of its own, which runs only in `spq eval` and `spq generate`, with "
+    "--trust-remote-code (Python: trust_remote_code=True); what is compressed or exported has to "
+    "load without it"
+)
 
 
 def read_pretrained(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel, str]:
@@ -111,8 +117,9 @@ def running(name: str) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What a library says, less its advice."""
-    return str(error).strip().split("\n")[0]
+    """What a library says, less its advice; of code that a model brings along, ours."""
+    text = str(error)
+    return OWN_CODE if "trust_remote_code" in text else text.strip().split("\n")[0]
 
 
 def model_class(config: Any) -> Any:

@@ -1,7 +1,6 @@
 """A tokenizer as GGUF holds it: tokens, merges or scores, and the name of how text is split."""
 
 import json
-import tempfile
 from typing import Any
 
 import gguf
@@ -9,6 +8,7 @@ from gguf import TokenType
 from transformers import PreTrainedTokenizerBase
 
 from spqlm.errors import SpqError
+from spqlm.locks import scratch
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -40,7 +40,7 @@ def write_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase,
     if not bytes_level:
         writer.add_token_scores(_scores(tokens, stated["model"]["merges"]))
         writer.add_add_space_prefix(_adds_space(stated))
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         tokenizer.save_pretrained(folder)
         special = gguf.SpecialVocab(folder, load_merges=bytes_level, n_vocab=rows)
     special.add_special_token = _added(tokenizer)
