@@ -1,6 +1,8 @@
 """What came of a piece of work in a process of its own, and whether that is a fault."""
 
+import faulthandler
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -10,10 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from spqlm.errors import SpqError
 
 # Of bad input: typer's own words about options, or ours in one sentence.
 SAID = ("spq: error: ", "Usage: ", "spq: interrupted")
+# On a machine with other work a process waits for its turn, which is not a hang.
+WALL = 10
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Outcome:
     def fault(self) -> str | None:
         """What no input may cause; None where there was a result or a sentence."""
         if self.status is None:
-            return "hang"
+            return "hang" + "".join(f", {place}" for place in _places(self.err))
         if self.status < 0:
             return f"crash: {signal.Signals(-self.status).name}"
         lines = self.err.strip().splitlines() or [""]
@@ -53,7 +59,7 @@ def in_child(work: Callable[[], object], seconds: float) -> Outcome:
 
     Args:
         work: status 0 where it returns, 1 where it raises an `SpqError`.
-        seconds: after which it hangs.
+        seconds: of its processor's time after which it hangs, or ten times as many by the clock.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
@@ -77,6 +83,12 @@ def spq(*words: object, seconds: float = 60.0) -> Outcome:
     return in_child(work, seconds)
 
 
+def _places(err: str) -> list[str]:
+    """Where the innermost calls of a process that was asked were."""
+    found = re.findall(r'File "([^"]*)", line (\d+) in (\S+)', err)
+    return [f"{Path(file).name}:{line} {name}" for file, line, name in found[:4]]
+
+
 def _run(work: Callable[[], object], out: Path, err: Path) -> None:
     status = 1
     try:
@@ -87,6 +99,7 @@ def _run(work: Callable[[], object], out: Path, err: Path) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdin = open(0, closefd=False)
         sys.stdout, sys.stderr = (open(n, "w", closefd=False, encoding="utf-8") for n in (1, 2))
+        faulthandler.register(signal.SIGUSR1, file=2, all_threads=False)
         work()
         status = 0
     except SystemExit as stop:
@@ -102,12 +115,17 @@ def _run(work: Callable[[], object], out: Path, err: Path) -> None:
 
 
 def _wait(child: int, seconds: float) -> int | None:
-    until = time.monotonic() + seconds
+    until, process = time.monotonic() + WALL * seconds, psutil.Process(child)
     while time.monotonic() < until:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
+        times = process.cpu_times()
+        if times.user + times.system > seconds:
+            break
+        time.sleep(0.01)
+    os.kill(child, signal.SIGUSR1)  # It says where it is.
+    time.sleep(0.5)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None

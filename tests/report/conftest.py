@@ -21,3 +21,10 @@ def mixed(source, text_file, tmp_path):
 def known(mixed):
     """What is known of it where nothing was measured."""
     return Evidence(mixed, read_manifest(mixed))
+
+
+@pytest.fixture
+def int8(source, tmp_path):
+    """A checkpoint with no losses predicted."""
+    spqlm.compress(source, tmp_path / "int8", recipe="int8")
+    return tmp_path / "int8"

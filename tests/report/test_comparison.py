@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from spqlm.comparison.cells import Cell
@@ -10,7 +12,7 @@ from spqlm.report.comparison import figures, markdown, rows
 def result(perplexity, error):
     found = Perplexity(
         perplexity=perplexity,
-        nll=1.0,
+        nll=math.log(perplexity),
         standard_error=error,
         windows=2,
         context=8,

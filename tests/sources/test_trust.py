@@ -49,7 +49,7 @@ def _classes(own, model_type):
 def test_code_does_not_run_and_nothing_asks(own, tmp_path):
     _classes(own, "own")
     for use in (load_model, spqlm.load, lambda model: spqlm.compress(model, tmp_path / "out")):
-        with pytest.raises(SpqError, match="cannot load model .*own, which runs only in `spq eval`"):
+        with pytest.raises(SpqError, match=r"cannot load model .*own, which runs only"):
             use(own)
     assert not (tmp_path / "ran").exists()
 
@@ -66,7 +66,7 @@ def test_a_tokenizer_s_code_does_not_run(own, tmp_path):
         tokenizer_class="Own",
         auto_map={"AutoTokenizer": [None, "code.Own"]},
     )
-    with pytest.raises(SpqError, match="cannot read the tokenizer .*it brings code"):
+    with pytest.raises(SpqError, match=r"cannot read the tokenizer .*it brings code"):
         load_tokenizer(str(own))
     assert not (tmp_path / "ran").exists()
 

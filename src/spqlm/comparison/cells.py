@@ -4,9 +4,17 @@ import json
 import logging
 import shlex
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from spqlm.checkpoint.atomic import write_text
 from spqlm.evaluation import TaskResult
@@ -42,16 +50,16 @@ class Cell(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     method: str
-    target: int | None
+    target: PositiveInt | None
     status: Literal["done", "skipped"]
     reason: str = ""
-    bytes: int | None = None
+    bytes: NonNegativeInt | None = None
     counted: Literal["file", "packed"] = "file"
-    disk: int | None = None
+    disk: NonNegativeInt | None = None
     commands: list[str] = []
     recipe: dict[str, Any]
     seed: int
-    seconds: float | None = None
+    seconds: NonNegativeFloat | None = None
     machine: str = ""
     tasks: dict[str, TaskResult] = {}
     key: str
@@ -82,6 +90,13 @@ class Comparison(BaseModel):
 
     model: str
     cells: list[Cell]
+
+    @model_validator(mode="after")
+    def _unchanged(self) -> Self:
+        for cell in self.cells:
+            if cell.checksum and cell.checksum != _checksum(cell):
+                raise ValueError(f"cell {cell.name!r} is not what was measured")
+        return self
 
 
 def is_matched(size: float, target: int) -> bool:

@@ -1,6 +1,6 @@
 """How far a model's next-token distribution is from that of the dense model it came from."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -20,13 +20,13 @@ class Agreement(BaseModel):
         same_top_error: its standard error over windows; None for a single one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     reference: str
-    divergence: float
-    divergence_error: float | None
-    same_top: float
-    same_top_error: float | None
+    divergence: float = Field(ge=-1e-3)  # Of a model with itself rounding decides the sign.
+    divergence_error: NonNegativeFloat | None
+    same_top: float = Field(ge=0, le=1)
+    same_top_error: NonNegativeFloat | None
 
 
 class Reference:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 from transformers import PreTrainedModel
 
 from spqlm.decoding.int8_activations import rounds_activations
@@ -31,12 +31,12 @@ class Effort(BaseModel):
         reused: answers that were already known.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    tokens: int
-    seconds: float
-    tokens_per_second: float | None
-    reused: int
+    tokens: NonNegativeInt
+    seconds: NonNegativeFloat
+    tokens_per_second: NonNegativeFloat | None
+    reused: NonNegativeInt
 
 
 class Journal:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.data.benchmarks import Benchmark, Document, text_of
@@ -35,14 +35,14 @@ class Score(BaseModel):
         version: of lm-eval's definition.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     task: str
     metric: str
     value: float | None
-    standard_error: float | None
-    documents: int
-    shots: int
+    standard_error: NonNegativeFloat | None
+    documents: PositiveInt
+    shots: NonNegativeInt
     version: float
 
 

@@ -3,9 +3,17 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -41,20 +49,27 @@ class Perplexity(BaseModel):
         agreement: with a reference model, where there is one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    perplexity: float
+    perplexity: PositiveFloat
     nll: float
-    standard_error: float | None
-    windows: int
-    context: int
-    stride: int
+    standard_error: NonNegativeFloat | None
+    windows: PositiveInt
+    context: PositiveInt
+    stride: PositiveInt
     begins: tuple[int, ...] = ()
-    tokens: int
+    tokens: PositiveInt
     dtype: str
     device: str
     protocol: str
     agreement: Agreement | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Files are read again, and drawn from: by then a figure may have been changed."""
+        if abs(math.log(self.perplexity) - self.nll) > 1e-3:
+            raise ValueError("the perplexity is not exp(nll)")
+        return self
 
 
 def perplexity(
@@ -109,7 +124,7 @@ def perplexity(
         ]
     counts = [int(score[0]) for score in scores]
     nll, nll_error = _mean([score[1] for score in scores], counts)
-    _check_finite(model, nll, [score[1] / score[0] for score in scores])
+    _check_finite(model, nll, scores)
     value = math.exp(nll)
     return Perplexity(
         perplexity=value,
@@ -198,7 +213,14 @@ def _agreement(reference: Reference, scores: Sequence[_Score]) -> Agreement:
     )
 
 
-def _check_finite(model: PreTrainedModel, nll: float, losses: Sequence[float]) -> None:
+def _check_finite(model: PreTrainedModel, nll: float, scores: Sequence[_Score]) -> None:
+    for index, score in enumerate(scores):
+        if not math.isfinite(score[2]):
+            raise SpqError(
+                f"The KL divergence is {score[2]} on window {index + 1}: one of the models gives "
+                "logits that are not finite."
+            )
+    losses = [score[1] / score[0] for score in scores]
     if not math.isfinite(nll) or nll > math.log(torch.finfo(torch.float64).max):
         broken = next(i for i, loss in enumerate(losses) if not loss < 700)
         raise SpqError(

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.ambient import standard_torch
@@ -43,7 +43,7 @@ class TaskResult(BaseModel):
     task: str
     origin: str
     contaminated: bool
-    overlapping_chunks: int
+    overlapping_chunks: NonNegativeInt
     perplexity: Perplexity | None = None
     scores: tuple[Score, ...] = ()
     effort: Effort

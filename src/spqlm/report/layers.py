@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from spqlm.checkpoint.headers import TensorHeader, read_header
 from spqlm.checkpoint.manifest import read_manifest
@@ -26,14 +26,14 @@ class Layer(BaseModel):
         measured_loss: of this module alone, where it was measured.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     module: str
     format: str
-    shape: tuple[int, ...]
-    rank: int | None
-    bits: float
-    bytes: int
+    shape: tuple[NonNegativeInt, ...]
+    rank: NonNegativeInt | None
+    bits: NonNegativeFloat
+    bytes: NonNegativeInt
     predicted_loss: float | None = None
     measured_loss: float | None = None
 

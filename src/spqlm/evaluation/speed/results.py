@@ -4,13 +4,22 @@ import statistics
 from collections.abc import Sequence
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from spqlm.evaluation.speed.timing import Measure
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Spread(_Record):
@@ -23,10 +32,16 @@ class Spread(_Record):
         samples: in the order they were taken.
     """
 
-    median: float
+    median: NonNegativeFloat
     low: float
     high: float
-    samples: list[float]
+    samples: list[NonNegativeFloat] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.median <= self.high:
+            raise ValueError("the median is not between the quartiles")
+        return self
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Self:
@@ -53,8 +68,8 @@ class Rate(_Record):
 
     measure: Measure
     rate: Spread | None = None
-    ratio: float | None = None
-    share: float | None = None
+    ratio: NonNegativeFloat | None = None
+    share: NonNegativeFloat | None = None
     reason: str | None = None
 
 
@@ -83,13 +98,13 @@ class ModelSpeed(_Record):
     int8_activations: bool = False
     dtype: str
     load_seconds: Spread
-    load_ratio: float
-    first_seconds: float
+    load_ratio: NonNegativeFloat
+    first_seconds: NonNegativeFloat
     peak_bytes: int
     resident_bytes: int
     used_bytes: int
-    bytes_read: int
-    products: int
+    bytes_read: NonNegativeInt
+    products: NonNegativeInt
     rates: list[Rate]
 
 
@@ -110,12 +125,12 @@ class Comparison(_Record):
 
     cpu: str
     device: str
-    threads: int
+    threads: PositiveInt
     versions: dict[str, str]
-    rounds: int
+    rounds: PositiveInt
     one_at_a_time: bool
-    read_bandwidth: float
-    gemm_rates: dict[str, float]
+    read_bandwidth: NonNegativeFloat
+    gemm_rates: dict[str, NonNegativeFloat]
     models: list[ModelSpeed] = Field(min_length=1)
 
     @field_validator("models")
