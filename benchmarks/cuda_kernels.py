@@ -2,7 +2,9 @@
 
     python benchmarks/cuda_kernels.py           # the shapes of a model of 7 billion parameters
     python benchmarks/cuda_kernels.py --shape 1536x576 --json FILE
+    python benchmarks/cuda_kernels.py --ways int8 int4 --rows 1
 
+For more than 64 rows of input every tile that the GPU's kernels may choose is measured, too.
 torchao is measured where it is installed, PyTorch's 2:4 sparsity where its kernels take the shape,
 and GPTQModel's ExLlamaV2 kernel, with the inputs in float16, where `--exllama DIR` says where its
 source is (gptqmodel_ext/exllamav2), which is compiled here.
@@ -16,7 +18,7 @@ CUDA events; a figure is the median.
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,7 @@ WORKING_SET = 2**28
 GROUP = 64
 SPARSE_GROUP = 16
 BITS = (8, 7, 6, 5, 4, 3, 2)
+TILED_BITS = (8, 4, 3)
 
 Product = Callable[[Tensor], Tensor | None]
 
@@ -65,14 +68,24 @@ def coded(out: int, width: int, bits: int) -> StoredWeight:
     return form.hold({"codes": codes, "scale": scale}, width)
 
 
-def read_as_stored(out: int, width: int, bits: int) -> tuple[int, Product]:
+def as_dispatched(out: int, width: int, bits: int) -> tuple[int, Product]:
+    """What a layer runs."""
     from spqlm.kernels.triton import linear
+
+    stored = coded(out, width, bits)
+    return nbytes(stored), lambda x: linear.product(x, stored, None)
+
+
+def in_tiles(out: int, width: int, bits: int, number: int) -> tuple[int, Product]:
+    """The tile of that number, the largest first, among those of this GPU."""
+    from spqlm.kernels.triton import linear, tiles
     from spqlm.kernels.triton.matrix import matrix_of
 
     stored = coded(out, width, bits)
     matrix = matrix_of(stored, None)
     assert matrix is not None
-    return nbytes(stored), lambda x: linear.read_codes(x, matrix, x.dtype)
+    tile = tiles.tiles_on(stored.codes.device)[number]  # type: ignore[attr-defined]
+    return nbytes(stored), lambda x: linear.multiply_tiles(x, matrix, tile)
 
 
 def written_out(out: int, width: int, bits: int) -> tuple[int, Product]:
@@ -174,11 +187,18 @@ def torchao(out: int, width: int, bits: int) -> tuple[int, Product]:
     return out * width * bits // 8 + 2 * scales, layer
 
 
+DENSE = "dense, PyTorch"
 WAYS: dict[str, Callable[[int, int], tuple[int, Product]]] = {
-    "dense, PyTorch": dense,
+    DENSE: dense,
     **{
-        f"int{bits}": lambda out, width, bits=bits: read_as_stored(out, width, bits)
-        for bits in BITS
+        f"int{bits}": lambda out, width, bits=bits: as_dispatched(out, width, bits) for bits in BITS
+    },
+    **{
+        f"int{bits}, tile {number}": lambda out, width, bits=bits, number=number: in_tiles(
+            out, width, bits, number
+        )
+        for bits in TILED_BITS
+        for number in range(3)
     },
     **{
         f"int{bits}, written out": lambda out, width, bits=bits: written_out(out, width, bits)
@@ -193,9 +213,6 @@ WAYS: dict[str, Callable[[int, int], tuple[int, Product]]] = {
     "int4, torchao": lambda out, width: torchao(out, width, 4),
     "int4, ExLlamaV2": exllama,
 }
-
-
-READ_AS_STORED = ("int8 factors", *(f"int{bits}" for bits in BITS))
 
 
 def nbytes(weight: StoredWeight) -> int:
@@ -232,19 +249,31 @@ def milliseconds(graph: torch.cuda.CUDAGraph) -> float:
     return begin.elapsed_time(end)
 
 
-def compare(shape: tuple[int, int], count: int, repeats: int) -> list[dict[str, object]]:
-    from spqlm.kernels.triton import linear
+def bandwidth() -> float:
+    """Bytes per second that the GPU's memory is built for."""
+    found = torch.cuda.get_device_properties()
+    return 2 * found.memory_clock_rate * 1e3 * found.memory_bus_width / 8
 
+
+def suits(name: str, count: int) -> bool:
+    """Whether a way is meant for so many rows of input."""
+    if ", tile " in name:
+        return count > 64
+    return not (WAYS[name] in (groups_read, uneven_groups_read) and count > 16)
+
+
+def compare(
+    shape: tuple[int, int], count: int, repeats: int, names: Iterable[str]
+) -> list[dict[str, object]]:
     x = torch.randn(count, shape[1], device="cuda", dtype=torch.bfloat16)
     graphs, rows = {}, []
-    for name, make in WAYS.items():
-        if name in READ_AS_STORED and count > linear.FEW_ROWS:
+    for name in names:
+        if not suits(name, count):
             continue
-        if make in (groups_read, uneven_groups_read) and count > 16:
-            continue
+        make = WAYS[name]
         try:
             graphs[name] = captured(make, shape, x)
-        except (ImportError, RuntimeError, ValueError, AssertionError, AttributeError) as error:
+        except (ImportError, LookupError, RuntimeError, ValueError, AttributeError) as error:
             rows.append({"way": name, "not_measured": str(error).split("\n")[0]})
     taken: dict[str, list[float]] = {name: [] for name in graphs}
     for turn in range(repeats + 1):
@@ -259,7 +288,8 @@ def compare(shape: tuple[int, int], count: int, repeats: int) -> list[dict[str, 
             "microseconds": median[name] * 1e3,
             "best_microseconds": min(taken[name]) * 1e3,
             "gigabytes_per_second": size / median[name] / 1e6,
-            "ratio_to_dense": median["dense, PyTorch"] / median[name],
+            "share_of_bandwidth": size / median[name] * 1e3 / bandwidth(),
+            "ratio_to_dense": median[DENSE] / median[name],
         }
         for name, (size, _, _) in graphs.items()
     ]
@@ -285,7 +315,7 @@ def show(row: dict[str, object]) -> str:
         return f"  {row['way']:26s} not measured: {row['not_measured']}"
     return (
         f"  {row['way']:26s} {row['microseconds']:8.1f} µs {row['gigabytes_per_second']:7.0f} GB/s "
-        f"{row['ratio_to_dense']:6.2f}x dense"
+        f"{row['share_of_bandwidth']:5.0%} of the memory's {row['ratio_to_dense']:6.2f}x dense"
     )
 
 
@@ -294,6 +324,7 @@ def main() -> None:
     parser.add_argument("--shape", action="append", help="OUTxIN; may be given several times")
     parser.add_argument("--rows", type=int, action="append", help=f"of input; default {COUNTS}")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
     parser.add_argument("--exllama", type=Path, help="folder of its source")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures go")
     arguments = parser.parse_args()
@@ -316,7 +347,8 @@ def main() -> None:
         out, width = (int(side) for side in text.split("x"))
         for count in arguments.rows or COUNTS:
             print(f"\n{text}, {count} rows of bfloat16")
-            rows = compare((out, width), count, arguments.repeats)
+            names = dict.fromkeys((DENSE, *arguments.ways))  # Others are compared with it.
+            rows = compare((out, width), count, arguments.repeats, names)
             print("\n".join(show(row) for row in rows), flush=True)
             record["results"] += rows
             arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

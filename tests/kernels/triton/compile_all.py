@@ -3,8 +3,9 @@
     python compile_all.py CAPABILITY
 
 A line for each: its name, the bits of a code, registers of a thread, bytes of a thread's stack
-(what did not fit in registers) and bytes of shared memory. Only Triton is imported: what the
-packages above the kernels import takes longer than compiling.
+(what did not fit in registers), bytes of shared memory, and its instructions on tensor cores. Of
+the package the kernels alone are imported: what those above them import takes longer than
+compiling.
 """
 
 import re
@@ -28,7 +29,9 @@ for depth, name in enumerate(("spqlm.kernels.triton", "spqlm.kernels", "spqlm"))
 from spqlm.kernels.triton.dequantize import dequantize, dequantize_groups  # noqa: E402
 from spqlm.kernels.triton.few_rows import add_up, few_rows  # noqa: E402
 from spqlm.kernels.triton.group_sparse import kept_groups_times_inputs  # noqa: E402
+from spqlm.kernels.triton.many_rows import many_rows  # noqa: E402
 from spqlm.kernels.triton.one_row import one_row, one_row_of_words  # noqa: E402
+from spqlm.kernels.triton.tiles import GROUP_TILES, WARP_TILES, Tile  # noqa: E402
 
 TYPES = {
     "x_ptr": "*bf16",
@@ -51,6 +54,18 @@ BF16 = {"DTYPE": tl.bfloat16}
 WIDTHS = (3, 4, 7)
 """Two planes, one, and all three: what other widths are made of."""
 GROUPED = BF16 | {"GROUP": 32, "GROUPED": True, "ROWS": 32, "HEIGHT": 16, "PRECISION": "ieee"}
+CAPABILITY = int(sys.argv[1])
+TILES = GROUP_TILES if CAPABILITY == 90 else WARP_TILES
+ALIGNED = ("x_ptr", "weight_ptr", "scale_ptr", "y_ptr", "rows", "width")
+"""What 16 divides in most models; without it nothing is copied to shared memory ahead."""
+
+
+def of_tile(tile: Tile, bits: int | None) -> dict[str, object]:
+    """What `many_rows` is compiled for; int8 codes have a scale for each row."""
+    sides = {"ROWS": tile.rows, "HEIGHT": tile.height, "DEPTH": tile.depth}
+    return sides | {"BITS": bits, "GROUP": bits and 64, "tile": tile}
+
+
 KERNELS = [
     *(
         (one_row_of_words, BF16 | {"BITS": bits, "GROUP": group, "CHUNKS": 64, "ROWS": 4})
@@ -62,30 +77,40 @@ KERNELS = [
     (add_up, {"BLOCK": 256}),
     (kept_groups_times_inputs, BF16 | {"PACKED": True, "WORDS": 2, "GROUPS": 32}),
     (dequantize_groups, {"PACKED": True, "WIDTH": 8, "GROUPS": 64}),
+    *((many_rows, of_tile(tile, bits)) for tile in TILES for bits in (None, *WIDTHS)),
 ]
 
 
 def resources(cubin: bytes) -> list[str]:
-    """Registers, stack and shared memory, by NVIDIA's own tool, which Triton brings."""
+    """Registers and stack, by NVIDIA's own tool, which Triton brings."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [tool, "--dump-resource-usage", file.name]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [re.findall(rf"\b{key}:(\d+)", said)[-1] for key in ("REG", "STACK", "SHARED")]
+    return [re.findall(rf"\b{key}:(\d+)", said)[-1] for key in ("REG", "STACK")]
 
 
 for kernel, constants in KERNELS:
+    tile = constants.pop("tile", None)
     known = TYPES | {"x_ptr": "*i32"} if kernel is few_rows else TYPES  # Where codes are packed.
     types_of = {
         name: "constexpr" if name in constants else known.get(name, "i32")
         for name in kernel.arg_names
     }
-    source = ASTSource(kernel, types_of, constants)
-    target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    # As `linear` launches it.
-    few = {"num_warps": 2 if constants.get("BITS") == 4 else 4, "num_stages": 3}
-    compiled = triton.compile(source, target=target, options=few if kernel is few_rows else {})
-    used = resources(compiled.asm["cubin"])
-    print(kernel.__name__, constants.get("BITS", "-"), *used, flush=True)
+    # As `linear` launches them.
+    options, attributes = {}, {}
+    if kernel is few_rows:
+        options = {"num_warps": 2 if constants.get("BITS") == 4 else 4, "num_stages": 3}
+    if tile is not None:
+        options = {"num_warps": tile.warps, "num_stages": tile.stages}
+        places = (kernel.arg_names.index(name) for name in ALIGNED)
+        attributes = {(place,): [["tt.divisibility", 16]] for place in places}
+    source = ASTSource(kernel, types_of, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
+    used = (*resources(compiled.asm["cubin"]), compiled.metadata.shared)
+    multiplies = "wgmma" if "wgmma.mma" in compiled.asm["ptx"] else "-"
+    if "mma.sync" in compiled.asm["ptx"]:
+        multiplies = "mma"
+    print(kernel.__name__, constants.get("BITS", "-"), *used, multiplies, flush=True)

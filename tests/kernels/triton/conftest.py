@@ -15,12 +15,11 @@ def device():
 
 
 def _repair_bfloat16(patch):
-    """The interpreter keeps its bits as integers, and multiplies and casts to it as to those."""
+    """The interpreter keeps its bits as integers, multiplies them as such, and does not round."""
     from triton import language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     product, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
-    difference = InterpreterBuilder.create_fsub
 
     def widened(side):
         bits = side.data.astype("uint32") << 16
@@ -31,11 +30,14 @@ def _repair_bfloat16(patch):
             a, b = widened(a), widened(b)
         return product(self, a, b, *others)
 
-    def difference_in_float32(self, a, b):
-        if a.dtype.scalar != tl.bfloat16:
-            return difference(self, a, b)
-        exact = difference(self, widened(a), widened(b))
-        return self.cast_impl(exact, a.dtype.scalar)
+    def in_float32(operation):
+        def computed(self, a, b):
+            if a.dtype.scalar != tl.bfloat16:
+                return operation(self, a, b)
+            exact = operation(self, widened(a), widened(b))
+            return self.cast_impl(exact, a.dtype.scalar)
+
+        return computed
 
     def constant(self, value):
         return self.cast_impl(self.get_fp32(value), tl.bfloat16)
@@ -43,9 +45,13 @@ def _repair_bfloat16(patch):
     def cast_by_float32(self, source, wanted):
         if source.dtype.scalar.is_int() and wanted.scalar == tl.bfloat16:
             source = TensorHandle(source.data.astype("float32"), tl.float32)
+        if source.dtype.scalar == tl.float32 and wanted.scalar == tl.bfloat16:
+            nearest = torch.tensor(source.data).to(torch.bfloat16).view(torch.int16)
+            return TensorHandle(nearest.numpy().view("uint16"), tl.bfloat16)
         return cast(self, source, wanted)
 
     patch.setattr(InterpreterBuilder, "get_bf16", constant, raising=False)
-    patch.setattr(InterpreterBuilder, "create_fsub", difference_in_float32)
+    for name in ("create_fsub", "create_fmul"):
+        patch.setattr(InterpreterBuilder, name, in_float32(getattr(InterpreterBuilder, name)))
     patch.setattr(InterpreterBuilder, "create_dot", product_in_float32)
     patch.setattr(InterpreterBuilder, "cast_impl", cast_by_float32)

@@ -9,10 +9,13 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+SHARED = {"80": 163, "89": 99, "90": 227}
+"""KiB of shared memory that a program may have, by compute capability."""
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", ["80", "89", "90"])
-def test_every_kernel_compiles_and_fits_the_registers(capability, tmp_path):
+@pytest.mark.parametrize("capability", SHARED)
+def test_every_kernel_compiles_and_fits_the_gpu(capability, tmp_path):
     script = Path(__file__).with_name("compile_all.py")
     surroundings = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
@@ -21,7 +24,10 @@ def test_every_kernel_compiles_and_fits_the_registers(capability, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in lines} == {
-        *("one_row_of_words", "one_row", "few_rows", "dequantize", "add_up"),
+        *("one_row_of_words", "one_row", "few_rows", "many_rows", "dequantize", "add_up"),
         *("kept_groups_times_inputs", "dequantize_groups"),
     }
     assert [line for line in lines if int(line[3])] == [], "these keep values in memory"
+    assert [line for line in lines if int(line[4]) > SHARED[capability] * 1024] == []
+    many = {line[5] for line in lines if line[0] == "many_rows"}
+    assert many == {"wgmma" if capability == "90" else "mma"}, "tensor cores multiply tiles"

@@ -7,16 +7,17 @@ from torch.nn import functional
 from spqlm.formats import StoredWeight
 from spqlm.kernels.triton.dequantize import dequantize
 from spqlm.kernels.triton.few_rows import add_up, few_rows
+from spqlm.kernels.triton.many_rows import many_rows
 from spqlm.kernels.triton.matrix import DTYPES, Matrix, cdiv, in_pairs, launchable, matrix_of
 from spqlm.kernels.triton.one_row import one_row, one_row_of_words
+from spqlm.kernels.triton.tiles import Tile, tile_for
 from spqlm.native import FLOATS
 
 FEW_ROWS = 64
-"""Up to here the codes are read as they are stored; beyond, the weight is written out.
+"""Up to here a scale multiplies the sum of its group, and programs share long rows.
 
-Measured at 64 rows on an H100 (docs/kernel-measurements.md): to read int8 codes takes half to four
-fifths of the time that writing the weight out does, to read 4-bit codes three quarters to five
-quarters.
+Beyond, it multiplies the weights, in tiles that are the faster the more inputs meet them. Where
+between 32 and 128 rows the one overtakes the other has not been measured.
 """
 
 
@@ -43,6 +44,9 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | No
         return read_codes(x, matrix, x.dtype)
     if matrix.scale is None:
         return None
+    if x.dtype != torch.float32:
+        return multiply_tiles(x, matrix)
+    # Tensor cores round float32, and without them a product of PyTorch's is what is fast.
     dense = dequantized(matrix, x.dtype)
     return functional.linear(x, dense, None if bias is None else bias.to(x.dtype))
 
@@ -147,6 +151,32 @@ def _few_rows(x: Tensor, count: int, matrix: Matrix, y: Tensor) -> None:
         add_up[(cdiv(y.numel(), block),)](
             sums, matrix.bias, y, parts, y.numel(), matrix.rows, BLOCK=block
         )
+
+
+def multiply_tiles(x: Tensor, matrix: Matrix, tile: Tile | None = None) -> Tensor:
+    """Inputs [..., in] in half precision, many of them, times codes and scales, [..., out].
+
+    Args:
+        x: inputs, without gaps.
+        matrix: of codes.
+        tile: instead of the one that is chosen for these shapes.
+    """
+    count = x.numel() // matrix.columns
+    y = x.new_empty(*x.shape[:-1], matrix.rows)
+    tile = tile or tile_for(matrix.rows, count, x.device)
+    with torch.cuda.device_of(x):
+        many_rows[(cdiv(matrix.rows, tile.rows), cdiv(count, tile.height))](
+            *(x, matrix.weight, matrix.scale, matrix.bias, y),
+            *(count, matrix.rows, matrix.width, matrix.scale_row),
+            BITS=matrix.bits,
+            GROUP=matrix.group,
+            ROWS=tile.rows,
+            HEIGHT=tile.height,
+            DEPTH=min(tile.depth, matrix.group or tile.depth),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+    return y
 
 
 def dequantized(matrix: Matrix, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:
