@@ -13,7 +13,7 @@ from torch import Tensor
 from spqlm.formats import Format, StoredWeight
 from spqlm.formats._blocks import BlockWeight, InBlocks
 from spqlm.formats._grouped import Grouped
-from spqlm.targets._integers import Integers, code_bits, integers
+from spqlm.targets._integers import Integers, integers, scheme
 
 BLOCK = 32
 """Columns of a block of integers."""
@@ -42,10 +42,10 @@ def stored_bytes(form: Format, rows: int, columns: int, float_bytes: int) -> int
     """Bytes of a weight there; as they are where it is floats."""
     if isinstance(form, InBlocks):
         return rows * columns // form.grid.block * BYTES[form.name.upper()]
-    bits = code_bits(form)
-    if bits is None:
+    found = scheme(form, columns)
+    if found is None:
         return form.stored_bytes(rows, columns, float_bytes)
-    return rows * columns // BLOCK * BYTES[TYPES[bits]]
+    return rows * columns // BLOCK * BYTES[TYPES[found.bits]]
 
 
 def wasteful(form: Format) -> str | None:

@@ -66,36 +66,34 @@ def common(weights: list[Integers]) -> list[Integers]:
     return [weight.regrouped(size)._replace(bits=bits) for weight in weights]
 
 
-def shared_columns(form: Format, columns: int) -> int | None:
-    """Columns that share a scale; None where `integers` gives none."""
-    if isinstance(form, Int8):
-        return columns
-    if isinstance(form, Grouped) or (isinstance(form, GroupSparse) and not form.zero):
-        return form.group_size
-    return None
+class Scheme(NamedTuple):
+    """What `integers` gives of weights in a format: bits of a code, columns that share a scale."""
+
+    bits: int
+    group_size: int
 
 
-def code_bits(form: Format) -> int | None:
-    """Bits of its codes; None where `integers` gives none."""
+def scheme(form: Format, columns: int) -> Scheme | None:
+    """That of a format; None where `integers` gives none."""
     if isinstance(form, Int8):
-        return 8
+        return Scheme(8, columns)
     if isinstance(form, Grouped) or (isinstance(form, GroupSparse) and not form.zero):
-        return form.bits
+        return Scheme(form.bits, form.group_size)
     return None
 
 
 def grouping_refusal(spec: WeightSpec, multiple: int) -> str | None:
     """Why a weight has no scales for whole groups of `multiple` columns; None where it has."""
     columns = spec.place.shape[1]
-    shared = shared_columns(spec.form, columns)
+    found = scheme(spec.form, columns)
     if spec.low_rank:
         return "it is the product of two factors"
-    if shared is None:
+    if found is None:
         return f"{spec.form.describe(*spec.place.shape)} is more than a scale times a code"
     if columns % multiple:
         return f"its {columns} inputs are no multiple of {multiple}"
-    if shared % multiple:
-        return f"{shared} of its inputs share a scale, no multiple of {multiple}"
+    if found.group_size % multiple:
+        return f"{found.group_size} of its inputs share a scale, no multiple of {multiple}"
     return None
 
 

@@ -28,13 +28,12 @@ from spqlm.numerics.integer import dequantize_groups
 from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
 from spqlm.targets._integers import (
     Integers,
-    code_bits,
     common,
     grouping_refusal,
     integers,
     packed,
     packed_bytes,
-    shared_columns,
+    scheme,
     unpacked,
 )
 from spqlm.targets.base import Package, Target
@@ -48,11 +47,11 @@ SHAPE = 16
 
 def _stored_bytes(form: Format, rows: int, columns: int, float_bytes: int) -> int:
     """Words of codes, scales and the shape; members of a fused set have one scheme anyway."""
-    shared, bits = shared_columns(form, columns), code_bits(form)
-    if shared is None or bits is None:
+    found = scheme(form, columns)
+    if found is None:
         return form.stored_bytes(rows, columns, float_bytes)
-    scales = rows * columns // shared
-    return packed_bytes(rows, columns, bits) + scales * float_bytes + SHAPE
+    scales = rows * columns // found.group_size * float_bytes
+    return packed_bytes(rows, columns, found.bits) + scales + SHAPE
 
 
 class CompressedTensorsTarget(Target):

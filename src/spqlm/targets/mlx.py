@@ -25,12 +25,11 @@ from spqlm.numerics.integer import dequantize_groups
 from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
 from spqlm.targets._integers import (
     Integers,
-    code_bits,
     grouping_refusal,
     integers,
     packed,
     packed_bytes,
-    shared_columns,
+    scheme,
     unpacked,
 )
 from spqlm.targets.base import Package, Target
@@ -51,11 +50,11 @@ def _group_size(shared: int) -> int:
 
 def _stored_bytes(form: Format, rows: int, columns: int, float_bytes: int) -> int:
     """Words of codes, scales and biases."""
-    shared, bits = shared_columns(form, columns), code_bits(form)
-    if shared is None or bits is None:
+    found = scheme(form, columns)
+    if found is None:
         return form.stored_bytes(rows, columns, float_bytes)
-    floats = 2 * rows * columns // _group_size(shared)
-    return packed_bytes(rows, columns, _width(bits)) + floats * float_bytes
+    floats = 2 * rows * columns // _group_size(found.group_size)
+    return packed_bytes(rows, columns, _width(found.bits)) + floats * float_bytes
 
 
 class MlxTarget(Target):
