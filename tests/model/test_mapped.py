@@ -5,6 +5,7 @@ import pytest
 import torch
 from tests.helpers import logits, tiny_model
 
+import spqlm
 from spqlm.layerwise.loop import LayerLoop
 from spqlm.model.mapped import bounded, is_bounded, mark, release, supported, watch
 from spqlm.model.view import ModelView
@@ -79,6 +80,12 @@ def test_what_is_no_file_is_counted(directory):
         assert mark(load_model(directory).model) == 0
         halved = load_model(directory, dtype="bfloat16").model
         assert mark(halved) == bytes_of(halved)
+
+
+def test_a_compressed_checkpoint_stays_in_its_files(directory, tmp_path):
+    spqlm.compress(directory, tmp_path / "out", recipe="int8")
+    with bounded():
+        assert mark(load_model(tmp_path / "out", verify=True).model) == 0
 
 
 def test_nothing_is_released_outside(directory):
