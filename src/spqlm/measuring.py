@@ -1,12 +1,14 @@
 """Measuring a model by name: loaded as it is used, with the cache, beside the dense one."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spqlm.cache import cache_directory
+from spqlm.cluster import over_ray
 from spqlm.decoding.int8_activations import round_activations
 from spqlm.decoding.optimize import optimize
 from spqlm.errors import SpqError
@@ -37,6 +39,7 @@ def evaluate(
     int8_activations: bool = False,
     verify: bool = True,
     trust_remote_code: bool = False,
+    ray: str | None = None,
 ) -> Evaluation:
     """Measure the quality of a model: perplexity on texts, accuracy on benchmarks.
 
@@ -60,13 +63,14 @@ def evaluate(
         int8_activations: round what enters int8 layers to int8, too.
         verify: compare a checkpoint of ours with the hashes in its manifest.
         trust_remote_code: run the code that the models bring along; nothing ever asks.
+        ray: address of a Ray cluster whose machines share the tasks, or `auto`.
 
     Returns:
         one result a task, each with its protocol and standard error.
 
     Raises:
         SpqError: a task or the way to cut windows is unknown, data or the tokenizer is missing, or
-            the model cannot be loaded.
+            the model cannot be loaded; or there is no such cluster.
 
     Example:
         import spqlm
@@ -74,9 +78,14 @@ def evaluate(
         (result,) = spqlm.evaluate("demo", "builtin", context=128, limit=2).tasks
         print(result.perplexity.perplexity, "±", result.perplexity.standard_error)
     """
+    shared = {k: v for k, v in locals().items() if k not in ("model", "tasks", "ray")}
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     laid = protocol(windows_as, context, stride, bos)
     check_tasks(names)
+    if ray is not None:
+        found = dict(over_ray(partial(evaluate, model, **shared), names, ray, "evaluating"))
+        parts = tuple(part for name in names for part in found[name].tasks)
+        return Evaluation(model=str(model), int8_activations=int8_activations, tasks=parts)
     options: dict[str, Any] = {
         "dtype": dtype,
         "device_map": device,

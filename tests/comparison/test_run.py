@@ -268,3 +268,25 @@ def test_a_cell_that_was_changed_is_not_believed(wide, settings, tmp_path, field
     file.write_text(json.dumps(fields))
     assert read_cell(cells, cell.name) is None
     assert "dense@own.json is not what was written" in caplog.text
+
+
+def test_cells_that_other_machines_measured_are_those_that_one_measures(
+    wide, settings, tmp_path, monkeypatch
+):
+    model, dense = wide
+    sizes, methods = [int(0.4 * dense)], ["dense", "int8", "svd"]
+    sent = []
+
+    def over_ray(work, items, address, description):
+        sent.extend(items)
+        return [(item, work(item)) for item in items]
+
+    monkeypatch.setattr(comparison_run, "over_ray", over_ray)
+    alone = compare(model, tmp_path / "alone", methods, sizes, settings)
+    shared = compare(model, tmp_path / "shared", methods, sizes, settings, ray="auto")
+    assert sent == [("dense", None), ("int8", None), ("svd", sizes[0])]
+    assert [(c.name, c.bytes, c.key) for c in shared] == [(c.name, c.bytes, c.key) for c in alone]
+    assert [scored(c).perplexity for c in shared] == [scored(c).perplexity for c in alone]
+    # What is there is not sent again.
+    compare(model, tmp_path / "shared", methods, sizes, settings, ray="auto")
+    assert len(sent) == 3

@@ -17,6 +17,7 @@ from spqlm.cli.options import (
     Limit,
     Model,
     Protocol,
+    Ray,
     Seed,
     Windows,
     listed,
@@ -82,6 +83,7 @@ def command(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
+    ray: Ray = None,
     keep: Annotated[
         bool,
         typer.Option(
@@ -126,7 +128,7 @@ def command(
     # An earlier comparison may be gone on with; anything else that is there may not be touched.
     if not (out / CELLS).is_dir() and out.is_dir() and any(out.iterdir()):
         raise SpqError(f"{str(out)!r} is not empty and holds no comparison; name a new directory")
-    cells = compare(model, out, wanted, asked, settings, keep=keep)
+    cells = compare(model, out, wanted, asked, settings, keep=keep, ray=ray)
     everything = json_of(Comparison(model=model, cells=cells))
     write_text(out / "comparison.json", everything + "\n")
     charts, missing = _charts(out, cells)

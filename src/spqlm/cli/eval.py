@@ -19,6 +19,7 @@ from spqlm.cli.options import (
     Model,
     Output,
     Protocol,
+    Ray,
     Seed,
     TrustRemoteCode,
     Windows,
@@ -102,6 +103,7 @@ def command(
     trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = "auto",
     device: Device = None,
+    ray: Ray = None,
     int8_activations: Int8Activations = False,
     as_json: Json = False,
     output: Output = None,
@@ -132,6 +134,7 @@ def command(
         int8_activations=int8_activations,
         verify=verify,
         trust_remote_code=trust_remote_code,
+        ray=ray,
     )
     if not deliver(json_of(found), as_json, output):
         _show(f"{model}, int8 activations" if int8_activations else model, found.tasks)

@@ -113,6 +113,16 @@ Dtype = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Share the work among the machines of this Ray cluster; `auto` for the one that this "
+        "machine belongs to.",
+        show_default=False,
+        rich_help_panel=MACHINE,
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

@@ -1,7 +1,9 @@
 """Run every method at every size, and go on where an earlier run was stopped."""
 
 import logging
+import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import yaml
 from spqlm.cache import cache_directory
 from spqlm.checkpoint.atomic import write_text
 from spqlm.checkpoint.manifest import Manifest, read_manifest
+from spqlm.cluster import over_ray
 from spqlm.comparison.cells import Cell, cell_name, command, is_matched, read_cell, write_cell
 from spqlm.comparison.methods import METHODS, Candidate, Inventory, inventory
 from spqlm.comparison.models import MODELS, make, place
@@ -70,6 +73,7 @@ def compare(
     settings: Settings,
     *,
     keep: bool = False,
+    ray: str | None = None,
 ) -> list[Cell]:
     """Compress with every method at every size and measure each result.
 
@@ -80,13 +84,16 @@ def compare(
         sizes: in bytes.
         settings: of all cells.
         keep: the compressed models, too: each is made once, whatever is measured on it later.
+        ray: address of a Ray cluster whose machines share the cells, or `auto`; `keep` is then for
+            a directory that all of them have.
 
     Returns:
         the cells, methods with a size of their own first; then others that earlier runs with the
         same settings left, whichever tasks they ran.
 
     Raises:
-        SpqError: an unknown task or missing data, or a model that cannot be compared.
+        SpqError: an unknown task or missing data, or a model that cannot be compared; or there is
+            no such cluster.
     """
     check_tasks(settings.tasks)
     if settings.calibration not in (GENERATED, *HUB_TEXTS):
@@ -105,8 +112,25 @@ def compare(
     (out / CELLS).mkdir(parents=True, exist_ok=True)
     pairs: list[tuple[str, int | None]] = [(m, None) for m in methods if not METHODS[m].sized]
     pairs += [(m, size) for size in sizes for m in methods if METHODS[m].sized]
+    if ray is not None:
+        one = partial(_elsewhere, model, out.absolute(), settings, keep)
+        for _, cell in over_ray(one, [pair for pair in pairs if runner.lacks(*pair)], ray, "cells"):
+            runner.keep(cell)
     asked = [runner.cell(method, target) for method, target in track(pairs, "comparing")]
     return asked + runner.others(asked)
+
+
+def _elsewhere(
+    model: str, out: Path, settings: Settings, keep: bool, pair: tuple[str, int | None]
+) -> Cell:
+    """One cell, on a machine that may not have the directory of the results."""
+    method, target = pair
+    with tempfile.TemporaryDirectory(prefix="spq-compare-") as scratch:
+        place = out if keep else Path(scratch)
+        cells = compare(
+            model, place, [method], [] if target is None else [target], settings, keep=keep
+        )
+    return next(cell for cell in cells if (cell.method, cell.target) == pair)
 
 
 @dataclass(frozen=True)
@@ -148,10 +172,22 @@ class _Runner:
         else:
             logger.info("%s", name)
             self._measure(cell, recipe, missing)
-        text = yaml.safe_dump(described, sort_keys=False)
-        write_text(self.out / CELLS / f"{name}.yaml", text)
-        write_cell(self.out / CELLS, cell)
+        self.keep(cell)
         return cell
+
+    def lacks(self, method: str, target: int | None) -> bool:
+        """Whether something of a cell is still to be measured."""
+        recipe = self._recipe(self._nearest(method, target)).to_dict()
+        known = self._known(cell_name(method, target), self._key(recipe, target))
+        if known is None:
+            return True
+        return known.status == "done" and not known.tasks.keys() >= set(self.settings.tasks)
+
+    def keep(self, cell: Cell) -> None:
+        """Write a cell and its recipe."""
+        text = yaml.safe_dump(cell.recipe, sort_keys=False)
+        write_text(self.out / CELLS / f"{cell.name}.yaml", text)
+        write_cell(self.out / CELLS, cell)
 
     def others(self, asked: list[Cell]) -> list[Cell]:
         """Cells of other methods and sizes that lie in the directory, by name."""

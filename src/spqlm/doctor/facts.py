@@ -34,6 +34,7 @@ OPTIONAL = {
     "lm_eval": ("lm-eval", "benchmarks of `spq eval`: spqlm[eval]"),
     "matplotlib": ("matplotlib", "charts: spqlm[report]"),
     "peft": ("peft", "adapters: spqlm[eval]"),
+    "ray": ("ray", "several machines in `spq eval` and `spq compare`: pip install ray"),
     "triton": ("triton", "kernels on NVIDIA GPUs: comes with PyTorch for CUDA"),
 }
 
