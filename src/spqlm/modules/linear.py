@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from spqlm.formats import StoredWeight
 from spqlm.kernels.dynamic_int8 import dynamic_int8_linear
 from spqlm.kernels.product import linear
+from spqlm.kernels.remembered import Remembered
 
 
 class Compressed(nn.Module):
@@ -56,12 +57,18 @@ class CompressedLinear(Compressed):
         super().__init__(weight)
         self.out_features, self.in_features = weight.shape
         self.register_parameter("bias", None if bias is None else held(bias))
+        self._remembered = Remembered()
 
     def forward(self, x: Tensor) -> Tensor:
         """X [..., in_features] -> [..., out_features], in the dtype of x."""
         bias = self._parameters["bias"]
         if self.int8_inputs:
             found = dynamic_int8_linear(x, self.codes, self.scale, bias)  # type: ignore[arg-type]
+            if found is not None:
+                return found
+        if x.is_cuda and not torch.compiler.is_compiling():
+            tensors = self._parameters.values()
+            found = self._remembered.product(x, tensors, lambda: self.stored_weight)
             if found is not None:
                 return found
         return linear(x, self.stored_weight, bias)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from spqlm.formats import StoredWeight
 from spqlm.kernels.triton import linear, sparse_linear
-from spqlm.kernels.triton.linear import low_rank
+from spqlm.kernels.triton.linear import low_rank, ready
 
-__all__ = ["low_rank", "product", "restored", "take_rows"]
+__all__ = ["low_rank", "product", "ready", "restored", "take_rows"]
 
 
 def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | None:

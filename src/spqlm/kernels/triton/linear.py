@@ -6,10 +6,9 @@ from torch.nn import functional
 
 from spqlm.formats import StoredWeight
 from spqlm.kernels.triton.dequantize import dequantize
-from spqlm.kernels.triton.few_rows import add_up, few_rows
 from spqlm.kernels.triton.many_rows import many_rows
-from spqlm.kernels.triton.matrix import DTYPES, Matrix, cdiv, in_pairs, launchable, matrix_of
-from spqlm.kernels.triton.one_row import one_row, one_row_of_words
+from spqlm.kernels.triton.matrix import Matrix, cdiv, launchable, matrix_of
+from spqlm.kernels.triton.ready import FewRows
 from spqlm.kernels.triton.tiles import Tile, tile_for
 from spqlm.native import FLOATS
 
@@ -19,6 +18,28 @@ FEW_ROWS = 64
 Beyond, it multiplies the weights, in tiles that are the faster the more inputs meet them. Where
 between 32 and 128 rows the one overtakes the other has not been measured.
 """
+
+
+def ready(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> FewRows | None:
+    """The product with few rows of input such as x, to be called again and again.
+
+    Args:
+        x: [..., in], without gaps.
+        weight: [out, in], of which every element is stored.
+        bias: [out] or None.
+
+    Returns:
+        a function of tensors with the shape, dtype and device of x; None for many rows of input,
+        and where there is no kernel.
+    """
+    matrix = matrix_of(weight, bias)
+    if matrix is None or not _multiplies(x, matrix) or x.numel() > FEW_ROWS * matrix.columns:
+        return None
+    if matrix.scale is None and matrix.weight.dtype != x.dtype:
+        return None
+    if not launchable(x, matrix.weight, matrix.scale, bias):
+        return None
+    return FewRows(matrix, x.numel() // matrix.columns, x.dtype, x.dtype)
 
 
 def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | None:
@@ -88,69 +109,7 @@ def _multiplies(x: Tensor, matrix: Matrix) -> bool:
 
 def read_codes(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """Inputs [..., in], at most FEW_ROWS, times a weight as it is stored, [..., out] in `dtype`."""
-    y = x.new_empty(*x.shape[:-1], matrix.rows, dtype=dtype)
-    with torch.cuda.device_of(x):
-        _launch(x, matrix, y)
-    return y
-
-
-def _launch(x: Tensor, matrix: Matrix, y: Tensor) -> None:
-    count = x.numel() // matrix.columns
-    if count > 1:
-        _few_rows(x, count, matrix, y)
-    elif (words := matrix.words) is not None:
-        nibbles = 8 if matrix.bits else 4  # in a word
-        one_row_of_words[(cdiv(matrix.rows, 4),)](
-            in_pairs(x),
-            words,
-            *(matrix.scale, matrix.bias, y),
-            *(matrix.rows, matrix.columns // nibbles, matrix.scale_row),
-            BITS=matrix.bits or 8,
-            DTYPE=DTYPES[x.dtype],
-            GROUP=matrix.group and matrix.group // nibbles,
-            CHUNKS=64,
-            ROWS=4,
-        )
-    else:
-        one_row[(cdiv(matrix.rows, 4),)](
-            *(x, matrix.weight, matrix.scale, matrix.bias, y),
-            *(matrix.rows, matrix.width, matrix.scale_row),
-            BLOCK=1024,
-            ROWS=4,
-        )
-
-
-def _few_rows(x: Tensor, count: int, matrix: Matrix, y: Tensor) -> None:
-    # Fits the shared memory of every GPU from compute capability 8.0 on, and the registers.
-    deep = x.dtype != torch.float32 and count <= 16 and matrix.bits in (None, 4)
-    unroll, group = 4 if deep else 2, matrix.unit_group or 64
-    programs = cdiv(matrix.rows, 32)
-    steps = cdiv(matrix.width, group * unroll)
-    steps = cdiv(steps, max(1, (512 if matrix.bits else 128) // programs))
-    parts = cdiv(matrix.width, group * unroll * steps)
-    whole = parts == 1
-    sums = y if whole else y.new_empty(parts, *y.shape, dtype=torch.float32)
-    few_rows[(programs, parts)](
-        in_pairs(x) if matrix.bits else x,
-        *(matrix.weight, matrix.scale, matrix.bias if whole else None, sums),
-        *(count, matrix.rows, matrix.width, matrix.scale_row, steps * unroll),
-        BITS=matrix.bits,
-        DTYPE=DTYPES[x.dtype],
-        GROUP=group,
-        GROUPED=matrix.group is not None,
-        ROWS=32,
-        HEIGHT=max(16, 1 << (count - 1).bit_length()),
-        UNROLL=unroll,
-        # Between two factors in half precision tf32 is exact enough, and runs on tensor cores.
-        PRECISION="ieee" if y.dtype == x.dtype else "tf32",
-        num_stages=4 if deep else 2 if x.dtype == torch.float32 else 3,
-        num_warps=2 if matrix.bits == 4 else 4,
-    )
-    if not whole:
-        block = 256
-        add_up[(cdiv(y.numel(), block),)](
-            sums, matrix.bias, y, parts, y.numel(), matrix.rows, BLOCK=block
-        )
+    return FewRows(matrix, x.numel() // matrix.columns, x.dtype, dtype)(x)
 
 
 def multiply_tiles(x: Tensor, matrix: Matrix, tile: Tile | None = None) -> Tensor:

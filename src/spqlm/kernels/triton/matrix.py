@@ -56,11 +56,10 @@ class Matrix(NamedTuple):
         return None if self.group is None else self.group // 2
 
     @property
-    def words(self) -> Tensor | None:
-        """The codes as int32; None where rows, or their planes, are not whole words."""
+    def whole_words(self) -> bool:
+        """Whether these are codes, and rows and their planes are whole words of 32 bits."""
         coded = self.weight.dtype in (torch.int8, torch.uint8)
-        whole = self.columns % (4 if self.bits is None else WHOLE_WORDS) == 0
-        return in_words(self.weight) if coded and whole else None
+        return coded and self.columns % (4 if self.bits is None else WHOLE_WORDS) == 0
 
 
 def in_words(codes: Tensor) -> Tensor:
