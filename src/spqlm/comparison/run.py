@@ -1,7 +1,6 @@
 """Run every method at every size, and go on where an earlier run was stopped."""
 
 import logging
-import tempfile
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from spqlm.errors import SpqError
 from spqlm.evaluation import Reference, TaskResult, check_tasks, evaluate, open_journal
 from spqlm.evaluation.journal import digest
 from spqlm.evaluation.tasks import is_text
+from spqlm.locks import scratch
 from spqlm.model.limits import check_context
 from spqlm.model.view import ModelView
 from spqlm.pipeline import compress
@@ -125,11 +125,10 @@ def _elsewhere(
 ) -> Cell:
     """One cell, on a machine that may not have the directory of the results."""
     method, target = pair
-    with tempfile.TemporaryDirectory(prefix="spq-compare-") as scratch:
-        place = out if keep else Path(scratch)
-        cells = compare(
-            model, place, [method], [] if target is None else [target], settings, keep=keep
-        )
+    sizes = [] if target is None else [target]
+    with scratch() as directory:
+        place = out if keep else directory
+        cells = compare(model, place, [method], sizes, settings, keep=keep)
     return next(cell for cell in cells if (cell.method, cell.target) == pair)
 
 
