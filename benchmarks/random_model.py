@@ -1,13 +1,14 @@
 """Checkpoints of random weights in the shape of a large model, for measuring what speed is about.
 
-    python benchmarks/random_model.py OUT [--shape llama-2-7b] [--layers N] [--formats bfloat16 ...]
-        [--device cuda]
+    python benchmarks/random_model.py OUT [--shape llama-2-7b | moe-300m] [--layers N]
+        [--formats bfloat16 ...] [--device cuda]
     cd OUT && spq bench bfloat16 int8 pruned-int8 int4 sparse --batch 1 --prefill 512 --optimize
 
 Writes OUT/FORMAT, one after the other. Layers are made in their format, without a dense copy, so it
 takes the memory of the largest model. `int4` has groups of 64, `sparse` 4 bits in groups of 16 of
 which half are left out; `pruned-int8` is int8 with three quarters of the neurons and attention in
-two factors of a quarter of its rank. All of these have an int8 embedding and lm_head.
+two factors of a quarter of its rank. All of these have an int8 embedding and lm_head. `moe-300m`
+has 32 experts in each layer, of which 4 see a token.
 """
 
 import argparse
@@ -17,7 +18,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+)
 
 from spqlm.checkpoint.atomic import atomic_directory
 from spqlm.checkpoint.quantizer import attach
@@ -26,10 +33,11 @@ from spqlm.formats.dense import Dense, DenseWeight
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank, LowRankWeight
+from spqlm.model.experts import close_experts, open_experts
 from spqlm.modules.embedding import CompressedEmbedding
 from spqlm.modules.ops import linear_of
 
-SHAPES = {
+SHAPES: dict[str, PretrainedConfig] = {
     "llama-2-7b": LlamaConfig(
         vocab_size=32000,
         hidden_size=4096,
@@ -38,7 +46,20 @@ SHAPES = {
         num_attention_heads=32,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
-    )
+    ),
+    "moe-300m": Qwen3MoeConfig(
+        vocab_size=32000,
+        hidden_size=512,
+        moe_intermediate_size=384,
+        num_hidden_layers=16,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        num_experts=32,
+        num_experts_per_tok=4,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    ),
 }
 # What trained weights of such models are about.
 DEVIATION = 0.02
@@ -93,14 +114,16 @@ def embedding(rows: int, columns: int, quantized: bool) -> nn.Module:
     return nn.Embedding(rows, columns, _weight=torch.randn(rows, columns, dtype=DTYPE))
 
 
-def make(config: LlamaConfig, name: str) -> PreTrainedModel:
+def make(config: PretrainedConfig, name: str) -> PreTrainedModel:
     """A model with every linear layer in a format; lm_head in int8 where that is not bfloat16."""
     pruned = name == "pruned-int8"
     if pruned:
         config = copy.copy(config)
-        config.intermediate_size = config.intermediate_size * 3 // 4
+        width = "moe_intermediate_size" if hasattr(config, "num_experts") else "intermediate_size"
+        setattr(config, width, getattr(config, width) * 3 // 4)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
+        open_experts(model)
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
             weight = WEIGHTS[name]
@@ -117,6 +140,9 @@ def make(config: LlamaConfig, name: str) -> PreTrainedModel:
             module.weight = nn.Parameter(
                 torch.ones_like(module.weight, device=torch.get_default_device())
             )
+        elif "weight" in module._parameters and module.weight.is_meta:
+            module.weight = nn.Parameter(dense(*module.weight.shape).weight)  # a router
+    close_experts(model)
     return model
 
 
