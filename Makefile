@@ -50,10 +50,10 @@ sanitize: $(TOOLS) ## test the native kernels under ASan and UBSan, with GCC and
 	@.ci/sanitize $(BIN)/python g++ clang++
 
 fuzz: $(TOOLS) ## try damaged files, code of models and bad invocations, for ten minutes
-	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) checkpoints caches trust invocations
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) checkpoints caches reports trust known invocations
 
-kill: $(TOOLS) ## kill compress at random times for ten minutes: nothing may be lost
-	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) kills
+kill: $(TOOLS) ## kill compress, eval and export at random times, and every recipe at every tenth: nothing may be lost
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) kills resumes
 
 format: $(TOOLS) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix

@@ -13,6 +13,9 @@ ODD = (
     *("", " ", "x" * 300, "x/" * 200, "a\nb", "-1", "0", "9" * 30, "1e999", "nan", "[/b]"),
     *("\x1b[31m", "\u202e", "a\udcff", "..", "/", "/proc/x", "/dev/null", "~", "demo=", "=", ","),
 )
+RECIPE = """calibration: {{source: {text}, windows: 4, context: 24}}
+stages: [{{budget: {{target_bytes: null, formats: [{{int4: {{group_size: 32}}}}, int8]}}}}]
+"""
 # Options that take a value, by command, and what is right everywhere.
 COMMANDS = {
     "compress": (
@@ -35,6 +38,25 @@ COMMANDS = {
         *("results", "comparison", "bench", "modules", "against", "prompts", "output"),
     ),
     "export": (("MODEL", "dense", "OUT"), "dtype", "max-shard-size"),
+    "plan": (
+        ("MODEL", "--target-ratio", "0.5"),
+        *("recipe", "target-size", "alike", "for", "calibration", "dtype", "memory"),
+    ),
+    "frontier": (
+        ("MODEL", "--sizes", "0.1MB", "--recipe", "RECIPE"),
+        *("sizes", "recipe", "alike", "for", "calibration", "seed", "dtype", "device", "output"),
+    ),
+    "bench": (
+        ("MODEL", "--quick", "--seconds", "0.1"),
+        *("batch", "prefill", "prompt-tokens", "decode-tokens", "rounds", "seconds", "threads"),
+        *("dtype", "device", "output"),
+    ),
+    "compare": (
+        ("MODEL", "OUT", "--sizes", "1MB", "--methods", "none"),
+        *("sizes", "methods", "calibration", "tasks", "protocol", "context", "limit", "windows"),
+        *("seed", "dtype", "device"),
+    ),
+    "clean": (("FOLDER",), "dry-run"),
     "recipes": ((),),
 }
 
@@ -42,15 +64,17 @@ COMMANDS = {
 def run(folder: Path, seed: int, seconds: float, most: int = 100_000) -> Report:
     """Commands of which one or two words are odd."""
     report, random, going_on = Report("invocations"), Random(seed), until(seconds, most)
-    model, text = folder / "model", folder / "text.txt"
+    model, text, recipe = folder / "model", folder / "text.txt", folder / "recipe.yaml"
     spqlm.compress(tiny_model(), model, recipe="int8", tokenizer=tiny_tokenizer())
     text.write_text(TEXT)
+    recipe.write_text(RECIPE.format(text=text))
     before = _contents(model)
     while going_on(report.tried):
         command = random.choice(list(COMMANDS))
         right, *options = COMMANDS[command]
-        words = [str(model) if word == "MODEL" else word for word in right]
-        words = [str(folder / f"out{report.tried}") if word == "OUT" else word for word in words]
+        places = {"MODEL": model, "OUT": folder / f"out{report.tried}", "FOLDER": folder}
+        places["RECIPE"] = recipe
+        words = [str(places.get(word, word)) for word in right]
         for _ in range(random.choice((1, 1, 2))):
             if options and random.random() < 0.7:
                 words += [f"--{random.choice(options)}", random.choice(ODD)]

@@ -1,12 +1,17 @@
 """Commands killed at any time: nothing is lost, and the same command gives the same result."""
 
+import json
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from tests.fuzz.outcome import spq
 from tests.fuzz.report import Report, until
@@ -14,6 +19,7 @@ from tests.helpers import TEXT, tiny_model, tiny_tokenizer
 
 import spqlm
 from spqlm.checkpoint.hashes import check_hashes, hash_tensors
+from spqlm.checkpoint.leftovers import clean
 from spqlm.checkpoint.manifest import read_manifest
 
 RECIPE = """calibration: {{source: {text}, windows: 8, context: 32}}
@@ -23,35 +29,110 @@ stages:
 """
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command that replaces what it wrote before.
+
+    Attributes:
+        words: of it.
+        written: what it leaves, as something that can be compared; raises where that is not whole.
+    """
+
+    words: tuple[object, ...]
+    written: Callable[[], Any]
+
+
 def run(folder: Path, seed: int, seconds: float, most: int = 100_000) -> Report:
-    """Overwrite a checkpoint and kill that at a random time; then let it run through.
+    """Kill commands that overwrite their result, and let some of them run through afterwards.
 
     $SPQ_CACHE_DIR must be `cache` in the folder.
     """
     report, random, going_on = Report("kills"), Random(seed), until(seconds, most)
-    source, out = folder / "source", folder / "out"
+    outputs, known = folder / "outputs", {}
+    for name, command in _commands(folder, outputs).items():
+        started = time.monotonic()
+        outcome = spq(*command.words, seconds=600)
+        if outcome.status:
+            raise RuntimeError(f"{name}: {outcome.err}")
+        known[name] = (command, time.monotonic() - started, command.written())
+    while going_on(report.tried):
+        name = random.choice(list(known))
+        command, takes, right = known[name]
+        if random.random() < 0.5:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+        after = random.random() * takes
+        killed = _kill(command.words, after)
+        fault = _wrong(command, right)
+        if fault is None and random.random() < 0.25:
+            outcome = spq(*command.words, seconds=600)
+            fault = outcome.fault or ("it failed" if outcome.status else _wrong(command, right))
+        if fault is None:
+            # Now and then work to go on from goes as well.
+            fault = _left(outputs, unfinished=random.random() < 0.1)
+        when = f"after {after:.2f} s{'' if killed else ', when it was through'}"
+        report.add(f"{name}, {when}", fault)
+    return report
+
+
+def _commands(folder: Path, outputs: Path) -> dict[str, Command]:
+    source, compressed, text = folder / "source", folder / "compressed", folder / "text.txt"
+    outputs.mkdir()
     tiny_model().save_pretrained(source)
     tiny_tokenizer().save_pretrained(source)
-    (folder / "text.txt").write_text(TEXT)
-    (folder / "recipe.yaml").write_text(RECIPE.format(text=folder / "text.txt"))
-    words = ("compress", source, out, "--recipe", folder / "recipe.yaml", "--overwrite")
-    started = time.monotonic()
-    spq(*words, seconds=600)
-    takes, right = time.monotonic() - started, hash_tensors(out)
-    shutil.rmtree(folder / "cache", ignore_errors=True)
-    while going_on(report.tried):
-        after = random.random() * takes
-        killed = _kill(words, after)
-        fault = _lost(out)
-        if fault is None and random.random() < 0.25:
-            outcome = spq(*words, seconds=60 + 20 * takes)
-            fault = outcome.fault or ("it failed" if outcome.status else None)
-            if fault is None and hash_tensors(out) != right:
-                fault = "another result after the kill"
-            if random.random() < 0.5:
-                shutil.rmtree(folder / "cache", ignore_errors=True)
-        report.add(f"after {after:.2f} s{'' if killed else ', when it was through'}", fault)
-    return report
+    spqlm.compress(source, compressed, recipe="int8")
+    text.write_text(TEXT)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.format(text=text))
+    out, results, dense = outputs / "out", outputs / "results.json", outputs / "dense"
+    measured = ("--tasks", text, "--context", 32, "--limit", 8, "--output", results)
+    return {
+        "compress": Command(
+            ("compress", source, out, "--recipe", recipe, "--overwrite"), lambda: _whole(out)
+        ),
+        "eval": Command(
+            ("eval", compressed, "--against", source, *measured), lambda: _figures(results)
+        ),
+        "export": Command(
+            ("export", compressed, "dense", dense, "--overwrite"),
+            lambda: sha256((dense / "model.safetensors").read_bytes()).hexdigest(),
+        ),
+    }
+
+
+def _whole(out: Path) -> dict[str, str]:
+    """Hashes of the tensors of a checkpoint that is whole."""
+    manifest = read_manifest(out)
+    if manifest is None or not manifest.tensors:
+        raise ValueError("the checkpoint has no manifest")
+    check_hashes(out, manifest)
+    spqlm.load(out)
+    return hash_tensors(out)
+
+
+def _figures(results: Path) -> Any:
+    """What `spq eval` measured, without what it cost."""
+    found = json.loads(results.read_text())
+    for task in found["tasks"]:
+        del task["effort"]
+    return found
+
+
+def _wrong(command: Command, right: Any) -> str | None:
+    """What is wrong with what is there: always a whole result, and the same one."""
+    try:
+        return None if command.written() == right else "another result"
+    except (OSError, ValueError, spqlm.SpqError) as error:
+        return f"the result is gone or not whole: {error}"
+
+
+def _left(outputs: Path, unfinished: bool) -> str | None:
+    """What `spq clean` misses of what killed runs left, as if a minute were over."""
+    for path in outputs.iterdir():
+        os.utime(path, (0, 0))
+    clean([outputs], unfinished=unfinished)
+    known = {"out", "results.json", "dense"} | (set() if unfinished else {"out.unfinished"})
+    kept = {path.name for path in outputs.iterdir()} - known
+    return f"{min(kept)} is not removed" if kept else None
 
 
 def _kill(words: tuple[object, ...], after: float) -> bool:
@@ -73,18 +154,3 @@ def _kill(words: tuple[object, ...], after: float) -> bool:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     return not ended
-
-
-def _lost(out: Path) -> str | None:
-    """What is wrong with the checkpoint that is there: always a whole one."""
-    if not out.is_dir():
-        return "the checkpoint is gone"
-    try:
-        manifest = read_manifest(out)
-        if manifest is None or not manifest.tensors:
-            return "the checkpoint has no manifest"
-        check_hashes(out, manifest)
-        spqlm.load(out)
-    except spqlm.SpqError as error:
-        return f"the checkpoint is not whole: {error}"
-    return None

@@ -54,24 +54,25 @@ class Outcome:
         return None
 
 
-def in_child(work: Callable[[], object], seconds: float) -> Outcome:
+def in_child(work: Callable[[], object], seconds: float, within: Path | None = None) -> Outcome:
     """Run `work` in a fork of this process, which has everything imported.
 
     Args:
         work: status 0 where it returns, 1 where it raises an `SpqError`.
         seconds: of its processor's time after which it hangs, or ten times as many by the clock.
+        within: the directory that it works in; a new one if None.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         child = os.fork()
         if child == 0:
-            _run(work, out, err)
+            _run(work, out, err, within or Path(folder))
         status = _wait(child, seconds)
         texts = (file.read_text(errors="replace") if file.exists() else "" for file in (out, err))
         return Outcome(status, *texts)
 
 
-def spq(*words: object, seconds: float = 60.0) -> Outcome:
+def spq(*words: object, seconds: float = 60.0, within: Path | None = None) -> Outcome:
     """Run a command line; see `in_child`."""
 
     def work() -> None:
@@ -80,7 +81,7 @@ def spq(*words: object, seconds: float = 60.0) -> Outcome:
         sys.argv = ["spq", *map(str, words)]
         main()
 
-    return in_child(work, seconds)
+    return in_child(work, seconds, within)
 
 
 def _places(err: str) -> list[str]:
@@ -89,11 +90,11 @@ def _places(err: str) -> list[str]:
     return [f"{Path(file).name}:{line} {name}" for file, line, name in found[:4]]
 
 
-def _run(work: Callable[[], object], out: Path, err: Path) -> None:
+def _run(work: Callable[[], object], out: Path, err: Path, within: Path) -> None:
     status = 1
     try:
         # Names that are odd may be written to, and go with the folder.
-        os.chdir(out.parent)
+        os.chdir(within)
         for stream, file in ((1, out), (2, err)):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

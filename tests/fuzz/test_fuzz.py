@@ -8,7 +8,16 @@ import pytest
 from tests.fuzz.outcome import in_child
 
 # Trials that take a few seconds together.
-TRIALS = {"checkpoints": 50, "caches": 2, "trust": 3, "invocations": 8, "kills": 3}
+TRIALS = {
+    "checkpoints": 50,
+    "caches": 2,
+    "reports": 10,
+    "trust": 3,
+    "known": 6,
+    "invocations": 6,
+    "kills": 4,
+    "resumes": 3,
+}
 
 
 @pytest.mark.parametrize("kind", TRIALS)
