@@ -13,10 +13,10 @@ TRIALS = {
     "caches": 2,
     "reports": 10,
     "trust": 3,
-    "known": 6,
+    "known": 4,
     "invocations": 6,
     "kills": 4,
-    "resumes": 3,
+    "resumes": 1,
 }
 
 
