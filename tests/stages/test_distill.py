@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -153,7 +154,7 @@ def test_after_an_error_codes_are_those_from_before():
     before = copy.deepcopy(view.model.state_dict())
     with torch.no_grad():
         ModelView(dense).layers[0].query.module.weight[0, 0] = torch.nan
-    with pytest.raises(SpqError, match="became nan"):
+    with pytest.raises(SpqError, match="loss is nan"):
         tune(view, dense, parameters="codes")
     assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())
 
@@ -218,11 +219,21 @@ def test_the_same_seed_gives_the_same_model():
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("parameters", ["all", "codes"])
+def test_training_that_diverges_stops_says_where_and_keeps_what_was_best(parameters, caplog):
+    dense, view = compressed()
+    before = copy.deepcopy(view.model.state_dict())
+    with caplog.at_level("WARNING"):
+        tune(view, dense, parameters=parameters, learning_rate=1e30, code_rate=1e30)
+    assert re.search(r"distill stopped at step [1-9]\d*, since its \w+ is (nan|inf)", caplog.text)
+    assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     dense, view = compressed()
     with torch.no_grad():
         ModelView(dense).layers[0].query.module.weight[0, 0] = torch.nan
-    with pytest.raises(SpqError, match="became nan at step 0; a learning rate below"):
+    with pytest.raises(SpqError, match="loss is nan before anything was trained"):
         tune(view, dense)
 
 

@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -125,24 +126,34 @@ def test_too_little_text_to_train_on_is_refused():
         run(model, calibrated(model, count=3), reconstruction=SHORT)
 
 
-def test_a_loss_that_is_not_finite_restores_the_layer_and_names_it(monkeypatch):
-    model = tiny_model()
-    plain, _ = run(copy.deepcopy(model), calibrated(model, count=8))
+def poison(monkeypatch, call: int) -> None:
+    """Make the loss of that call a NaN; the first one is of held-out windows."""
     whole, calls = reconstruction.Target.loss, []
 
     def poisoned(self, output, windows):
         calls.append(len(windows))
-        return whole(self, output, windows) * (float("nan") if len(calls) == 7 else 1)
+        return whole(self, output, windows) * (float("nan") if len(calls) == call else 1)
 
     monkeypatch.setattr(reconstruction.Target, "loss", poisoned)
-    with pytest.raises(SpqError, match=r"training model.layers.0 stopped at step \d+: .* nan"):
+
+
+def test_a_loss_that_becomes_nan_ends_the_training_of_its_layer_and_no_more(monkeypatch, caplog):
+    model = tiny_model()
+    poison(monkeypatch, 7)
+    view, _ = run(model, calibrated(model, count=8), reconstruction=SHORT)
+    stopped = r"training (\S+) stopped at step [1-9]\d*, since its loss is nan"
+    assert re.findall(stopped, caplog.text) == [view.layers[0].name]
+    for layer in view.layers:
+        for named in layer.linears:
+            assert isinstance(format_of(named.module), GroupSparse)
+            named.module.stored_weight.check()
+
+
+def test_a_loss_that_is_nan_from_the_start_is_refused_and_the_layer_named(monkeypatch):
+    model = tiny_model()
+    poison(monkeypatch, 2)
+    with pytest.raises(SpqError, match=r"model.layers.0: the loss is nan before anything"):
         run(model, calibrated(model, count=8), reconstruction=SHORT)
-    view = ModelView(model)
-    for named in view.layers[0].linears:
-        assert isinstance(format_of(named.module), GroupSparse)
-        assert torch.equal(named.module.mask, plain.module(named.name).mask)
-        named.module.stored_weight.check()
-    assert isinstance(view.layers[1].query.module, torch.nn.Linear)
 
 
 @pytest.mark.parametrize("name", ["gqsa", "sparse"])

@@ -1,6 +1,7 @@
 """Tune scales and norms end to end: towards the dense model, or towards the text itself."""
 
 import logging
+import math
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -113,8 +114,8 @@ class Distill(Stage):
         """Train, and keep the best state.
 
         Raises:
-            SpqError: no text, too little of it, no dense model, or the loss stops being finite; the
-                best state until then is in the model.
+            SpqError: no text, too little of it, no dense model, or a loss that is not finite before
+                anything was trained. One that becomes so ends training, and is logged.
         """
         dense = inputs.dense if self.compares else None
         if inputs.ids is None or (self.compares and dense is None):
@@ -134,7 +135,10 @@ class Distill(Stage):
                 batches = () if run.through else training.split(self.batch_size)[run.step :]
                 for batch in track(batches, "distill"):
                     started = time.perf_counter()
-                    self._step(view.model, dense, batch, trained, run.step)
+                    wrong = self._step(view.model, dense, batch, trained, run.step)
+                    if wrong:
+                        self._diverged(wrong, run.step)
+                        break
                     run.step += 1
                     if run.step == FORETOLD_AT:
                         minutes = (time.perf_counter() - started) * len(batches) / 60
@@ -181,18 +185,31 @@ class Distill(Stage):
         batch: Tensor,
         trained: Masters,
         step: int,
-    ) -> None:
+    ) -> str:
+        """Train on a batch; in words what is not finite, where nothing could be learned."""
         with rounded_once(model, model.dtype):
             # Window by window: logits are the largest tensors there are.
             for window in batch:
                 loss, logits, gradient = _loss(model, dense, window)
                 if not torch.isfinite(loss):
-                    raise SpqError(
-                        f"distillation's loss became {loss.item()} at step {step}; a learning rate "
-                        f"below {self.learning_rate} would be more stable"
-                    )
+                    return f"loss is {loss.item()}"
                 logits.backward(gradient / len(batch))
+        norm = trained.gradient_norm()
+        if not math.isfinite(norm):
+            return f"gradient is {norm}"
         trained.step(1 - step / self.steps)
+        return ""
+
+    def _diverged(self, wrong: str, step: int) -> None:
+        if step == 0:
+            raise SpqError(f"distillation's {wrong} before anything was trained")
+        logger.warning(
+            "distill stopped at step %d, since its %s; what was best until then is kept, and a "
+            "learning rate below %g would be more stable",
+            step,
+            wrong,
+            self.learning_rate,
+        )
 
 
 def _loss(

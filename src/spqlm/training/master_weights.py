@@ -63,6 +63,11 @@ class Masters:
             parameter.requires_grad_(flag)
         self._view.model.train(self._mode)
 
+    def gradient_norm(self) -> float:
+        """Of all gradients together; not finite where one is not."""
+        found = [p.grad for p in self._parameters.values() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(found))
+
     @torch.no_grad()
     def step(self, share: float) -> None:
         """One step at a share of the peak rate; then the model gets the masters, rounded."""

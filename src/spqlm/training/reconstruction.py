@@ -115,7 +115,8 @@ def reconstruct(
         nats per token on held-out windows, before and after.
 
     Raises:
-        SpqError: the loss stops being finite; the layer is as its best state was.
+        SpqError: the loss is not finite before anything was trained. One that becomes so ends
+            training, and is logged.
     """
     training = len(target.states) - target.held_out
     if not settings.steps or training < 1 or target.held_out < 1:
@@ -210,7 +211,9 @@ class _Run:
             windows = torch.randperm(training, generator=generator)[: settings.batch_size]
             with torch.enable_grad():
                 loss = self._loss(windows)
-                self._check(loss, step)
+                if not bool(torch.isfinite(loss)):
+                    self._diverged(loss.item(), step)
+                    break
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()
@@ -243,13 +246,18 @@ class _Run:
     def _loss(self, windows: Tensor) -> Tensor:
         return self._target.loss(self._step.run(windows), windows)
 
-    def _check(self, loss: Tensor, step: int) -> None:
-        if not bool(torch.isfinite(loss)):
-            raise SpqError(
-                f"training {self._step.layer.name} stopped at step {step + 1}: its loss became "
-                f"{loss.item()}; the layer is as it was at its best, and a learning rate below "
-                f"{self._settings.learning_rate} would be more stable"
-            )
+    def _diverged(self, loss: float, step: int) -> None:
+        name = self._step.layer.name
+        if step == 0:
+            raise SpqError(f"training {name}: the loss is {loss} before anything was trained")
+        logger.warning(
+            "training %s stopped at step %d, since its loss is %s; what was best until then is "
+            "kept, and a learning rate below %g would be more stable",
+            name,
+            step,
+            loss,
+            self._settings.learning_rate,
+        )
 
     def _groups(self) -> list[dict[str, object]]:
         groups: list[dict[str, object]] = []
