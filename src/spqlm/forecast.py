@@ -110,7 +110,8 @@ class _Needs:
     """Bytes that a run holds at its peaks.
 
     Attributes:
-        states: hidden states of all windows.
+        states: hidden states of all windows; while weights are rounded, those behind the layers as
+            they are, those of the dense model, and what the lm_head reads.
         gradients: whether there is a backward pass.
         logits: of one window, with their gradient.
         activations: that a backward pass through all layers holds, and through one.
@@ -166,7 +167,7 @@ class _Needs:
         """Of a model in memory, with what it becomes."""
         work = max(
             self.states + self.logits + self.activations,
-            2 * self.states + self.matrices,
+            3 * self.states + self.matrices,
             self.states + self.tables,
             self.training,
         )
@@ -176,7 +177,7 @@ class _Needs:
         """Of a model of which only the layer at hand is in memory."""
         work = max(
             3 * self.states + self.logits + self.activations_of_layer,
-            2 * self.states + self.matrices + 2 * self.layer,
+            3 * self.states + self.matrices + 2 * self.layer,
             self.states + self.tables,
         )
         return PROCESS + self.layer + self.outer + work + self.training

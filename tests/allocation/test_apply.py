@@ -1,11 +1,13 @@
 import pytest
 import torch
 from tests.helpers import ORDINARY, calibrated, greedy, logits, tiny_model
+from tests.layerwise.forward import hidden_states
 from transformers import AutoModelForCausalLM
 
 from spqlm.changes import Cut, Plan
 from spqlm.checkpoint.quantizer import attach
 from spqlm.formats.dense import Dense
+from spqlm.formats.int3 import Int3
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank
@@ -172,3 +174,21 @@ def test_later_layers_are_fitted_to_what_the_earlier_ones_now_are():
     with torch.no_grad():
         model(statistics.windows)
     torch.testing.assert_close(seen[-1], fitted, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["llama", "opt"])
+def test_layers_that_make_up_for_those_before_end_nearer_to_the_dense_model(model_type):
+    ends = []
+    for share in (None, 0.0, 0.5):
+        model = tiny_model(model_type, num_hidden_layers=4)
+        with torch.enable_grad():
+            statistics = calibrated(model, 32)
+        if share is not None:
+            coarse = {"formats": (Int3(group_size=32),), "embedding_formats": (Dense(),)}
+            stage = Budget(target_bytes=10**12, made_up=share, **coarse)
+            view = ModelView(model)
+            stage.apply(view, stage.plan(view, statistics), Inputs(statistics))
+        ends.append(hidden_states(model, statistics.windows)[-1])
+    dense, plain, made_up = ends
+    assert (made_up - dense).square().mean() < 0.95 * (plain - dense).square().mean()

@@ -2,6 +2,7 @@ import pytest
 import torch
 from tests.helpers import tiny_model
 from tests.layerwise.forward import hidden_states, linear_inputs, made, random_windows
+from torch import nn
 
 from spqlm.layerwise import loop as loop_module
 from spqlm.layerwise.loop import LayerLoop, replace_layer_by_layer
@@ -19,8 +20,11 @@ class Memory:
         self.names = list(names)
         self.changed: dict[str, list[str]] = {}
 
-    def restore(self, name):
+    def holds(self, name):
         return name in self.names
+
+    def restore(self, name):
+        return self.holds(name)
 
     def keep(self, name, changed):
         self.names.append(name)
@@ -100,9 +104,37 @@ def test_dense_states_are_those_of_the_dense_model_whatever_was_changed():
     view, windows = view_of(), random_windows(2)
     expected = hidden_states(view.model, windows)
     for place, step in enumerate(LayerLoop(view, windows, "test", dense=True)):
-        step.layer.mlp_output.module.weight.mul_(0.5)
+        step.replace(step.layer.mlp_output.name, nn.Linear(128, 64, bias=False))
         torch.testing.assert_close(step.dense_states, expected[place + 1], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(step.states, expected[place], rtol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("restored", [0, 2])
+def test_what_enters_in_the_dense_model_is_seen_beside_what_enters_now(restored):
+    view, windows = view_of(), random_windows(CHUNK + 1)
+    expected, seen, now = linear_inputs(view.model, windows), {}, {}
+
+    def collect(place):
+        return lambda name, tokens, rows: place.setdefault(name, []).append(rows)
+
+    class Changing(Memory):
+        def restore(self, name):
+            if self.holds(name):
+                view.replace(f"{name}.mlp.down_proj", nn.Linear(128, 64, bias=False))
+            return self.holds(name)
+
+    sink = Changing(*names(view)[:restored])
+    for step in LayerLoop(view, windows, "test", sink=sink, dense=True):
+        step.observe(collect(now), collect(seen))
+        step.replace(step.layer.mlp_output.name, nn.Linear(128, 64, bias=False))
+    behind = [name for name in expected if any(f"{layer}." in name for layer in sink.changed)]
+    assert len(behind) == 7 * (LAYERS - restored) and set(seen) == set(now) == set(behind)
+    for name in behind:
+        rows = expected[name].flatten(0, -2)
+        torch.testing.assert_close(torch.cat(seen[name]), rows, rtol=1e-4, atol=1e-4)
+    last = behind[-1]
+    assert not torch.allclose(torch.cat(now[last]), torch.cat(seen[last]), rtol=1e-2)
 
 
 def test_finished_layers_make_no_step_and_are_walked_over(passes):
@@ -140,7 +172,7 @@ def test_the_sink_is_told_what_was_replaced():
     for step in LayerLoop(view, random_windows(1), "test", sink=sink):
         if step.layer.name == first:
             query = step.layer.query
-            step.replace(query.name, torch.nn.Linear(64, 64, bias=False))
+            step.replace(query.name, nn.Linear(64, 64, bias=False))
     assert sink.changed == {name: [] for name in names(view)} | {first: [query.name]}
 
 

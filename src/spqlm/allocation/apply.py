@@ -12,14 +12,16 @@ from spqlm.allocation.menu import Menu
 from spqlm.allocation.shapes import cut_metric, cut_weight
 from spqlm.calibration.statistics import Statistics
 from spqlm.changes import Change
+from spqlm.layerwise.drift import Drift
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.loop import LayerLoop
-from spqlm.layerwise.metrics import HELD_OUT, Weighting, layer_metrics, outer_metric
+from spqlm.layerwise.metrics import HELD_OUT, Weighting, drift_of, layer_metrics, outer_metric
 from spqlm.model.tying import tie_head
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import dense_weight, embedding_of, float_dtype, linear_of
 from spqlm.numerics import gptq
 from spqlm.numerics.descent import best_values
+from spqlm.numerics.drift import made_up_for
 from spqlm.numerics.metric import Metric
 from spqlm.numerics.threads import share_out
 from spqlm.progress import track
@@ -34,6 +36,7 @@ def apply_changes(
     statistics: Statistics,
     menu: Menu,
     token_power: float,
+    made_up: float,
     reconstruction: Reconstruction,
     seed: int,
     finished: FinishedLayers,
@@ -49,6 +52,7 @@ def apply_changes(
         statistics: sensitivities and windows.
         menu: that it was chosen from, which says how to round.
         token_power: see `Weighting`.
+        made_up: share of what earlier layers did to their inputs that weights make up for.
         reconstruction: how the codes of each layer are trained.
         seed: of that training.
         finished: layers that are not fitted again, and where the others go.
@@ -58,14 +62,22 @@ def apply_changes(
         return
     everything = Weighting(range(len(statistics.windows)), token_power)
     held_out = int(len(statistics.windows) * HELD_OUT)
-    trains = reconstruction.steps > 0
-    for step in LayerLoop(view, statistics.windows, "rounding", sink=finished, dense=trains):
+    trains, follows = reconstruction.steps > 0, made_up > 0
+    both = trains or follows
+    for step in LayerLoop(view, statistics.windows, "rounding", sink=finished, dense=both):
         layer = step.layer
         leaves = [named for named in layer.leaves if named.name in chosen]
-        [metrics] = layer_metrics(step, statistics.sensitivities, [everything])
+        drift = drift_of(layer, statistics.sensitivities, everything) if follows else None
+        [metrics] = layer_metrics(step, statistics.sensitivities, [everything], drift)
+        targets = _targets(leaves, metrics, drift, made_up)
 
-        def module_for(named: Named, metrics: Mapping[str, Metric] = metrics) -> nn.Module:
-            return _changed(named, chosen[named.name], metrics[named.name], menu)
+        def module_for(
+            named: Named,
+            metrics: Mapping[str, Metric] = metrics,
+            targets: Mapping[str, Tensor] = targets,
+        ) -> nn.Module:
+            metric, target = metrics[named.name], targets[named.name]
+            return _changed(named, chosen[named.name], target, metric, menu)
 
         own = ranks.mine(leaves)
         modules = share_out(module_for, own, lambda named: named.entries, step.device)
@@ -78,7 +90,10 @@ def apply_changes(
         found = statistics.sensitivities.get(writer.name) if writer is not None else None
         if trained and found is not None and step.trainable:
             target = target_of(step.dense_states, found, token_power, held_out)
-            starts = {named.name: _start(view, named, metrics[named.name]) for named in leaves}
+            starts = {
+                named.name: _start(view, named, targets[named.name], metrics[named.name])
+                for named in leaves
+            }
             before, after = reconstruct(view, step, target, reconstruction, seed, starts)
             logger.info("%s: held-out loss %.5f, then %.5f nats", layer.name, before, after)
     for named in (view.embedding, view.lm_head):
@@ -86,21 +101,44 @@ def apply_changes(
             tied = view.tied
             if not finished.restore(named.name):
                 metric = outer_metric(view, named.name, statistics.sensitivities, everything)
-                view.replace(named.name, _changed(named, chosen[named.name], metric, menu))
+                view.replace(
+                    named.name, _changed(named, chosen[named.name], _weight(named), metric, menu)
+                )
                 finished.keep(named.name, [named.name])
             if tied:
                 tie_head(view)
 
 
-def _start(view: ModelView, dense: Named, metric: Metric) -> Tensor:
+def _weight(named: Named) -> Tensor:
+    weight: Tensor = named.module.weight.detach().float()
+    return weight
+
+
+@torch.no_grad()
+def _targets(
+    leaves: list[Named], metrics: Mapping[str, Metric], drift: Drift | None, share: float
+) -> dict[str, Tensor]:
+    """What each weight should be, [rows, columns]: as it is, or what makes up for its inputs."""
+    found = {}
+    for named in leaves:
+        weight, metric = _weight(named), metrics[named.name]
+        moved = None if drift is None else drift.mean(named.name)
+        if moved is not None:
+            [(hessian, _)] = metric.terms
+            weight = made_up_for(weight, moved, hessian, metric.damping, share)
+        found[named.name] = weight
+    return found
+
+
+def _start(view: ModelView, dense: Named, target: Tensor, metric: Metric) -> Tensor:
     """Where training starts: what each entry of the weight would best be beside the others.
 
     From the middle of their cells, where all are as far from another code, training went nowhere.
     """
-    values, weight = dense_weight(view.module(dense.name)).float(), dense.module.weight.detach()
-    if values.shape != weight.shape:
+    values = dense_weight(view.module(dense.name)).float()
+    if values.shape != target.shape:
         return values
-    return best_values(weight.float(), values, gptq.damped(metric.hessian, metric.damping))
+    return best_values(target, values, gptq.damped(metric.hessian, metric.damping))
 
 
 def _narrow_loss(changes: list[Change], most_bits: int) -> float:
@@ -118,14 +156,16 @@ def _apply_unfitted(view: ModelView, chosen: Mapping[str, Change]) -> None:
         if named.name in chosen:
             rows, columns = named.module.weight.shape
             metric = Metric([(torch.eye(columns), torch.ones(rows))])
-            view.replace(named.name, _changed(named, chosen[named.name], metric, nearest))
+            view.replace(
+                named.name, _changed(named, chosen[named.name], _weight(named), metric, nearest)
+            )
     if tied:
         tie_head(view)
 
 
-def _changed(named: Named, change: Change, metric: Metric, menu: Menu) -> nn.Module:
+def _changed(named: Named, change: Change, weight: Tensor, metric: Metric, menu: Menu) -> nn.Module:
     module, form, cut = named.module, change.stored_as, change.cut
-    weight, bias = module.weight.detach().float(), getattr(module, "bias", None)
+    bias = getattr(module, "bias", None)
     if cut is not None:
         weight, metric = cut_weight(cut, weight, metric), cut_metric(cut, metric)
         if bias is not None and cut.side == "output":

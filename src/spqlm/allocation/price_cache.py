@@ -134,6 +134,9 @@ class _LayerPrices:
         self._files, self._units = files, units
         self._names = {layer: _file_name(layer, held, worth) for layer, held in units.items()}
 
+    def holds(self, name: str) -> bool:
+        return self._files.read(self._names[name]) is not None
+
     def restore(self, name: str) -> bool:
         found, units = self._files.read(self._names[name]), self._units[name]
         if found is None:

@@ -31,13 +31,17 @@ class FinishedLayers:
         self._view = view
         self._directory = directory
 
-    def restore(self, name: str) -> bool:
-        """Put the compressed modules of the layer in place, if an earlier run finished it."""
+    def holds(self, name: str) -> bool:
+        """Whether an earlier run finished the layer."""
         if self._directory is None:
             return False
-        file = self._directory / f"{name}.safetensors"
-        if not all(ranks.together(file.is_file())):
+        return all(ranks.together((self._directory / f"{name}.safetensors").is_file()))
+
+    def restore(self, name: str) -> bool:
+        """Put the compressed modules of the layer in place, if an earlier run finished it."""
+        if self._directory is None or not self.holds(name):
             return False
+        file = self._directory / f"{name}.safetensors"
         try:
             modules = self._read(file)
         except (*UNREADABLE, CheckpointError) as error:

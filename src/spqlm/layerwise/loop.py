@@ -19,6 +19,9 @@ from spqlm.progress import track
 class Sink(Protocol):
     """Where finished layers go, so that the same work goes on after them."""
 
+    def holds(self, name: str) -> bool:
+        """Whether something was kept of the layer called `name`."""
+
     def restore(self, name: str) -> bool:
         """Put back what was kept of the layer called `name`; False if there is nothing."""
 
@@ -35,12 +38,19 @@ class Step:
     """
 
     def __init__(
-        self, view: ModelView, layer: LayerView, walk: Walk, dense: Walk | None, frozen: bool
+        self,
+        view: ModelView,
+        layer: LayerView,
+        walk: Walk,
+        dense: Walk | None,
+        frozen: bool,
+        dense_behind: bool,
     ) -> None:
-        """See `LayerLoop`."""
+        """See `LayerLoop`; `dense_behind` if the dense model's windows are behind it already."""
         self.layer = layer
         self.moved_on = False
         self._view, self._walk, self._dense, self._frozen = view, walk, dense, frozen
+        self._dense_behind = dense is None or dense_behind
 
     @property
     def device(self) -> torch.device:
@@ -61,11 +71,29 @@ class Step:
     def dense_states(self) -> Tensor:
         """What the dense model has behind this layer, as `states`; of a loop with `dense` only."""
         assert self._dense is not None
+        self.pass_dense()
         return self._dense.states
 
-    def observe(self, on_rows: Observe) -> None:
-        """Run the layer as it is now on all windows; where layers are frozen, once only."""
-        if self._frozen:
+    def pass_dense(self) -> None:
+        """Take the dense model's windows through the layer, if they are not behind it already."""
+        if not self._dense_behind:
+            assert self._dense is not None
+            self._dense.advance(self.layer)
+            self._dense_behind = True
+
+    def observe(self, on_rows: Observe, on_dense: Observe | None = None) -> None:
+        """Run the layer as it is now on all windows; where layers are frozen, once only.
+
+        Args:
+            on_rows: called with what enters its leaves.
+            on_dense: called before, for the same tokens, with what enters them in the dense model,
+                where that can be told: in a loop with `dense`, once, while the layer is as it was.
+        """
+        if on_dense is not None and self.trainable and not self._dense_behind:
+            assert self._dense is not None
+            self._walk.observe_beside(self._dense, self.layer, on_rows, on_dense)
+            self._dense_behind = True
+        elif self._frozen:
             assert not self.moved_on
             self._walk.advance(self.layer, on_rows)
             self.moved_on = True
@@ -78,6 +106,7 @@ class Step:
 
     def replace(self, name: str, module: nn.Module) -> None:
         """Put `module` where the layer's module called `name` is."""
+        self.pass_dense()
         self._view.replace(name, module)
         self.layer.settle_heads()
 
@@ -121,7 +150,9 @@ class LayerLoop:
         dense = walk_through(self._view, self._windows) if self._dense else None
         behind: list[LayerView] = []
         for layer in track(self._view.layers, self._title):
-            if dense is not None:
+            # The dense layer is gone once it is restored.
+            early = dense is not None and self._sink is not None and self._sink.holds(layer.name)
+            if dense is not None and early:
                 dense.advance(layer)
             if self._passed_over(layer):
                 behind.append(layer)
@@ -129,9 +160,10 @@ class LayerLoop:
             walk = walk or walk_through(self._view, self._windows)
             while behind:
                 walk.advance(behind.pop(0))
-            step = Step(self._view, layer, walk, dense, self._frozen)
+            step = Step(self._view, layer, walk, dense, self._frozen, early)
             before = _modules(layer)
             yield step
+            step.pass_dense()
             if self._sink is not None:
                 now = _modules(layer)
                 self._sink.keep(layer.name, [name for name in now if now[name] != before[name]])

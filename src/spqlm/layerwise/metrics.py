@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spqlm.calibration.sensitivity import Sensitivity
+from spqlm.layerwise.drift import Drift
 from spqlm.layerwise.loop import Step
 from spqlm.layerwise.second_moments import SecondMoments
 from spqlm.layerwise.walk import Tokens
@@ -74,7 +75,10 @@ def short_of_tokens(layer: LayerView, sensitivities: Mapping[str, Sensitivity]) 
 
 
 def layer_metrics(
-    step: Step, sensitivities: Mapping[str, Sensitivity], weightings: Sequence[Weighting]
+    step: Step,
+    sensitivities: Mapping[str, Sensitivity],
+    weightings: Sequence[Weighting],
+    drift: Drift | None = None,
 ) -> list[dict[str, Metric]]:
     """Metrics of a layer's weights on what enters them.
 
@@ -84,6 +88,7 @@ def layer_metrics(
         step: at the layer, whose linear layers are wanted as far as `sensitivities` has them.
         sensitivities: by full name.
         weightings: as many sets of tokens.
+        drift: what follows how inputs moved; of a loop with `dense`.
 
     Returns:
         for each weighting, metrics by full name: in² floats for each linear layer.
@@ -95,12 +100,26 @@ def layer_metrics(
     def on_rows(name: str, tokens: Tokens, rows: Tensor) -> None:
         for found in moments:
             found(name, tokens, rows)
+        if drift is not None:
+            drift.on_rows(name, tokens, rows)
 
     with shown_all_tokens(set(short.values())):
-        step.observe(on_rows)
+        step.observe(on_rows, None if drift is None else drift.on_dense)
     return [
         {name: _metric(found, name, sensitivities[name]) for name in wanted} for found in moments
     ]
+
+
+def drift_of(
+    layer: LayerView, sensitivities: Mapping[str, Sensitivity], weighting: Weighting
+) -> Drift:
+    """What follows how far the inputs of a layer's weights have moved, for `layer_metrics`.
+
+    Not of experts: the dense model may route other tokens to them.
+    """
+    experts = {named.name for named in layer.experts}
+    names = {named.name for named in layer.leaves} & sensitivities.keys() - experts
+    return Drift(names, lambda name, tokens: weighting.weights(sensitivities[name].norms, tokens))
 
 
 def _moments(

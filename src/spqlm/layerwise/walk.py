@@ -93,11 +93,33 @@ class Walk:
         """
         self._run_all(layer, on_rows, keep=True)
 
-    @torch.no_grad()
+    def observe_beside(
+        self, dense: "Walk", layer: LayerView, on_rows: Observe, on_dense: Observe
+    ) -> None:
+        """`observe`, while the walk through the dense model advances by the same layer.
+
+        Some windows at a time: `on_dense` is called for them, then `on_rows`.
+
+        Args:
+            dense: at the same layer.
+            layer: as it was.
+            on_rows: called with what enters its leaves behind the layers as they are.
+            on_dense: called with what enters them behind the dense ones.
+        """
+        for windows in slices(len(self.states)):
+            dense._run_some(layer, on_dense, [windows], keep=True)
+            self._run_some(layer, on_rows, [windows], keep=False)
+
     def _run_all(self, layer: LayerView, on_rows: Observe | None, *, keep: bool) -> None:
-        count, context = self.states.shape[:2]
+        self._run_some(layer, on_rows, slices(len(self.states)), keep=keep)
+
+    @torch.no_grad()
+    def _run_some(
+        self, layer: LayerView, on_rows: Observe | None, parts: list[slice], *, keep: bool
+    ) -> None:
+        context = self.states.shape[1]
         with evaluating(self._view.model), hooked(layer, on_rows) as now:
-            for windows in slices(count):
+            for windows in parts:
                 now.tokens = slice(windows.start * context, windows.stop * context)
                 output = self.run(layer, self.states[windows])
                 if keep:

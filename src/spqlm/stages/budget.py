@@ -97,6 +97,13 @@ class Budget(Stage):
         description="tokens count by this power of their squared gradient where weights are "
         "fitted; 0 is plain E[x xᵀ]",
     )
+    made_up: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of what compressed layers have changed in a weight's inputs that it is "
+        "fitted to make up for (GPTAQ, arXiv 2504.02692); 0 fits it to its inputs as they are",
+    )
     priced_windows: int = Field(
         48,
         ge=1,
@@ -267,6 +274,7 @@ class Budget(Stage):
             statistics,
             self._menu(),
             self.token_power,
+            self.made_up,
             self.reconstruction,
             inputs.seed,
             FinishedLayers(view, kept),
