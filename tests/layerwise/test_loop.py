@@ -20,11 +20,11 @@ class Memory:
         self.names = list(names)
         self.changed: dict[str, list[str]] = {}
 
-    def holds(self, name):
-        return name in self.names
+    def find(self, name):
+        return (lambda: self.put_back(name)) if name in self.names else None
 
-    def restore(self, name):
-        return self.holds(name)
+    def put_back(self, name):
+        pass
 
     def keep(self, name, changed):
         self.names.append(name)
@@ -119,10 +119,8 @@ def test_what_enters_in_the_dense_model_is_seen_beside_what_enters_now(restored)
         return lambda name, tokens, rows: place.setdefault(name, []).append(rows)
 
     class Changing(Memory):
-        def restore(self, name):
-            if self.holds(name):
-                view.replace(f"{name}.mlp.down_proj", nn.Linear(128, 64, bias=False))
-            return self.holds(name)
+        def put_back(self, name):
+            view.replace(f"{name}.mlp.down_proj", nn.Linear(128, 64, bias=False))
 
     sink = Changing(*names(view)[:restored])
     for step in LayerLoop(view, windows, "test", sink=sink, dense=True):
@@ -190,13 +188,12 @@ def test_a_sink_is_asked_for_a_layer_before_its_step():
     view, events = view_of(), []
 
     class Sink(Memory):
-        def restore(self, name):
-            events.append(("restore", name))
-            return False
+        def find(self, name):
+            events.append(("find", name))
 
     for step in LayerLoop(view, random_windows(1), "test", sink=Sink()):
         events.append(("step", step.layer.name))
-    assert events == [(w, name) for name in names(view) for w in ("restore", "step")]
+    assert events == [(w, name) for name in names(view) for w in ("find", "step")]
 
 
 @torch.no_grad()
@@ -211,11 +208,10 @@ def test_an_attention_block_knows_its_heads_after_a_cut(restored):
         put(layer.attention_output.name, select(layer.attention_output.module, "input", index))
 
     class Cutting(Memory):
-        def restore(self, name):
+        def put_back(self, name):
             cut(next(layer for layer in view.layers if layer.name == name), view.replace)
-            return True
 
-    sink = Cutting() if restored else None
+    sink = Cutting(*names(view)) if restored else None
     for step in LayerLoop(view, random_windows(1), "test", sink=sink):
         cut(step.layer, step.replace)
         assert step.run(torch.tensor([0])).shape == step.states.shape

@@ -39,6 +39,7 @@ SHAPED = {
 STAGES = {
     "sparsify": Sparsify(rounds=1, reconstruction=TRAINED),
     "budget": Budget(**FOUR),
+    "budget, made up": Budget(**FOUR, made_up=0.5),
     "budget, trained": Budget(**FOUR, reconstruction=TRAINED),
     "mask": Mask(modules=("mlp",)),
     "factorize": Factorize(),
@@ -88,11 +89,11 @@ class Kills:
             if where == place and len(seen) == count:
                 raise KeyboardInterrupt
 
-        def observing(step, on_rows):
+        def observing(step, on_rows, on_dense=None):
             if not step._frozen:
                 self.observed.append(step.layer.name)
                 at("observe", self.observed)
-            observe(step, on_rows)
+            observe(step, on_rows, on_dense)
 
         def keeping(finished, name, changed):
             self.kept.append(name)

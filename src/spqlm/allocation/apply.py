@@ -1,7 +1,8 @@
 """Carry out what a budget chose: cut, factorise, drop, round and train, layer by layer."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 
 import torch
@@ -69,15 +70,15 @@ def apply_changes(
         leaves = [named for named in layer.leaves if named.name in chosen]
         drift = drift_of(layer, statistics.sensitivities, everything) if follows else None
         [metrics] = layer_metrics(step, statistics.sensitivities, [everything], drift)
-        targets = _targets(leaves, metrics, drift, made_up)
+        target_for = partial(_target, metrics=metrics, drift=drift, share=made_up)
 
         def module_for(
             named: Named,
             metrics: Mapping[str, Metric] = metrics,
-            targets: Mapping[str, Tensor] = targets,
+            target_for: Callable[[Named], Tensor] = target_for,
         ) -> nn.Module:
-            metric, target = metrics[named.name], targets[named.name]
-            return _changed(named, chosen[named.name], target, metric, menu)
+            change, metric = chosen[named.name], metrics[named.name]
+            return _changed(named, change, target_for(named), metric, menu)
 
         own = ranks.mine(leaves)
         modules = share_out(module_for, own, lambda named: named.entries, step.device)
@@ -91,7 +92,7 @@ def apply_changes(
         if trained and found is not None and step.trainable:
             target = target_of(step.dense_states, found, token_power, held_out)
             starts = {
-                named.name: _start(view, named, targets[named.name], metrics[named.name])
+                named.name: _start(view, named, target_for(named), metrics[named.name])
                 for named in leaves
             }
             before, after = reconstruct(view, step, target, reconstruction, seed, starts)
@@ -99,11 +100,13 @@ def apply_changes(
     for named in (view.embedding, view.lm_head):
         if named.name in chosen:
             tied = view.tied
-            if not finished.restore(named.name):
+            put_back = finished.find(named.name)
+            if put_back is not None:
+                put_back()
+            else:
                 metric = outer_metric(view, named.name, statistics.sensitivities, everything)
-                view.replace(
-                    named.name, _changed(named, chosen[named.name], _weight(named), metric, menu)
-                )
+                module = _changed(named, chosen[named.name], _weight(named), metric, menu)
+                view.replace(named.name, module)
                 finished.keep(named.name, [named.name])
             if tied:
                 tie_head(view)
@@ -115,19 +118,16 @@ def _weight(named: Named) -> Tensor:
 
 
 @torch.no_grad()
-def _targets(
-    leaves: list[Named], metrics: Mapping[str, Metric], drift: Drift | None, share: float
-) -> dict[str, Tensor]:
-    """What each weight should be, [rows, columns]: as it is, or what makes up for its inputs."""
-    found = {}
-    for named in leaves:
-        weight, metric = _weight(named), metrics[named.name]
-        moved = None if drift is None else drift.mean(named.name)
-        if moved is not None:
-            [(hessian, _)] = metric.terms
-            weight = made_up_for(weight, moved, hessian, metric.damping, share)
-        found[named.name] = weight
-    return found
+def _target(
+    named: Named, metrics: Mapping[str, Metric], drift: Drift | None, share: float
+) -> Tensor:
+    """What a weight should be, [rows, columns]: as it is, or what makes up for its inputs."""
+    weight, metric = _weight(named), metrics[named.name]
+    moved = None if drift is None else drift.mean(named.name)
+    if moved is None:
+        return weight
+    [(hessian, _)] = metric.terms
+    return made_up_for(weight, moved, hessian, metric.damping, share)
 
 
 def _start(view: ModelView, dense: Named, target: Tensor, metric: Metric) -> Tensor:
@@ -156,9 +156,8 @@ def _apply_unfitted(view: ModelView, chosen: Mapping[str, Change]) -> None:
         if named.name in chosen:
             rows, columns = named.module.weight.shape
             metric = Metric([(torch.eye(columns), torch.ones(rows))])
-            view.replace(
-                named.name, _changed(named, chosen[named.name], _weight(named), metric, nearest)
-            )
+            module = _changed(named, chosen[named.name], _weight(named), metric, nearest)
+            view.replace(named.name, module)
     if tied:
         tie_head(view)
 

@@ -134,17 +134,17 @@ class _LayerPrices:
         self._files, self._units = files, units
         self._names = {layer: _file_name(layer, held, worth) for layer, held in units.items()}
 
-    def holds(self, name: str) -> bool:
-        return self._files.read(self._names[name]) is not None
-
-    def restore(self, name: str) -> bool:
+    def find(self, name: str) -> Callable[[], None] | None:
         found, units = self._files.read(self._names[name]), self._units[name]
         if found is None:
-            return False
-        for unit, priced in zip(units, found, strict=False):
-            unit.priced, unit.estimated = priced.priced, priced.estimated
-        units.extend(found[len(units) :])
-        return True
+            return None
+
+        def put_back() -> None:
+            for unit, priced in zip(units, found, strict=False):
+                unit.priced, unit.estimated = priced.priced, priced.estimated
+            units.extend(found[len(units) :])
+
+        return put_back
 
     def keep(self, name: str, changed: list[str]) -> None:
         self._files.write(self._names[name], self._units[name])

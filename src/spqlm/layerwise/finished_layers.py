@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -31,25 +32,20 @@ class FinishedLayers:
         self._view = view
         self._directory = directory
 
-    def holds(self, name: str) -> bool:
-        """Whether an earlier run finished the layer."""
+    def find(self, name: str) -> Callable[[], None] | None:
+        """What puts the compressed modules of the layer in place, if an earlier run finished it."""
         if self._directory is None:
-            return False
-        return all(ranks.together((self._directory / f"{name}.safetensors").is_file()))
-
-    def restore(self, name: str) -> bool:
-        """Put the compressed modules of the layer in place, if an earlier run finished it."""
-        if self._directory is None or not self.holds(name):
-            return False
+            return None
         file = self._directory / f"{name}.safetensors"
+        if not all(ranks.together(file.is_file())):
+            return None
         try:
             modules = self._read(file)
         except (*UNREADABLE, CheckpointError) as error:
             logger.warning("%s is compressed anew, %s cannot be read: %s", name, file, error)
-            return False
-        self._put(modules)
+            return None
         logger.info("%s: finished by an earlier run", name)
-        return True
+        return lambda: self._put(modules)
 
     def _put(self, modules: nn.ModuleDict) -> None:
         for plain, module in modules.items():

@@ -19,11 +19,8 @@ from spqlm.progress import track
 class Sink(Protocol):
     """Where finished layers go, so that the same work goes on after them."""
 
-    def holds(self, name: str) -> bool:
-        """Whether something was kept of the layer called `name`."""
-
-    def restore(self, name: str) -> bool:
-        """Put back what was kept of the layer called `name`; False if there is nothing."""
+    def find(self, name: str) -> Callable[[], None] | None:
+        """What puts back what was kept of the layer called `name`; None if there is nothing."""
 
     def keep(self, name: str, changed: list[str]) -> None:
         """Keep the layer called `name`, in which the modules called `changed` were replaced."""
@@ -38,19 +35,13 @@ class Step:
     """
 
     def __init__(
-        self,
-        view: ModelView,
-        layer: LayerView,
-        walk: Walk,
-        dense: Walk | None,
-        frozen: bool,
-        dense_behind: bool,
+        self, view: ModelView, layer: LayerView, walk: Walk, dense: Walk | None, frozen: bool
     ) -> None:
-        """See `LayerLoop`; `dense_behind` if the dense model's windows are behind it already."""
+        """See `LayerLoop`."""
         self.layer = layer
         self.moved_on = False
         self._view, self._walk, self._dense, self._frozen = view, walk, dense, frozen
-        self._dense_behind = dense is None or dense_behind
+        self._dense_behind = dense is None
 
     @property
     def device(self) -> torch.device:
@@ -150,17 +141,18 @@ class LayerLoop:
         dense = walk_through(self._view, self._windows) if self._dense else None
         behind: list[LayerView] = []
         for layer in track(self._view.layers, self._title):
-            # The dense layer is gone once it is restored.
-            early = dense is not None and self._sink is not None and self._sink.holds(layer.name)
-            if dense is not None and early:
-                dense.advance(layer)
-            if self._passed_over(layer):
+            put_back = self._put_back(layer)
+            if put_back is not None:
+                if dense is not None:  # the dense layer may be gone thereafter
+                    dense.advance(layer)
+                put_back()
+                layer.settle_heads()
                 behind.append(layer)
                 continue
             walk = walk or walk_through(self._view, self._windows)
             while behind:
                 walk.advance(behind.pop(0))
-            step = Step(self._view, layer, walk, dense, self._frozen, early)
+            step = Step(self._view, layer, walk, dense, self._frozen)
             before = _modules(layer)
             yield step
             step.pass_dense()
@@ -170,13 +162,11 @@ class LayerLoop:
             _give_back([self._view.module(layer.name), *(was for was, *_ in before.values())])
             behind = [] if step.moved_on else [layer]
 
-    def _passed_over(self, layer: LayerView) -> bool:
+    def _put_back(self, layer: LayerView) -> Callable[[], None] | None:
+        """What makes a layer as it was kept, where it makes no step; None where it makes one."""
         if self._only is not None and layer.name not in self._only:
-            return True
-        if self._sink is None or not self._sink.restore(layer.name):
-            return False
-        layer.settle_heads()
-        return True
+            return lambda: None
+        return None if self._sink is None else self._sink.find(layer.name)
 
 
 def _give_back(modules: list[nn.Module]) -> None:
