@@ -5,8 +5,9 @@
 Weights are random and made on the GPU, see random_model.py. Each model has a process of its own, so
 that nothing of the one before is left on the GPU. Prints tokens per second of one
 sequence after a prompt of 128 tokens, and writes benchmarks/results/cuda_decode.json: the time of a
-longer continuation less that of a shorter one, each the best of three; how long the first optimised
-call took, which compiles; milliseconds of a prompt of 512 tokens; and bytes of memory.
+longer continuation less that of a shorter one, each the best of three, and its share of what the
+memory's speed allows; how long the first optimised call took, which compiles; milliseconds of a
+prompt of 512 tokens; bytes of the model, and of memory at its fullest.
 """
 
 import argparse
@@ -19,21 +20,24 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from cuda_kernels import bandwidth
 from random_model import SHAPES, WEIGHTS, make
 from transformers import LlamaConfig, PreTrainedModel
 
 from spqlm.checkpoint.quantizer import attach
 from spqlm.decoding.optimize import optimize
+from spqlm.modules.ops import module_bytes
 
 RESULTS = Path(__file__).parent / "results" / "cuda_decode.json"
 PROMPT, LONG_PROMPT = 128, 512
 SHORT, LONG = 8, 72
+DEVICE = "cuda"
 TIMES = 3
 
 
 def seconds(model: PreTrainedModel, prompt: int, tokens: int) -> tuple[float, torch.Tensor]:
-    generator = torch.Generator("cuda").manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (1, prompt), device="cuda", generator=generator)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (1, prompt), device=DEVICE, generator=generator)
     torch.cuda.synchronize()
     started = time.perf_counter()
     limits = {"max_new_tokens": tokens, "min_new_tokens": tokens}
@@ -53,7 +57,7 @@ def rate(model: PreTrainedModel) -> tuple[float, torch.Tensor]:
 @torch.no_grad()
 def prefill(model: PreTrainedModel) -> float:
     """Milliseconds."""
-    ids = torch.zeros(1, LONG_PROMPT, dtype=torch.long, device="cuda")
+    ids = torch.zeros(1, LONG_PROMPT, dtype=torch.long, device=DEVICE)
     times = []
     for _ in range(TIMES + 2):
         torch.cuda.synchronize()
@@ -66,23 +70,28 @@ def prefill(model: PreTrainedModel) -> float:
 
 def measure(config: LlamaConfig, name: str) -> dict[str, object]:
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    before = torch.cuda.memory_allocated()
+    with torch.device(DEVICE):
         model = make(config, name)
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     attach(model)
     model.eval()
-    size = torch.cuda.memory_allocated()
+    size = torch.cuda.memory_allocated() - before
     plain, expected = rate(model)
     filled = prefill(model)
     optimize(model)
     first, _ = seconds(model, PROMPT, LONG)
     fast, found = rate(model)
+    # Of the embedding one row is read.
+    read = size - module_bytes(model.get_input_embeddings())
     same = (expected == found).int().cumprod(0).sum().item()
     return {
         "format": name,
         "bytes": size,
         "plain_tokens_per_second": plain,
         "optimised_tokens_per_second": fast,
+        "share_of_bandwidth": fast * read / bandwidth(),
+        "most_bytes": torch.cuda.max_memory_allocated(),
         "first_seconds": first,
         "prefill_milliseconds": filled,
         "equal_first_tokens": same,

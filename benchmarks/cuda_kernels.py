@@ -38,6 +38,7 @@ RESULTS = Path(__file__).parent / "results" / "cuda_kernels.json"
 SHAPES = ("4096x4096", "11008x4096", "4096x11008")
 COUNTS = (1, 2, 4, 8, 16, 64, 512)
 WORKING_SET = 2**28
+DEVICE = "cuda"
 GROUP = 64
 SPARSE_GROUP = 16
 BITS = (8, 7, 6, 5, 4, 3, 2)
@@ -47,15 +48,15 @@ Product = Callable[[Tensor], Tensor | None]
 
 
 def random_codes(*shape: int) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda")
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device=DEVICE)
 
 
 def random_scale(*shape: int) -> Tensor:
-    return (torch.randn(shape, device="cuda") / 64).to(torch.bfloat16)
+    return (torch.randn(shape, device=DEVICE) / 64).to(torch.bfloat16)
 
 
 def dense(out: int, width: int) -> tuple[int, Product]:
-    weight = torch.randn(out, width, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(out, width, device=DEVICE, dtype=torch.bfloat16)
     return weight.nbytes, lambda x: functional.linear(x, weight)
 
 
@@ -111,8 +112,8 @@ def group_sparse(out: int, width: int, share: Tensor | float = 0.5) -> tuple[int
     """4 bits, that share of the groups kept."""
     from spqlm.kernels.triton.sparse_linear import group_numbers, stored_of
 
-    keep = torch.rand(out, width // SPARSE_GROUP, device="cuda") < share
-    codes = torch.randint(-8, 8, (out, width), dtype=torch.int8, device="cuda")
+    keep = torch.rand(out, width // SPARSE_GROUP, device=DEVICE) < share
+    codes = torch.randint(-8, 8, (out, width), dtype=torch.int8, device=DEVICE)
     weight = pack(codes, random_scale(*keep.shape), None, keep, bits=4)
     stored = stored_of(weight, None)
     assert stored is not None
@@ -131,7 +132,7 @@ def uneven_groups_read(out: int, width: int) -> tuple[int, Product]:
     """A tenth of the groups kept in the first row, nine tenths in the last."""
     from spqlm.kernels.triton import sparse_linear
 
-    share = torch.linspace(0.1, 0.9, out, device="cuda")[:, None]
+    share = torch.linspace(0.1, 0.9, out, device=DEVICE)[:, None]
     size, stored = group_sparse(out, width, share)
     return size, lambda x: sparse_linear.read_codes(x, stored)
 
@@ -145,8 +146,8 @@ def groups_written_out(out: int, width: int) -> tuple[int, Product]:
 
 def two_of_four(out: int, width: int) -> tuple[int, Product]:
     """bfloat16 with two of four weights kept; at least 16 rows of input are given to it."""
-    kept = torch.tensor([1, 1, 0, 0], device="cuda").repeat(out, width // 4)
-    weight = torch.randn(out, width, device="cuda", dtype=torch.bfloat16) * kept
+    kept = torch.tensor([1, 1, 0, 0], device=DEVICE).repeat(out, width // 4)
+    weight = torch.randn(out, width, device=DEVICE, dtype=torch.bfloat16) * kept
     sparse = torch.sparse.to_sparse_semi_structured(weight)
 
     def product(x: Tensor) -> Tensor:
@@ -158,10 +159,10 @@ def two_of_four(out: int, width: int) -> tuple[int, Product]:
 
 def exllama(out: int, width: int) -> tuple[int, Product]:
     operations = torch.ops.gptqmodel_exllamav2
-    stored = torch.randint(0, 2**31, (width // 8, out), dtype=torch.int32, device="cuda")
-    zeros = torch.full((width // GROUP, out // 8), 0x77777777, dtype=torch.int32, device="cuda")
+    stored = torch.randint(0, 2**31, (width // 8, out), dtype=torch.int32, device=DEVICE)
+    zeros = torch.full((width // GROUP, out // 8), 0x77777777, dtype=torch.int32, device=DEVICE)
     scale = random_scale(width // GROUP, out).half()
-    room = torch.empty(out * width + 128, dtype=torch.float16, device="cuda")
+    room = torch.empty(out * width + 128, dtype=torch.float16, device=DEVICE)
     given = (None,) * 5
     handle = operations.make_q_matrix(stored, *given, zeros, scale, None, room)
 
@@ -178,7 +179,7 @@ def exllama(out: int, width: int) -> tuple[int, Product]:
 def torchao(out: int, width: int, bits: int) -> tuple[int, Product]:
     from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
-    layer = nn.Linear(width, out, bias=False, dtype=torch.bfloat16, device="cuda")
+    layer = nn.Linear(width, out, bias=False, dtype=torch.bfloat16, device=DEVICE)
     config = Int8WeightOnlyConfig()
     if bits == 4:
         config = Int4WeightOnlyConfig(GROUP, int4_packing_format="tile_packed_to_4d")
@@ -265,7 +266,7 @@ def suits(name: str, count: int) -> bool:
 def compare(
     shape: tuple[int, int], count: int, repeats: int, names: Iterable[str]
 ) -> list[dict[str, object]]:
-    x = torch.randn(count, shape[1], device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(count, shape[1], device=DEVICE, dtype=torch.bfloat16)
     graphs, rows = {}, []
     for name in names:
         if not suits(name, count):

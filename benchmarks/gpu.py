@@ -2,8 +2,10 @@
 
     python benchmarks/gpu.py [--json FILE]        # or: make gpu
 
-The tests of the kernels in Triton, compiled this time; the time of every kernel
-(cuda_kernels.py); and decoding of a model in the shape of a large one (cuda_decode.py). Each part
+The tests of the kernels in Triton, compiled this time; products of every width and many shapes
+against float64 (cuda_checks.py); the time of every kernel beside PyTorch's in bfloat16, few rows of
+input and many (cuda_kernels.py); and decoding of a model in the shape of a large one
+(cuda_decode.py). Each part
 has its share of the time, and is stopped when that is over; what it found by then is kept. Prints a
 line for each part and writes benchmarks/results/gpu.json. Exits with 1 where a part fails or is
 stopped.
@@ -47,26 +49,31 @@ class Part(NamedTuple):
 PARTS = (
     Part(
         "checks",
-        200,
+        150,
         (
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "not slow",
-            "tests/kernels/triton",
-            "tests/kernels/test_gpu.py",
+            # Most of the time goes into compiling, on the processor.
+            *("-m", "pytest", "-q", "-n", "6", "-m", "not slow"),
+            *("tests/kernels/triton", "tests/kernels/test_gpu.py"),
+        ),
+    ),
+    Part("numbers", 60, ("benchmarks/cuda_checks.py", "--json", "{json}")),
+    Part(
+        "few rows",
+        75,
+        (
+            *("benchmarks/cuda_kernels.py", "--shape", "4096x4096", "--json", "{json}"),
+            *("--rows", "1", "--rows", "16", "--rows", "64", "--repeats", "10"),
         ),
     ),
     Part(
-        "kernels",
-        110,
+        "many rows",
+        75,
         (
             *("benchmarks/cuda_kernels.py", "--shape", "4096x4096", "--json", "{json}"),
-            *("--rows", "1", "--rows", "16", "--rows", "512", "--repeats", "10"),
+            *("--rows", "512", "--rows", "128", "--rows", "2048", "--repeats", "10"),
         ),
     ),
-    Part("decoding", 165, ("benchmarks/cuda_decode.py", "--layers", "8", "--json", "{json}")),
+    Part("decoding", 110, ("benchmarks/cuda_decode.py", "--layers", "8", "--json", "{json}")),
 )
 
 
