@@ -1,12 +1,12 @@
 """GGUF files at the same bytes: llama.cpp's quantiser and ours; benchmarks/results/gguf_sizes.json.
 
     SPQ_DATA_DIR=... python benchmarks/gguf_sizes.py [--kinds q4_k_m q2_k ...] [--recover]
-        [--model demo] [--python PYTHON] [--threads 1] [--keep DIR]
+        [--model demo] [--windows 20] [--python PYTHON] [--threads 1] [--keep DIR]
 
 For each file type llama.cpp quantises the float32 file with and without an importance matrix,
 E[x²] over the windows that ours is calibrated on (those of the recipe `default`). The bytes of the
 file with the matrix are the target size of `spq compress --for gguf`; `spq export` writes ours.
-llama.cpp itself scores every file on the first 20 windows of 1,024 tokens of WikiText-2 (raw,
+llama.cpp itself scores every file on the first windows of 1,024 tokens of WikiText-2 (raw,
 test): Δ is the loss above that of the float32 file, and the divergence is KL from its predictions.
 PYTHON is one with llama-cpp-python; `benchmarks/peers/setup.py llama.cpp` makes one.
 
@@ -72,11 +72,12 @@ class Bench:
         # In the dtype that ours is calibrated in, for the same text where the model writes it.
         loaded = load_model(name)
         text = encode(loaded.tokenizer, load_text("wikitext2", "evaluation").text, CONTEXT)
-        windows = consecutive(text, CONTEXT, WINDOWS)
+        windows = consecutive(text, CONTEXT, self.arguments.windows)
         np.save(self.folder / "windows.npy", windows.numpy())
         if not (self.folder / "importance.npz").exists():
             np.savez(self.folder / "importance.npz", **importance(loaded))
-        self.scored(self.dense)
+        if not (self.folder / "dense.npy").exists():
+            self.scored(self.dense)
 
     def scored(self, file: Path) -> dict:
         files = (file, self.folder / "windows.npy", self.folder / "dense.npy")
@@ -123,6 +124,7 @@ class Bench:
             "by": by,
             "bytes": file.stat().st_size,
             **self.scored(file),
+            "windows": self.arguments.windows,
             "types": dict(Counter(tensor.tensor_type.name for tensor in tensors)),
             "seconds": seconds,
             "machine": machine(),
@@ -139,7 +141,7 @@ class Bench:
         windows = np.load(self.folder / "windows.npy")
         wanted = np.load(self.folder / "dense.npy", mmap_mode="r")
         places = np.arange(CONTEXT - 1)
-        pairs = zip(wanted, windows, strict=True)
+        pairs = zip(wanted[: len(windows)], windows, strict=True)
         return float(np.mean([-held[places, window[1:]].mean() for held, window in pairs]))
 
 
@@ -175,6 +177,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--recover", action="store_true", help="also train ours")
     parser.add_argument("--python", default=python_of(default_folder(), "llama.cpp"))
+    parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="directory that files stay in")
     arguments = parser.parse_args()
