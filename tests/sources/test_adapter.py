@@ -111,3 +111,29 @@ def test_an_adapter_of_a_tied_head_is_not_merged(tmp_path):
     get_peft_model(spqlm.load(tmp_path / "tied"), config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(SpqError, match="'lm_head', which shares its weight"):
         load_model(tmp_path / "adapter", merge_adapter=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"use_dora": True, "modules_to_save": ["lm_head"]},
+        {"use_rslora": True, "lora_alpha": 32},
+        {"trainable_token_indices": [3, 4]},
+    ],
+)
+def test_every_kind_of_lora_is_put_on_and_merged(source, tmp_path, options):
+    config = LoraConfig(
+        r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", **options
+    )
+    torch.manual_seed(0)
+    adapted = get_peft_model(spqlm.load(source), config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.rand_like(parameter))
+    adapted.eval().save_pretrained(tmp_path / "adapter")
+    wanted = logits(adapted)
+    assert torch.equal(logits(load_model(tmp_path / "adapter").model), wanted)
+    spqlm.compress(tmp_path / "adapter", tmp_path / "out", recipe="dense")
+    assert torch.allclose(logits(spqlm.load(tmp_path / "out")), wanted, atol=1e-4)

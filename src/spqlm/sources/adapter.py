@@ -6,6 +6,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from spqlm.errors import SpqError
@@ -14,6 +16,8 @@ from spqlm.sources.accounting import check_loaded
 # What peft writes beside an adapter.
 ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+# Of DoRA: a parameter of the layer in the file, and of a module of its own in the model.
+_MAGNITUDE = ".lora_magnitude_vector"
 
 
 def base_of(path: Path, config: Mapping[str, Any]) -> str:
@@ -55,7 +59,9 @@ def put_on(model: PreTrainedModel, path: Path, *, merge: bool) -> PreTrainedMode
         SpqError: a tensor of the adapter is missing, left over or of another shape.
     """
     conversions = getattr(model, "_weight_conversions", None)
-    found = model.load_adapter(str(path), use_safetensors=True, ignore_mismatched_sizes=True)
+    found = model.load_adapter(
+        peft_config=_config(path), adapter_state_dict=_tensors(path), ignore_mismatched_sizes=True
+    )
     check_loaded(f"adapter {path.name!r}", vars(found))
     if merge:
         _merge(model, path.name)
@@ -63,6 +69,18 @@ def put_on(model: PreTrainedModel, path: Path, *, merge: bool) -> PreTrainedMode
         attributes: Any = model
         attributes._weight_conversions = conversions
     return model.eval()
+
+
+def _config(path: Path) -> Any:
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(str(path))
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """By the names that transformers looks for."""
+    found = load_file(path / WEIGHTS)
+    return {f"{n}.weight" if n.endswith(_MAGNITUDE) else n: t for n, t in found.items()}
 
 
 def _merge(model: PreTrainedModel, adapter: str) -> None:
@@ -75,7 +93,10 @@ def _merge(model: PreTrainedModel, adapter: str) -> None:
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
     ]
     tied = {name.rpartition(".")[0] for name in chain(*model.all_tied_weights_keys.items())}
+    names = {name for name, _ in layers}
     for name, module in layers:
+        if any(name.startswith(f"{other}.") for other in names):
+            continue  # a part of one that is merged as a whole
         if name in tied:
             raise SpqError(
                 f"adapter {adapter!r} changes {name!r}, which shares its weight with another "
