@@ -89,6 +89,15 @@ def in_tiles(out: int, width: int, bits: int, number: int) -> tuple[int, Product
     return nbytes(stored), lambda x: linear.multiply_tiles(x, matrix, tile)
 
 
+def inputs_in_int8(out: int, width: int) -> tuple[int, Product]:
+    """The weight in int8, and inputs rounded to int8 as they come."""
+    from spqlm.kernels.triton import int8_product
+
+    stored = coded(out, width, 8)
+    codes, scale = stored.tensors().values()
+    return nbytes(stored), lambda x: int8_product(x, codes, scale, None)
+
+
 def written_out(out: int, width: int, bits: int) -> tuple[int, Product]:
     from spqlm.kernels.triton import linear
     from spqlm.kernels.triton.matrix import matrix_of
@@ -205,6 +214,7 @@ WAYS: dict[str, Callable[[int, int], tuple[int, Product]]] = {
         f"int{bits}, written out": lambda out, width, bits=bits: written_out(out, width, bits)
         for bits in BITS
     },
+    "int8 by int8": inputs_in_int8,
     "int8 factors": low_rank,
     "half of int4's groups": groups_read,
     "half of them, uneven rows": uneven_groups_read,

@@ -76,7 +76,7 @@ def test_every_way_is_measured_or_says_why_not(script, monkeypatch):
         measured[count] = {row["way"] for row in rows if "microseconds" in row}
     assert {"int8", "int5", "int2, written out", "half of int4's groups"} < measured[1]
     assert not any("tile" in way for way in measured[1])
-    assert {"int8", "int8, tile 1", "int3, tile 0", "half of them, written out"} < measured[65]
+    assert {"int8", "int8, tile 1", "int3, tile 0", "int8 by int8"} < measured[65]
     assert "out of range" in found[65]["int4, tile 2"]["not_measured"]
     assert found[1]["int8"]["share_of_bandwidth"] == pytest.approx((8 * 128 + 16) / 5e-4 / 1e12)
 

@@ -53,6 +53,11 @@ def test_rows_of_zeros_stay_zeros():
     assert found is not None and not found[3].any() and torch.isfinite(found).all()
 
 
+def test_devices_where_torch_multiplies_no_integers_are_left_to_others():
+    x, codes, scale = (tensor.to("meta") for tensor in made(8, 16, 40))
+    assert dynamic_int8_linear(x, codes, scale, None) is None
+
+
 def test_few_rows_and_gradients_are_left_to_others():
     x, codes, scale = made(8, 16, 40)
     assert dynamic_int8_linear(x[:16], codes, scale, None) is None

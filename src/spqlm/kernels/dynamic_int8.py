@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from spqlm.kernels.gpu import kernels_for
 from spqlm.kernels.product import FEW_ROWS, needs_gradient
 
 # Rows that are multiplied at a time: the sums take four bytes each.
@@ -28,7 +29,13 @@ def dynamic_int8_linear(
         bytes are what costs time, where gradients are needed, and where torch cannot.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if len(rows) <= FEW_ROWS or needs_gradient(x, scale, bias) or not _possible(codes):
+    if len(rows) <= FEW_ROWS or needs_gradient(x, scale, bias):
+        return None
+    if (kernels := kernels_for(x)) is not None:
+        found: Tensor | None = kernels.int8_product(rows, codes, scale, bias)
+        if found is not None:
+            return found.view(*x.shape[:-1], len(codes))
+    if not _possible(codes):
         return None
     y = rows.new_empty(len(rows), len(codes))
     for start in range(0, len(rows), BLOCK_ROWS):
@@ -43,5 +50,7 @@ def dynamic_int8_linear(
 
 
 def _possible(codes: Tensor) -> bool:
-    """On a GPU the sides must be multiples of 8."""
-    return codes.device.type == "cpu" or not any(side % 8 for side in codes.shape)
+    """Whether torch multiplies integers there; on a GPU the sides must be multiples of 8."""
+    if codes.is_cpu:
+        return True
+    return codes.is_cuda and not any(side % 8 for side in codes.shape)

@@ -29,6 +29,7 @@ for depth, name in enumerate(("spqlm.kernels.triton", "spqlm.kernels", "spqlm"))
 from spqlm.kernels.triton.dequantize import dequantize, dequantize_groups  # noqa: E402
 from spqlm.kernels.triton.few_rows import add_up, few_rows  # noqa: E402
 from spqlm.kernels.triton.group_sparse import kept_groups_times_inputs  # noqa: E402
+from spqlm.kernels.triton.int8_inputs import int8_by_int8, round_rows  # noqa: E402
 from spqlm.kernels.triton.many_rows import many_rows  # noqa: E402
 from spqlm.kernels.triton.one_row import one_row, one_row_of_words  # noqa: E402
 from spqlm.kernels.triton.tiles import GROUP_TILES, WARP_TILES, Tile  # noqa: E402
@@ -49,6 +50,12 @@ TYPES = {
     "index_ptr": "*i64",
     "y_ptr": "*bf16",
     "out_ptr": "*bf16",
+    "step_ptr": "*fp32",
+}
+OWN = {
+    few_rows: {"x_ptr": "*i32"},  # Where codes are packed.
+    round_rows: {"codes_ptr": "*i8"},
+    int8_by_int8: {"x_ptr": "*i8", "weight_ptr": "*i8"},
 }
 BF16 = {"DTYPE": tl.bfloat16}
 WIDTHS = (3, 4, 7)
@@ -56,7 +63,7 @@ WIDTHS = (3, 4, 7)
 GROUPED = BF16 | {"GROUP": 32, "GROUPED": True, "ROWS": 32, "HEIGHT": 16, "PRECISION": "ieee"}
 CAPABILITY = int(sys.argv[1])
 TILES = GROUP_TILES if CAPABILITY == 90 else WARP_TILES
-ALIGNED = ("x_ptr", "weight_ptr", "scale_ptr", "y_ptr", "rows", "width")
+ALIGNED = ("x_ptr", "weight_ptr", "scale_ptr", "y_ptr", "rows", "width", "columns")
 """What 16 divides in most models; without it nothing is copied to shared memory ahead."""
 
 
@@ -64,6 +71,11 @@ def of_tile(tile: Tile, bits: int | None) -> dict[str, object]:
     """What `many_rows` is compiled for; int8 codes have a scale for each row."""
     sides = {"ROWS": tile.rows, "HEIGHT": tile.height, "DEPTH": tile.depth}
     return sides | {"BITS": bits, "GROUP": bits and 64, "tile": tile}
+
+
+def of_int8(tile: Tile) -> dict[str, object]:
+    """What `int8_by_int8` is compiled for."""
+    return {"ROWS": tile.rows, "HEIGHT": tile.height, "DEPTH": 2 * tile.depth, "tile": tile}
 
 
 KERNELS = [
@@ -77,6 +89,8 @@ KERNELS = [
     (add_up, {"BLOCK": 256}),
     (kept_groups_times_inputs, BF16 | {"PACKED": True, "WORDS": 2, "GROUPS": 32}),
     (dequantize_groups, {"PACKED": True, "WIDTH": 8, "GROUPS": 64}),
+    (round_rows, {"BLOCK": 1024}),
+    *((int8_by_int8, of_int8(tile)) for tile in TILES),
     *((many_rows, of_tile(tile, bits)) for tile in TILES for bits in (None, *WIDTHS)),
 ]
 
@@ -94,7 +108,7 @@ def resources(cubin: bytes) -> list[str]:
 
 for kernel, constants in KERNELS:
     tile = constants.pop("tile", None)
-    known = TYPES | {"x_ptr": "*i32"} if kernel is few_rows else TYPES  # Where codes are packed.
+    known = TYPES | OWN.get(kernel, {})
     types_of = {
         name: "constexpr" if name in constants else known.get(name, "i32")
         for name in kernel.arg_names
@@ -105,7 +119,7 @@ for kernel, constants in KERNELS:
         options = {"num_warps": 2 if constants.get("BITS") == 4 else 4, "num_stages": 3}
     if tile is not None:
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
-        places = (kernel.arg_names.index(name) for name in ALIGNED)
+        places = (place for place, name in enumerate(kernel.arg_names) if name in ALIGNED)
         attributes = {(place,): [["tt.divisibility", 16]] for place in places}
     source = ASTSource(kernel, types_of, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)

@@ -25,9 +25,9 @@ def test_every_kernel_compiles_and_fits_the_gpu(capability, tmp_path):
     lines = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in lines} == {
         *("one_row_of_words", "one_row", "few_rows", "many_rows", "dequantize", "add_up"),
-        *("kept_groups_times_inputs", "dequantize_groups"),
+        *("kept_groups_times_inputs", "dequantize_groups", "round_rows", "int8_by_int8"),
     }
     assert [line for line in lines if int(line[3])] == [], "these keep values in memory"
     assert [line for line in lines if int(line[4]) > SHARED[capability] * 1024] == []
-    many = {line[5] for line in lines if line[0] == "many_rows"}
+    many = {line[5] for line in lines if line[0] in ("many_rows", "int8_by_int8")}
     assert many == {"wgmma" if capability == "90" else "mma"}, "tensor cores multiply tiles"

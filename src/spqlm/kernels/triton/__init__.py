@@ -8,9 +8,10 @@ from torch import Tensor
 
 from spqlm.formats import StoredWeight
 from spqlm.kernels.triton import linear, sparse_linear
+from spqlm.kernels.triton.int8_linear import int8_product
 from spqlm.kernels.triton.linear import low_rank, ready
 
-__all__ = ["low_rank", "product", "ready", "restored", "take_rows"]
+__all__ = ["int8_product", "low_rank", "product", "ready", "restored", "take_rows"]
 
 
 def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | None:
