@@ -13,6 +13,7 @@ from spqlm.integrations import register
 
 if TYPE_CHECKING:
     __version__: str
+    from spqlm.allocation.limits import Limits
     from spqlm.conversion import Exported, export
     from spqlm.foretelling import foretell
     from spqlm.loading import load
@@ -24,6 +25,7 @@ __all__ = [
     "CheckpointError",
     "CompressionResult",
     "Exported",
+    "Limits",
     "Recipe",
     "SpqError",
     "compress",
@@ -39,6 +41,7 @@ __all__ = [
 _HOMES = {
     "CompressionResult": "spqlm.pipeline",
     "Exported": "spqlm.conversion",
+    "Limits": "spqlm.allocation.limits",
     "Recipe": "spqlm.recipe",
     "compress": "spqlm.pipeline",
     "evaluate": "spqlm.measuring",

@@ -121,6 +121,28 @@ class Change(BaseModel):
         return found
 
 
+class Spent(BaseModel):
+    """What a plan takes of something that was limited.
+
+    Attributes:
+        name: `size`, `decode step`, `prefill` or `cache of a token`.
+        unit: of the numbers here.
+        dense: what the model takes before.
+        most: what it may take.
+        used: what it will take, as far as can be predicted.
+        worth: nats per token that one more unit would save.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    unit: str
+    dense: float
+    most: float
+    used: float
+    worth: float
+
+
 class Plan(BaseModel):
     """All changes of one stage; JSON-able, and everything that `apply` goes by."""
 
@@ -129,6 +151,7 @@ class Plan(BaseModel):
     stage: str
     changes: list[Change] = Field(default_factory=list)
     summary: str = ""
+    spent: list[Spent] = Field(default_factory=list)
 
     @property
     def bytes_saved(self) -> int:

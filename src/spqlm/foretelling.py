@@ -7,10 +7,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spqlm import ranks
+from spqlm.allocation.limits import Limits
 from spqlm.allocation.restriction import Alike
 from spqlm.checkpoint.manifest import Forecast
 from spqlm.errors import SpqError
 from spqlm.forecast import forecast, foretold_seconds
+from spqlm.profiling.timed import timed
 from spqlm.recipe import Recipe
 from spqlm.requested import requested
 from spqlm.sources.outline import outline
@@ -29,6 +31,7 @@ def foretell(
     recover: bool = True,
     dtype: str | torch.dtype = "auto",
     memory: str | int | None = None,
+    limits: Limits | None = None,
 ) -> Forecast:
     """What `compress` would take, from a model's config and the headers of its files alone.
 
@@ -43,6 +46,8 @@ def foretell(
         recover: False leaves out all that trains.
         dtype: of float weights.
         memory: most bytes that the process may hold; None is what is free.
+        limits: speed of a step and bytes of its cache; a speed is measured here, unless that was
+            done before.
 
     Returns:
         bytes on disk and in memory, whether the model is read one layer at a time, and the time on
@@ -57,7 +62,7 @@ def foretell(
         print(spqlm.foretell("demo", target_size="90MB").smallest, "bytes at least")
     """
     steps, ratio = requested(
-        recipe, target_size, target_ratio, alike, export_target, calibration, recover
+        recipe, target_size, target_ratio, alike, export_target, calibration, recover, limits
     )
     found = foretold(model, steps, ratio, dtype, memory)
     if found is None:
@@ -97,6 +102,7 @@ def foretold(
         return None
     if ratio is not None:
         steps = steps.within(int(ratio * found.bytes))
+    steps = timed(steps, found.view)
     told = forecast(found, steps, limit)
     if timed_from is not None and found.bytes >= timed_from:
         told = told.model_copy(update={"seconds": foretold_seconds(found, steps)})

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm import ranks
+from spqlm.allocation.limits import Limits
 from spqlm.allocation.restriction import Alike
 from spqlm.ambient import standard_torch
 from spqlm.cache import RunState
@@ -30,6 +31,7 @@ from spqlm.model.mapped import bounded, is_bounded, watch
 from spqlm.model.memory import PeakMemory, resident_bytes
 from spqlm.model.soundness import check_magnitudes, check_runs
 from spqlm.model.view import ModelView
+from spqlm.profiling.timed import timed
 from spqlm.progress import spoken
 from spqlm.recipe import Recipe
 from spqlm.requested import kept_to, requested
@@ -81,6 +83,7 @@ def compress(
     overwrite: bool = False,
     max_shard_size: str = Output.max_shard_size,
     memory: str | int | None = None,
+    limits: Limits | None = None,
 ) -> CompressionResult:
     """Compress a causal language model and write a checkpoint that loads in transformers.
 
@@ -107,6 +110,7 @@ def compress(
         max_shard_size: of one weight file.
         memory: most bytes that the process may hold: a number, or such as `8GB`; None is what is
             free. A model that would take more is read one layer at a time, to the same result.
+        limits: speed of a step and bytes of its cache, alone or beside a size.
 
     Returns:
         the compressed model and its manifest.
@@ -123,7 +127,7 @@ def compress(
         print(result.manifest.sizes.disk, "bytes of", result.manifest.sizes.source)
     """
     steps, ratio = requested(
-        recipe, target_size, target_ratio, alike, export_target, calibration, recover
+        recipe, target_size, target_ratio, alike, export_target, calibration, recover, limits
     )
     wanted = None if export_target is None else target_class(export_target)()
     if wanted is not None:
@@ -155,6 +159,7 @@ def compress(
         view = ModelView(loaded.model)
         steps = kept_to(steps, wanted, loaded.model, loaded.tokenizer)
         watch(view)
+        steps = timed(steps, view)
         _check_sound(steps, view)
         text = Calibration(steps.calibration, view, loaded.tokenizer, seed, _passes(run))
         records = _run_stages(steps.stages, view, text, seed, run)
@@ -190,6 +195,7 @@ def plan(
     dtype: str | torch.dtype = "auto",
     device: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    limits: Limits | None = None,
 ) -> Manifest:
     """What `compress` would do with a model, without training or writing anything.
 
@@ -208,6 +214,7 @@ def plan(
         dtype: of float weights.
         device: to compute on.
         tokenizer: for a model object.
+        limits: speed of a step and bytes of its cache.
 
     Returns:
         the manifest that the checkpoint would have: `sizes.resident` are the bytes of its weights,
@@ -236,6 +243,7 @@ def plan(
         dtype=dtype,
         device=device,
         tokenizer=tokenizer,
+        limits=limits,
     ).manifest
 
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from spqlm.allocation.limits import Limits
 from spqlm.allocation.restriction import Restriction
 from spqlm.calibration.gather import CalibrationConfig
 from spqlm.errors import SpqError
@@ -89,6 +90,20 @@ class Recipe(BaseModel):
             raise SpqError(
                 f"a target size needs a recipe with the stage `{'` or `'.join(able)}`, "
                 "such as `default`; this one has none"
+            )
+        pairs = zip(limited, self.stages, strict=True)
+        return self.model_copy(update={"stages": tuple(new or stage for new, stage in pairs)})
+
+    def limited(self, limits: Limits) -> Self:
+        """The recipe with limits of speed and cache.
+
+        Raises:
+            SpqError: no stage of it takes any.
+        """
+        limited = [stage.limited(limits) for stage in self.stages]
+        if all(stage is None for stage in limited):
+            raise SpqError(
+                "a speed or cache target needs a recipe with the stage `budget`, such as `default`"
             )
         pairs = zip(limited, self.stages, strict=True)
         return self.model_copy(update={"stages": tuple(new or stage for new, stage in pairs)})

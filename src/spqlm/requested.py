@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.allocation.limits import Limits
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.errors import SpqError
 from spqlm.recipe import Recipe, load_recipe
@@ -19,6 +20,7 @@ def requested(
     export_target: str | None,
     calibration: str | None,
     recover: bool,
+    limits: Limits | None = None,
 ) -> tuple[Recipe, float | None]:
     """The recipe with all that was asked for.
 
@@ -30,6 +32,7 @@ def requested(
         export_target: name of a target whose formats the byte budget keeps to.
         calibration: text source that replaces the recipe's.
         recover: False leaves out all that trains.
+        limits: of speed and cache.
 
     Returns:
         the recipe, and a ratio that becomes its byte budget once the source's size is known.
@@ -37,7 +40,12 @@ def requested(
     Raises:
         SpqError: a name is unknown, or the recipe cannot do what is asked.
     """
+    limited = limits is not None and limits.any
+    if limited and recipe is None and target_size is None and target_ratio is None:
+        recipe = "default"
     steps, ratio = _targeted(recipe, target_size, target_ratio)
+    if limits is not None and limited:
+        steps = steps.limited(limits)
     if alike != "free":
         steps = steps.restricted(Restriction(alike=alike))
     if export_target is not None:

@@ -1,6 +1,8 @@
 """Sizes as people write and read them. MB is 10^6 bytes throughout."""
 
 import re
+from dataclasses import dataclass
+from typing import Literal
 
 from spqlm.errors import SpqError
 
@@ -45,6 +47,37 @@ def parse_ratio(text: str | float) -> float:
     if not 0 < value <= 1:
         raise SpqError(f"a ratio must lie in (0, 1] or (0%, 100%], got {text!r}")
     return value
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A speed that was asked for.
+
+    Attributes:
+        value: how many.
+        unit: times as fast as now, tokens per second, or milliseconds of a step.
+    """
+
+    value: float
+    unit: Literal["x", "tok/s", "ms"]
+
+    def milliseconds(self, now: float, tokens: int) -> float:
+        """Of a step that takes so many milliseconds now, and yields or reads so many tokens."""
+        if self.unit == "x":
+            return now / self.value
+        return 1e3 * tokens / self.value if self.unit == "tok/s" else self.value
+
+
+def parse_speed(text: str) -> Speed:
+    """A speed such as `2x`, `120tok/s` or `8ms`.
+
+    Raises:
+        SpqError: not a speed, or not more than zero.
+    """
+    matched = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*(x|tok/s|ms)\s*", str(text))
+    if matched is None or not float(matched[1]):
+        raise SpqError(f"{str(text)!r} is not a speed; write for example 2x, 120tok/s or 8ms")
+    return Speed(float(matched[1]), matched[2])  # type: ignore[arg-type]
 
 
 def megabytes(count: int) -> str:

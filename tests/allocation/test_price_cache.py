@@ -63,7 +63,7 @@ def test_what_was_read_can_be_searched_on(priced):
     cached(search_of(model, menu())).units()
     read, anew = cached(search_of(model, menu())), search_of(model, menu())
     found, expected = read.units(), anew.units()
-    available = int(0.9 * sum(sum(min(p.sizes) for p in u.priced[0].parts) for u in expected))
+    available = int(0.9 * sum(sum(min(p.costs)[0] for p in u.priced[0].parts) for u in expected))
     read.spend(found, available)
     anew.spend(expected, available)
     assert any(len(unit.priced) > 1 for unit in expected)
@@ -159,7 +159,7 @@ def test_a_search_that_was_stopped_goes_on_after_the_last_layer(priced, monkeypa
 def spend(search):
     """Units at fewer bytes than the smallest ones take uncut, so that all shapes are priced."""
     units = search.units()
-    least = sum(sum(min(p.sizes) for p in u.priced[0].parts) for u in units)
+    least = sum(sum(min(p.costs)[0] for p in u.priced[0].parts) for u in units)
     search.spend(units, int(0.6 * least))
     return units
 

@@ -1,7 +1,5 @@
 """Pricing and search together: what a budget chooses from."""
 
-import math
-
 import pytest
 import torch
 from tests.helpers import calibrated, tiny_model
@@ -16,12 +14,13 @@ from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank
 from spqlm.layerwise.metrics import outer_metric, split
 from spqlm.model.view import ModelView
-from spqlm.numerics.knapsack import RELATIVE_GAP, choose, smallest, worth_of_a_byte
+from spqlm.numerics.knapsack import RELATIVE_GAP, Worth, choose, smallest, worth
 
 WIDTHS = {"attention": (0.5,), "mlp": (0.75, 0.5)}
 NO_WIDTHS = {"attention": (), "mlp": ()}
 FOUR, WIDE_FOUR = Int4(group_size=32), Int4(group_size=64)
 BOTH = (FOUR, Int8())
+OUT_OF_REACH = Worth((1.0,), within=False)
 
 
 def menu(formats=BOTH, ranks=(0.8,)) -> Menu:
@@ -106,7 +105,7 @@ def test_every_weight_is_in_one_unit_with_all_its_options(tied):
         assert part.options == [FOUR, Int8(), Dense()]
         assert part.whole == 3
         assert part.losses[0] > part.losses[1] > part.losses[2] == 0
-        assert part.sizes[0] < part.sizes[1] < part.sizes[2]
+        assert part.costs[0] < part.costs[1] < part.costs[2]
     assert [len(unit.estimated) for unit in units] == [1, 2, 1, 2] + [0] * (len(units) - 4)
 
 
@@ -132,7 +131,7 @@ def test_a_rank_costs_no_less_than_about_what_it_looks_like():
         for option, _, loss in part.estimates
     }
     assert looked
-    assert search.deepen(units, math.inf)
+    assert search.deepen(units, OUT_OF_REACH)
     priced = {
         (part.named.name, option): loss
         for unit in units
@@ -148,10 +147,10 @@ def test_a_rank_costs_no_less_than_about_what_it_looks_like():
 def test_what_was_priced_is_not_priced_again():
     search = search_of(low_rank_model(), menu((Int8(),)))
     units = search.units()
-    while search.deepen(units, math.inf):
+    while search.deepen(units, OUT_OF_REACH):
         pass
     counts = [(len(unit.priced), len(unit.priced[0].parts[0].options)) for unit in units]
-    assert not search.deepen(units, math.inf)
+    assert not search.deepen(units, OUT_OF_REACH)
     assert counts == [(len(unit.priced), len(unit.priced[0].parts[0].options)) for unit in units]
     for unit in units:
         for part in unit.priced[0].parts:
@@ -160,7 +159,7 @@ def test_what_was_priced_is_not_priced_again():
 
 def test_nothing_looks_promising_where_bytes_are_worth_nothing():
     search = search_of(tiny_model(), menu())
-    assert not search.deepen(search.units(), 0.0)
+    assert not search.deepen(search.units(), Worth((0.0,)))
 
 
 # --- choice --------------------------------------------------------------------------------------
@@ -184,10 +183,10 @@ def test_the_choice_is_as_good_as_with_everything_priced(model_type, formats, mo
         best, _ = spent(everything, target, search)
         # A whole choice may lie above the relaxed one, more so where there are few units.
         assert best * (1 - RELATIVE_GAP) <= loss <= best * 1.1
-        worth = worth_of_a_byte([alternatives(unit) for unit in units], target)
+        price = worth([alternatives(unit) for unit in units], target)
         for unit, full in zip(units, everything, strict=True):
-            least_value = min(shaped.value(worth) for shaped in full.priced)
-            assert min(shaped.value(worth) for shaped in unit.priced) == pytest.approx(least_value)
+            least_value = min(shaped.value(price) for shaped in full.priced)
+            assert min(shaped.value(price) for shaped in unit.priced) == pytest.approx(least_value)
 
 
 def test_short_text_is_said():

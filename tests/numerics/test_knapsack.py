@@ -8,13 +8,14 @@ from scipy.optimize import linprog
 
 from spqlm.numerics.knapsack import (
     RELATIVE_GAP,
-    Alternative,
-    Choice,
-    Tie,
+    Worth,
     choose,
+    nearest,
     smallest,
-    worth_of_a_byte,
+    used,
+    worth,
 )
+from spqlm.numerics.programme import Alternative, Choice, Tie
 
 
 def plain(*parts) -> list[Alternative]:
@@ -131,7 +132,7 @@ def test_a_shape_is_taken_with_the_options_that_it_affords():
 
 
 def test_a_budget_below_the_smallest_choice_is_refused_with_both_numbers():
-    with pytest.raises(ValueError, match="takes 7 bytes, more than 6"):
+    with pytest.raises(ValueError, match="takes 7, more than 6"):
         choose([plain([(3, 1.0), (9, 0.0)]), plain([(4, 0.0)])], 6)
 
 
@@ -176,12 +177,12 @@ def relaxed(units, budget) -> float:
 @given(instances())
 def test_the_worth_lies_between_what_the_next_byte_saves_and_what_the_last_one_did(instance):
     units, budget = instance
-    worth = worth_of_a_byte(units, budget)
+    [price] = worth(units, budget).costs
     here = relaxed(units, budget)
     slack = 1e-6 * (1 + largest_loss(units))
-    assert worth >= 0
-    assert worth >= here - relaxed(units, budget + 1) - slack
-    assert worth <= relaxed(units, budget - 1) - here + slack
+    assert price >= 0
+    assert price >= here - relaxed(units, budget + 1) - slack
+    assert price <= relaxed(units, budget - 1) - here + slack
 
 
 @settings(max_examples=25)
@@ -189,31 +190,34 @@ def test_the_worth_lies_between_what_the_next_byte_saves_and_what_the_last_one_d
 def test_what_costs_more_than_the_worth_is_in_no_best_relaxed_choice(instance):
     # Choices that pay less than the worth bound the relaxed optimum from below, exactly.
     units, budget = instance
-    worth = worth_of_a_byte(units, budget)
-    bound = sum(min(loss + worth * size for _, size, loss in ways(unit)) for unit in units)
+    [price] = worth(units, budget).costs
+    bound = sum(min(loss + price * size for _, size, loss in ways(unit)) for unit in units)
     expected = relaxed(units, budget)
-    assert bound - worth * budget == pytest.approx(expected, rel=1e-6, abs=1e-6 * (1 + expected))
+    assert bound - price * budget == pytest.approx(expected, rel=1e-6, abs=1e-6 * (1 + expected))
 
 
 def test_a_budget_above_everything_makes_bytes_worthless():
-    assert worth_of_a_byte([plain([(3, 1.0), (9, 0.0)])], 10) == 0
+    assert worth([plain([(3, 1.0), (9, 0.0)])], 10) == Worth((0.0,))
 
 
 def test_a_byte_is_worth_the_slope():
     units = [plain([(100, 1.0), (200, 0.0)])]
-    assert worth_of_a_byte(units, 150) == pytest.approx(0.01)
+    assert worth(units, 150).costs == pytest.approx((0.01,))
     # The losses of real models are small, and their bytes many.
     units = [plain([(10**8, 1e-6), (3 * 10**8, 0.0)])]
-    assert worth_of_a_byte(units, 2 * 10**8) == pytest.approx(5e-15)
+    assert worth(units, 2 * 10**8).costs == pytest.approx((5e-15,))
 
 
 def test_a_budget_out_of_reach_makes_bytes_worth_everything():
-    assert worth_of_a_byte([plain([(3, 1.0), (9, 0.0)])], 2) == math.inf
+    found = worth([plain([(3, 1.0), (9, 0.0)])], 2)
+    assert not found.within
+    # Losses count nothing then.
+    assert found.paid(100.0, (3,)) < found.paid(0.0, (9,))
 
 
 def test_a_byte_for_nothing_is_worth_nothing():
-    assert worth_of_a_byte([], 10) == 0
-    assert worth_of_a_byte([], -1) == math.inf
+    assert worth([], 10) == Worth((0.0,))
+    assert not worth([], -1).within
 
 
 # --- ties ----------------------------------------------------------------------------------------
@@ -273,3 +277,94 @@ def test_a_tie_holds_across_the_shapes_of_a_unit():
     taken = choose([[whole, cut], [other]], 16)
     assert [choice.options for choice in taken] == [[0], [0]]
     assert taken[0].alternative == 1
+
+
+# --- several limits ------------------------------------------------------------------------------
+
+
+@st.composite
+def limited_twice(draw):
+    """Units whose shapes and options cost of two things, and budgets near the middle of both."""
+    cost, loss = st.integers(1, 50), st.integers(0, 1000)
+    part = st.lists(st.tuples(cost, cost, loss), min_size=1, max_size=3)
+    alternative = st.builds(
+        lambda loss, parts, costs: Alternative(float(loss), parts, costs=costs),
+        loss,
+        st.lists(part, min_size=0, max_size=2),
+        st.tuples(st.integers(-9, 9), st.integers(-9, 9)),
+    )
+    units = draw(st.lists(st.lists(alternative, min_size=1, max_size=2), min_size=1, max_size=3))
+    budgets = [smallest(units, k) + draw(st.integers(0, 60)) for k in range(2)]
+    return units, budgets
+
+
+def every_choice(units):
+    """Each choice for all units, with what it costs of both things, and its loss."""
+    ways_of = []
+    for unit in units:
+        found = []
+        for index, alternative in enumerate(unit):
+            for picks in itertools.product(*(range(len(part)) for part in alternative.parts)):
+                taken = [part[pick] for part, pick in zip(alternative.parts, picks, strict=True)]
+                loss = alternative.loss + sum(option[-1] for option in taken)
+                found.append((Choice(index, list(picks)), loss))
+        ways_of.append(found)
+    for ways_taken in itertools.product(*ways_of):
+        taken = [choice for choice, _ in ways_taken]
+        costs = [used(units, taken, k) for k in range(2)]
+        yield taken, costs, sum(loss for _, loss in ways_taken)
+
+
+@settings(deadline=None, max_examples=60)
+@given(limited_twice())
+def test_two_limits_are_kept_at_the_least_loss(instance):
+    units, budgets = instance
+    allowed = [
+        loss
+        for _, costs, loss in every_choice(units)
+        if all(cost <= budget for cost, budget in zip(costs, budgets, strict=True))
+    ]
+    if not allowed:
+        with pytest.raises(ValueError, match="no choice keeps within all budgets"):
+            choose(units, *budgets)
+        return
+    taken = choose(units, *budgets)
+    assert all(used(units, taken, k) <= budgets[k] for k in range(2))
+    [loss] = [loss for choice, _, loss in every_choice(units) if choice == taken]
+    assert loss <= min(allowed) * (1 + RELATIVE_GAP) + 1e-3
+
+
+@settings(deadline=None, max_examples=60)
+@given(limited_twice())
+def test_the_nearest_exceeds_all_budgets_by_the_least_share(instance):
+    units, budgets = instance
+    budgets = [max(budget, 1) for budget in budgets]
+
+    def excess(costs):
+        over = (cost / budget - 1 for cost, budget in zip(costs, budgets, strict=True))
+        return max(0.0, *over)
+
+    best = min(excess(costs) for _, costs, _ in every_choice(units))
+    assert excess(nearest(units, budgets, budgets)) == pytest.approx(best, rel=1e-3, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(limited_twice())
+def test_the_duals_bound_the_loss_from_below(instance):
+    # Lagrange: with all costs paid, the cheapest of each unit is no more than any choice within.
+    units, budgets = instance
+    found = worth(units, *budgets)
+    values = []
+    for unit in units:
+        values.append(min(found.paid(loss, costs) for _, costs, loss in every_choice([unit])))
+    bound = sum(values) - found.paid(0.0, budgets)
+    within = [
+        loss
+        for _, costs, loss in every_choice(units)
+        if all(cost <= budget for cost, budget in zip(costs, budgets, strict=True))
+    ]
+    if found.within:
+        assert bound <= min(within, default=math.inf) + 1e-6 * (1 + abs(bound))
+    else:
+        assert not within
+        assert bound > -1e-9

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
-from spqlm.allocation.menu import Menu
+from spqlm.allocation.resources import Resource
 from spqlm.allocation.search import Search, priced_weights
 from spqlm.allocation.shapes import Shape
-from spqlm.allocation.units import Part, PricedShape, Unit, cut_shape
+from spqlm.allocation.units import Part, PricedShape, Unit
 from spqlm.cache import (
     UNREADABLE,
     cache_directory,
@@ -26,11 +26,12 @@ from spqlm.cache import (
 from spqlm.formats import AnyFormat
 from spqlm.layerwise.loop import Sink
 from spqlm.model.view import Named
+from spqlm.numerics.knapsack import Worth
 
 logger = logging.getLogger(__name__)
 
 # Raised whenever what is computed changes, so that older files are not read.
-COMPUTATION = 3
+COMPUTATION = 4
 
 
 class _StoredPart(BaseModel):
@@ -39,7 +40,7 @@ class _StoredPart(BaseModel):
     name: str
     options: list[AnyFormat]
     whole: int
-    estimates: list[tuple[AnyFormat, int, float]]
+    estimates: list[tuple[AnyFormat, float]]
 
 
 class _StoredShape(BaseModel):
@@ -69,19 +70,20 @@ def cached(search: Search) -> Search:
 
 
 class PriceFiles:
-    """The units of each layer as they were priced: a file for each layer and worth of a byte."""
+    """The units of each layer as they were priced: by layer, and by what is worth how much."""
 
     def __init__(self, search: Search) -> None:
         """In the directory of the search."""
-        self._view, self._menu = search.view, search.menu
+        self._view = search.view
+        self._resources = search.resources
         self._directory = cache_directory() / f"prices-{_key(search)}"
 
-    def layers(self, units: dict[str, list[Unit]], worth: float | None) -> Sink:
-        """Files of layers that are priced at some worth of a byte, from what their units are now.
+    def layers(self, units: dict[str, list[Unit]], worth: Worth | None) -> Sink:
+        """Files of layers that are priced at some worth, from what their units are now.
 
         Args:
             units: by layer; they take up what is read, and are written when they are priced.
-            worth: in nats; None where nothing is priced yet.
+            worth: None where nothing is priced yet.
         """
         return _LayerPrices(self, units, worth)
 
@@ -107,7 +109,7 @@ class PriceFiles:
             device = self._view.model.device
             rows = {key: tensor.to(device) for key, tensor in tensors.items()}
             return [
-                _unit(unit, f"{index}", weights, rows, self._menu)
+                _unit(unit, f"{index}", weights, rows, self._resources)
                 for index, unit in enumerate(stored)
             ]
         except UNREADABLE as error:
@@ -129,7 +131,7 @@ class _LayerPrices:
     """A `Sink` whose layers stay as they are: their prices are what is kept."""
 
     def __init__(
-        self, files: PriceFiles, units: dict[str, list[Unit]], worth: float | None
+        self, files: PriceFiles, units: dict[str, list[Unit]], worth: Worth | None
     ) -> None:
         self._files, self._units = files, units
         self._names = {layer: _file_name(layer, held, worth) for layer, held in units.items()}
@@ -150,13 +152,13 @@ class _LayerPrices:
         self._files.write(self._names[name], self._units[name])
 
 
-def _file_name(layer: str, units: list[Unit], worth: float | None) -> str:
-    """What is priced next follows from what is priced already, and from what a byte is worth."""
+def _file_name(layer: str, units: list[Unit], worth: Worth | None) -> str:
+    """What is priced next follows from what is priced already, and from what bytes are worth."""
     if worth is None:
         return layer
     stored, _ = _stored(units)
     losses = [p.losses for unit in units for shaped in unit.priced for p in shaped.parts]
-    words = _UNITS.dump_json(stored) + json.dumps([worth, losses]).encode()
+    words = _UNITS.dump_json(stored) + json.dumps([worth.costs, worth.within, losses]).encode()
     return f"{layer}-{hashlib.blake2b(words, digest_size=8).hexdigest()}"
 
 
@@ -186,7 +188,7 @@ def _stored(units: list[Unit]) -> tuple[list[_StoredUnit], dict[str, Tensor]]:
                         name=name,
                         options=part.options,
                         whole=part.whole,
-                        estimates=part.estimates,
+                        estimates=[(option, loss) for option, _, loss in part.estimates],
                     )
                 )
                 rows |= {f"{where}/{number}": held for number, held in enumerate(part.rows)}
@@ -201,40 +203,35 @@ def _unit(
     place: str,
     weights: dict[str, Named],
     rows: dict[str, Tensor],
-    menu: Menu,
+    resources: Sequence[Resource],
 ) -> Unit:
     priced = [
         PricedShape(
             shaped.shape,
             [
-                _part(part, shaped.shape, weights[part.name], f"{place}/{index}", rows, menu)
+                _part(
+                    part,
+                    Part(weights[part.name], shaped.shape.cuts.get(part.name), resources),
+                    f"{place}/{index}",
+                    rows,
+                )
                 for part in shaped.parts
             ],
         )
         for index, shaped in enumerate(stored.priced)
     ]
-    return Unit(priced, Unit.of(priced[0].parts, stored.estimated, menu).estimated)
+    return Unit(priced, Unit.of(priced[0].parts, stored.estimated).estimated)
 
 
-def _part(
-    stored: _StoredPart,
-    shape: Shape,
-    named: Named,
-    where: str,
-    rows: dict[str, Tensor],
-    menu: Menu,
-) -> Part:
-    cut = shape.cuts.get(named.name)
-    height, width = cut_shape(named, cut)
-    # Other files may count bytes otherwise.
-    estimates = [
-        (option, menu.stored_bytes(named, option, height, width), loss)
-        for option, _, loss in stored.estimates
-    ]
-    part = Part(named, cut, estimates=estimates, whole=stored.whole)
+def _part(stored: _StoredPart, part: Part, where: str, rows: dict[str, Tensor]) -> Part:
+    """Fill a part with what was priced."""
+    height, _ = part.shape
+    part.whole = stored.whole
     for index, option in enumerate(stored.options):
-        losses = rows[f"{where}/{named.name}/{index}"]
+        losses = rows[f"{where}/{stored.name}/{index}"]
         if losses.shape != (height,) or losses.dtype != torch.float32:
-            raise ValueError(f"losses of {named.name!r} are not a float32 for each row")
-        part.add(option, menu.stored_bytes(named, option, height, width), losses)
+            raise ValueError(f"losses of {stored.name!r} are not a float32 for each row")
+        part.add(option, losses)
+    for option, loss in stored.estimates:
+        part.estimate(option, loss)
     return part

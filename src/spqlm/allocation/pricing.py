@@ -1,24 +1,26 @@
-"""Prices: bytes and predicted loss of every way to shape and store the weights of a unit.
+"""Prices: costs and predicted loss of every way to shape and store the weights of a unit.
 
 Storing is dear to price, since rows of each weight are rounded to find out; what a shape or a rank
 costs by itself is not, nor how much the least salient groups weigh. So those are first estimated
-without rounding (`Part.estimates`, `Unit.estimated`), and rounded only where that could pay at the
-worth of a byte under the budget.
+without rounding (`Part.estimates`, `Unit.estimated`), and rounded only where that could pay at what
+each limited thing is worth.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from spqlm.allocation.estimates import low_rank_losses, sparse_losses
 from spqlm.allocation.menu import Menu
+from spqlm.allocation.resources import Resource
 from spqlm.allocation.shapes import Shape, cut_metric, cut_weight
-from spqlm.allocation.units import Part, PricedShape, Unit
+from spqlm.allocation.units import BYTES, Part, PricedShape, Unit
 from spqlm.changes import Cut
 from spqlm.formats import Format
 from spqlm.formats.low_rank import LowRank
 from spqlm.model.view import Named
+from spqlm.numerics.knapsack import Worth
 from spqlm.numerics.low_rank import weighted_basis
 from spqlm.numerics.metric import Metric
 
@@ -31,14 +33,21 @@ TINY = torch.finfo(torch.float32).tiny
 class Pricer:
     """Prices weights of a menu in the metrics of a layer."""
 
-    def __init__(self, menu: Menu, fit: Mapping[str, Metric], price: Mapping[str, Metric]) -> None:
-        """Fit in one metric, price in the other; both by full name of the module."""
+    def __init__(
+        self,
+        menu: Menu,
+        fit: Mapping[str, Metric],
+        price: Mapping[str, Metric],
+        resources: Sequence[Resource] = BYTES,
+    ) -> None:
+        """Fit in one metric, price in the other, both by full name; costs are of the resources."""
         self._menu = menu
+        self._resources = resources
         self.fit = fit
         self.price = price
 
-    def deepen(self, unit: Unit, worth: float) -> None:
-        """Price the shapes and options of a unit that could pay at `worth` nats per byte."""
+    def deepen(self, unit: Unit, worth: Worth) -> None:
+        """Price the shapes and options of a unit that could pay at `worth`."""
         promising = unit.promising_shapes(worth)
         unit.estimated = [shaped for shaped in unit.estimated if shaped not in promising]
         for shaped in promising:
@@ -59,7 +68,7 @@ class Pricer:
     def part(self, named: Named, shape: Shape) -> Part:
         """Price the options that store every group of the weight itself; estimate the others."""
         cut, weight, fit, price = self._shaped(named, shape)
-        part = Part(named, cut)
+        part = Part(named, cut, self._resources)
         rows, columns = weight.shape
         for option in self._menu.options(named, rows, columns):
             self._add_sampled(part, weight, option, fit, price)
@@ -69,10 +78,8 @@ class Pricer:
             *low_rank_losses(self._menu.low_rank(named, rows, columns), weight, price, rounding),
             *sparse_losses(self._menu.sparse(named, rows, columns), weight, price, rounding),
         ]
-        part.estimates = [
-            (option, self._menu.stored_bytes(named, option, rows, columns), loss)
-            for option, loss in found
-        ]
+        for option, loss in found:
+            part.estimate(option, loss)
         return part
 
     def _add_promising(self, part: Part, shape: Shape, options: list[Format]) -> None:
@@ -106,7 +113,7 @@ class Pricer:
         energy = price.energy(weight)
         rows = energy * (losses.sum() / energy[index].sum().clamp_min(TINY))
         rows[index] = losses
-        part.add(option, self._menu.stored_bytes(part.named, option, *weight.shape), rows)
+        part.add(option, rows)
 
     @torch.no_grad()
     def _add(
@@ -123,8 +130,7 @@ class Pricer:
             stored = option.fit(weight, fit, rounding, basis).restore()
         else:
             stored = option.fit(weight, fit, rounding).restore()
-        size = self._menu.stored_bytes(part.named, option, *weight.shape)
-        part.add(option, size, price.row_losses(stored - weight))
+        part.add(option, price.row_losses(stored - weight))
 
 
 def sampled_rows(count: int) -> Tensor:

@@ -1,13 +1,17 @@
-"""How small and how large a byte budget can make a model, by its shapes alone."""
+"""What a budget can make of a model, by its shapes alone."""
+
+from collections.abc import Sequence
 
 import torch
 
+from spqlm.allocation.limits import Target
 from spqlm.allocation.menu import Menu
+from spqlm.allocation.out_of_reach import check_reach, check_together, least
+from spqlm.allocation.resources import Disk, Resource
 from spqlm.allocation.restriction import Alike, ties
-from spqlm.allocation.search import Shares, outer_weights
+from spqlm.allocation.search import Shares, alternatives, outer_weights
 from spqlm.allocation.shapes import Shape
-from spqlm.allocation.spending import fixed_bytes, least_bytes
-from spqlm.allocation.units import Part, PricedShape, Unit, cut_shape
+from spqlm.allocation.units import Part, PricedShape, Unit
 from spqlm.changes import Cut
 from spqlm.formats import Format
 from spqlm.model.families import Prunable
@@ -16,7 +20,12 @@ from spqlm.numerics.importance import kept_count
 
 
 def reach(
-    view: ModelView, menu: Menu, shares: Shares, multiple_of: int, alike: Alike
+    view: ModelView,
+    menu: Menu,
+    shares: Shares,
+    multiple_of: int,
+    alike: Alike,
+    targets: Sequence[Target] = (),
 ) -> tuple[int, int]:
     """Fewest and most bytes on disk that a choice from a menu takes; headers are counted.
 
@@ -26,20 +35,35 @@ def reach(
         shares: sizes that each kind of unit may be cut to.
         multiple_of: what widths are rounded to.
         alike: which weights take one format.
+        targets: that are refused where no choice meets them.
 
     Raises:
+        OutOfReach: a target is, or several are together; names what is not.
         SpqError: weights that are to be stored alike have no format in common.
     """
+    size = Target(Disk(menu.sizes), lambda dense: dense)
+    every = [*targets, size]
+    resources = [target.resource for target in every]
     units = [
-        _unit(_members(layer, kind), menu, _cuts(layer, kind, shares[kind], multiple_of))
+        _unit(
+            _members(layer, kind),
+            menu,
+            _cuts(layer, kind, shares[kind], multiple_of),
+            resources,
+        )
         for layer in view.layers
         for kind in shares
     ]
-    units += [_unit([named], menu, []) for named in outer_weights(view)]
-    fixed, tied = fixed_bytes(view, units, menu.sizes), ties(view, alike)
-    least = least_bytes(units, tied)
+    units += [_unit([named], menu, [], resources) for named in outer_weights(view)]
+    tied = ties(view, alike)
+    options = [alternatives(unit, tied) for unit in units]
     wholes = [part for unit in units for part in unit.priced[0].parts]
-    return fixed + least, fixed + sum(max(part.sizes[: part.whole]) for part in wholes)
+    *limits, disk = (target.limit(view, [part.named for part in wholes]) for target in every)
+    fewest = least(options, len(limits))
+    check_reach(options, limits)
+    check_together(options, limits)
+    most = sum(max(costs[-1] for costs in part.costs[: part.whole]) for part in wholes)
+    return int(disk.fixed + fewest), int(disk.fixed + most)
 
 
 def _members(layer: LayerView, kind: Prunable) -> list[Named]:
@@ -72,24 +96,29 @@ def _cuts(
     return [cuts]
 
 
-def _unit(members: list[Named], menu: Menu, cuts: list[dict[str, Cut]]) -> Unit:
-    whole = PricedShape(Shape(), [_part(named, None, menu) for named in members])
-    cut = [
-        PricedShape(Shape(cuts=found), [_part(named, found[named.name], menu) for named in members])
-        for found in cuts
-    ]
-    return Unit([whole, *(shaped for shaped in cut if all(p.options for p in shaped.parts))])
+def _unit(
+    members: list[Named],
+    menu: Menu,
+    cuts: list[dict[str, Cut]],
+    resources: Sequence[Resource],
+) -> Unit:
+    def shaped(shape: Shape) -> PricedShape:
+        parts = [Part(named, shape.cuts.get(named.name), resources) for named in members]
+        return PricedShape(shape, [_offered(part, menu) for part in parts])
+
+    cut = [shaped(Shape(cuts=found)) for found in cuts]
+    return Unit([shaped(Shape()), *(one for one in cut if all(p.options for p in one.parts))])
 
 
-def _part(named: Named, cut: Cut | None, menu: Menu) -> Part:
-    rows, columns = cut_shape(named, cut)
-    part = Part(named, cut)
+def _offered(part: Part, menu: Menu) -> Part:
+    """With every option, for nothing."""
+    named, shape = part.named, part.shape
 
     def add(options: list[Format]) -> None:
         for option in options:
-            part.add(option, menu.stored_bytes(named, option, rows, columns), torch.zeros(1))
+            part.add(option, torch.zeros(1))
 
-    add(menu.options(named, rows, columns))
+    add(menu.options(named, *shape))
     part.whole = len(part.options)
-    add([*menu.low_rank(named, rows, columns), *menu.sparse(named, rows, columns)])
+    add([*menu.low_rank(named, *shape), *menu.sparse(named, *shape)])
     return part

@@ -1,7 +1,6 @@
 """From a model and its sensitivities to priced units: one walk, and a second where it could pay."""
 
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,8 +9,9 @@ from torch import nn
 from spqlm import ranks
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.pricing import Pricer
+from spqlm.allocation.resources import Resource
 from spqlm.allocation.shapes import Shape, shapes
-from spqlm.allocation.units import NO_TIES, Part, Unit
+from spqlm.allocation.units import BYTES, NO_TIES, Part, Unit
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
 from spqlm.layerwise.loop import LayerLoop, Sink
@@ -24,7 +24,8 @@ from spqlm.layerwise.metrics import (
 )
 from spqlm.model.families import Prunable
 from spqlm.model.view import LayerView, ModelView, Named
-from spqlm.numerics.knapsack import Alternative, smallest, worth_of_a_byte
+from spqlm.numerics.knapsack import Worth, worth
+from spqlm.numerics.programme import Alternative
 from spqlm.numerics.threads import share_out
 
 Shares = Mapping[Prunable, tuple[float, ...]]
@@ -33,8 +34,8 @@ Shares = Mapping[Prunable, tuple[float, ...]]
 class Prices(Protocol):
     """What was priced before, and where what is priced goes; see `price_cache.PriceFiles`."""
 
-    def layers(self, units: dict[str, list[Unit]], worth: float | None) -> Sink:
-        """Units by layer, priced at a worth of a byte."""
+    def layers(self, units: dict[str, list[Unit]], worth: Worth | None) -> Sink:
+        """Units by layer, priced at a worth of what is limited."""
 
     def outer(self, name: str, price: Callable[[], Unit]) -> Unit:
         """The unit of the embedding or the lm_head."""
@@ -52,6 +53,7 @@ class Search:
         multiple_of: what widths are rounded to.
         token_power: see `Weighting`.
         prices: those of earlier searches; None keeps none.
+        resources: that are limited.
     """
 
     view: ModelView
@@ -61,6 +63,7 @@ class Search:
     multiple_of: int
     token_power: float
     prices: Prices | None = None
+    resources: Sequence[Resource] = BYTES
 
     @property
     def _sensitivities(self) -> Mapping[str, Sensitivity]:
@@ -115,20 +118,24 @@ class Search:
         inner = [unit for units in found.values() for unit in units]
         return inner + [self._outer(named) for named in outer_weights(self.view)]
 
-    def spend(self, units: list[Unit], available: int) -> None:
-        """Price shapes and options until the best ones for so many bytes are among those priced.
+    def spend(self, units: list[Unit], *available: float) -> None:
+        """Price shapes and options until the best ones within the limits are among those priced.
 
-        What a byte is worth follows from the estimates; where even they cannot meet the budget, or
-        what was priced cannot, the smallest ones are priced.
+        What a byte or a millisecond is worth follows from the estimates. Where even they cannot
+        meet the limits, or what was priced cannot, those are priced that come nearest.
+
+        Args:
+            units: of the model.
+            available: the most of each resource.
         """
-        while self.deepen(units, worth_of_a_byte([hopes(unit) for unit in units], available)):
+        while self.deepen(units, worth([hopes(unit) for unit in units], *available)):
             pass
-        if smallest([alternatives(unit) for unit in units]) > available:
-            while self.deepen(units, math.inf):
-                pass
+        found = worth([alternatives(unit) for unit in units], *available)
+        while not found.within and self.deepen(units, found):
+            found = worth([alternatives(unit) for unit in units], *available)
 
-    def deepen(self, units: list[Unit], worth: float) -> bool:
-        """Price the shapes and options that could pay at `worth` nats per byte.
+    def deepen(self, units: list[Unit], worth: Worth) -> bool:
+        """Price the shapes and options that could pay at `worth`.
 
         Returns:
             whether there were any.
@@ -150,7 +157,7 @@ class Search:
         self._walk(names, price, "pricing shapes", self._sink(wanted, worth))
         return True
 
-    def _sink(self, units: dict[str, list[Unit]], worth: float | None = None) -> Sink | None:
+    def _sink(self, units: dict[str, list[Unit]], worth: Worth | None = None) -> Sink | None:
         return None if self.prices is None else self.prices.layers(units, worth)
 
     def _walk(
@@ -181,8 +188,8 @@ class Search:
         for step in LayerLoop(self.view, windows, title, sink=sink, only=names, frozen=True):
             members = names[step.layer.name]
             wanted = {n: s for n, s in self._sensitivities.items() if n in members}
-            metrics = layer_metrics(step, wanted, self._weightings)
-            price(step.layer, Pricer(self.menu, *metrics))
+            fit, held_out = layer_metrics(step, wanted, self._weightings)
+            price(step.layer, Pricer(self.menu, fit, held_out, self.resources))
 
     def _members(self, layer: LayerView, kind: Prunable) -> list[Named]:
         found = [named for named in layer.leaves if named.role == kind]
@@ -195,10 +202,10 @@ class Search:
         whole = [parts[named.name] for named in members]
         sides = {named.name for named, _ in layer.sides(kind)}
         if not sides or sides != {named.name for named in members}:
-            return Unit.of(whole, [], self.menu)
+            return Unit.of(whole, [])
         multiple_of = self.multiple_of if kind == "mlp" else 1
         found = shapes(layer, kind, self.shares[kind], multiple_of, pricer.fit, pricer.price)
-        return Unit.of(whole, found, self.menu)
+        return Unit.of(whole, found)
 
     def _outer(self, named: Named) -> Unit:
         if self.prices is not None:
@@ -210,7 +217,7 @@ class Search:
             {named.name: outer_metric(self.view, named.name, self._sensitivities, weighting)}
             for weighting in self._weightings
         )
-        return Unit.of([Pricer(self.menu, fit, price).part(named, Shape())], [], self.menu)
+        return Unit.of([Pricer(self.menu, fit, price, self.resources).part(named, Shape())], [])
 
 
 def outer_weights(view: ModelView) -> list[Named]:

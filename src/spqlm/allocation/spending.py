@@ -1,106 +1,126 @@
-"""Spend a byte budget: the best choice within it, as changes of modules."""
+"""Spend a budget of bytes and time: the best choice within it, as changes of modules."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 
+from spqlm.allocation.limits import Limit, Target
+from spqlm.allocation.menu import Menu
+from spqlm.allocation.out_of_reach import check_reach, contradiction
+from spqlm.allocation.resources import Disk
 from spqlm.allocation.restriction import SPOKEN, Alike, ties
 from spqlm.allocation.search import Search, alternatives
-from spqlm.allocation.sizes import Sizes
 from spqlm.allocation.units import Unit
-from spqlm.changes import Change
-from spqlm.errors import OutOfReach, SpqError
+from spqlm.changes import Change, Spent
 from spqlm.formats.group_sparse import GroupSparse
 from spqlm.formats.low_rank import LowRank
-from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
-from spqlm.numerics.knapsack import Choice, choose, smallest
+from spqlm.numerics.knapsack import choose, used, worth
+from spqlm.numerics.programme import Choice, Units
 from spqlm.progress import working
 
+# Nats per unit that are not worth saying.
+WORTHLESS = 5e-5
 
-def spend(search: Search, target: int, alike: Alike) -> tuple[list[Change], str]:
+
+def spend(
+    search: Search, targets: Sequence[Target], alike: Alike
+) -> tuple[list[Change], str, list[Spent]]:
     """The choice of the least predicted loss.
 
     Args:
-        search: that prices the options.
-        target: most bytes of all weights on disk.
+        search: that prices the options, of the targets' resources.
+        targets: that the choice keeps to.
         alike: which weights must take one format.
 
     Returns:
-        the changes, and what to say of them.
+        the changes, what to say of them, and what they take of each resource.
 
     Raises:
-        OutOfReach: the target is; names one that is not.
+        OutOfReach: a target is, or several are together; names what is not.
     """
     units, tied = search.units(), ties(search.view, alike)
+    decided = [part.named for unit in units for part in unit.priced[0].parts]
     # Everything else is paid for first; too little may be left, or less than nothing.
-    fixed = fixed_bytes(search.view, units, search.menu.sizes)
-    available = target - fixed
-    search.spend(units, available)
-    check_reach(fixed + least_bytes(units, tied), target)
+    limits = [target.limit(search.view, decided) for target in targets]
+    available = [limit.available for limit in limits]
+    search.spend(units, *available)
+    options = [alternatives(unit, tied) for unit in units]
+    check_reach(options, limits)
     with working("choosing formats"):
-        taken = choose([alternatives(unit, tied) for unit in units], available)
-        free = choose([alternatives(unit) for unit in units], available) if tied else taken
-    changes = _all_changes(units, taken)
-    words = [summary(changes)]
+        taken = _chosen(options, limits)
+        free = _chosen([alternatives(unit) for unit in units], limits) if tied else taken
+    changes = _all_changes(units, taken, search.menu)
+    spent = _spent(options, taken, limits)
+    words = [summary(changes), *_said(spent)]
     if tied:
-        more = _loss(units, taken) - _loss(units, free)
+        more = _loss(units, taken, search.menu) - _loss(units, free, search.menu)
         words.append(f"{SPOKEN[alike]}: {more:.4f} nats of it")
-    if sum(change.bytes_after for change in changes) == _largest(units):
+    if sum(change.bytes_after for change in changes) == _largest(units, search.menu):
         words.append("the target asks for nothing smaller")
     words += [said for said in (search.short_of_text, search.short_of_tokens) if said]
-    return changes, "; ".join(words)
+    return changes, "; ".join(words), spent
 
 
-def least_bytes(units: list[Unit], tied: Mapping[str, str]) -> int:
-    """Fewest bytes that the units can take.
-
-    Raises:
-        SpqError: weights that are to be stored alike have no format in common.
-    """
+def _chosen(options: Units, limits: list[Limit]) -> list[Choice]:
     try:
-        return smallest([alternatives(unit, tied) for unit in units])
+        return choose(options, *(limit.available for limit in limits))
     except ValueError:
-        raise SpqError(
-            "weights that must be stored alike have no format in common; offer int8, or a group "
-            "size that divides every width"
-        ) from None
+        raise contradiction(options, limits) from None
 
 
-def check_reach(least: int, target: int) -> None:
-    """Refuse a target below the fewest bytes of all weights on disk.
-
-    Raises:
-        OutOfReach: names both.
-    """
-    if least > target:
-        reachable = -(-least // 10**5) / 10
-        raise OutOfReach(
-            f"a target of {target / 1e6:.1f} MB cannot be reached; "
-            f"the smallest with these options is {reachable:.1f} MB"
+def _spent(options: Units, taken: list[Choice], limits: list[Limit]) -> list[Spent]:
+    prices = worth(options, *(limit.available for limit in limits)).costs
+    return [
+        Spent(
+            name=limit.resource.name,
+            unit=limit.resource.unit,
+            dense=limit.dense / limit.resource.per_unit,
+            most=limit.most / limit.resource.per_unit,
+            used=(limit.fixed + used(options, taken, index)) / limit.resource.per_unit,
+            worth=prices[index] * limit.resource.per_unit,
         )
+        for index, limit in enumerate(limits)
+    ]
 
 
-def fixed_bytes(view: ModelView, units: list[Unit], sizes: Sizes) -> int:
-    """Bytes of everything else, and of file headers."""
-    return sizes.rest(view, [part.named.module for unit in units for part in unit.priced[0].parts])
+def _said(spent: list[Spent]) -> list[str]:
+    """What is predicted besides the size, and what more of each would save; nothing of a size."""
+    if all(found.name == Disk.name for found in spent):
+        return []
+    words = [
+        f"{found.name} {found.used:.2f} {found.unit}, {found.dense / found.used:.2f}x"
+        for found in spent
+        if found.name != Disk.name
+    ]
+    return words + [
+        f"one more {found.unit} of {found.name} would save {found.worth:.4f} nats"
+        for found in spent
+        if found.worth > WORTHLESS
+    ]
 
 
-def _largest(units: list[Unit]) -> int:
+def _largest(units: list[Unit], menu: Menu) -> int:
     """Bytes with every weight in its shape, at its rank and in the most bits."""
     parts = [part for unit in units for part in unit.priced[0].parts]
-    return sum(max(part.sizes[: part.whole]) for part in parts)
+    return sum(
+        max(
+            menu.stored_bytes(part.named, option, *part.shape)
+            for option in part.options[: part.whole]
+        )
+        for part in parts
+    )
 
 
-def _loss(units: list[Unit], taken: list[Choice]) -> float:
-    return sum(change.predicted_loss or 0.0 for change in _all_changes(units, taken))
+def _loss(units: list[Unit], taken: list[Choice], menu: Menu) -> float:
+    return sum(change.predicted_loss or 0.0 for change in _all_changes(units, taken, menu))
 
 
-def _all_changes(units: list[Unit], taken: list[Choice]) -> list[Change]:
+def _all_changes(units: list[Unit], taken: list[Choice], menu: Menu) -> list[Change]:
     pairs = zip(units, taken, strict=True)
-    return [change for unit, choice in pairs for change in _changes(unit, choice)]
+    return [change for unit, choice in pairs for change in _changes(unit, choice, menu)]
 
 
-def _changes(unit: Unit, choice: Choice) -> list[Change]:
+def _changes(unit: Unit, choice: Choice, menu: Menu) -> list[Change]:
     """What was chosen, with the price of the shape on the weight that reads what was cut."""
     shaped = unit.priced[choice.alternative]
     changes = []
@@ -112,7 +132,7 @@ def _changes(unit: Unit, choice: Choice) -> list[Change]:
             Change(
                 module=part.named.name,
                 bytes_before=module_bytes(part.named.module),
-                bytes_after=part.sizes[pick],
+                bytes_after=menu.stored_bytes(part.named, part.options[pick], *part.shape),
                 format=part.options[pick],
                 cut=part.cut,
                 predicted_loss=loss,

@@ -20,12 +20,19 @@ from spqlm.cli.output import as_json as json_of
 from spqlm.cli.output import deliver
 from spqlm.cli.request import (
     Alike,
+    Batch,
     Calibration,
+    Context,
     ExportTarget,
+    ProfileFile,
     Recipe,
     Recover,
+    TargetDecode,
+    TargetKv,
+    TargetPrefill,
     TargetRatio,
     TargetSize,
+    limits,
 )
 from spqlm.cli.tables import show, table
 from spqlm.units import megabytes, ratio
@@ -37,6 +44,7 @@ GROUP = "Compress"
 EXAMPLES = (
     "spq compress demo out",
     "spq compress demo out --target-size 90MB --calibration my-text.jsonl",
+    "spq compress demo out --target-prefill 1.5x --target-size 150MB",
     "spq compress ./my-model out --recipe sparse --dry-run",
 )
 
@@ -49,6 +57,12 @@ def command(
     recipe: Recipe = None,
     target_size: TargetSize = None,
     target_ratio: TargetRatio = None,
+    target_decode: TargetDecode = None,
+    target_prefill: TargetPrefill = None,
+    target_kv: TargetKv = None,
+    batch: Batch = 1,
+    context: Context = 512,
+    profile: ProfileFile = None,
     alike: Alike = "free",
     export_target: ExportTarget = None,
     calibration: Calibration = None,
@@ -82,6 +96,7 @@ def command(
         "recipe": recipe,
         "target_size": target_size,
         "target_ratio": target_ratio,
+        "limits": limits(target_decode, target_prefill, target_kv, batch, context, profile),
         "alike": alike,
         "export_target": export_target,
         "calibration": calibration,

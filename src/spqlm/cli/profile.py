@@ -13,8 +13,9 @@ from spqlm.errors import SpqError
 from spqlm.units import megabytes
 
 if TYPE_CHECKING:
+    from spqlm.model.extent import Extent
+    from spqlm.profile import Kind, Weight
     from spqlm.profiling import Profile
-    from spqlm.profiling.profile import Kind, Weight
 
 GROUP = "Measure"
 EXAMPLES = ("spq profile demo", "spq profile demo out --formats int8,int4,int3 --batch 4")
@@ -68,6 +69,7 @@ def command(
     import torch
 
     from spqlm.formats import parse
+    from spqlm.model.extent import Extent
     from spqlm.model.view import ModelView
     from spqlm.profiling import measure, uniform, weights_of
     from spqlm.sources.load import load_model
@@ -78,19 +80,29 @@ def command(
         raise SpqError(f"--formats: {error}") from None
     if threads is not None:
         torch.set_num_threads(threads)
-    made = {str(path): weights_of(load_model(path).model) for path in checkpoints or ()}
+    loaded = {str(path): load_model(path).model for path in checkpoints or ()}
+    made = {
+        name: (weights_of(model), Extent.of(ModelView(model))) for name, model in loaded.items()
+    }
     # Those of the checkpoints first: their groups may be others.
-    asked = [form for weights in made.values() for form, *_ in weights] + asked
+    asked = [form for weights, _ in made.values() for form, *_ in weights] + asked
     dense = load_model(model, dtype=dtype).model
     found = measure(dense, asked, batch=batch, prompt=prompt, again=again)
     if not deliver(json_of(found), as_json, output):
         view = ModelView(dense)
-        alike = {form.describe(1, form.multiple): uniform(view, form) for form in found.formats}
+        alike = {
+            form.describe(1, form.multiple): (uniform(view, form), Extent.of(view))
+            for form in found.formats
+        }
         _show(found, alike | made, dense.dtype.itemsize, batch, prompt)
 
 
 def _show(
-    profile: "Profile", models: dict[str, list["Weight"]], itemsize: int, batch: int, prompt: int
+    profile: "Profile",
+    models: dict[str, tuple[list["Weight"], "Extent"]],
+    itemsize: int,
+    batch: int,
+    prompt: int,
 ) -> None:
     shown = table(
         "predicted; a format is that of the decoder, beside a dense embedding and lm_head",
@@ -101,11 +113,11 @@ def _show(
         f"prompt of {prompt}, tokens/s",
         "of dense",
     )
-    (dense, *_) = models.values()
-    before = {kind: profile.step(dense, kind) for kind in KINDS}
-    for name, weights in models.items():
+    ((dense, whole), *_) = models.values()
+    before = {kind: profile.step(dense, kind, whole) for kind in KINDS}
+    for name, (weights, extent) in models.items():
         size = sum(form.stored_bytes(rows, columns, itemsize) for form, rows, columns in weights)
-        decode, prefill = (profile.step(weights, kind) for kind in KINDS)
+        decode, prefill = (profile.step(weights, kind, extent) for kind in KINDS)
         shown.add_row(
             name,
             megabytes(size),

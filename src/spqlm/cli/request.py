@@ -1,11 +1,17 @@
 """Options that say what a recipe should do; `spqlm.requested` puts them into the recipe."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spqlm.cli.choices import TEXTS, one_of, recipes, targets
 from spqlm.cli.choices import Alike as Kinds
+
+if TYPE_CHECKING:
+    from spqlm.allocation.limits import Limits
+
+SPEED = "Speed and cache"
 
 Recipe = Annotated[
     str | None,
@@ -51,4 +57,79 @@ Calibration = Annotated[
         autocompletion=one_of(("builtin", "model", *TEXTS[1:])),
     ),
 ]
+TargetDecode = Annotated[
+    str | None,
+    typer.Option(
+        help="Speed of a decode step on this machine: 2x that of MODEL, 120tok/s or 8ms.",
+        show_default=False,
+        rich_help_panel=SPEED,
+    ),
+]
+TargetPrefill = Annotated[
+    str | None,
+    typer.Option(
+        help="Speed of reading a prompt: 1.5x that of MODEL, 900tok/s or 400ms.",
+        show_default=False,
+        rich_help_panel=SPEED,
+    ),
+]
+TargetKv = Annotated[
+    str | None,
+    typer.Option(
+        help="Share of the bytes that a token leaves in the cache: 0.5 or 50%.",
+        show_default=False,
+        rich_help_panel=SPEED,
+    ),
+]
+Batch = Annotated[
+    int,
+    typer.Option(
+        help="Sequences that decode at once, where a speed is asked for.",
+        min=1,
+        rich_help_panel=SPEED,
+    ),
+]
+Context = Annotated[
+    int,
+    typer.Option(
+        help="Tokens of a prompt, and in the cache while decoding, where a speed is asked for.",
+        min=1,
+        rich_help_panel=SPEED,
+    ),
+]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        help="Times of another machine, which `spq profile --output` wrote.",
+        show_default="this machine, measured",
+        rich_help_panel=SPEED,
+    ),
+]
 Recover = Annotated[bool, typer.Option("--recover/--no-recover", help="Train, as the recipe says.")]
+
+
+def limits(
+    decode: str | None,
+    prefill: str | None,
+    kv: str | None,
+    batch: int,
+    context: int,
+    profile: Path | None,
+) -> "Limits":
+    """What a command's options of speed and cache ask for.
+
+    Raises:
+        SpqError: one of them is no speed, no share or no profile.
+    """
+    from spqlm.allocation.limits import Limits, read_profile
+    from spqlm.units import parse_ratio
+
+    return Limits(
+        decode=decode,
+        prefill=prefill,
+        kv=None if kv is None else parse_ratio(kv),
+        batch=batch,
+        context=context,
+        profile=None if profile is None else read_profile(profile),
+    )

@@ -1,273 +1,236 @@
-"""One way to shape and store every part of a model, the least total loss within a byte budget."""
+"""One way to shape and store every part of a model: the least total loss within several limits."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, hstack
+
+from spqlm.numerics.programme import Choice, Programme, Units
 
 RELATIVE_GAP = 1e-4
-
-Priced = tuple[int, float]
-
-
-@dataclass(frozen=True)
-class Tie:
-    """That a part takes an option of the same kind as every other part of the tie.
-
-    Attributes:
-        name: of the tie.
-        kinds: of the part's options, in their order.
-    """
-
-    name: str
-    kinds: Sequence[Hashable]
+# Of a budget: what sums of floats differ by. Of a terabyte it is a byte.
+ROUNDING = 1e-12
+NO_COMMON_OPTION = "the parts of a tie have no kind of option in common"
 
 
 @dataclass(frozen=True)
-class Alternative:
-    """One shape that a unit may take.
+class Worth:
+    """Prices under which the best relaxed choice is the cheapest for each unit by itself.
 
     Attributes:
-        loss: what the shape itself costs, in nats per token.
-        parts: for each weight of the unit in that shape, its options as (bytes, nats per token).
-        ties: for each of the parts, its tie or None; empty where there are none. A part has the
-            same tie in every shape of its unit.
+        costs: nats per token that one more of each limited thing would save. Where no choice keeps
+            within the limits, how much it matters for coming near them.
+        within: whether a relaxed choice keeps within the limits; if not, losses count nothing.
     """
 
-    loss: float
-    parts: Sequence[Sequence[Priced]]
-    ties: Sequence[Tie | None] = ()
+    costs: tuple[float, ...]
+    within: bool = True
 
-    @property
-    def smallest(self) -> int:
-        """Fewest bytes that the parts can take."""
-        return sum(min(size for size, _ in options) for options in self.parts)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen for a unit.
-
-    Attributes:
-        alternative: index among the unit's alternatives.
-        options: index of the option of each part.
-    """
-
-    alternative: int
-    options: list[int]
+    def paid(self, loss: float, costs: Sequence[float]) -> float:
+        """Nats per token with all costs paid at these prices."""
+        paid = sum(worth * cost for worth, cost in zip(self.costs, costs, strict=False))
+        return loss + paid if self.within else paid
 
 
-@dataclass
-class _Programme:
-    """min costs · x over binary x: one alternative per unit, one option per part of it.
-
-    A tie has one more variable for each kind: whether it is the one that its parts take.
-    """
-
-    costs: NDArray[np.float64]
-    sizes: NDArray[np.float64]
-    equations: coo_array
-    right: NDArray[np.float64]
-    # Position of each alternative's variable; its parts' options follow in order.
-    starts: list[list[int]]
-
-
-def smallest(units: Sequence[Sequence[Alternative]]) -> int:
-    """Fewest bytes that the units can take.
+def smallest(units: Units, resource: int = 0) -> float:
+    """The least that the units can cost of one limited thing, whatever the others.
 
     Raises:
         ValueError: the parts of a tie have no kind of option in common.
     """
-    return _bytes(units, _smallest_choice(units))
+    if not units:
+        return 0
+    return used(units, _smallest_choice(units, resource), resource)
 
 
-def choose(units: Sequence[Sequence[Alternative]], budget: int) -> list[Choice]:
-    """Solve the nested multiple-choice knapsack (integer programme, HiGHS).
+def used(units: Units, taken: Sequence[Choice], resource: int = 0) -> float:
+    """What a choice costs of one limited thing."""
+    total: float = 0
+    for unit, choice in zip(units, taken, strict=True):
+        alternative = unit[choice.alternative]
+        total += alternative.costs[resource] if alternative.costs else 0
+        for part, pick in zip(alternative.parts, choice.options, strict=True):
+            total += part[pick][resource]
+    return total
+
+
+def choose(units: Units, *budgets: float) -> list[Choice]:
+    """Solve the nested multiple-choice knapsack of several limits (integer programme, HiGHS).
 
     Args:
         units: the alternatives of each.
-        budget: most bytes in all.
+        budgets: the most that they may cost of each limited thing.
 
     Returns:
         a choice for each unit; their total loss is within 0.01 % of the least, or a millionth of
         the largest single loss.
 
     Raises:
-        ValueError: even the smallest choice exceeds the budget, or as for `smallest`.
+        ValueError: no choice keeps within the budgets, or as for `smallest`.
     """
-    least = smallest(units)
-    if least > budget:
-        raise ValueError(f"the smallest choice takes {least} bytes, more than {budget}")
+    for resource, budget in enumerate(budgets):
+        least = smallest(units, resource)
+        if least > budget:
+            raise ValueError(f"the smallest choice takes {least}, more than {budget}")
     if not units:
         return []
-    programme = _programme(units)
-    scale = max(float(np.abs(programme.costs).max()), 1e-30)
-    # Bytes over the smallest choice: the solver's tolerance is a share of the right-hand side.
-    allowed = budget - _untied(units)
-    spare = max(allowed, 1)
-    while allowed >= least - _untied(units):
-        limit = LinearConstraint(programme.sizes[None, :] / spare, -np.inf, allowed / spare)
-        taken = _read(
-            units, programme, _solved(programme, programme.costs / scale, [limit], RELATIVE_GAP)
-        )
-        over = _bytes(units, taken) - budget
-        if over <= 0:
+    programme = Programme.of(units, len(budgets))
+    scale = max(float(np.abs(programme.losses).max()), 1e-30)
+    wanted = np.array(budgets, dtype=np.float64)
+    allowed = wanted - _untied(units, len(budgets))
+    while True:
+        found = _solved(programme, programme.losses / scale, allowed, RELATIVE_GAP)
+        if found is None:
+            break
+        taken = programme.read(units, found)
+        over = np.array([used(units, taken, k) for k in range(len(budgets))]) - wanted
+        if (over <= ROUNDING * np.abs(wanted)).all():
             return taken
-        # By no more than the tolerance: ask for a little less.
-        allowed -= over
-    return _smallest_choice(units)
+        # By no more than the solver's tolerance: ask for a little less.
+        allowed = allowed - over.clip(0)
+    if len(budgets) > 1:
+        raise ValueError("no choice keeps within all budgets at once")
+    return _smallest_choice(units, 0)
 
 
-def worth_of_a_byte(units: Sequence[Sequence[Alternative]], budget: int) -> float:
-    """Nats per token that one more byte of budget would save: the dual of the relaxed programme.
+def worth(units: Units, *budgets: float) -> Worth:
+    """What one more of each limited thing would save: the duals of the relaxed programme.
 
-    An alternative that costs more than this for every byte it saves is in no best solution of the
-    relaxed programme.
-
-    Returns:
-        nats per token and byte; infinity where the budget cannot be met.
+    An option that costs more than this for all that it saves is in no best solution of the relaxed
+    programme.
     """
-    least = smallest(units)
-    if least > budget:
-        return float("inf")
+    least = [smallest(units, resource) for resource in range(len(budgets))]
+    short = [fewest > budget for fewest, budget in zip(least, budgets, strict=True)]
+    if any(short):
+        shares = [float(out) / max(abs(f), 1e-30) for out, f in zip(short, least, strict=True)]
+        return Worth(tuple(shares), within=False)
     if not units:
-        return 0.0
-    programme = _programme(units)
-    scale = max(float(np.abs(programme.costs).max()), 1e-30)
-    allowed = budget - _untied(units)
-    spare = max(allowed, 1)
+        return Worth((0.0,) * len(budgets))
+    programme = Programme.of(units, len(budgets))
+    allowed = np.array(budgets, dtype=np.float64) - _untied(units, len(budgets))
+    scale, spare = max(float(np.abs(programme.losses).max()), 1e-30), _spare(programme, allowed)
     solved = linprog(
-        programme.costs / scale,
-        A_ub=programme.sizes[None, :] / spare,
-        b_ub=[allowed / spare],
+        programme.losses / scale,
+        A_ub=programme.costs / spare[:, None],
+        b_ub=allowed / spare,
         A_eq=programme.equations,
         b_eq=programme.right,
         bounds=(0, 1),
     )
-    return float(-solved.ineqlin.marginals[0]) * scale / spare
+    if solved.status == 0:
+        return Worth(tuple((-solved.ineqlin.marginals * scale / spare).tolist()))
+    objective, limits, equations = _exceeding(programme, spare)
+    solved = linprog(
+        objective,
+        A_ub=limits,
+        b_ub=allowed / spare,
+        A_eq=equations,
+        b_eq=programme.right,
+        bounds=[*[(0, 1)] * len(programme.losses), (0, None)],
+    )
+    return Worth(tuple((-solved.ineqlin.marginals / spare).tolist()), within=False)
+
+
+def nearest(units: Units, budgets: Sequence[float], scales: Sequence[float]) -> list[float]:
+    """What the units cost where no budget is exceeded by more of its scale than need be.
+
+    Args:
+        units: the alternatives of each.
+        budgets: that no choice need keep within.
+        scales: above zero, of each.
+
+    Raises:
+        ValueError: as for `smallest`.
+    """
+    programme = Programme.of(units, len(budgets))
+    scaled = np.array(scales, dtype=np.float64)
+    allowed = np.array(budgets, dtype=np.float64) - _untied(units, len(budgets))
+    objective, limits, equations = _exceeding(programme, scaled)
+    count = len(programme.losses)
+    solved = milp(
+        objective,
+        integrality=np.append(np.ones(count), 0),
+        bounds=Bounds(0, np.append(np.ones(count), np.inf)),
+        constraints=[
+            LinearConstraint(equations, programme.right, programme.right),
+            LinearConstraint(limits, -np.inf, allowed / scaled),
+        ],
+        options={"mip_rel_gap": RELATIVE_GAP},
+    )
+    if solved.x is None:
+        raise ValueError(NO_COMMON_OPTION)
+    taken = programme.read(units, solved.x[:-1])
+    return [used(units, taken, resource) for resource in range(len(budgets))]
+
+
+def _exceeding(
+    programme: Programme, scales: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], coo_array]:
+    """The programme with one more variable, by how much of its scale a budget may be exceeded.
+
+    Returns:
+        the objective, which is that; rows of the limits in units of the scales; and the equations.
+    """
+    count = len(programme.losses)
+    limits = np.hstack([programme.costs / scales[:, None], -np.ones((len(scales), 1))])
+    nothing = coo_array((len(programme.right), 1), dtype=np.float64)
+    return np.append(np.zeros(count), 1.0), limits, hstack([programme.equations, nothing])
 
 
 def _solved(
-    programme: _Programme, costs: NDArray[np.float64], limits: list[LinearConstraint], gap: float
-) -> NDArray[np.float64]:
+    programme: Programme,
+    objective: NDArray[np.float64],
+    allowed: NDArray[np.float64],
+    gap: float,
+) -> NDArray[np.float64] | None:
+    """Values of the variables; None where no choice keeps within what is allowed."""
+    # The solver's tolerance is a share of the right-hand side.
+    spare = _spare(programme, allowed)
+    limits = programme.costs[: len(allowed)] / spare[:, None]
     solved = milp(
-        costs,
-        integrality=np.ones(len(costs)),
+        objective,
+        integrality=np.ones(len(objective)),
         bounds=Bounds(0, 1),
         constraints=[
             LinearConstraint(programme.equations, programme.right, programme.right),
-            *limits,
+            *([LinearConstraint(limits, -np.inf, allowed / spare)] if len(allowed) else []),
         ],
         options={"mip_rel_gap": gap},
     )
-    if solved.x is None:
-        raise ValueError("the parts of a tie have no kind of option in common")
-    found: NDArray[np.float64] = solved.x
+    found: NDArray[np.float64] | None = solved.x
     return found
 
 
-def _programme(units: Sequence[Sequence[Alternative]]) -> _Programme:
-    costs: list[float] = []
-    sizes: list[float] = []
-    entries: list[tuple[int, int, float]] = []
-    right: list[float] = []
-    starts: list[list[int]] = []
-    ties = _Ties()
-    for number, unit in enumerate(units):
-        least = min(alternative.smallest for alternative in unit)
-        one_of_unit = len(right)
-        right.append(1.0)
-        starts.append([])
-        for alternative in unit:
-            shape = len(costs)
-            starts[-1].append(shape)
-            costs.append(alternative.loss)
-            sizes.append(alternative.smallest - least)
-            entries.append((one_of_unit, shape, 1.0))
-            for place, options in enumerate(alternative.parts):
-                if alternative.ties:
-                    ties.add((number, place), alternative.ties[place], len(costs))
-                fewest = min(size for size, _ in options)
-                entries.append((len(right), shape, -1.0))
-                for size, loss in options:
-                    entries.append((len(right), len(costs), 1.0))
-                    costs.append(loss)
-                    sizes.append(size - fewest)
-                right.append(0.0)
-    for rows_of_kind in ties.rows():
-        for variables in rows_of_kind:
-            entries += [(len(right), variable, 1.0) for variable in variables]
-            entries.append((len(right), len(costs), -1.0))
-            right.append(0.0)
-        costs.append(0.0)
-        sizes.append(0.0)
-    rows, columns, values = zip(*entries, strict=True)
-    equations = coo_array((values, (rows, columns)), shape=(len(right), len(costs)))
-    return _Programme(np.array(costs), np.array(sizes), equations, np.array(right), starts)
+def _spare(programme: Programme, allowed: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What limits are scaled by: what is allowed, or where that is nothing, what options cost."""
+    largest = programme.costs[: len(allowed)].max(1, initial=0.0)
+    scaled = np.where(allowed > 0, allowed, largest)
+    return np.where(scaled > 0, scaled, 1.0)
 
 
-class _Ties:
-    """Variables of options by tie, kind and part; a part is a unit's number and a place in it."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, set[tuple[int, int]]] = {}
-        self._variables: dict[tuple[str, Hashable], dict[tuple[int, int], list[int]]] = {}
-
-    def add(self, part: tuple[int, int], tie: Tie | None, first: int) -> None:
-        """Take up a part whose options are the variables from `first` on."""
-        if tie is None:
-            return
-        self._parts.setdefault(tie.name, set()).add(part)
-        for variable, kind in enumerate(tie.kinds, first):
-            held = self._variables.setdefault((tie.name, kind), {})
-            held.setdefault(part, []).append(variable)
-
-    def rows(self) -> Iterator[list[list[int]]]:
-        """For each tie and kind, the variables of each of the tie's parts; some have none."""
-        for (name, _), held in self._variables.items():
-            yield [held.get(part, []) for part in sorted(self._parts[name])]
-
-
-def _read(
-    units: Sequence[Sequence[Alternative]], programme: _Programme, solution: NDArray[np.float64]
-) -> list[Choice]:
-    taken = []
-    for unit, starts in zip(units, programme.starts, strict=True):
-        index = int(np.argmax(solution[starts]))
-        position = starts[index] + 1
-        options = []
-        for part in unit[index].parts:
-            options.append(int(np.argmax(solution[position : position + len(part)])))
-            position += len(part)
-        taken.append(Choice(index, options))
-    return taken
-
-
-def _untied(units: Sequence[Sequence[Alternative]]) -> int:
-    """Fewest bytes if there were no ties, which is where a programme's sizes count from."""
-    return sum(min(alternative.smallest for alternative in unit) for unit in units)
-
-
-def _smallest_choice(units: Sequence[Sequence[Alternative]]) -> list[Choice]:
-    if any(any(alternative.ties) for unit in units for alternative in unit):
-        programme = _programme(units)
-        scale = max(float(programme.sizes.max()), 1.0)
-        return _read(units, programme, _solved(programme, programme.sizes / scale, [], 0.0))
-    return [_smallest_of(unit) for unit in units]
-
-
-def _smallest_of(unit: Sequence[Alternative]) -> Choice:
-    index = min(range(len(unit)), key=lambda i: unit[i].smallest)
-    parts = unit[index].parts
-    return Choice(index, [min(range(len(part)), key=lambda i: part[i][0]) for part in parts])
-
-
-def _bytes(units: Sequence[Sequence[Alternative]], taken: Sequence[Choice]) -> int:
-    return sum(
-        part[pick][0]
-        for unit, choice in zip(units, taken, strict=True)
-        for part, pick in zip(unit[choice.alternative].parts, choice.options, strict=True)
+def _untied(units: Units, limits: int) -> NDArray[np.float64]:
+    """The least of each limited thing without ties, which a programme's costs count from."""
+    return np.array(
+        [sum(min(a.least(k) for a in unit) for unit in units) for k in range(limits)],
+        dtype=np.float64,
     )
+
+
+def _smallest_choice(units: Units, resource: int) -> list[Choice]:
+    if any(any(alternative.ties) for unit in units for alternative in unit):
+        programme = Programme.of(units, resource + 1)
+        costs = programme.costs[resource]
+        found = _solved(programme, costs / max(float(costs.max()), 1e-30), np.empty(0), 0.0)
+        if found is None:
+            raise ValueError(NO_COMMON_OPTION)
+        return programme.read(units, found)
+    taken = []
+    for unit in units:
+        index = min(range(len(unit)), key=lambda i: unit[i].least(resource))
+        parts = unit[index].parts
+        picks = [min(range(len(part)), key=lambda i: part[i][resource]) for part in parts]
+        taken.append(Choice(index, picks))
+    return taken

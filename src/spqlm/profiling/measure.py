@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,26 @@ from transformers import PreTrainedModel
 from spqlm import native
 from spqlm.cache import cache_directory
 from spqlm.checkpoint.atomic import write_text
-from spqlm.decoding.optimize import optimize
 from spqlm.errors import SpqError
 from spqlm.evaluation.machine import processor
-from spqlm.evaluation.speed.timing import Measure, seconds
 from spqlm.formats import Format, dump
 from spqlm.formats.dense import Dense
-from spqlm.formats.int8 import Int8
 from spqlm.model.experts import PerExpert, is_packed
+from spqlm.model.extent import Extent
 from spqlm.model.view import ModelView
-from spqlm.modules.ops import linear_of, stored_weight
-from spqlm.profiling.products import Shape, random_weight, time_products
-from spqlm.profiling.profile import Product, Profile, Rest, Weight
+from spqlm.modules.ops import stored_weight
+from spqlm.profile import Product, Profile, Weight
+from spqlm.profiling.products import Shape, time_products
+from spqlm.profiling.rests import REST, measure_rests
 from spqlm.progress import track
 
 logger = logging.getLogger(__name__)
 
-ROUNDS = 5
-DECODED = 16
-# The rest of a step is what a model of this format takes beyond its products.
-REST = Int8()
+# Raised whenever what is measured changes, so that older files are not read.
+COMPUTATION = 2
+# Shapes of two factors are timed at this share of the rank at which they are as large as a weight.
+FACTORED = 0.5
+RANK_MULTIPLE = 64
 
 
 def measure(
@@ -48,7 +47,7 @@ def measure(
     """Time the products of a dense model's shapes, and a decoding step and a prefill of all of it.
 
     Args:
-        model: dense, on the CPU; its linear layers are replaced and its values are lost.
+        model: dense, on the CPU, or on the meta device; its values do not matter.
         formats: to time, beside the dense one.
         batch: sequences that decode at once.
         prompt: tokens of a prompt, which are in the cache when decoding is timed.
@@ -63,21 +62,22 @@ def measure(
     view = ModelView(model)
     if view.quantized:
         raise SpqError("a profile is made from a dense model, and this one is compressed already")
-    if model.device.type != "cpu":
+    if model.device.type not in ("cpu", "meta"):
         raise SpqError(f"a profile is made on the CPU, and the model is on {model.device}")
     if any(is_packed(module) or isinstance(module, PerExpert) for module in model.modules()):
         raise SpqError("a mixture of experts cannot be profiled: its speed depends on the routing")
     every = list(dict.fromkeys([Dense(), REST, *formats]))
     facts = _facts(model)
-    file = cache_directory() / f"profile-{_key(facts, every, _shapes(view), batch, prompt)}.json"
+    key = _key(facts, every, _shapes(view), batch, prompt, COMPUTATION)
+    file = cache_directory() / f"profile-{key}.json"
     kept = None if again else _kept(file)
     if kept is not None:
         return kept
     products = []
     for form in track(every, "profiling", len(every)):
         products += _products(view, form, batch, prompt)
-    profile = Profile(**facts, products=tuple(products))
-    profile = profile.model_copy(update={"rests": _rests(view, profile, batch, prompt)})
+    profile = Profile(**facts, products=tuple(products), extent=Extent.of(view))
+    profile = profile.model_copy(update={"rests": measure_rests(view, profile, batch, prompt)})
     _keep(file, profile)
     return profile
 
@@ -108,56 +108,24 @@ def _keep(file: Path, profile: Profile) -> None:
         logger.warning("the profile was not kept: %s", error)
 
 
-def uniform(view: ModelView, form: Format) -> list[Weight]:
-    """A decoder in one format, dense where that does not fit, and a dense output projection."""
-    *layers, head = [_shape(named.module) for named in view.linears()]
-    inner: list[Weight] = [
-        (form if form.misfit(*shape) is None else Dense(), *shape) for shape in layers
-    ]
-    return [*inner, (Dense(), *head)]
-
-
 def weights_of(model: PreTrainedModel) -> list[Weight]:
     """Weights of a model as they are stored: the decoder's, and last the output projection."""
     stored = [stored_weight(named.module) for named in ModelView(model).leaves()]
     return [(weight.format, *weight.shape) for weight in stored]
 
 
-def _rests(view: ModelView, profile: Profile, batch: int, prompt: int) -> tuple[Rest, ...]:
-    """What steps of the model take beyond products, by difference."""
-    model, weights = view.model, uniform(view, REST)
-    for named in view.linears(("attention", "mlp")):
-        stored = random_weight(REST, _shape(named.module), model.dtype)
-        view.replace(named.name, linear_of(stored, getattr(named.module, "bias", None)))
-    optimize(model)
-    return (
-        _rest(model, profile, weights, Measure("decode", batch, prompt, DECODED)),
-        _rest(model, profile, weights, Measure("prefill", 1, prompt, prompt)),
-    )
-
-
-def _rest(
-    model: PreTrainedModel, profile: Profile, weights: Sequence[Weight], measured: Measure
-) -> Rest:
-    decode = measured.kind == "decode"
-    steps = measured.tokens if decode else 1
-    # A step without a rest is what its products are known to take.
-    rest = Rest(
-        kind="decode" if decode else "prefill",
-        tokens=measured.batch if decode else measured.prompt,
-        context=measured.prompt if decode else 0,
-        seconds=0.0,
-    )
-    products = profile.model_copy(update={"rests": (rest,)}).step(weights, rest.kind)
-    seconds(model, measured)
-    whole = statistics.median(seconds(model, measured) / steps for _ in range(ROUNDS))
-    return rest.model_copy(update={"seconds": max(whole - products, 0.0)})
-
-
 def _shapes(view: ModelView) -> list[Shape]:
-    """Those of the layers' weights, each once, and that of the output projection."""
+    """Those of the layers' weights, and of their factors, each once; last the output projection."""
     *layers, head = [_shape(named.module) for named in view.linears()]
-    return [*dict.fromkeys(layers), head]
+    factors = [factor for shape in dict.fromkeys(layers) for factor in _factors(shape)]
+    return [*dict.fromkeys([*layers, *factors]), head]
+
+
+def _factors(shape: Shape) -> list[Shape]:
+    """Two smaller weights, between which and the whole one times are interpolated."""
+    even = shape.rows * shape.columns / (shape.rows + shape.columns)
+    rank = int(FACTORED * even) // RANK_MULTIPLE * RANK_MULTIPLE
+    return [Shape(rank, shape.columns), Shape(shape.rows, rank)] if rank else []
 
 
 def _shape(module: nn.Module) -> Shape:

@@ -15,7 +15,7 @@ from spqlm.formats.dense import Dense
 from spqlm.formats.group_sparse import GroupSparse
 from spqlm.kernels.widening import FEW, widened_products
 from spqlm.modules.ops import linear_of
-from spqlm.profiling.profile import Product
+from spqlm.profile import Product
 
 ROUNDS = 7
 # A model's layers are made in one format until they take so many bytes: more than caches hold.

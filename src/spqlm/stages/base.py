@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spqlm.allocation.limits import Limits
 from spqlm.allocation.restriction import Restriction
 from spqlm.cache import RunState, work_key
 from spqlm.calibration.gather import CalibrationConfig
@@ -80,6 +81,10 @@ class Stage(BaseModel, ABC):
 
     def within(self, target_bytes: int) -> Self | None:
         """The stage with this `byte_limit`; None for a stage that takes none."""
+        return None
+
+    def limited(self, limits: Limits) -> Self | None:
+        """The stage with limits of speed and cache; None for a stage that takes none."""
         return None
 
     def untrained(self) -> Self | None:

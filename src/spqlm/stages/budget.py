@@ -1,4 +1,4 @@
-"""A byte budget, spent on width, rank, sparsity and bits together, chosen by predicted loss."""
+"""A budget of bytes and time, spent on width, rank, sparsity and bits by predicted loss."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from spqlm.allocation.apply import apply_changes
 from spqlm.allocation.earlier_spelling import spelled_out
+from spqlm.allocation.limits import Limits, Target, targets
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.price_cache import cached
 from spqlm.allocation.pricing import sampled_rows
@@ -17,7 +18,7 @@ from spqlm.allocation.reach import reach
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.allocation.search import Search, Shares, dense_weights, priced_weights
 from spqlm.allocation.sizes import Sizes
-from spqlm.allocation.spending import check_reach, spend, summary
+from spqlm.allocation.spending import spend, summary
 from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
@@ -26,6 +27,7 @@ from spqlm.changes import Change, Plan
 from spqlm.errors import SpqError
 from spqlm.formats import AnyFormat, Format
 from spqlm.formats.base import Rounding
+from spqlm.formats.dense import Dense
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.layerwise.finished_layers import FinishedLayers
@@ -36,6 +38,14 @@ from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.reconstruction import Reconstruction
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+ARITHMETIC: dict[str, tuple[float, ...]] = {
+    "widths": (0.95, 0.9, 0.8, 0.7, 0.6, 0.5),
+    "key_value_groups": (0.75, 0.67, 0.5, 0.34),
+    "ranks": (0.8, 0.6, 0.4, 0.25),
+    "mlp_ranks": (0.8, 0.6, 0.4, 0.25),
+}
+"""Options that buy arithmetic and cache, for budgets that limit these and name none."""
 
 
 class Budget(Stage):
@@ -49,6 +59,10 @@ class Budget(Stage):
 
     target_bytes: int | None = Field(
         None, gt=0, description="of all weights on disk; null takes the most bits of each weight"
+    )
+    limits: Limits = Field(
+        Limits(),  # type: ignore[call-arg]
+        description="speed of a step and bytes of its cache, beside the bytes on disk",
     )
     formats: tuple[AnyFormat, ...] = Field(
         (Int4(group_size=64), Int8()),
@@ -72,6 +86,7 @@ class Budget(Stage):
         description="ranks that attention weights may be cut to, as shares of the one that saves "
         "nothing",
     )
+    mlp_ranks: tuple[Share, ...] = Field((), description="the same for MLP weights")
     sparsities: tuple[Share, ...] = Field(
         (), description="shares of their groups that attention and MLP weights in 4 bits may drop"
     )
@@ -132,6 +147,18 @@ class Budget(Stage):
         """The same options for another target."""
         return self.model_copy(update={"target_bytes": target_bytes})
 
+    def limited(self, limits: Limits) -> Self:
+        """The same options for other limits, with such as buy arithmetic and cache where none do.
+
+        Floats are among them: where bytes are not short, integers need not be faster.
+        """
+        update: dict[str, Any] = {"limits": limits}
+        for menu in ("formats", "embedding_formats"):
+            update[menu] = tuple(dict.fromkeys([*getattr(self, menu), Dense()]))
+        if limits.prefill is not None or limits.kv is not None:
+            update |= {name: getattr(self, name) or found for name, found in ARITHMETIC.items()}
+        return self.model_copy(update=update)
+
     def untrained(self) -> Self:
         """Rounding alone."""
         return self.model_copy(
@@ -148,7 +175,7 @@ class Budget(Stage):
         }
         update["alike"] = max(self.alike, restriction.alike, key=get_args(Alike).index)
         if not restriction.shapes:
-            shapes = ("widths", "key_value_groups", "ranks", "sparsities")
+            shapes = (*ARITHMETIC, "sparsities")
             update |= dict.fromkeys(shapes, ())
         made = self.model_copy(update=update)
         made._sizes = restriction.sizes or self._sizes
@@ -163,7 +190,7 @@ class Budget(Stage):
         """Sensitivities of what is still dense; none where it gets what loses next to nothing."""
         widest = (_widest_of(self.formats), _widest_of(self.embedding_formats))
         nearest = self.rounding_int8 == "nearest" and all(form.fine for form in widest)
-        if self.target_bytes is None and nearest:
+        if not self._targeted and nearest:
             return Needs()
         return Needs(sensitivities=frozenset(named.name for named in dense_weights(view)))
 
@@ -173,16 +200,20 @@ class Budget(Stage):
             return 0, 0
         for named in priced_weights(view):
             self._menu().check(named)
-        least, most = reach(view, self._menu(), self._shares, self.multiple_of, self.alike)
+        least, most = reach(
+            view, self._menu(), self._shares, self.multiple_of, self.alike, self._targets(view)
+        )
         whole = sum(p.numel() * p.element_size() for p in view.model.parameters())
         if self.target_bytes is not None:
-            check_reach(least, self.target_bytes)
             most = min(most, self.target_bytes)
+        elif self.limits.any:
+            # How many bytes that takes, prices decide.
+            return None
         return whole - most, whole - least
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work | None:
         """Every option is fitted to some rows, then one of them to all."""
-        if self.ranks or self.widths or self.key_value_groups or self.sparsities:
+        if any(getattr(self, name) for name in (*ARITHMETIC, "sparsities")):
             return None  # the shapes that are looked at depend on prices
         if self.reconstruction.steps:
             return None
@@ -207,10 +238,11 @@ class Budget(Stage):
             return Plan(stage=self.key, summary="every weight is in integers already")
         for named in priced_weights(view):
             self._menu().check(named)
-        if self.target_bytes is None:
+        if not self._targeted:
             changes = self._widest(view)
             return Plan(stage=self.key, changes=changes, summary=summary(changes))
         _check_finite(view, statistics)
+        wanted = self._targets(view)
         search = cached(
             Search(
                 view,
@@ -219,10 +251,18 @@ class Budget(Stage):
                 self._shares,
                 self.multiple_of,
                 self.token_power,
+                resources=[target.resource for target in wanted],
             )
         )
-        changes, words = spend(search, self.target_bytes, self.alike)
-        return Plan(stage=self.key, changes=changes, summary=words)
+        changes, words, spent = spend(search, wanted, self.alike)
+        return Plan(stage=self.key, changes=changes, summary=words, spent=spent)
+
+    @property
+    def _targeted(self) -> bool:
+        return self.target_bytes is not None or self.limits.any
+
+    def _targets(self, view: ModelView) -> list[Target]:
+        return targets(view, self.target_bytes, self.limits, self._sizes)
 
     def _widest(self, view: ModelView) -> list[Change]:
         menu = self._menu()
@@ -252,7 +292,7 @@ class Budget(Stage):
                 "embedding": self.embedding_formats,
                 "lm_head": self.embedding_formats,
             },
-            ranks={"attention": self.ranks},
+            ranks={"attention": self.ranks, "mlp": self.mlp_ranks},
             sparsities={"attention": self.sparsities, "mlp": self.sparsities},
             sparse_group_size=self.sparse_group_size,
             rounding=self.rounding,

@@ -7,7 +7,7 @@ from spqlm.formats.dense import Dense
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank
-from spqlm.profiling.profile import Product, Profile, Rest
+from spqlm.profile import Product, Profile, Rest
 
 
 def product(rows, columns, tokens, seconds, form=None):

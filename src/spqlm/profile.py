@@ -1,7 +1,7 @@
 """Seconds of products by format, shape and tokens, and what a model's step takes besides."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from spqlm.errors import SpqError
 from spqlm.formats import AnyFormat, Format
 from spqlm.formats.low_rank import LowRank
+from spqlm.model.extent import Extent
 
 Kind = Literal["decode", "prefill"]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Weight = tuple[Format, int, int]
 """Format, rows and columns."""
 
@@ -48,6 +50,9 @@ class Rest(BaseModel):
         tokens: that enter at once, over all sequences.
         context: tokens in the cache before, of each sequence.
         seconds: of a step.
+        layer: seconds of it that a layer takes, whatever its neurons and heads.
+        neuron: that a neuron takes.
+        group: that a key/value head takes, with the query heads that read it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,7 +60,15 @@ class Rest(BaseModel):
     kind: Kind
     tokens: int = Field(ge=1)
     context: int = Field(ge=0)
-    seconds: float = Field(ge=0, allow_inf_nan=False)
+    seconds: Seconds
+    layer: Seconds = 0.0
+    neuron: Seconds = 0.0
+    group: Seconds = 0.0
+
+    def without(self, gone: Extent) -> float:
+        """Seconds of a model that lost so much."""
+        saved = self.layer * gone.layers + self.neuron * gone.neurons + self.group * gone.groups
+        return max(self.seconds - saved, 0.0)
 
 
 class Profile(BaseModel):
@@ -68,6 +81,7 @@ class Profile(BaseModel):
         dtype: of inputs.
         products: by format, shape and tokens.
         rests: by kind of step.
+        extent: of the model whose steps were timed; None where that is not known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,6 +92,7 @@ class Profile(BaseModel):
     dtype: str
     products: tuple[Product, ...] = Field(min_length=1)
     rests: tuple[Rest, ...] = ()
+    extent: Extent | None = None
 
     @property
     def formats(self) -> list[Format]:
@@ -113,24 +128,39 @@ class Profile(BaseModel):
         ]
         return _between(list(zip(counts, curve, strict=True)), tokens)
 
-    def step(self, weights: Iterable[Weight], kind: Kind) -> float:
+    def rest(self, kind: Kind) -> Rest:
+        """What a step takes besides its products.
+
+        Raises:
+            SpqError: no such step was timed.
+        """
+        found = next((rest for rest in self.rests if rest.kind == kind), None)
+        if found is None:
+            raise SpqError(f"the profile has no {kind} step")
+        return found
+
+    def tokens(self, kind: Kind, *, last: bool) -> int:
+        """Rows that a product of a step has; `last` is that of the output projection."""
+        return 1 if last and kind == "prefill" else self.rest(kind).tokens
+
+    def step(self, weights: Iterable[Weight], kind: Kind, extent: Extent | None = None) -> float:
         """Seconds of a step of a model, with as many tokens as the step that was timed.
 
         Args:
             weights: of its decoder, and last its output projection, which a prefill computes for
                 one token.
             kind: of the step.
+            extent: of the model; None is that of the model whose steps were timed.
 
         Raises:
             SpqError: no such step was timed, or a format was not.
         """
-        rest = next((rest for rest in self.rests if rest.kind == kind), None)
-        if rest is None:
-            raise SpqError(f"the profile has no {kind} step")
         *inner, head = weights
-        products = sum(self.seconds(*weight, rest.tokens) for weight in inner)
-        last = rest.tokens if kind == "decode" else 1
-        return rest.seconds + products + self.seconds(*head, last)
+        tokens = self.tokens(kind, last=False)
+        products = sum(self.seconds(*weight, tokens) for weight in inner)
+        products += self.seconds(*head, self.tokens(kind, last=True))
+        gone = self.extent.less(extent) if self.extent and extent else Extent()
+        return products + self.rest(kind).without(gone)
 
 
 def _between(points: list[tuple[int, float]], wanted: int) -> float:
