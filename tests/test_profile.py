@@ -7,6 +7,7 @@ from spqlm.formats.dense import Dense
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank
+from spqlm.model.extent import Extent
 from spqlm.profile import Product, Profile, Rest
 
 
@@ -80,3 +81,18 @@ def test_a_step_is_its_products_and_the_rest():
 def test_a_step_that_was_not_timed_is_refused():
     with pytest.raises(SpqError, match="no decode step"):
         TWO.step([(Int8(), 10, 10)], "decode")
+
+
+def test_what_was_cut_takes_less_of_the_rest():
+    rest = Rest(kind="decode", tokens=1, context=4, seconds=9.0, layer=1.0, neuron=0.1, group=0.5)
+    whole = Extent(layers=4, neurons=20, groups=8)
+    found = profile(
+        product(10, 10, 1, 1.0),
+        rests=(rest,),
+    ).model_copy(update={"extent": whole})
+    weights = [(Int8(), 10, 10)] * 2
+    assert found.step(weights, "decode") == found.step(weights, "decode", whole) == 2 + 9
+    cut = Extent(layers=3, neurons=10, groups=6)
+    assert found.step(weights, "decode", cut) == pytest.approx(2 + 9 - 1 - 10 * 0.1 - 2 * 0.5)
+    # Slopes are measured, and may say more than there is.
+    assert found.step(weights, "decode", Extent()) == 2 + 9 - 9

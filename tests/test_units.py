@@ -1,7 +1,7 @@
 import pytest
 
 from spqlm.errors import SpqError
-from spqlm.units import parse_ratio, parse_size
+from spqlm.units import parse_ratio, parse_size, parse_speed
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,17 @@ def test_a_ratio_lies_above_zero_and_at_most_at_one(text):
 def test_nonsense_is_not_a_ratio(text):
     with pytest.raises(SpqError, match=r"is not a ratio; write for example 0\.3"):
         parse_ratio(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "milliseconds"), [("2x", 5.0), ("1.25 x", 8.0), ("100tok/s", 40.0), ("8.5ms", 8.5)]
+)
+def test_a_speed_is_so_many_milliseconds(text, milliseconds):
+    # Of a step of 10 ms that yields four tokens.
+    assert parse_speed(text).milliseconds(10.0, 4) == milliseconds
+
+
+@pytest.mark.parametrize("text", ["2", "x", "0x", "-1ms", "2 xx", "1e3ms", "nanx", ""])
+def test_what_is_no_speed_is_refused(text):
+    with pytest.raises(SpqError, match="is not a speed; write for example 2x, 120tok/s or 8ms"):
+        parse_speed(text)
