@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from tests.profiles import profile_of
 
 import spqlm
 import spqlm.forecast
 from spqlm.errors import SpqError
+from spqlm.formats.int8 import Int8
+from spqlm.sources.load import load_model
 from spqlm.sources.outline import outline
 
 
@@ -63,3 +66,19 @@ def test_objects_and_checkpoints_of_ours_are_not_foretold(source, model, tmp_pat
     for name in (model, tmp_path / "out"):
         with pytest.raises(SpqError, match="not compressed"):
             spqlm.foretell(name)
+
+
+def test_a_plan_refuses_a_speed_or_a_cache_that_cannot_be_had(run, source, tmp_path):
+    code, _, err = run("plan", source, "--target-kv", "0.5", "--target-ratio", "0.5")
+    assert code == 0, err
+    code, _, err = run("plan", source, "--target-kv", "1%")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "a cache of a token of" in err and "the least with these options is" in err
+    profile = profile_of(load_model(source).model, Int8()).model_dump_json()
+    (tmp_path / "times.json").write_text(profile)
+    options = ("--profile", tmp_path / "times.json", "--context", "16")
+    assert run("plan", source, "--target-prefill", "1.1x", *options)[0] == 0
+    code, _, err = run("plan", source, "--target-prefill", "99x", *options)
+    assert (code, err.count("\n")) == (1, 1) and "a prefill of" in err
+    code, _, err = run("plan", source, "--target-decode", "fast", *options)
+    assert (code, err.count("\n")) == (1, 1) and "write for example 2x" in err
