@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from spqlm.allocation.resources import Cache, Disk, Resource, StepTime
 from spqlm.allocation.sizes import Sizes
@@ -38,16 +38,6 @@ def read_profile(file: str | Path) -> Profile:
         ) from None
 
 
-def _profile(given: Any) -> Any:
-    return read_profile(given) if isinstance(given, str | Path) else given
-
-
-def _speed(given: Any) -> Any:
-    if given is not None:
-        parse_speed(given)
-    return given
-
-
 class Limits(BaseModel):
     """What a model may take besides bytes on disk, predicted from times of this machine.
 
@@ -59,12 +49,12 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    decode: Annotated[str | None, BeforeValidator(_speed)] = Field(
+    decode: str | None = Field(
         None,
         description="speed of a decode step: `2x` that of the model as it is, `120tok/s` over all "
         "sequences, or `8ms`",
     )
-    prefill: Annotated[str | None, BeforeValidator(_speed)] = Field(
+    prefill: str | None = Field(
         None, description="speed of reading a prompt of `context` tokens, in the same ways"
     )
     kv: float | None = Field(
@@ -74,11 +64,23 @@ class Limits(BaseModel):
     context: int = Field(
         512, ge=1, description="tokens of a prompt, which are in the cache when decoding is timed"
     )
-    profile: Annotated[Profile | None, BeforeValidator(_profile)] = Field(
+    profile: Profile | None = Field(
         None,
         exclude=True,
         description="file that `spq profile` wrote, of another machine; null measures this one",
     )
+
+    @field_validator("decode", "prefill")
+    @classmethod
+    def _is_speed(cls, given: str | None) -> str | None:
+        if given is not None:
+            parse_speed(given)
+        return given
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _from_file(cls, given: Any) -> Any:
+        return read_profile(given) if isinstance(given, str | Path) else given
 
     @property
     def any(self) -> bool:
