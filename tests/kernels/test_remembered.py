@@ -52,7 +52,7 @@ def test_a_layer_decides_once_for_each_shape_and_dtype(kernels, layer):
     assert kernels.prepared == 3
 
 
-def test_tensors_that_move_are_noticed(kernels, layer):
+def test_tensors_that_move_or_change_are_noticed(kernels, layer):
     x = random(1, 64).float()
     check(layer, x)
     layer.scale.data = 2 * layer.scale.data
@@ -64,7 +64,17 @@ def test_tensors_that_move_are_noticed(kernels, layer):
     assert kernels.prepared == 4
     layer.scale.mul_(2)
     check(layer, x)
-    assert kernels.prepared == 4
+    assert kernels.prepared == 5
+    check(layer, x)
+    assert kernels.prepared == 5
+
+
+def test_tensors_made_in_inference_mode_are_remembered(kernels):
+    with torch.inference_mode():
+        layer = CompressedLinear(int8(random_codes(9, 64, 8), random(9).float()), random(9).float())
+        for _ in range(2):
+            check(layer, random(1, 64).float())
+    assert kernels.prepared == 1
 
 
 def test_copies_begin_anew(kernels, layer):

@@ -104,6 +104,18 @@ def test_numbers_of_groups_are_made_once_and_again_for_another_mask(device):
     assert again.tolist() == weight.keep.nonzero()[:, 1].tolist()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_prepared_multiplies_other_inputs(device, count):
+    weight = make(4, 11, 16, 4, with_zero=True)
+    given = [torch.full((count, weight.columns), value) for value in (1.0, 2.0)]
+    prepared = sparse_linear.ready(given[0].to(device), on(device, weight), None)
+    for x in given:
+        found = prepared(x.to(device)).cpu().double()
+        torch.testing.assert_close(found, x.double() @ definition(weight).T, rtol=1e-5, atol=1e-3)
+    many = torch.ones(sparse_linear.FEW_ROWS + 1, weight.columns, device=device)
+    assert sparse_linear.ready(many, on(device, weight), None) is None
+
+
 @settings(max_examples=10)
 @given(
     rows=st.integers(2, 9),

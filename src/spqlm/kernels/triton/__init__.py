@@ -9,7 +9,8 @@ from torch import Tensor
 from spqlm.formats import StoredWeight
 from spqlm.kernels.triton import linear, sparse_linear
 from spqlm.kernels.triton.int8_linear import int8_product
-from spqlm.kernels.triton.linear import low_rank, ready
+from spqlm.kernels.triton.linear import low_rank
+from spqlm.kernels.triton.ready import FewRows
 
 __all__ = ["int8_product", "low_rank", "product", "ready", "restored", "take_rows"]
 
@@ -27,6 +28,16 @@ def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | No
     """
     found = linear.product(x, weight, bias)
     return sparse_linear.sparse_product(x, weight, bias) if found is None else found
+
+
+def ready(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> FewRows | None:
+    """The product with few rows of input such as x [..., in], to be called again and again.
+
+    It is a function of tensors with the shape, dtype and device of x, which has no gaps. None for
+    many rows of input, and where there is no kernel.
+    """
+    found = linear.ready(x, weight, bias)
+    return sparse_linear.ready(x, weight, bias) if found is None else found
 
 
 def restored(weight: StoredWeight, dtype: torch.dtype) -> Tensor | None:

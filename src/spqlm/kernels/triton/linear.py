@@ -8,7 +8,7 @@ from spqlm.formats import StoredWeight
 from spqlm.kernels.triton.dequantize import dequantize
 from spqlm.kernels.triton.many_rows import many_rows
 from spqlm.kernels.triton.matrix import Matrix, cdiv, launchable, matrix_of
-from spqlm.kernels.triton.ready import FewRows
+from spqlm.kernels.triton.ready import FewRows, prepared
 from spqlm.kernels.triton.tiles import Tile, tile_for
 from spqlm.native import FLOATS
 
@@ -39,7 +39,7 @@ def ready(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> FewRows | Non
         return None
     if not launchable(x, matrix.weight, matrix.scale, bias):
         return None
-    return FewRows(matrix, x.numel() // matrix.columns, x.dtype, x.dtype)
+    return prepared(matrix, x.numel() // matrix.columns, x.dtype, x.dtype)
 
 
 def product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor | None:
@@ -109,7 +109,7 @@ def _multiplies(x: Tensor, matrix: Matrix) -> bool:
 
 def read_codes(x: Tensor, matrix: Matrix, dtype: torch.dtype) -> Tensor:
     """Inputs [..., in], at most FEW_ROWS, times a weight as it is stored, [..., out] in `dtype`."""
-    return FewRows(matrix, x.numel() // matrix.columns, x.dtype, dtype)(x)
+    return prepared(matrix, x.numel() // matrix.columns, x.dtype, dtype)(x)
 
 
 def multiply_tiles(x: Tensor, matrix: Matrix, tile: Tile | None = None) -> Tensor:

@@ -1,5 +1,7 @@
 """Products with few rows of input: which kernel, with which tiles, once for each layer."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,21 +14,19 @@ from spqlm.kernels.triton.one_row import one_row, one_row_of_words
 class FewRows:
     """Inputs [..., in], so many of them in one dtype, times a weight as it is stored, plus bias."""
 
-    def __init__(self, matrix: Matrix, count: int, given: torch.dtype, wanted: torch.dtype) -> None:
+    def __init__(
+        self, rows: int, dtype: torch.dtype, launches: Sequence[Launch], parts: int = 1
+    ) -> None:
         """Nothing is compiled before the first call.
 
         Args:
-            matrix: the weight and the bias.
-            count: rows of input.
-            given: dtype of inputs.
-            wanted: dtype of outputs.
+            rows: outputs.
+            dtype: of them.
+            launches: one after the other.
+            parts: in which sums are made, where there are more than one.
         """
-        self._rows, self._dtype = matrix.rows, wanted
-        self._parts = 1
-        if count == 1:
-            self._launches = [_one_row(matrix, given)]
-        else:
-            self._parts, self._launches = _few_rows(matrix, count, given, wanted)
+        self._rows, self._dtype = rows, dtype
+        self._launches, self._parts = launches, parts
 
     def __call__(self, x: Tensor) -> Tensor:
         """X [..., in], without gaps -> [..., out]."""
@@ -38,6 +38,21 @@ class FewRows:
             for launch in self._launches:
                 launch(tensors)
         return y
+
+
+def prepared(matrix: Matrix, count: int, given: torch.dtype, wanted: torch.dtype) -> FewRows:
+    """The product of so many rows of input with a weight that is stored whole.
+
+    Args:
+        matrix: the weight and the bias.
+        count: rows of input.
+        given: dtype of inputs.
+        wanted: dtype of outputs.
+    """
+    if count == 1:
+        return FewRows(matrix.rows, wanted, [_one_row(matrix, given)])
+    parts, launches = _few_rows(matrix, count, given, wanted)
+    return FewRows(matrix.rows, wanted, launches, parts)
 
 
 def _one_row(matrix: Matrix, given: torch.dtype) -> Launch:

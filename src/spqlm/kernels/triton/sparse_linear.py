@@ -8,9 +8,12 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from spqlm.formats import StoredWeight
+from spqlm.kernels.remembered import version
 from spqlm.kernels.triton.dequantize import dequantize_groups
 from spqlm.kernels.triton.group_sparse import kept_groups_times_inputs
+from spqlm.kernels.triton.launching import Launch, Slot
 from spqlm.kernels.triton.matrix import DTYPES, in_pairs, in_words, launchable
+from spqlm.kernels.triton.ready import FewRows
 from spqlm.native import FLOATS
 from spqlm.native.weights import consistent
 from spqlm.numerics.group_sparse import unpack_mask
@@ -37,11 +40,11 @@ def group_numbers(mask: Tensor, groups: int) -> Tensor:
         mask: uint8 [rows, ⌈groups / 8⌉].
         groups: in a row.
     """
-    version = None if mask.is_inference() else mask._version
+    now = version(mask)
     known = _numbers.get(mask)
-    if known is None or known[0] != version:
+    if known is None or known[0] != now:
         numbers = unpack_mask(mask.detach(), groups).nonzero()[:, 1].to(torch.int16)
-        _numbers[mask] = known = version, numbers
+        _numbers[mask] = known = now, numbers
     return known[1]
 
 
@@ -97,21 +100,47 @@ def sparse_product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tens
     Returns:
         [..., rows] in the dtype of x, not differentiable.
     """
-    stored = stored_of(weight, bias)
-    if stored is None or x.dtype not in FLOATS or not x.numel():
-        return None
-    if x.ndim == 0 or x.shape[-1] != stored.columns:
-        return None
     x = x.contiguous()
-    if not launchable(x, *stored[:5], bias):
-        return None
-    # For a prompt too: graphs of the tokens after it cannot make the numbers.
-    if len(group_numbers(stored.mask, stored.groups)) != len(stored.codes):
+    stored = _multiplies(x, weight, bias)
+    if stored is None:
         return None
     if x.numel() <= FEW_ROWS * stored.columns:
         return read_codes(x, stored)
     dense = dequantized(stored, x.dtype)
     return functional.linear(x, dense, None if bias is None else bias.to(x.dtype))
+
+
+def ready(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> FewRows | None:
+    """The product with few rows of input such as x, to be called again and again.
+
+    Args:
+        x: [..., columns], without gaps.
+        weight: [rows, columns] of which some groups are stored.
+        bias: [rows] or None.
+
+    Returns:
+        a function of tensors with the shape, dtype and device of x; None for many rows of input,
+        and where there is no kernel.
+    """
+    stored = _multiplies(x, weight, bias)
+    if stored is None or x.numel() > FEW_ROWS * stored.columns:
+        return None
+    return _prepared(x, stored)
+
+
+def _multiplies(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Stored | None:
+    """The weight as kernels see it, where they multiply x, which is without gaps, by it."""
+    stored = stored_of(weight, bias)
+    if stored is None or x.dtype not in FLOATS or not x.numel():
+        return None
+    if x.ndim == 0 or x.shape[-1] != stored.columns:
+        return None
+    if not launchable(x, *stored[:5], bias):
+        return None
+    # For a prompt too: graphs of the tokens after it cannot make the numbers.
+    if len(group_numbers(stored.mask, stored.groups)) != len(stored.codes):
+        return None
+    return stored
 
 
 def restored(weight: StoredWeight, dtype: torch.dtype) -> Tensor | None:
@@ -124,25 +153,29 @@ def restored(weight: StoredWeight, dtype: torch.dtype) -> Tensor | None:
 
 def read_codes(x: Tensor, stored: Stored) -> Tensor:
     """Inputs [..., columns], at most FEW_ROWS, times a weight as it is stored, plus bias."""
-    y = x.new_empty(*x.shape[:-1], len(stored.mask))
-    with torch.cuda.device_of(x):
-        _launch(x, stored, y)
-    return y
+    return _prepared(x, stored)(x)
 
 
-def _launch(x: Tensor, stored: Stored, y: Tensor) -> None:
-    words, rows, count = in_words(stored.codes), len(stored.mask), x.numel() // stored.columns
+def _prepared(x: Tensor, stored: Stored) -> FewRows:
+    rows, count = len(stored.mask), x.numel() // stored.columns
+    kept, width = stored.codes.shape
     numbers = group_numbers(stored.mask, stored.groups)
-    kept_groups_times_inputs[(rows * count,)](
-        in_pairs(x),
-        *(words, stored.scale, stored.zero, numbers, stored.offsets, stored.bias, y),
-        *(count, rows, len(words), stored.columns // 2),
+    launch = Launch(
+        kept_groups_times_inputs,
+        (rows * count,),
+        (
+            *(Slot.X, stored.codes, stored.scale, stored.zero, numbers),
+            *(stored.offsets, stored.bias, Slot.Y),
+            *(count, rows, kept, stored.columns // 2),
+        ),
+        {0: in_pairs, 1: in_words},
         PACKED=stored.packed,
         DTYPE=DTYPES[x.dtype],
-        WORDS=words.shape[1],
+        WORDS=width // 4,
         GROUPS=32,
         num_warps=1,
     )
+    return FewRows(rows, x.dtype, [launch])
 
 
 def dequantized(stored: Stored, dtype: torch.dtype) -> Tensor:
