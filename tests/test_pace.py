@@ -88,7 +88,9 @@ def test_everything_can_be_timed_on_this_machine():
         view = ModelView(type(model)(model.config))
     fits = {Fit(FORM, "descent", 64, 64): 3}
     work = Work(read=16, heads=16, traced=16, moments=16, written=2, fits=fits)
+    before = torch.random.get_rng_state()
     assert 0 < Pace(view, TEXT.context).seconds(work) < 600
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_config_is_shortened_with_its_lists_and_left_as_it_was():

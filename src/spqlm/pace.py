@@ -46,7 +46,11 @@ class Pace:
 
     @standard_torch
     def seconds(self, work: Work) -> float:
-        """What some work takes by the clock, beside no other program."""
+        """What some work takes by the clock, beside no other program; chance goes on as before."""
+        with torch.random.fork_rng(devices=[]):
+            return self._seconds(work)
+
+    def _seconds(self, work: Work) -> float:
         total = sum(count * self._fit(fit) for fit, count in work.fits.items())
         with widened_products(self._view.model.dtype):
             if work.read:
