@@ -32,7 +32,7 @@ class Tile(NamedTuple):
 _SMALL = Tile(64, 64, 64, 4, 4)
 WARP_TILES = (Tile(128, 128, 32, 8, 3), _SMALL)
 """The larger first, for tensor cores that a warp drives and 99 KiB of shared memory."""
-GROUP_TILES = (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), _SMALL)
+GROUP_TILES = (Tile(128, 256, 32, 8, 4), Tile(128, 128, 64, 8, 3), _SMALL)
 """For those that four warps drive together, and 227 KiB."""
 
 _BY_CAPABILITY = {9: GROUP_TILES, 10: GROUP_TILES}
