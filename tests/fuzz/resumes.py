@@ -111,7 +111,8 @@ def _small(value: Any) -> Any:
 def _tell(folder: Path, log: Path) -> None:
     """Write down whatever this process keeps, at once, so that a kill loses no line."""
     line = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    rename, keep = Path.replace, TrainingState.keep
+    rename, keep, read = Path.replace, TrainingState.keep, TrainingState.read
+    found_at: dict[Path | None, int] = {}
 
     def renamed(self: Path, target: Path) -> Path:
         found = rename(self, target)
@@ -121,7 +122,13 @@ def _tell(folder: Path, log: Path) -> None:
 
     def kept(self: TrainingState, tensors: Any, values: Any) -> None:
         keep(self, tensors, values)
-        os.write(line, f"{self._file} step {values['step']}\n".encode())
+        if values["step"] > found_at.get(self._file, 0):  # Else nothing was trained for it.
+            os.write(line, f"{self._file} step {values['step']}\n".encode())
 
-    Path.replace, TrainingState.keep = renamed, kept
+    def taken_up(self: TrainingState) -> Any:
+        found = read(self)
+        found_at[self._file] = 0 if found is None else found[1]["step"]
+        return found
+
+    Path.replace, TrainingState.keep, TrainingState.read = renamed, kept, taken_up
     TrainingState.due = lambda self: True

@@ -169,3 +169,17 @@ def test_the_shipped_recipes_run_and_reload(tmp_path, text_file, name):
         tiny_model(), tmp_path / "out", recipe=Recipe.from_dict(fields), tokenizer=tiny_tokenizer()
     )
     assert torch.equal(logits(spqlm.load(tmp_path / "out")), logits(result.model))
+
+
+def test_a_weight_whose_numbers_are_too_far_apart_is_named(model, tokenizer, text_file):
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "layers" in name:
+            parameter.data *= torch.logspace(-12, 3, len(parameter))[:, None]
+    recipe = Recipe.from_dict(
+        {
+            "calibration": {"source": str(text_file), "windows": 4, "context": 24},
+            "stages": [{"sparsify": {"reconstruction": {"steps": 2}}}],
+        }
+    )
+    with pytest.raises(SpqError, match=r"weight 'model.layers.*' cannot be rounded: .*scale"):
+        spqlm.compress(model, recipe=recipe, tokenizer=tokenizer)

@@ -69,3 +69,17 @@ def test_steps_go_down_the_gradient_and_can_be_taken_back(view):
     assert {name: p.requires_grad for name, p in view.model.named_parameters()} == flags
     assert all(p.grad is None for p in view.model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())
+
+
+def test_a_scale_that_must_be_positive_stays_so(view):
+    head = view.lm_head.module if view.lm_head.module is not view.embedding.module else None
+    layer = head or view.embedding.module
+    with torch.no_grad():
+        layer.scale[::2] = 2.0**-20
+    with Masters(view, "scales", 0.5, 0.0) as masters:
+        for _ in range(3):
+            for parameter in trainable(view, "scales").values():
+                parameter.grad = torch.ones_like(parameter)
+            masters.step(1.0)
+    layer.stored_weight.check()
+    assert bool((layer.scale > 0).all())

@@ -17,6 +17,7 @@ from spqlm.layerwise.drift import Drift
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import HELD_OUT, Weighting, drift_of, layer_metrics, outer_metric
+from spqlm.model.soundness import fitting
 from spqlm.model.tying import tie_head
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import dense_weight, embedding_of, float_dtype, linear_of
@@ -78,7 +79,8 @@ def apply_changes(
             target_for: Callable[[Named], Tensor] = target_for,
         ) -> nn.Module:
             change, metric = chosen[named.name], metrics[named.name]
-            return _changed(named, change, target_for(named), metric, menu)
+            with fitting(named.name):
+                return _changed(named, change, target_for(named), metric, menu)
 
         own = ranks.mine(leaves)
         modules = share_out(module_for, own, lambda named: named.entries, step.device)

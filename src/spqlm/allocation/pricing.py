@@ -19,6 +19,7 @@ from spqlm.allocation.units import BYTES, Part, PricedShape, Unit
 from spqlm.changes import Cut
 from spqlm.formats import Format
 from spqlm.formats.low_rank import LowRank
+from spqlm.model.soundness import fitting
 from spqlm.model.view import Named
 from spqlm.numerics.knapsack import Worth
 from spqlm.numerics.low_rank import weighted_basis
@@ -66,7 +67,15 @@ class Pricer:
         return self.part(part.named, shape)
 
     def part(self, named: Named, shape: Shape) -> Part:
-        """Price the options that store every group of the weight itself; estimate the others."""
+        """Price the options that store every group of the weight itself; estimate the others.
+
+        Raises:
+            SpqError: its numbers are such that arithmetic fails.
+        """
+        with fitting(named.name):
+            return self._part(named, shape)
+
+    def _part(self, named: Named, shape: Shape) -> Part:
         cut, weight, fit, price = self._shaped(named, shape)
         part = Part(named, cut, self._resources)
         rows, columns = weight.shape

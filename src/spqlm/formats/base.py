@@ -87,6 +87,8 @@ class StoredWeight(ABC):
 
     # Tensors that may be trained; codes and indices cannot.
     trained: ClassVar[tuple[str, ...]] = ()
+    # Those of them that `check` wants above zero, however they are trained.
+    positive: ClassVar[tuple[str, ...]] = ()
 
     format: "Format"
 

@@ -26,6 +26,7 @@ class Int8Weight(StoredWeight):
     """
 
     trained: ClassVar[tuple[str, ...]] = ("scale",)
+    positive: ClassVar[tuple[str, ...]] = ("scale",)
 
     format: "Int8"
     codes: Tensor

@@ -58,6 +58,22 @@ def check_runs(view: ModelView) -> None:
 
 
 @contextmanager
+def fitting(name: str) -> Iterator[None]:
+    """While one weight is fitted, whose numbers may be such that arithmetic fails.
+
+    Raises:
+        SpqError: a ValueError; names the weight.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise SpqError(
+            f"weight {name!r} cannot be rounded: {error}. Its values, or what enters it, lie too "
+            "far apart: scale the layer, or use a recipe that does not round"
+        ) from error
+
+
+@contextmanager
 def _watched(view: ModelView, broken: list[str]) -> Iterator[None]:
     def hook(name: str) -> Callable[..., None]:
         def on_output(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:

@@ -17,6 +17,7 @@ from spqlm.formats.group_sparse import GroupSparse
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.loop import LayerLoop, Step
 from spqlm.layerwise.metrics import HELD_OUT, Weighting, layer_metrics
+from spqlm.model.soundness import fitting
 from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.numerics import group_pruning
@@ -201,7 +202,8 @@ class Sparsify(Stage):
             pruned = [named for named in layer.linears if named.name in chosen]
 
             def module_for(named: Named, metrics: Mapping[str, Metric] = metrics) -> nn.Module:
-                return self._pruned(named.module, chosen[named.name], metrics[named.name])
+                with fitting(named.name):
+                    return self._pruned(named.module, chosen[named.name], metrics[named.name])
 
             modules = share_out(module_for, pruned, lambda named: named.entries, step.device)
             for named, module in zip(pruned, modules, strict=True):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from spqlm.formats.base import Latent
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
-from spqlm.numerics.integer import LARGEST_SCALE, round_scale
+from spqlm.numerics.integer import LARGEST_SCALE, SMALLEST_SCALE, round_scale
 from spqlm.training.training_state import adam_state, load_adam_state
 
 Wanted = Literal["all", "scales", "codes"]
@@ -85,6 +85,9 @@ class Masters:
             master = self._masters[name]
             if _behind_codes(self._view, name):
                 continue
+            if _positive(self._view, name):
+                # A row far smaller than the others may be carried past zero by one step.
+                master.clamp_(min=SMALLEST_SCALE)
             # Beyond the range that scales have, the loss says that the rate is too high.
             held = master.clamp(-LARGEST_SCALE, LARGEST_SCALE)
             parameter.copy_(round_scale(held) if _of_codes(self._view, name) else held)
@@ -130,6 +133,12 @@ def _of_codes(view: ModelView, name: str) -> bool:
     if isinstance(module, Latent):
         return own != "weight"
     return isinstance(module, Compressed) and own in module.stored_weight.trained
+
+
+def _positive(view: ModelView, name: str) -> bool:
+    owner, _, own = name.rpartition(".")
+    module = view.module(owner)
+    return isinstance(module, Compressed) and own in module.stored_weight.positive
 
 
 def trainable(view: ModelView, wanted: Wanted) -> dict[str, nn.Parameter]:
