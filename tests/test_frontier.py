@@ -3,10 +3,15 @@
 import pytest
 
 import spqlm
+from spqlm.allocation.limits import Limits
 from spqlm.errors import OutOfReach, SpqError
+from spqlm.formats.int8 import Int8
 from spqlm.frontier import BITS, frontier
 from spqlm.recipe import Recipe
+from spqlm.report.predicted import draw
 from tests.helpers import tiny_model, tiny_tokenizer
+from tests.profiles import profile_of
+from tests.stages.budgets import INT4
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +83,30 @@ def test_a_recipe_that_changes_the_model_first_is_refused():
     recipe = Recipe.from_dict({"stages": [{"svd": {}}, {"budget": {}}]}, "test")
     with pytest.raises(SpqError, match="before it spends bytes"):
         frontier(tiny_model(), [110_000], recipe=recipe, tokenizer=tiny_tokenizer())
+
+
+# --- speeds --------------------------------------------------------------------------------------
+
+
+def by_speed(*sizes, **options):
+    limits = Limits(context=16, profile=profile_of(tiny_model(), INT4, Int8()))
+    return found(*sizes, limits=limits, **options)
+
+
+def test_more_speed_costs_more_and_sizes_stand_first(tmp_path):
+    whole = by_speed(110_000, prefills=["1.1x", "1.3x", "99x"], decodes=["1.5x"])
+    assert [point.kind for point in whole.points] == ["size", "decode", *3 * ["prefill"]]
+    _, decode, slow, fast, missed = whole.points
+    assert decode.times >= 1.5 and slow.times >= 1.1 and fast.times >= 1.3
+    assert 0 < slow.predicted_loss < fast.predicted_loss
+    assert missed.predicted_loss is None and "cannot be reached" in missed.summary
+    for name in ("chart.png", "chart.svg"):
+        draw(whole, tmp_path / name)
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "chart.svg").read_text()
+    with pytest.raises(SpqError, match="a chart is a file ending in"):
+        draw(whole, tmp_path / "chart.gif")
+
+
+def test_speeds_alone_take_no_sizes():
+    assert [point.speed for point in by_speed(prefills=["1.1x"]).points] == ["1.1x"]

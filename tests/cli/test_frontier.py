@@ -4,6 +4,10 @@ import json
 
 import pytest
 from tests.helpers import tiny_model, tiny_tokenizer
+from tests.profiles import profile_of
+from tests.stages.budgets import INT4
+
+from spqlm.formats.int8 import Int8
 
 RECIPE = """
 calibration: {source: builtin, windows: 4, context: 32}
@@ -37,3 +41,13 @@ def test_a_size_that_is_none_is_refused(run, options):
     code, out, err = run("frontier", *options, "--sizes", "small")
     assert (code, out) == (1, "")
     assert "small" in err and err.count("\n") == 1
+
+
+def test_speeds_are_a_table_of_their_own_and_a_chart(run, options, tmp_path):
+    file = tmp_path / "times.json"
+    file.write_text(profile_of(tiny_model(), INT4, Int8()).model_dump_json())
+    asked = ("--prefills", "1.1x", "--profile", file, "--context", "16")
+    code, out, err = run("frontier", *options, *asked, "--chart", tmp_path / "speed.png")
+    assert code == 0, err
+    assert "by speed of a prompt" in out and "by size" not in out
+    assert (tmp_path / "speed.png").stat().st_size > 1000

@@ -12,6 +12,9 @@ from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import stored_weight
 from spqlm.profile import Kind, Profile
 
+STEPS: Mapping[str, str] = {"decode": "decode step", "prefill": "prefill"}
+"""What steps are called."""
+
 Costs = tuple[float, ...]
 """Of each resource that is limited, in the order of a search's resources."""
 
@@ -103,7 +106,7 @@ class StepTime:
     @property
     def name(self) -> str:
         """The kind of the step."""
-        return "decode step" if self.kind == "decode" else "prefill"
+        return STEPS[self.kind]
 
     def of_weight(self, named: Named, form: Format, rows: int, columns: int) -> float:
         """What was timed; an embedding that is no output projection is only looked up."""

@@ -71,7 +71,7 @@ def _positive(option: typer.CallbackParam, value: int | None) -> int | None:
     return value
 
 
-def _writable(option: typer.CallbackParam, value: Path | None) -> Path | None:
+def writable(option: typer.CallbackParam, value: Path | None) -> Path | None:
     """Before minutes of work whose result could not be written."""
     if value is not None:
         from spqlm.checkpoint.atomic import check_text_file
@@ -183,7 +183,7 @@ Output = Annotated[
     typer.Option(
         help="Also write the JSON to this file. Replaces a file that is there.",
         show_default=False,
-        callback=_writable,
+        callback=writable,
         rich_help_panel=OUTPUT,
     ),
 ]
