@@ -10,7 +10,7 @@ from spqlm.formats.dense import Dense
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
-from spqlm.profiling import measure
+from spqlm.profiling import measure, rests
 from spqlm.profiling.products import Shape, random_weight, time_products
 from spqlm.profiling.rests import uniform
 
@@ -87,3 +87,9 @@ def test_a_compressed_model_is_refused():
 def test_a_mixture_of_experts_is_refused():
     with pytest.raises(SpqError, match="depends on the routing"):
         measure(tiny_model("mixtral"), [], prompt=4)
+
+
+@pytest.mark.parametrize(("worked", "said"), [(0.5, True), (0.9, False), (1.7, False)])
+def test_a_busy_machine_is_said(caplog, worked, said):
+    rests._check_undisturbed(1.0, worked)
+    assert ("the machine was busy with something else" in caplog.text) == said

@@ -1,7 +1,9 @@
 """What a step takes besides its products, by difference, and how that falls with what is cut."""
 
 import copy
+import logging
 import statistics
+import time
 from typing import Any
 
 import torch
@@ -20,10 +22,14 @@ from spqlm.modules.ops import linear_of
 from spqlm.profile import Profile, Rest, Weight
 from spqlm.profiling.products import Shape, random_weight
 
+logger = logging.getLogger(__name__)
+
 ROUNDS = 5
 DECODED = 16
 # The rest of a step is what a model of this format takes beyond its products.
 REST = Int8()
+# Of the wall's time; one thread that nothing disturbs works nearly all of it.
+UNDISTURBED = 0.8
 # Units that stay where it is measured what they take.
 LEFT = 2
 
@@ -66,7 +72,9 @@ def _rest(models: list[PreTrainedModel], profile: Profile, measured: Measure) ->
     )
     # A step without a rest is what its products are known to take.
     products = profile.model_copy(update={"rests": (bare,), "extent": None})
+    started, worked = time.perf_counter(), time.process_time()
     rounds = [[seconds(model, measured) / steps for model in models] for _ in range(ROUNDS + 1)]
+    _check_undisturbed(time.perf_counter() - started, time.process_time() - worked)
     # The first round only warms up.
     wholes = [statistics.median(taken) for taken in zip(*rounds[1:], strict=True)]
     views = [ModelView(model) for model in models]
@@ -80,6 +88,16 @@ def _rest(models: list[PreTrainedModel], profile: Profile, measured: Measure) ->
     for less, rest in zip(gone, beyond[1:], strict=True):
         found = found.model_copy(update=_slope(found, less, rest))
     return found
+
+
+def _check_undisturbed(wall: float, worked: float) -> None:
+    """Say so where the processor was somebody else's for much of the time."""
+    if worked < UNDISTURBED * wall:
+        logger.warning(
+            "the machine was busy with something else for %.0f %% of the time that steps took, "
+            "so speeds are predicted too low; measure again with `spq profile --again`",
+            100 * (1 - worked / wall),
+        )
 
 
 def _slope(found: Rest, gone: Extent, seconds: float) -> dict[str, float]:
