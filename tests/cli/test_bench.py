@@ -181,3 +181,9 @@ def test_no_model_is_a_usage_error(configs):
     result = run()
     assert result.exit_code == 2 and "Missing argument" in result.output
     assert configs == []
+
+
+@pytest.mark.parametrize("option", [("--seconds", "1e999"), ("--threads", "9" * 30)])
+def test_what_no_machine_has_is_refused(option):
+    result = CliRunner().invoke(app, ["demo", *option])
+    assert result.exit_code == 2 and "or equal to" in result.output

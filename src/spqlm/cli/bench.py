@@ -67,6 +67,7 @@ def command(
     seconds: Annotated[
         float,
         typer.Option(
+            max=86_400,
             help="Most time for each measurement of each model. It runs twice at least, and stops "
             "earlier when its median is settled.",
             rich_help_panel=MEASURED,
@@ -100,7 +101,10 @@ def command(
     threads: Annotated[
         int | None,
         typer.Option(
-            help="Threads of PyTorch.", show_default="PyTorch's choice", rich_help_panel=MACHINE
+            max=1024,
+            help="Threads of PyTorch.",
+            show_default="PyTorch's choice",
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     dtype: Dtype = "auto",
