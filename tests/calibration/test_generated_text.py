@@ -53,7 +53,7 @@ def test_a_run_that_is_stopped_leaves_the_model_as_it_was(monkeypatch):
 
     model = tiny_model().train()
     types = [type(module) for module in model.modules()]
-    monkeypatch.setattr(generated_text, "_draw", stop)
+    monkeypatch.setattr(generated_text, "drawn", stop)
     with pytest.raises(KeyboardInterrupt):
         written(model)
     assert [type(module) for module in model.modules()] == types
@@ -83,7 +83,7 @@ def test_tokens_follow_what_the_model_predicts():
 def test_draws_have_the_probabilities_of_the_logits():
     draws = torch.Generator().manual_seed(0)
     wanted = torch.tensor([0.0, 0.5, 0.125, 0.375, 0.0])
-    found = generated_text._draw(wanted.log().expand(20_000, -1), draws)
+    found = generated_text.drawn(wanted.log().expand(20_000, -1), draws)
     shares = found.flatten().bincount(minlength=5) / len(found)
     torch.testing.assert_close(shares, wanted, atol=0.01, rtol=0)
     assert shares[0] == shares[4] == 0

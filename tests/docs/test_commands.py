@@ -20,6 +20,8 @@ NOT_RUN = {
     "CONTRIBUTING.md": "runs these tests",
     "docs/comparison.md": "takes hours; tests/comparison runs the command on less",
     "docs/evaluation.md": "shows the forms of one command, with data that nobody has",
+    "docs/how-to/budget-for-speed.md": "asks for speeds that a tiny model does not reach; "
+    "tests/stages/test_budget_limits.py keeps to them",
     "docs/how-to/serve.md": "a server runs until it is stopped; tests/serving asks one",
     "docs/use.md": "needs llama.cpp and MLX; tests/targets writes every target and reads it back",
     "docs/reference/python.md": "signatures; its examples are run below",

@@ -121,7 +121,8 @@ class PricedShape:
     @property
     def costs(self) -> Costs:
         """What the shape takes of the resources besides its parts: see `Resource.of_cuts`."""
-        return tuple(found.of_cuts(self.shape.cuts) for found in self.parts[0].resources)
+        resources = self.parts[0].resources if self.parts else ()
+        return tuple(found.of_cuts(self.shape.cuts) for found in resources)
 
     def value(self, worth: Worth) -> float:
         """Least loss of shape and parts, with costs paid at `worth`."""
