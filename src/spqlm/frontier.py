@@ -110,6 +110,9 @@ def frontier(
         device: to compute on.
         tokenizer: for a model object.
 
+    Returns:
+        a point for each budget, with its predicted loss in nats per token where it can be met.
+
     Raises:
         SpqError: bad input, or no budget is within reach.
     """

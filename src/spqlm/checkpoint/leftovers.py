@@ -106,6 +106,8 @@ def clean(
         unfinished: also remove what the same command would go on from.
         dry_run: only say what would be done.
 
+    Returns:
+        what was found, with what became of it, or would.
     """
     found = []
     for path, kind in _found(directories):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from spqlm import native
@@ -116,7 +115,7 @@ def weights_of(model: PreTrainedModel) -> list[Weight]:
 
 def _shapes(view: ModelView) -> list[Shape]:
     """Those of the layers' weights, and of their factors, each once; last the output projection."""
-    *layers, head = [_shape(named.module) for named in view.linears()]
+    *layers, head = [Shape.of(named.module) for named in view.linears()]
     factors = [factor for shape in dict.fromkeys(layers) for factor in _factors(shape)]
     return [*dict.fromkeys([*layers, *factors]), head]
 
@@ -126,10 +125,6 @@ def _factors(shape: Shape) -> list[Shape]:
     even = shape.rows * shape.columns / (shape.rows + shape.columns)
     rank = int(FACTORED * even) // RANK_MULTIPLE * RANK_MULTIPLE
     return [Shape(rank, shape.columns), Shape(shape.rows, rank)] if rank else []
-
-
-def _shape(module: nn.Module) -> Shape:
-    return Shape(int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
 
 
 def _facts(model: PreTrainedModel) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,11 @@ class Shape(NamedTuple):
 
     rows: int
     columns: int
+
+    @classmethod
+    def of(cls, module: Any) -> "Shape":
+        """Of a linear layer's weight."""
+        return cls(int(module.out_features), int(module.in_features))
 
 
 def time_products(

@@ -112,7 +112,7 @@ def _slope(found: Rest, gone: Extent, seconds: float) -> dict[str, float]:
 
 def uniform(view: ModelView, form: Format) -> list[Weight]:
     """A decoder in one format, dense where that does not fit, and a dense output projection."""
-    *layers, head = [_shape(named.module) for named in view.linears()]
+    *layers, head = [Shape.of(named.module) for named in view.linears()]
     inner: list[Weight] = [
         (form if form.misfit(*shape) is None else Dense(), *shape) for shape in layers
     ]
@@ -139,7 +139,7 @@ def _model(
         del held[layers:]
         text_config(model).num_hidden_layers = layers
     for layer in ModelView(model).layers:
-        shapes = {named.name: _shape(named.module) for named in layer.linears}
+        shapes = {named.name: Shape.of(named.module) for named in layer.linears}
         if halved is not None:
             shapes |= _halves(layer, halved)
         for named in layer.linears:
@@ -159,14 +159,10 @@ def _halves(layer: LayerView, kind: Prunable) -> dict[str, Shape]:
     kept = units // LEFT
     found = {}
     for named, side in layer.sides(kind):
-        rows, columns = _shape(named.module)
+        rows, columns = Shape.of(named.module)
         if side == "output":
             rows = rows * kept // units
         else:
             columns = columns * kept // units
         found[named.name] = Shape(rows, columns)
     return found
-
-
-def _shape(module: nn.Module) -> Shape:
-    return Shape(int(module.out_features), int(module.in_features))  # type: ignore[arg-type]
