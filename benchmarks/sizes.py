@@ -62,7 +62,7 @@ VARIANTS: dict[str, dict] = {
     "gradients not weighed in the fit": {"token_power": 0},
     "rounding to nearest": {"rounding": "nearest"},
     "GPTQ without descent": {"rounding": "gptq"},
-    "making up for earlier layers": {"made_up": 0.5},
+    "asymmetric calibration": {"asymmetric": 0.5},
     "an embedding in 8 bits": {"embedding_formats": ["int8"]},
     "48 windows": {"windows": 48},
     "q, k and v alike, gate and up alike": {"alike": "fused"},

@@ -186,9 +186,9 @@ def test_layers_that_make_up_for_those_before_end_nearer_to_the_dense_model(mode
             statistics = calibrated(model, 32)
         if share is not None:
             coarse = {"formats": (Int3(group_size=32),), "embedding_formats": (Dense(),)}
-            stage = Budget(target_bytes=10**12, made_up=share, **coarse)
+            stage = Budget(target_bytes=10**12, asymmetric=share, **coarse)
             view = ModelView(model)
             stage.apply(view, stage.plan(view, statistics), Inputs(statistics))
         ends.append(hidden_states(model, statistics.windows)[-1])
-    dense, plain, made_up = ends
-    assert (made_up - dense).square().mean() < 0.95 * (plain - dense).square().mean()
+    dense, plain, asymmetric = ends
+    assert (asymmetric - dense).square().mean() < 0.95 * (plain - dense).square().mean()

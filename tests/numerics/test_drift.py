@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spqlm.numerics.drift import made_up_for
+from spqlm.numerics.drift import asymmetric_target
 
 ROWS, COLUMNS, TOKENS = 6, 10, 200
 NEXT_TO_NONE = 1e-6
@@ -18,7 +18,7 @@ def answer(share: float) -> tuple[torch.Tensor, torch.Tensor]:
     weight = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
     dense, now = inputs()
     drift, hessian = (dense - now) @ now.T / TOKENS, now @ now.T / TOKENS
-    return weight, made_up_for(weight, drift, hessian, NEXT_TO_NONE, share)
+    return weight, asymmetric_target(weight, drift, hessian, NEXT_TO_NONE, share)
 
 
 def test_all_of_it_is_the_least_squares_fit_to_what_the_dense_model_gives():
@@ -37,5 +37,5 @@ def test_a_share_goes_as_far_of_the_way(share):
 
 def test_inputs_that_have_not_moved_leave_the_weight_as_it_is():
     weight = torch.randn(ROWS, COLUMNS)
-    found = made_up_for(weight, torch.zeros(COLUMNS, COLUMNS), torch.eye(COLUMNS), 0.1, 1.0)
+    found = asymmetric_target(weight, torch.zeros(COLUMNS, COLUMNS), torch.eye(COLUMNS), 0.1, 1.0)
     assert torch.equal(found, weight)

@@ -39,7 +39,7 @@ SHAPED = {
 STAGES = {
     "sparsify": Sparsify(rounds=1, reconstruction=TRAINED),
     "budget": Budget(**FOUR),
-    "budget, made up": Budget(**FOUR, made_up=0.5),
+    "budget, asymmetric": Budget(**FOUR, asymmetric=0.5),
     "budget, trained": Budget(**FOUR, reconstruction=TRAINED),
     "mask": Mask(modules=("mlp",)),
     "factorize": Factorize(),

@@ -23,7 +23,7 @@ from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import dense_weight, embedding_of, float_dtype, linear_of
 from spqlm.numerics import gptq
 from spqlm.numerics.descent import best_values
-from spqlm.numerics.drift import made_up_for
+from spqlm.numerics.drift import asymmetric_target
 from spqlm.numerics.metric import Metric
 from spqlm.numerics.threads import share_out
 from spqlm.progress import track
@@ -38,7 +38,7 @@ def apply_changes(
     statistics: Statistics,
     menu: Menu,
     token_power: float,
-    made_up: float,
+    asymmetric: float,
     reconstruction: Reconstruction,
     seed: int,
     finished: FinishedLayers,
@@ -54,7 +54,7 @@ def apply_changes(
         statistics: sensitivities and windows.
         menu: that it was chosen from, which says how to round.
         token_power: see `Weighting`.
-        made_up: share of what earlier layers did to their inputs that weights make up for.
+        asymmetric: share of what earlier layers did to their inputs that weights make up for.
         reconstruction: how the codes of each layer are trained.
         seed: of that training.
         finished: layers that are not fitted again, and where the others go.
@@ -64,14 +64,14 @@ def apply_changes(
         return
     everything = Weighting(range(len(statistics.windows)), token_power)
     held_out = int(len(statistics.windows) * HELD_OUT)
-    trains, follows = reconstruction.steps > 0, made_up > 0
+    trains, follows = reconstruction.steps > 0, asymmetric > 0
     both = trains or follows
     for step in LayerLoop(view, statistics.windows, "rounding", sink=finished, dense=both):
         layer = step.layer
         leaves = [named for named in layer.leaves if named.name in chosen]
         drift = drift_of(layer, statistics.sensitivities, everything) if follows else None
         [metrics] = layer_metrics(step, statistics.sensitivities, [everything], drift)
-        target_for = partial(_target, metrics=metrics, drift=drift, share=made_up)
+        target_for = partial(_target, metrics=metrics, drift=drift, share=asymmetric)
 
         def module_for(
             named: Named,
@@ -129,7 +129,7 @@ def _target(
     if moved is None:
         return weight
     [(hessian, _)] = metric.terms
-    return made_up_for(weight, moved, hessian, metric.damping, share)
+    return asymmetric_target(weight, moved, hessian, metric.damping, share)
 
 
 def _start(view: ModelView, dense: Named, target: Tensor, metric: Metric) -> Tensor:

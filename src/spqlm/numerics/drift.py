@@ -10,7 +10,7 @@ from torch import Tensor
 from spqlm.numerics import gptq
 
 
-def made_up_for(
+def asymmetric_target(
     weight: Tensor, drift: Tensor, hessian: Tensor, damping: float, share: float
 ) -> Tensor:
     """The weight W + share · W D H⁻¹; with a share of 1 it is the one of least E|W x_dense - V x|².

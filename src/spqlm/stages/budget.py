@@ -112,12 +112,12 @@ class Budget(Stage):
         description="tokens count by this power of their squared gradient where weights are "
         "fitted; 0 is plain E[x xᵀ]",
     )
-    made_up: float = Field(
+    asymmetric: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of what compressed layers have changed in a weight's inputs that it is "
-        "fitted to make up for (GPTAQ, arXiv 2504.02692); 0 fits it to its inputs as they are",
+        description="asymmetric calibration (GPTAQ, arXiv 2504.02692): share of what compressed "
+        "layers did to a weight's inputs that it makes up for; 0 takes its inputs as they are",
     )
     priced_windows: int = Field(
         48,
@@ -314,7 +314,7 @@ class Budget(Stage):
             statistics,
             self._menu(),
             self.token_power,
-            self.made_up,
+            self.asymmetric,
             self.reconstruction,
             inputs.seed,
             FinishedLayers(view, kept),
