@@ -32,7 +32,7 @@ install: $(TOOLS) ## make the virtual environment and install into it
 # Threads that wait for each other give up their core soon, as in every `spq` command: training is
 # many small products, and beside another busy program it takes ten times as long otherwise.
 demo: $(INSTALLED) ## compress a small model, measure it before and after, print one table
-	@TQDM_DISABLE=1 HF_HUB_OFFLINE=1 GOMP_SPINCOUNT=1000 $(BIN)/python examples/demo.py
+	@TQDM_DISABLE=1 HF_HUB_OFFLINE=1 GOMP_SPINCOUNT=3000 $(BIN)/python examples/demo.py
 
 # A native library that is not there, or is older than its sources, fails the tests. They run even
 # where a check fails, so that one run shows everything; either one fails the target. pytest comes

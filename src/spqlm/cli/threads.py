@@ -4,9 +4,9 @@ import os
 
 # Of OpenMP's runtimes, read when PyTorch is imported. GNU's spins some milliseconds at each barrier
 # by default; where another program has one of the cores, a barrier comes every few microseconds
-# and the thread that is waited for cannot run. So many turns, some tens of microseconds, are as
-# long as the threads of a decode step wait for each other.
-SPINNING = {"GOMP_SPINCOUNT": "1000"}
+# and the thread that is waited for cannot run. So many turns, about 0.2 ms, are as long as threads
+# mostly wait for each other: fewer make training slower alone, more make it slower beside others.
+SPINNING = {"GOMP_SPINCOUNT": "3000"}
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
