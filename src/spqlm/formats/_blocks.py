@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spqlm.formats._block_latent import BlockLatent
 from spqlm.formats._grouped import whole_groups
-from spqlm.formats.base import Format, Rounding, StoredWeight
+from spqlm.formats.base import Format, Layout, Rounding, StoredWeight
 from spqlm.numerics import block_rounding, gptq, packing
 from spqlm.numerics.blocks import Blocks, Grid
 from spqlm.numerics.integer import wide
@@ -100,6 +100,13 @@ class BlockWeight(StoredWeight):
         multiples = self.unpacked.multiples
         if multiples is not None and not bool(multiples.all()):
             raise ValueError("has a group whose scale is zero")
+
+    def layout(self) -> Layout | None:
+        """Rows of packed codes, where a group has no more than a scale."""
+        if self.shift is not None or self.multiples is not None:
+            return None
+        groups = self.scale.shape[1]
+        return Layout(self.format.name, self.codes, self.scale, self.shape[1], groups)
 
     def latent(self) -> BlockLatent:
         """Weights of these values."""

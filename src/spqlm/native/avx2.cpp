@@ -22,10 +22,24 @@ inline __m256i spread(const char* p, int bit) {
   return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, each), each), _mm256_set1_epi8((char)bit));
 }
 
+// Bytes of codes become those of their levels.
+template <int Coding>
+__m256i levels_at(__m256i codes) {
+  if constexpr (!is_nonlinear(Coding)) return codes;
+  const uint8_t* const levels = levels_of(Coding);
+  const auto half = [&](int which) {
+    return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)levels + which));
+  };
+  const __m256i low = _mm256_shuffle_epi8(half(0), codes);
+  if constexpr (bits_of(Coding) < 5) return low;
+  const __m256i upper = _mm256_cmpgt_epi8(codes, _mm256_set1_epi8(15));
+  return _mm256_blendv_epi8(low, _mm256_shuffle_epi8(half(1), codes), upper);
+}
+
 // A whole block of a row, as `expand_plainly`.
-template <int Bits>
-void expand_block(const Planes<Bits>& planes, int8_t* to) {
-  using P = Planes<Bits>;
+template <int Coding>
+void expand_block(const Planes<Coding>& planes, int8_t* to) {
+  using P = Planes<Coding>;
   // The even and the odd columns of the first and of the second half.
   __m256i even[2] = {}, odd[2] = {};
   if constexpr (P::four)
@@ -56,8 +70,9 @@ void expand_block(const Planes<Bits>& planes, int8_t* to) {
       even[half] = _mm256_or_si256(even[half], spread(planes.ones() + 4 * half, 1 << P::shift_one));
       odd[half] = _mm256_or_si256(odd[half], spread(planes.ones() + 8 + 4 * half, 1 << P::shift_one));
     }
-    const __m256i offset = _mm256_set1_epi8(offset_of(Bits));
-    const __m256i e = _mm256_sub_epi8(even[half], offset), o = _mm256_sub_epi8(odd[half], offset);
+    const __m256i offset = _mm256_set1_epi8(offset_of(Coding));
+    const __m256i e = _mm256_sub_epi8(levels_at<Coding>(even[half]), offset);
+    const __m256i o = _mm256_sub_epi8(levels_at<Coding>(odd[half]), offset);
     _mm256_storeu_si256((__m256i*)to + 2 * half, _mm256_permute2x128_si256(e, o, 0x20));
     _mm256_storeu_si256((__m256i*)to + 2 * half + 1, _mm256_permute2x128_si256(e, o, 0x31));
   }
@@ -92,10 +107,10 @@ struct Avx2 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
   }
 
-  template <int Bits>
+  template <int Coding>
   static void expand(const Matrix& w, int64_t row, int64_t high, int64_t first, int8_t* to) {
     const char* p = (const char*)w.weight + row * row_bytes(w);
-    const auto expand = w.columns - first < BLOCK ? expand_plainly<Bits> : expand_block<Bits>;
+    const auto expand = w.columns - first < BLOCK ? expand_plainly<Coding> : expand_block<Coding>;
     for (int64_t r = 0; r < high; r++, p += row_bytes(w), to += BLOCK) expand({p, w.columns, first}, to);
   }
   // Eight codes in order.

@@ -43,9 +43,9 @@ struct Avx512 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
   }
 
-  template <int Bits>
+  template <int Coding>
   static void expand(const Matrix& w, int64_t row, int64_t high, int64_t first, int8_t* to) {
-    expand_rows<Bits>(w, row, high, first, to);
+    expand_rows<Coding>(w, row, high, first, to);
   }
   // Sixteen codes in order.
   static F load_int4(const char* p) {

@@ -91,10 +91,10 @@ struct Plain {
   }
 };
 
-// A block of a row's codes with their signs, in the order of RUN.
-template <int Bits>
-void expand_plainly(const Planes<Bits>& planes, int8_t* to) {
-  using P = Planes<Bits>;
+// What a block of a row's codes stand for, with their signs, in the order of RUN.
+template <int Coding>
+void expand_plainly(const Planes<Coding>& planes, int8_t* to) {
+  using P = Planes<Coding>;
   const int64_t here = std::min(planes.columns - planes.first, BLOCK);
   uint8_t even[BLOCK / 2] = {}, odd[BLOCK / 2] = {};
   if constexpr (P::four) {
@@ -121,15 +121,19 @@ void expand_plainly(const Planes<Bits>& planes, int8_t* to) {
   }
   for (int64_t k = 0; k < BLOCK / 2; k++) {
     int8_t* const run = to + 2 * k / RUN * RUN + k % (RUN / 2);
-    run[0] = (int8_t)(even[k] - offset_of(Bits));
-    run[RUN / 2] = (int8_t)(odd[k] - offset_of(Bits));
+    const auto level = [](uint8_t code) {
+      if constexpr (is_nonlinear(Coding)) code = levels_of(Coding)[code];
+      return (int8_t)(code - offset_of(Coding));
+    };
+    run[0] = level(even[k]);
+    run[RUN / 2] = level(odd[k]);
   }
 }
 
 // The codes of a block of `high` rows so, [high, BLOCK].
 template <class V>
 void expand(const Matrix& w, int64_t row, int64_t high, int64_t first, int8_t* to) {
-  with_bits(w.bits, [&](auto bits) { V::template expand<bits>(w, row, high, first, to); });
+  with_coding(w.coding, [&](auto coding) { V::template expand<coding>(w, row, high, first, to); });
 }
 
 // Where a column and the one behind it stand in a block; the first of them is even.
@@ -156,7 +160,7 @@ struct Grouped {
     for (int r = 0; r < R; r++)
       for (int m = 0; m < M; m++) acc[r][m] = V::zero();
     for (int64_t first = 0; first < columns; first += BLOCK) {
-      const int64_t last = std::min(first + BLOCK, columns), bytes = BLOCK * w.bits / 8 * R;
+      const int64_t last = std::min(first + BLOCK, columns), bytes = BLOCK * bits_of(w.coding) / 8 * R;
       // The next rows, in the order of memory: another one costs half of the bandwidth.
       for (int64_t line = 0; line < bytes; line += 64) V::prefetch(next + line);
       next += bytes;

@@ -21,8 +21,12 @@ enum Format : int32_t {
   SPARSE4 = 6
 };
 
-// Of a code in groups.
-constexpr int32_t FEWEST_BITS = 2, MOST_BITS = 7;
+// Of a code in groups, evenly spaced or not, and what is added to the bits of one that is not.
+constexpr int32_t FEWEST_BITS = 2, MOST_BITS = 7, MOST_BITS_NONLINEAR = 5, NONLINEAR = 8;
+
+// A coding is the bits of a code, and NONLINEAR more where its values are not evenly spaced (planes.h).
+static constexpr int bits_of(int coding) { return coding & (NONLINEAR - 1); }
+static constexpr bool is_nonlinear(int coding) { return coding & NONLINEAR; }
 
 // Row-major [rows, columns], dense or codes with scales. No pointer needs any alignment.
 //
@@ -38,7 +42,7 @@ struct Matrix {
   Format format;
   FloatType scale_type;  // also of the zeros
   FloatType bias_type;
-  int32_t bits;        // grouped: of a code
+  int32_t coding;      // grouped: of a code, see bits_of
   int32_t group_size;  // what follows is there for sparse formats alone
   const void* zero = nullptr;        // [kept] or null
   const uint8_t* mask = nullptr;     // [rows, ceil(groups / 8)]: a bit for each group, lowest first
@@ -86,6 +90,11 @@ static inline bool known(FloatType type) {
   return false;
 }
 
+static inline bool known_coding(int32_t coding) {
+  const int32_t most = is_nonlinear(coding) ? MOST_BITS_NONLINEAR : MOST_BITS;
+  return coding >= 0 && coding < 2 * NONLINEAR && bits_of(coding) >= FEWEST_BITS && bits_of(coding) <= most;
+}
+
 // Whether the kernels know a matrix' format, the types of what goes with it, and the size of its groups.
 static inline bool known(const Matrix& matrix) {
   if (matrix.bias && !known(matrix.bias_type)) return false;
@@ -96,8 +105,8 @@ static inline bool known(const Matrix& matrix) {
     case DENSE_FLOAT16: return true;
     case INT8: return known(matrix.scale_type);
     case GROUPED:
-      return known(matrix.scale_type) && matrix.groups > 0 && matrix.bits >= FEWEST_BITS &&
-             matrix.bits <= MOST_BITS && matrix.columns % (matrix.bits == 4 ? 2 : 16) == 0;
+      return known(matrix.scale_type) && matrix.groups > 0 && known_coding(matrix.coding) &&
+             matrix.columns % (bits_of(matrix.coding) == 4 ? 2 : 16) == 0;
     case SPARSE8:
     case SPARSE4:
       return known(matrix.scale_type) && (size == 8 || size == 16 || size == 32 || size == 64);
@@ -183,7 +192,7 @@ static inline int64_t row_bytes(const Matrix& matrix) {
   switch (matrix.format) {
     case DENSE_FLOAT32: return 4 * matrix.columns;
     case INT8: return matrix.columns;
-    case GROUPED: return matrix.columns * matrix.bits / 8;
+    case GROUPED: return matrix.columns * bits_of(matrix.coding) / 8;
     case DENSE_BFLOAT16:
     case DENSE_FLOAT16:
     case SPARSE8:

@@ -15,15 +15,30 @@ static inline int64_t block_count_of(int64_t columns) { return (columns + BLOCK 
 // run, then the odd ones.
 constexpr int64_t RUN = 32;
 
-// What a stored code is more than what it stands for.
-static constexpr int offset_of(int bits) { return 1 << (bits - 1); }
+// What codes that are not evenly spaced stand for, each 64 more than it is, so that all are positive
+// bytes of seven bits. From 2 bits on; mirrored by spqlm/numerics/nonlinear.py.
+constexpr int LOG_LEVEL_OFFSET = 6;
+alignas(64) constexpr uint8_t LEVELS[][32] = {
+    {0, 44, 72, 109},
+    {0, 23, 40, 54, 65, 78, 93, 114},
+    {0, 13, 25, 34, 42, 49, 56, 61, 66, 71, 77, 83, 90, 98, 108, 120},
+    {0, 8, 15, 21, 27, 32, 37, 41, 45, 48, 51, 54, 56, 59, 61, 63,
+     65, 67, 69, 71, 73, 76, 79, 82, 85, 89, 94, 99, 104, 110, 117, 124},
+};
+static constexpr const uint8_t* levels_of(int coding) { return LEVELS[bits_of(coding) - FEWEST_BITS]; }
+
+// What a byte that is made of a stored code is more than what it stands for: a power of two.
+static constexpr int log_offset_of(int coding) {
+  return is_nonlinear(coding) ? LOG_LEVEL_OFFSET : bits_of(coding) - 1;
+}
+static constexpr int offset_of(int coding) { return 1 << log_offset_of(coding); }
 
 // Where a block of a row has its part of the planes, and the codes' bits of each from where on. `columns` of
 // the row, BLOCK divides `first`.
-template <int Bits>
+template <int Coding>
 struct Planes {
-  static constexpr bool four = Bits & 4, two = Bits & 2, one = Bits & 1;
-  static constexpr int shift_two = Bits & 4, shift_one = Bits & 6;
+  static constexpr bool four = Coding & 4, two = Coding & 2, one = Coding & 1;
+  static constexpr int shift_two = Coding & 4, shift_one = Coding & 6;
   const char* row;
   int64_t columns, first;
 
@@ -32,16 +47,20 @@ struct Planes {
   const char* ones() const { return row + columns * shift_one / 8 + first / 8; }
 };
 
-// function(a number that is known when this is compiled).
+// function(a coding that is known when this is compiled).
 template <class Function>
-static inline auto with_bits(int bits, const Function& function) {
-  switch (bits) {
+static inline auto with_coding(int coding, const Function& function) {
+  switch (coding) {
     case 2: return function(std::integral_constant<int, 2>());
     case 3: return function(std::integral_constant<int, 3>());
     case 4: return function(std::integral_constant<int, 4>());
     case 5: return function(std::integral_constant<int, 5>());
     case 6: return function(std::integral_constant<int, 6>());
     case 7: return function(std::integral_constant<int, 7>());
+    case NONLINEAR + 2: return function(std::integral_constant<int, NONLINEAR + 2>());
+    case NONLINEAR + 3: return function(std::integral_constant<int, NONLINEAR + 3>());
+    case NONLINEAR + 4: return function(std::integral_constant<int, NONLINEAR + 4>());
+    case NONLINEAR + 5: return function(std::integral_constant<int, NONLINEAR + 5>());
   }
   __builtin_trap();  // `known` has refused others
 }

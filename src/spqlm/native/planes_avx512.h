@@ -27,9 +27,9 @@ inline __mmask64 load_bits(const char* p, int64_t bytes) {
 }
 
 // The last block of a row may have fewer columns, `here` of them; where they would be, there is anything.
-template <int Bits, bool Whole>
-inline Block load_block(const Planes<Bits>& planes, int64_t here) {
-  using P = Planes<Bits>;
+template <int Coding, bool Whole>
+inline Block load_block(const Planes<Coding>& planes, int64_t here) {
+  using P = Planes<Coding>;
   if constexpr (Whole) here = BLOCK;
   Block block = {_mm512_setzero_si512(), _mm512_setzero_si512()};
   if constexpr (P::four) {
@@ -75,23 +75,43 @@ inline Block load_block(const Planes<Bits>& planes, int64_t here) {
   return block;
 }
 
-template <int Bits>
-inline Block load_block(const char* row, int64_t columns, int64_t first) {
-  const Planes<Bits> planes = {row, columns, first};
-  if (columns - first >= BLOCK) return load_block<Bits, true>(planes, BLOCK);
-  return load_block<Bits, false>(planes, columns - first);
+// Bytes of codes become those of their levels.
+template <int Coding>
+inline __m512i levels_at(__m512i codes) {
+  const uint8_t* const levels = levels_of(Coding);
+  const auto half = [&](int which) {
+    return _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)levels + which));
+  };
+  const __m512i low = _mm512_shuffle_epi8(half(0), codes);
+  if constexpr (bits_of(Coding) < 5) return low;
+  const __mmask64 upper = _mm512_test_epi8_mask(codes, _mm512_set1_epi8(16));
+  return _mm512_mask_shuffle_epi8(low, upper, half(1), codes);
 }
 
-// The codes of a block of `high` rows with their signs, [high, BLOCK], in the order of RUN.
-template <int Bits>
+template <int Coding, bool Whole>
+inline Block load_levels(const Planes<Coding>& planes, int64_t here) {
+  const Block block = load_block<Coding, Whole>(planes, here);
+  if constexpr (!is_nonlinear(Coding)) return block;
+  return {levels_at<Coding>(block.even), levels_at<Coding>(block.odd)};
+}
+
+template <int Coding>
+inline Block load_levels(const char* row, int64_t columns, int64_t first) {
+  const Planes<Coding> planes = {row, columns, first};
+  if (columns - first >= BLOCK) return load_levels<Coding, true>(planes, BLOCK);
+  return load_levels<Coding, false>(planes, columns - first);
+}
+
+// What codes of a block of `high` rows stand for, with their signs, [high, BLOCK], in the order of RUN.
+template <int Coding>
 void expand_rows(const Matrix& w, int64_t row, int64_t high, int64_t first, int8_t* to) {
-  const __m512i offset = _mm512_set1_epi8(offset_of(Bits));
+  const __m512i offset = _mm512_set1_epi8(offset_of(Coding));
   const __m512i lower = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
   const __m512i upper = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
   const int64_t stride = row_bytes(w);
   const char* from = (const char*)w.weight + row * stride;
   for (int64_t r = 0; r < high; r++, from += stride, to += BLOCK) {
-    const Block block = load_block<Bits>(from, w.columns, first);
+    const Block block = load_levels<Coding>(from, w.columns, first);
     const __m512i even = _mm512_sub_epi8(block.even, offset), odd = _mm512_sub_epi8(block.odd, offset);
     _mm512_storeu_si512(to, _mm512_permutex2var_epi64(even, lower, odd));
     _mm512_storeu_si512(to + BLOCK / 2, _mm512_permutex2var_epi64(even, upper, odd));

@@ -53,11 +53,11 @@ struct Portable {
     return each([=](int i) { return read_float(p, FLOAT16, i); });
   }
 
-  template <int Bits>
+  template <int Coding>
   static void expand(const Matrix& w, int64_t row, int64_t high, int64_t first, int8_t* to) {
     const char* p = (const char*)w.weight + row * row_bytes(w);
     for (int64_t r = 0; r < high; r++, p += row_bytes(w), to += BLOCK)
-      expand_plainly<Bits>({p, w.columns, first}, to);
+      expand_plainly<Coding>({p, w.columns, first}, to);
   }
   static F load_int4(const char* p) {
     return each([=](int i) { return (float)((((const uint8_t*)p)[i / 2] >> i % 2 * 4) % 16 - 8); });

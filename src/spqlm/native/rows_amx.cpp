@@ -65,7 +65,7 @@ struct Grouped {
   static const char* codes(const Matrix& w, int64_t row, int64_t high, int64_t k, char* room,
                            int64_t* stride) {
     *stride = BLOCK;
-    with_bits(w.bits, [&](auto bits) { expand_rows<bits>(w, row, high, k, (int8_t*)room); });
+    with_coding(w.coding, [&](auto coding) { expand_rows<coding>(w, row, high, k, (int8_t*)room); });
     return room;
   }
 

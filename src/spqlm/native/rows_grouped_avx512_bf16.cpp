@@ -109,7 +109,7 @@ void finish(const Matrix& w, int64_t row, __m512 (&acc)[R][M], float* y, int64_t
 
 // R rows times the M inputs from `begin` on. What stored codes are more than they stand for is in the starts of
 // the sums.
-template <int Bits, int R, int M>
+template <int Coding, int R, int M>
 void tile(const Factors& factors, const Arranged& x, int64_t begin, int64_t row, float* y, int64_t y_stride) {
   const Matrix& w = factors.w;
   const int64_t stride = row_bytes(w);
@@ -117,7 +117,7 @@ void tile(const Factors& factors, const Arranged& x, int64_t begin, int64_t row,
   // The next rows, in the order of memory: another one costs half of the bandwidth. Narrow rows come round before
   // memory has answered.
   const char* next = base + std::max<int64_t>(R * stride, 2048);
-  constexpr int64_t bytes = R * BLOCK * Bits / 8;
+  constexpr int64_t bytes = R * BLOCK * bits_of(Coding) / 8;
   factors.prefetch(row + R, R);
   __m512 acc[R][M];
   for (int r = 0; r < R; r++)
@@ -126,7 +126,7 @@ void tile(const Factors& factors, const Arranged& x, int64_t begin, int64_t row,
 #pragma GCC unroll 4
     for (int m = 0; m < M; m++) {
       const auto part = [&](int which) { return _mm512_loadu_si512(x.part(block, begin + m, which)); };
-      const __m512i start = _mm512_slli_epi32(_mm512_loadu_si512(x.start(block, begin + m)), Bits - 1);
+      const __m512i start = _mm512_slli_epi32(_mm512_loadu_si512(x.start(block, begin + m)), log_offset_of(Coding));
 #pragma GCC unroll 4
       for (int r = 0; r < R; r++) {
         __m512i upper = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes[r].even, part(EVEN_UPPER));
@@ -156,7 +156,7 @@ void tile(const Factors& factors, const Arranged& x, int64_t begin, int64_t row,
       for (int r = 0; r < R; r++) {
         for (int64_t line = bytes * r / R / 64; line < bytes * (r + 1) / R / 64; line++)
           _mm_prefetch(next + 64 * line, _MM_HINT_T0);
-        codes[r] = load_block<Bits, true>({base + r * stride, w.columns, block * BLOCK}, BLOCK);
+        codes[r] = load_levels<Coding, true>({base + r * stride, w.columns, block * BLOCK}, BLOCK);
       }
       next += bytes;
       add(block, codes, held, number);
@@ -164,7 +164,7 @@ void tile(const Factors& factors, const Arranged& x, int64_t begin, int64_t row,
     }
     if (block < to) {
       for (int r = 0; r < R; r++)
-        codes[r] = load_block<Bits, false>({base + r * stride, w.columns, block * BLOCK}, w.columns % BLOCK);
+        codes[r] = load_levels<Coding, false>({base + r * stride, w.columns, block * BLOCK}, w.columns % BLOCK);
       add(block, codes, held, number);
     }
   }
@@ -172,24 +172,24 @@ void tile(const Factors& factors, const Arranged& x, int64_t begin, int64_t row,
 }
 
 // As many rows at a time as leave registers for the rest (a sum takes two accumulators).
-template <int Bits, int M>
+template <int Coding, int M>
 void rows(const Factors& factors, const Arranged& x, int64_t begin, int64_t row, int64_t high, float* y,
           int64_t y_stride) {
   constexpr int R = M == 1 ? 4 : 2;
   int64_t r = 0;
-  for (; r + R <= high; r += R) tile<Bits, R, M>(factors, x, begin, row + r, y, y_stride);
-  for (; r < high; r++) tile<Bits, 1, M>(factors, x, begin, row + r, y, y_stride);
+  for (; r + R <= high; r += R) tile<Coding, R, M>(factors, x, begin, row + r, y, y_stride);
+  for (; r < high; r++) tile<Coding, 1, M>(factors, x, begin, row + r, y, y_stride);
 }
 
-template <int Bits>
+template <int Coding>
 void product_of(const Factors& factors, const Arranged& x, int64_t first, int64_t last, float* y,
                 int64_t y_stride) {
   for (int64_t row = first; row < last; row += 4) {
     const int64_t high = std::min<int64_t>(last - row, 4);
     int64_t m = 0;
-    for (; m + 4 <= x.count; m += 4) rows<Bits, 4>(factors, x, m, row, high, y + m * y_stride, y_stride);
-    for (; m + 2 <= x.count; m += 2) rows<Bits, 2>(factors, x, m, row, high, y + m * y_stride, y_stride);
-    if (m < x.count) rows<Bits, 1>(factors, x, m, row, high, y + m * y_stride, y_stride);
+    for (; m + 4 <= x.count; m += 4) rows<Coding, 4>(factors, x, m, row, high, y + m * y_stride, y_stride);
+    for (; m + 2 <= x.count; m += 2) rows<Coding, 2>(factors, x, m, row, high, y + m * y_stride, y_stride);
+    if (m < x.count) rows<Coding, 1>(factors, x, m, row, high, y + m * y_stride, y_stride);
   }
 }
 
@@ -197,7 +197,7 @@ void product(const Matrix& w, const uint16_t* arranged, int64_t count, int64_t f
              float* y, int64_t y_stride) {
   const Arranged x = {(char*)arranged, count, w.columns};
   const Factors factors(w);
-  with_bits(w.bits, [&](auto bits) { product_of<bits>(factors, x, first, last, y, y_stride); });
+  with_coding(w.coding, [&](auto coding) { product_of<coding>(factors, x, first, last, y, y_stride); });
 }
 
 // A block of one input, in 16 bits each.

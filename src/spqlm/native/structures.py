@@ -19,7 +19,7 @@ class Matrix(ctypes.Structure):
         ("format", ctypes.c_int32),
         ("scale_type", ctypes.c_int32),
         ("bias_type", ctypes.c_int32),
-        ("bits", ctypes.c_int32),
+        ("coding", ctypes.c_int32),
         ("group_size", ctypes.c_int32),
         ("zero", ctypes.c_void_p),
         ("mask", ctypes.c_void_p),

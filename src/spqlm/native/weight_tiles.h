@@ -68,9 +68,9 @@ inline void pack_grouped(const Part& part, uint32_t* tiles) {
   alignas(64) uint32_t held[TILE];
   __m512 scales = _mm512_setzero_ps();
   for (int64_t first = part.begin; first < part.end; first += BLOCK) {
-    const char* next = (const char*)w.weight + part.first * stride + first * w.bits / 8 + AHEAD;
+    const char* next = (const char*)w.weight + part.first * stride + first * bits_of(w.coding) / 8 + AHEAD;
     for (int64_t r = 0; r < part.high; r++) _mm_prefetch(next + r * stride, _MM_HINT_T0);
-    with_bits(w.bits, [&](auto bits) { expand_rows<bits>(w, part.first, part.high, first, codes); });
+    with_coding(w.coding, [&](auto coding) { expand_rows<coding>(w, part.first, part.high, first, codes); });
     const int64_t last = std::min(part.end, first + BLOCK);
     for (int64_t k = first; k < last; k += RUN, tiles += TILE) {
       // Four even columns of each row, and then four odd ones.

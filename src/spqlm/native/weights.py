@@ -8,10 +8,16 @@ from torch import Tensor
 
 from spqlm.formats import Layout, StoredWeight
 from spqlm.native import DTYPES, FLOATS, Matrix, addressable
+from spqlm.numerics.nonlinear import LEVELS
 from spqlm.numerics.packing import PLANES, multiple
 
-GROUPED = {f"int{bits}": bits for bits in PLANES}
-"""Kinds of layout of codes in groups, and their bits."""
+EVEN = {f"int{bits}": bits for bits in PLANES}
+NONLINEAR = {f"nl{bits}": bits for bits in LEVELS}
+GROUPED = {**EVEN, **NONLINEAR}
+"""Kinds of layout of codes in groups, and their bits; of the first, levels are evenly spaced."""
+
+CODINGS = {**EVEN, **{kind: 8 + bits for kind, bits in NONLINEAR.items()}}
+"""The same kinds as `Matrix` in matrix.h calls them."""
 
 KINDS = {"int8": 3, **dict.fromkeys(GROUPED, 4), "sparse_int8": 5, "sparse_int4": 6}
 """Kinds of layout that there are kernels for, beside `dense`; mirrors `Format` in matrix.h."""
@@ -107,7 +113,7 @@ def matrix_of(weight: StoredWeight, bias: Tensor | None) -> Matrix | None:
         DTYPES[codes.dtype] if kind == "dense" else KINDS[kind],
         0 if scale is None else DTYPES[scale.dtype],
         0 if bias is None else DTYPES[bias.dtype],
-        GROUPED.get(kind, 0),
+        CODINGS.get(kind, 0),
         group_size,
         None if zero is None else zero.data_ptr(),
         None if mask is None else mask.data_ptr(),

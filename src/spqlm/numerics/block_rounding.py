@@ -11,12 +11,10 @@ from torch import Tensor
 
 from spqlm.numerics.block_search import search
 from spqlm.numerics.blocks import Blocks, Grid, times
-from spqlm.numerics.descent import best_scales, descend
+from spqlm.numerics.descent import ROUNDS, best_scales, descend
 from spqlm.numerics.gptq import sweep
 from spqlm.numerics.integer import check_scales, round_scale
 
-# Floats, then codes, in turn.
-ROUNDS = 2
 # Of steps, and of shifts where there are some.
 Parts = tuple[Tensor, Tensor | None]
 

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spqlm.formats import StoredWeight
-from spqlm.native.weights import GROUPED, consistent
+from spqlm.native.weights import EVEN, NONLINEAR, consistent
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """What Triton calls the dtypes of inputs."""
@@ -99,9 +99,9 @@ def matrix_of(weight: StoredWeight, bias: Tensor | None) -> Matrix | None:
     layout = weight.layout()
     if layout is None or layout.mask is not None or not consistent(layout, bias):
         return None
-    if not layout.codes.numel():
+    if not layout.codes.numel() or layout.kind in NONLINEAR:
         return None
-    bits = GROUPED.get(layout.kind)
+    bits = EVEN.get(layout.kind)
     group = None
     if bits is not None:
         if layout.columns % WHOLE_WORDS:
