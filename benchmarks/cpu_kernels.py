@@ -95,16 +95,16 @@ def int8(out: int, width: int, dtype: torch.dtype) -> StoredWeight:
 
 
 def grouped(
-    bits: int, out: int, width: int, dtype: torch.dtype, group_size: int = GROUP
+    kind: str, out: int, width: int, dtype: torch.dtype, group_size: int = GROUP
 ) -> StoredWeight:
-    codes = torch.randint(0, 256, (out, width * bits // 8), dtype=torch.uint8)
+    form = format_class(kind)(group_size=group_size)
+    codes = torch.randint(0, 256, (out, width * form.bits // 8), dtype=torch.uint8)
     scale = (torch.randn(out, width // group_size) / 8).to(dtype)
-    form = format_class(f"int{bits}")(group_size=group_size)
     return form.hold({"codes": codes, "scale": scale}, width)
 
 
 def int4(out: int, width: int, dtype: torch.dtype, group_size: int = GROUP) -> StoredWeight:
-    return grouped(4, out, width, dtype, group_size)
+    return grouped("int4", out, width, dtype, group_size)
 
 
 def compare(

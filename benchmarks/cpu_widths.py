@@ -3,7 +3,7 @@
     python benchmarks/cpu_widths.py                      # shapes of a 7B and of SmolLM2-135M
     python benchmarks/cpu_widths.py --shape 4096x4096 --repeats 41
 
-One row of input with one and two threads: bytes per second, and their ratio to those of 4 bits.
+Levels of nl2 to nl5 are looked up, those of the others are evenly spaced. One row with one and two threads: bytes per second, and their ratio to those of 4 bits.
 Many rows: the speed against the dense product. Ways take turns over copies of the weight that
 together do not fit into any cache; ratios are medians over turns.
 """
@@ -23,7 +23,7 @@ from torch.nn import functional
 from spqlm import native
 from spqlm.evaluation.machine import processor
 from spqlm.kernels.product import linear
-from spqlm.numerics.packing import PLANES
+from spqlm.native.weights import GROUPED
 
 RESULTS = Path(__file__).parent / "results" / "widths.json"
 SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576", "1536x576", "49152x576")
@@ -67,7 +67,7 @@ def stored(shape: str) -> dict[str, Any]:
     out, width = (int(side) for side in shape.split("x"))
     dtype = torch.bfloat16
     weights: dict[str, Any] = {
-        f"int{bits}": StoredWeights(grouped(bits, out, width, dtype)) for bits in PLANES
+        kind: StoredWeights(grouped(kind, out, width, dtype)) for kind in GROUPED
     }
     weights["int8"] = StoredWeights(int8(out, width, dtype))
     weights["bfloat16"] = Weights(lambda: (torch.randn(out, width).to(dtype),))

@@ -9,6 +9,8 @@ from spqlm.formats import StoredWeight, format_class
 from spqlm.formats.dense import Dense, DenseWeight
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
+from spqlm.numerics import packing
+from spqlm.numerics.nonlinear import LEVELS
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -38,11 +40,11 @@ def int4(codes: Tensor, scale: Tensor) -> StoredWeight:
     return packed_int4(Int4().pack(codes), scale)
 
 
-def grouped(codes: Tensor, scale: Tensor, bits: int) -> StoredWeight:
-    """Codes int8 [rows, columns] of so many bits, not packed yet, times [rows, groups]."""
+def grouped(codes: Tensor, scale: Tensor, kind: str) -> StoredWeight:
+    """Codes int8 [rows, columns] of a format's bits, not packed yet, times [rows, groups]."""
     columns = codes.shape[1]
-    form = format_class(f"int{bits}")(group_size=columns // scale.shape[1])
-    return form.hold({"codes": form.pack(codes), "scale": scale}, columns)
+    form = format_class(kind)(group_size=columns // scale.shape[1])
+    return form.hold({"codes": packing.pack(codes, form.bits), "scale": scale}, columns)
 
 
 def packed_int4(packed: Tensor, scale: Tensor) -> StoredWeight:
@@ -64,6 +66,8 @@ def definition(weight: StoredWeight) -> Tensor:
         return codes.double() * scale[:, None]
     bits = weight.format.bits
     values = codes.double() if bits == 8 else _planes(codes, bits)
+    if name.startswith("nl"):
+        values = torch.tensor(LEVELS[bits]).double()[values.long() + 2 ** (bits - 1)]
     if name != "group_sparse":
         return values * scale.repeat_interleave(weight.format.group_size, 1)
     values = values * scale[:, None]

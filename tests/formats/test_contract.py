@@ -14,14 +14,13 @@ from spqlm.errors import SpqError
 from spqlm.formats import Format, StoredWeight
 from spqlm.formats.base import Rounding
 from spqlm.kernels import product
-from spqlm.native.weights import consistent
+from spqlm.native.weights import GROUPED, consistent
 from spqlm.numerics.metric import Metric
-from spqlm.numerics.packing import PLANES
 
 # Fields that have no default, and more than one choice of others; else the defaults.
 EXAMPLES = {
     "int8": [{}, {"granularity": "per_tensor"}],
-    **{f"int{bits}": [{}, {"group_size": 32}] for bits in PLANES},
+    **{kind: [{}, {"group_size": 32}] for kind in GROUPED},
     "group_sparse": [
         {"kept": 7},
         {"kept": 40, "bits": 8, "zero": True},
@@ -36,7 +35,7 @@ EXAMPLES = {
         {"rank": 32, "factor": {"int5": {"group_size": 32}}},
     ],
 }
-KNOWN = {"dense", "int8", "group_sparse", "low_rank", *(f"int{bits}" for bits in PLANES)}
+KNOWN = {"dense", "int8", "group_sparse", "low_rank", *GROUPED}
 SHAPES = [(6, 128), (33, 64), (1, 192)]
 # For blocks that none of those widths holds.
 WIDE = [(5, 512)]

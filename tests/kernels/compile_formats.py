@@ -18,6 +18,7 @@ from transformers import StaticCache
 from spqlm import formats
 from spqlm.checkpoint.quantizer import attach
 from spqlm.formats._blocks import InBlocks
+from spqlm.formats._nonlinear import Nonlinear
 from spqlm.modules.ops import embedding_of, linear_of, with_weight
 from spqlm.numerics.metric import Metric
 
@@ -77,7 +78,8 @@ def modules() -> Iterator[tuple[str, nn.Module, list[Tensor]]]:
     generator = torch.Generator().manual_seed(0)
     random = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
     for name in formats.available():
-        in_blocks = issubclass(formats.format_class(name), InBlocks)
+        kind = formats.format_class(name)
+        in_blocks = issubclass(kind, InBlocks) and not issubclass(kind, Nonlinear)
         if in_blocks and name not in BLOCKS:
             continue
         for fields in [{}] if in_blocks else FIELDS.get(name, GROUPS):

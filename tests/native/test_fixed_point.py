@@ -28,7 +28,7 @@ def product(library, bits):
         elif codes.shape[1] % GROUP:
             pytest.skip("no width for whole groups")
         else:
-            weight = grouped(codes, torch.ones(len(codes), codes.shape[1] // GROUP), bits)
+            weight = grouped(codes, torch.ones(len(codes), codes.shape[1] // GROUP), f"int{bits}")
         return native.linear(library, x.to(torch.bfloat16), matrix_of(weight, None))
 
     return run

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from spqlm import native
 from spqlm.formats import StoredWeight
-from spqlm.native.weights import matrix_of
+from spqlm.native.weights import GROUPED, matrix_of
 from spqlm.numerics import integer
-from spqlm.numerics.packing import MULTIPLE, PLANES
+from spqlm.numerics.packing import MULTIPLE
 
 # Rows of input: one, and what tiles of four and of sixteen and batches of 64 leave over.
 COUNTS = (1, 2, 3, 7, 17, 50, 67)
@@ -33,13 +33,15 @@ def int8(rows: int, columns: int, per_row: bool, dtype: torch.dtype) -> StoredWe
     return stored_weights.int8(random_codes(rows, columns, 8), scale.to(dtype))
 
 
-def grouped(rows: int, columns: int, size: int, dtype: torch.dtype, bits: int = 4) -> StoredWeight:
+def grouped(
+    rows: int, columns: int, size: int, dtype: torch.dtype, kind: str = "int4"
+) -> StoredWeight:
     scale = random(rows, columns // size) / 8
-    return stored_weights.grouped(random_codes(rows, columns, bits), scale.to(dtype), bits)
+    return stored_weights.grouped(random_codes(rows, columns, GROUPED[kind]), scale.to(dtype), kind)
 
 
-def fits(columns: int, bits: int) -> bool:
-    return bits == 4 or columns % MULTIPLE == 0
+def fits(columns: int, kind: str) -> bool:
+    return GROUPED[kind] == 4 or columns % MULTIPLE == 0
 
 
 def exact(x: Tensor, whole: Tensor, bias: Tensor | None) -> Tensor:
@@ -58,7 +60,11 @@ def assert_product(library, x: Tensor, weight: StoredWeight, bias=None) -> None:
     wrong = (y.double() - expected).abs()
     allowed = 2e-6 * size + ROUNDING[x.dtype] * expected.abs() + 1e-7
     kernels, form = native.instruction_set(library), weight.format.name
-    if form.startswith("int") and kernels.endswith("_bf16") and x.dtype == torch.bfloat16:
+    if (
+        (form.startswith("int") or form.startswith("nl"))
+        and kernels.endswith("_bf16")
+        and x.dtype == torch.bfloat16
+    ):
         # In fixed point, what is small beside the largest of a block is rounded (pairs.h).
         allowed += 2**-15 * x.double().abs().amax(1, keepdim=True) * whole.norm(dim=1)
     assert bool((wrong <= allowed).all())
@@ -102,14 +108,14 @@ def test_int4(library, instruction_set, dtype, columns, size):
         assert_product(library, x, weight, random(37, dtype=dtype))
 
 
-@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
+@pytest.mark.parametrize("kind", [kind for kind in GROUPED if kind != "int4"])
 @pytest.mark.parametrize(
     ("columns", "size"),
     [(16, 16), (96, 32), (112, 112), (144, 48), (320, 64), (576, 576), (640, 128), (2304, 256)],
 )
-def test_planes(library, instruction_set, dtype, bits, columns, size):
+def test_planes(library, instruction_set, dtype, kind, columns, size):
     """Whole blocks and shorter last ones, groups in blocks and blocks in groups."""
-    weight = grouped(37, columns, size, dtype, bits)
+    weight = grouped(37, columns, size, dtype, kind)
     for count in COUNTS:
         x = random(count, columns, dtype=dtype)
         assert_product(library, x, weight, random(37, dtype=dtype) if count % 2 else None)
@@ -117,7 +123,7 @@ def test_planes(library, instruction_set, dtype, bits, columns, size):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    bits=st.sampled_from(sorted(PLANES)),
+    kind=st.sampled_from(sorted(GROUPED)),
     groups=st.integers(1, 9),
     sixteens=st.integers(1, 17),
     rows=st.integers(1, 19),
@@ -125,11 +131,11 @@ def test_planes(library, instruction_set, dtype, bits, columns, size):
     kernels=st.sampled_from(native.INSTRUCTION_SETS),
     half=st.booleans(),
 )
-def test_codes_of_any_shape(bits, groups, sixteens, rows, count, kernels, half):
+def test_codes_of_any_shape(kind, groups, sixteens, rows, count, kernels, half):
     library = native.library()
     assume(library is not None and library.spq_runs_here(kernels.encode()))
     dtype, columns = torch.bfloat16 if half else torch.float32, 16 * sixteens * groups
-    weight = grouped(rows, columns, 16 * sixteens, dtype, bits)
+    weight = grouped(rows, columns, 16 * sixteens, dtype, kind)
     with chosen(kernels):
         assert_product(library, random(count, columns, dtype=dtype), weight)
         found = torch.empty(rows, columns)
@@ -140,8 +146,8 @@ def test_codes_of_any_shape(bits, groups, sixteens, rows, count, kernels, half):
 @pytest.mark.parametrize("scale_type", ROUNDING, ids=str)
 def test_scale_of_another_type_than_the_input(library, instruction_set, dtype, scale_type):
     assert_product(library, random(2, 128, dtype=dtype), int8(9, 128, True, scale_type))
-    for bits, size in ((4, 64), (3, 64), (6, 128)):
-        weight = grouped(9, 256, size, scale_type, bits)
+    for kind, size in (("int4", 64), ("int3", 64), ("int6", 128), ("nl5", 64)):
+        weight = grouped(9, 256, size, scale_type, kind)
         assert_product(library, random(2, 256, dtype=dtype), weight)
 
 
@@ -168,7 +174,7 @@ def test_two_factors_equal_one_after_the_other(library, instruction_set, dtype):
 def test_no_address_needs_to_be_aligned(library, instruction_set, count):
     columns = 160
     wide = int8(21, columns, True, torch.bfloat16)
-    coded = [grouped(21, columns, 32, torch.bfloat16, bits) for bits in PLANES]
+    coded = [grouped(21, columns, 32, torch.bfloat16, kind) for kind in GROUPED]
     for offset in (1, 3, 7):
         shift = lambda t: torch.cat([t.new_zeros(offset), t.flatten()])[offset:].view(t.shape)  # noqa: B023, E731
         shifted = torch.zeros(22, dtype=torch.bfloat16)[1:].copy_(wide.scale)
@@ -179,11 +185,11 @@ def test_no_address_needs_to_be_aligned(library, instruction_set, count):
             assert_product(library, x, replace(weight, codes=shift(weight.codes)))
 
 
-@pytest.mark.parametrize("bits", PLANES)
+@pytest.mark.parametrize("kind", GROUPED)
 @pytest.mark.parametrize("count", [1, 2, 6])
-def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set, count, bits):
+def test_nothing_is_read_or_written_beyond_the_tensors(library, instruction_set, count, kind):
     """Neighbours that are NaN stay where they are and out of the sums."""
-    weight = grouped(5, 96, 32, torch.bfloat16, bits)
+    weight = grouped(5, 96, 32, torch.bfloat16, kind)
     padded = torch.full((count + 4, 96), torch.nan, dtype=torch.bfloat16)
     padded[2:-2] = random(count, 96)
     scales = torch.full((7, 3), torch.nan, dtype=torch.bfloat16)
@@ -203,9 +209,9 @@ def test_dequantize_is_the_reference_rounded_once(library, instruction_set, out,
         int8(70, columns, True, torch.float32),
         int8(70, columns, False, torch.float32),
         *(
-            grouped(70, columns, size, torch.float32, bits)
-            for bits in PLANES
-            if fits(columns, bits)
+            grouped(70, columns, size, torch.float32, kind)
+            for kind in GROUPED
+            if fits(columns, kind)
         ),
     ):
         weight = replace(weight, scale=integer.round_scale(weight.scale))

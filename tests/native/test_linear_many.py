@@ -9,7 +9,7 @@ from tests.stored_weights import definition, random, random_codes
 
 from spqlm import native
 from spqlm.formats import StoredWeight, group_sparse
-from spqlm.native.weights import matrix_of
+from spqlm.native.weights import GROUPED, matrix_of
 
 ROWS = (1, 15, 16, 47, 48, 97, 290)
 # What tiles of 8, groups of 16 and 32, and runs of 256 inputs leave over.
@@ -23,12 +23,14 @@ def int8(rows: int, columns: int) -> StoredWeight:
     return stored_weights.int8(codes, random(rows).abs() / 64)
 
 
-def grouped(bits: int, rows: int, columns: int, size: int = 32) -> StoredWeight:
+def grouped(kind: str, rows: int, columns: int, size: int = 32) -> StoredWeight:
+    bits = GROUPED[kind]
     codes = random_codes(rows, columns, bits)
-    return stored_weights.grouped(codes, random(rows, columns // size) / 2**bits, bits)
+    return stored_weights.grouped(codes, random(rows, columns // size) / 2**bits, kind)
 
 
-int2, int3, int4, int5, int6, int7 = (partial(grouped, bits) for bits in range(2, 8))
+int2, int3, int4, int5, int6, int7 = (partial(grouped, f"int{bits}") for bits in range(2, 8))
+nl3, nl4, nl5 = (partial(grouped, f"nl{bits}") for bits in range(3, 6))
 
 
 def dense(rows: int, columns: int) -> StoredWeight:
@@ -72,7 +74,9 @@ def assert_close(y: torch.Tensor, x: torch.Tensor, weight: StoredWeight, bias=0.
     assert bool((wrong <= 2**-8 * expected.abs() + 4e-6 * size).all())
 
 
-@pytest.mark.parametrize("make", [int8, int2, int3, int4, int5, int6, int7, dense, group_of_16])
+@pytest.mark.parametrize(
+    "make", [int8, int2, int3, int4, int5, int6, int7, nl3, nl4, nl5, dense, group_of_16]
+)
 @pytest.mark.parametrize("columns", [32, 96, 576, 1056])
 def test_equals_the_definition(product, make, columns):
     for rows in ROWS:
@@ -85,7 +89,7 @@ def test_equals_the_definition(product, make, columns):
 @pytest.mark.parametrize("size", [16, 64, 128, 192])
 def test_groups_of_other_sizes(product, size):
     x = random(33, 384, seed=1).to(torch.bfloat16)
-    for make in (int3, int4, int6):
+    for make in (int3, int4, int6, nl5):
         weight = make(40, 384, size)
         assert_close(product(x, weight), x, weight)
 

@@ -41,9 +41,9 @@ WRONG = {
     **{f"format {code}": lambda code=code: int8(format=code) for code in FORMATS},
     **{f"scale {code}": lambda code=code: int8(scale_type=code) for code in TYPES},
     **{f"bias {code}": lambda code=code: int8(bias_type=code) for code in TYPES},
-    "codes without groups": lambda: int8(format=4, bits=4, groups=0),
-    **{f"codes of {n} bits": lambda n=n: int8(format=4, bits=n) for n in (0, 1, 8, -1)},
-    "planes of 24 columns": lambda: int8(format=4, bits=3, columns=24),
+    "codes without groups": lambda: int8(format=4, coding=4, groups=0),
+    **{f"a coding of {n}": lambda n=n: int8(format=4, coding=n) for n in (0, 1, 8, 9, 14, 16, -1)},
+    "planes of 24 columns": lambda: int8(format=4, coding=3, columns=24),
     **{f"groups of {size}": lambda size=size: group_of_16(group_size=size) for size in (0, 4, 128)},
     **{f"sparse scale {code}": lambda code=code: group_of_16(scale_type=code) for code in TYPES},
 }

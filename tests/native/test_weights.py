@@ -18,8 +18,7 @@ from spqlm.formats import Layout, StoredWeight, group_sparse
 from spqlm.formats._grouped import GroupedWeight
 from spqlm.formats.low_rank import of_factors
 from spqlm.native import DTYPES, Matrix
-from spqlm.native.weights import KINDS, WIDEST, consistent, matrix_of
-from spqlm.numerics.packing import PLANES
+from spqlm.native.weights import CODINGS, GROUPED, KINDS, WIDEST, consistent, matrix_of
 
 CODES, PACKED = torch.zeros(4, 6, dtype=torch.int8), torch.zeros(4, 6, dtype=torch.uint8)
 
@@ -42,8 +41,8 @@ def test_shapes_that_belong_together_are_usable():
     assert usable(int8(CODES, torch.ones(4)))
     assert usable(int8(CODES, torch.ones(1)), torch.ones(4))
     assert usable(packed_int4(PACKED, torch.ones(4, 3)))
-    for bits in PLANES:
-        assert usable(grouped(random_codes(4, 48, bits), torch.ones(4, 3), bits))
+    for kind, bits in GROUPED.items():
+        assert usable(grouped(random_codes(4, 48, bits), torch.ones(4, 3), kind))
     assert usable(dense(torch.zeros(4, 6)), torch.ones(4).bfloat16())
     assert usable(sparse())
     assert usable(sparse(zero=False), torch.ones(5))
@@ -51,7 +50,7 @@ def test_shapes_that_belong_together_are_usable():
 
 def test_shapes_that_do_not_belong_together_are_not_usable():
     eight, four = int8(CODES, torch.ones(4)), packed_int4(PACKED, torch.ones(4, 3))
-    three = grouped(random_codes(4, 48, 3), torch.ones(4, 3), 3)
+    three = grouped(random_codes(4, 48, 3), torch.ones(4, 3), "int3")
     for weight, bias in (
         (replace(eight, scale=torch.ones(3)), None),
         (replace(eight, scale=torch.ones(4, 1)), None),
@@ -133,7 +132,8 @@ def test_rows_that_a_kernel_for_stored_groups_cannot_address_have_no_matrix(monk
         (int8(CODES, torch.ones(4)), KINDS["int8"], 1),
         (int8(CODES, torch.ones(1)), KINDS["int8"], 0),
         (packed_int4(PACKED, torch.ones(4, 3)), KINDS["int4"], 3),
-        (grouped(random_codes(4, 48, 5), torch.ones(4, 3), 5), KINDS["int5"], 3),
+        (grouped(random_codes(4, 48, 5), torch.ones(4, 3), "int5"), KINDS["int5"], 3),
+        (grouped(random_codes(4, 48, 3), torch.ones(4, 3), "nl3"), KINDS["nl3"], 3),
         (sparse(8), KINDS["sparse_int8"], 12),
         (sparse(4), KINDS["sparse_int4"], 12),
         *((dense(torch.zeros(4, 6, dtype=dtype)), DTYPES[dtype], 0) for dtype in DTYPES),
@@ -146,7 +146,7 @@ def test_the_matrix_says_what_the_weight_is(weight, number, groups):
     assert isinstance(matrix, Matrix)
     assert (matrix.rows, matrix.columns) == (rows, columns)
     assert (matrix.format, matrix.groups) == (number, groups)
-    assert matrix.bits == getattr(weight.format, "bits", 0) * (number == KINDS["int4"])
+    assert matrix.coding == CODINGS.get(weight.format.name, 0)
     assert (matrix.bias, matrix.bias_type) == (bias.data_ptr(), DTYPES[torch.float16])
     codes, *_ = weight.tensors().values()
     assert matrix.weight == codes.data_ptr()

@@ -21,7 +21,7 @@ GROUP = "Measure"
 EXAMPLES = ("spq profile demo", "spq profile demo out --formats int8,int4,int3 --batch 4")
 
 KINDS: tuple["Kind", "Kind"] = ("decode", "prefill")
-FORMATS = "int8,int6,int5,int4,int3,int2"
+FORMATS = "int8,int6,nl5,nl4,nl3,nl2"
 
 
 def command(

@@ -102,11 +102,8 @@ class BlockWeight(StoredWeight):
             raise ValueError("has a group whose scale is zero")
 
     def layout(self) -> Layout | None:
-        """Rows of packed codes, where a group has no more than a scale."""
-        if self.shift is not None or self.multiples is not None:
-            return None
-        groups = self.scale.shape[1]
-        return Layout(self.format.name, self.codes, self.scale, self.shape[1], groups)
+        """What the format says."""
+        return self.format.layout(self)
 
     def latent(self) -> BlockLatent:
         """Weights of these values."""
@@ -186,6 +183,10 @@ class InBlocks(Format):
             "shift": found.shift,
             "multiples": integers,
         }
+
+    def layout(self, weight: BlockWeight) -> Layout | None:
+        """How kernels see such a weight; None, as there are none for the types of ggml."""
+        return None
 
     def empty(self, rows: int, columns: int, dtype: torch.dtype | None) -> BlockWeight:
         """Without values."""

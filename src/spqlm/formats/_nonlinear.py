@@ -4,7 +4,8 @@ from functools import cache
 
 from pydantic import Field
 
-from spqlm.formats._blocks import InBlocks
+from spqlm.formats._blocks import BlockWeight, InBlocks
+from spqlm.formats.base import Layout
 from spqlm.numerics import packing
 from spqlm.numerics.blocks import Grid
 from spqlm.numerics.nonlinear import LEVELS
@@ -28,6 +29,11 @@ class Nonlinear(InBlocks):
             needed = packing.multiple(self.bits)
             return f"{self.name} needs a width that {needed} divides, not {columns}"
         return None
+
+    def layout(self, weight: BlockWeight) -> Layout:
+        """Rows of packed codes, and a scale for each group."""
+        columns = weight.shape[1]
+        return Layout(self.name, weight.codes, weight.scale, columns, columns // self.group_size)
 
     def describe(self, rows: int, columns: int) -> str:
         """With the group size."""

@@ -27,7 +27,7 @@ def _refuse_unknown(status: Any, function: Any, arguments: Any) -> Any:
     if status >= 0:
         return status
     codes = {
-        f"format {matrix.format} ({matrix.bits} bits, groups of {matrix.group_size}, scales of "
+        f"format {matrix.format} (coding {matrix.coding}, groups of {matrix.group_size}, scales of "
         f"type {matrix.scale_type}, bias of type {matrix.bias_type})"
         for argument in arguments
         for matrix in matrices(argument)

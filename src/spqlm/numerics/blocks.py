@@ -8,7 +8,7 @@ numbers in float16, bfloat16 and float32.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -55,8 +55,12 @@ class Grid:
         """What codes, of any dtype, stand for before step and shift; floats as they are given."""
         if self.even:
             return codes + self.levels[0]
-        levels = torch.tensor(self.levels, dtype=codes.dtype, device=codes.device)
-        return levels[codes.long()]
+        return _table(self.levels, codes.dtype, codes.device)[codes.long()]
+
+
+@cache
+def _table(levels: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(levels, dtype=dtype, device=device)
 
 
 class Blocks(NamedTuple):

@@ -38,9 +38,14 @@ BYTES = {
 """Of a block."""
 
 
+def is_type(form: Format) -> bool:
+    """Whether a format is one of ggml's types itself."""
+    return form.name in LAYOUTS
+
+
 def stored_bytes(form: Format, rows: int, columns: int, float_bytes: int) -> int:
     """Bytes of a weight there; as they are where it is floats."""
-    if isinstance(form, InBlocks):
+    if isinstance(form, InBlocks) and is_type(form):
         return rows * columns // form.grid.block * BYTES[form.name.upper()]
     found = scheme(form, columns)
     if found is None:

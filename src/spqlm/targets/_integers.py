@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spqlm.checkpoint.spec import WeightSpec
-from spqlm.formats import Format, StoredWeight
+from spqlm.formats import Format, StoredWeight, parse
 from spqlm.formats._grouped import Grouped, GroupedWeight
 from spqlm.formats.group_sparse import GroupSparse, GroupSparseWeight
 from spqlm.formats.int8 import Int8, Int8Weight
@@ -71,6 +71,14 @@ class Scheme(NamedTuple):
 
     bits: int
     group_size: int
+
+
+OFFERED: tuple[Format, ...] = tuple(
+    parse({f"int{bits}": {"group_size": size}})
+    for bits, sizes in {2: (32, 64), 3: (32, 64, 128), 4: (64, 128), 5: (64,), 6: (64,)}.items()
+    for size in sizes
+)
+"""Integers that a byte budget may take, whatever else its recipe offers."""
 
 
 def scheme(form: Format, columns: int) -> Scheme | None:

@@ -101,6 +101,8 @@ class Target(ABC):
     one_file: ClassVar[bool] = False
     # Which weights are best stored in one format; a byte budget for this target keeps to it.
     alike: ClassVar[Alike] = "free"
+    # What weights may be stored in besides what a recipe offers.
+    offered: ClassVar[tuple[Format, ...]] = ()
     # How large a weight is there, and whatever else the file holds.
     sizes: ClassVar[Sizes] = Sizes()
     # Without it nothing can be written.
@@ -284,7 +286,7 @@ class Target(ABC):
             return None if form.name == "dense" else self.refusal(WeightSpec(form, _place(role)))
 
         sizes = replace(self.sizes, others=others)
-        return Restriction(refusal, self.alike, shapes=False, sizes=sizes)
+        return Restriction(refusal, self.alike, False, self.offered, sizes)
 
     def save(
         self,

@@ -27,6 +27,7 @@ from spqlm.modules.ops import dense_weight
 from spqlm.numerics.integer import dequantize_groups
 from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
 from spqlm.targets._integers import (
+    OFFERED,
     Integers,
     common,
     grouping_refusal,
@@ -59,6 +60,7 @@ class CompressedTensorsTarget(Target):
 
     key: ClassVar[str] = "compressed-tensors"
     alike: ClassVar[Alike] = "fused"
+    offered: ClassVar[tuple[Format, ...]] = OFFERED
     sizes: ClassVar[Sizes] = Sizes(_stored_bytes)
 
     def check_model(

@@ -24,11 +24,17 @@ from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import WeightSpec
 from spqlm.errors import CheckpointError
 from spqlm.formats import Format, StoredWeight, parse
-from spqlm.formats._blocks import InBlocks
 from spqlm.model.view import ModelView, Role
 from spqlm.modules.linear import Compressed
 from spqlm.modules.ops import stored_weight
-from spqlm.targets._gguf_blocks import BLOCK, encoded, exact, stored_bytes, wasteful
+from spqlm.targets._gguf_blocks import (
+    BLOCK,
+    encoded,
+    exact,
+    is_type,
+    stored_bytes,
+    wasteful,
+)
 from spqlm.targets._integers import grouping_refusal
 from spqlm.targets.base import Package, Target
 
@@ -38,7 +44,6 @@ if TYPE_CHECKING:
     from spqlm.targets._gguf_keys import Architecture
 
 Part = StoredWeight | Tensor
-# What a byte budget for it may take besides what its recipe offers.
 OFFERED = (
     *(parse({name: {"group_size": BLOCK}}) for name in ("int4", "int5")),
     *map(parse, ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")),
@@ -57,11 +62,12 @@ class GgufTarget(Target):
     one_file: ClassVar[bool] = True
     # A tensor has a name, its sizes and its place, and begins at a multiple of 32.
     sizes: ClassVar[Sizes] = Sizes(stored_bytes, vector=4, tensor=112, tensors=1)
+    offered: ClassVar[tuple[Format, ...]] = OFFERED
     needs: ClassVar[Package | None] = Package("gguf", "pip install 'spqlm[gguf]'")
 
     def refusal(self, spec: WeightSpec) -> str | None:
         """Integers are in blocks of 32 inputs, with one scale and no zero point."""
-        if isinstance(spec.form, InBlocks):
+        if is_type(spec.form):
             return None
         return grouping_refusal(spec, BLOCK)
 
@@ -76,7 +82,7 @@ class GgufTarget(Target):
         def refusal(role: Role, form: Format) -> str | None:
             return wasteful(form) or whole.refusal(role, form)
 
-        return replace(whole, refusal=refusal, offered=OFFERED)
+        return replace(whole, refusal=refusal)
 
     def resizing_refusal(self, config: PretrainedConfig) -> str | None:
         """Llama's layers may differ in size."""

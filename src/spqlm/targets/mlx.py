@@ -24,6 +24,7 @@ from spqlm.modules.ops import stored_weight
 from spqlm.numerics.integer import dequantize_groups
 from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
 from spqlm.targets._integers import (
+    OFFERED,
     Integers,
     grouping_refusal,
     integers,
@@ -61,6 +62,7 @@ class MlxTarget(Target):
     """Integers of 2 to 8 bits in groups of 32, 64 or 128, in layers and tables."""
 
     key: ClassVar[str] = "mlx"
+    offered: ClassVar[tuple[Format, ...]] = OFFERED
     sizes: ClassVar[Sizes] = Sizes(_stored_bytes)
 
     def check_model(

@@ -20,7 +20,7 @@ def of_width(bits: int, rows: int, columns: int, size: int | None, dtype: torch.
     if bits == 8:
         return make("per_channel", rows, columns, dtype)
     scale = random(2, rows, columns // (size or columns), dtype=dtype)
-    stored = grouped(random_codes(rows, columns, bits, seed=1), scale, bits)
+    stored = grouped(random_codes(rows, columns, bits, seed=1), scale, f"int{bits}")
     return stored, definition(stored)
 
 

@@ -16,7 +16,7 @@ def make(
 ) -> tuple[StoredWeight, Tensor]:
     """A weight in groups of so many inputs, or of whole rows, and in float64."""
     scale = random(2, rows, columns // (size or columns), dtype=dtype)
-    weight = grouped(random_codes(rows, columns, bits, seed=1), scale, bits)
+    weight = grouped(random_codes(rows, columns, bits, seed=1), scale, f"int{bits}")
     return weight, definition(weight)
 
 
