@@ -3,7 +3,8 @@
     python benchmarks/cpu_widths.py                      # shapes of a 7B and of SmolLM2-135M
     python benchmarks/cpu_widths.py --shape 4096x4096 --repeats 41
 
-Levels of nl2 to nl5 are looked up, those of the others are evenly spaced. One row with one and two threads: bytes per second, and their ratio to those of 4 bits.
+Levels of nl2 to nl5 are looked up, those of the others are evenly spaced. One row of input with
+one and two threads: bytes per second, and their ratio to those of 4 bits.
 Many rows: the speed against the dense product. Ways take turns over copies of the weight that
 together do not fit into any cache; ratios are medians over turns.
 """
