@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cuda_kernels import BITS, DEVICE, coded
+from cuda_kernels import CODED, DEVICE, coded
 
 RESULTS = Path(__file__).parent / "results" / "cuda_checks.json"
 SHAPES = ("4096x4096", "1000x11008")
@@ -24,11 +24,11 @@ BOUND = 4e-3
 
 
 @torch.no_grad()
-def errors(out: int, width: int, bits: int) -> dict[int, float]:
+def errors(out: int, width: int, kind: str) -> dict[int, float]:
     """By rows of input."""
     from spqlm.kernels.triton import linear
 
-    stored = coded(out, width, bits)
+    stored = coded(out, width, kind)
     weight = stored.restore(torch.float64)
     bias = torch.randn(out, device=DEVICE, dtype=torch.bfloat16)
     found = {}
@@ -36,7 +36,7 @@ def errors(out: int, width: int, bits: int) -> dict[int, float]:
         x = torch.randn(count, width, device=DEVICE, dtype=torch.bfloat16)
         wanted = x.double() @ weight.T + bias.double()
         y = linear.product(x, stored, bias)
-        assert y is not None, f"no kernel took int{bits}"
+        assert y is not None, f"no kernel took {kind}"
         found[count] = float((y.double() - wanted).norm() / wanted.norm())
     return found
 
@@ -52,19 +52,19 @@ def main() -> None:
     record: dict[str, Any] = {"bound": BOUND, "results": []}
     for text in arguments.shape or SHAPES:
         out, width = (int(side) for side in text.split("x"))
-        for bits in BITS:
-            found = errors(out, width, bits)
-            record["results"].append({"shape": text, "bits": bits, "errors": found})
-            print(f"{text} int{bits}: {max(found.values()):.1e} at most", flush=True)
+        for kind in CODED:
+            found = errors(out, width, kind)
+            record["results"].append({"shape": text, "format": kind, "errors": found})
+            print(f"{text} {kind}: {max(found.values()):.1e} at most", flush=True)
             arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     wrong = [
-        (row["shape"], row["bits"], count)
+        (row["shape"], row["format"], count)
         for row in record["results"]
         for count, error in row["errors"].items()
         if not error <= BOUND
     ]
     if wrong:
-        raise SystemExit(f"further from float64 than {BOUND} (shape, bits, rows): {wrong}")
+        raise SystemExit(f"further from float64 than {BOUND} (shape, format, rows): {wrong}")
 
 
 if __name__ == "__main__":

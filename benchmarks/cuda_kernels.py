@@ -19,6 +19,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from spqlm import formats
 from spqlm.formats import StoredWeight
 from spqlm.formats.group_sparse import pack
 from spqlm.formats.int8 import Int8
+from spqlm.native.weights import GROUPED
 
 if TYPE_CHECKING:
     from spqlm.kernels.triton.sparse_linear import Stored
@@ -41,8 +43,8 @@ WORKING_SET = 2**28
 DEVICE = "cuda"
 GROUP = 64
 SPARSE_GROUP = 16
-BITS = (8, 7, 6, 5, 4, 3, 2)
-TILED_BITS = (8, 4, 3)
+CODED = ("int8", "int7", "int6", "int5", "int4", "nl4", "int3", "int2")
+TILED = ("int8", "int4", "nl4", "int3")
 
 Product = Callable[[Tensor], Tensor | None]
 
@@ -60,29 +62,30 @@ def dense(out: int, width: int) -> tuple[int, Product]:
     return weight.nbytes, lambda x: functional.linear(x, weight)
 
 
-def coded(out: int, width: int, bits: int) -> StoredWeight:
-    if bits == 8:
+def coded(out: int, width: int, kind: str) -> StoredWeight:
+    if kind == "int8":
         codes = random_codes(out, width).view(torch.int8)
         return Int8().hold({"codes": codes, "scale": random_scale(out)}, width)
-    form = formats.parse({f"int{bits}": {"group_size": GROUP}})
-    codes, scale = random_codes(out, width * bits // 8), random_scale(out, width // GROUP)
+    form = formats.parse({kind: {"group_size": GROUP}})
+    codes = random_codes(out, width * GROUPED[kind] // 8)
+    scale = random_scale(out, width // GROUP)
     return form.hold({"codes": codes, "scale": scale}, width)
 
 
-def as_dispatched(out: int, width: int, bits: int) -> tuple[int, Product]:
+def as_dispatched(out: int, width: int, kind: str) -> tuple[int, Product]:
     """What a layer runs."""
     from spqlm.kernels.triton import linear
 
-    stored = coded(out, width, bits)
+    stored = coded(out, width, kind)
     return nbytes(stored), lambda x: linear.product(x, stored, None)
 
 
-def in_tiles(out: int, width: int, bits: int, number: int) -> tuple[int, Product]:
+def in_tiles(out: int, width: int, kind: str, number: int) -> tuple[int, Product]:
     """The tile of that number, the largest first, among those of this GPU."""
     from spqlm.kernels.triton import linear, tiles
     from spqlm.kernels.triton.matrix import matrix_of
 
-    stored = coded(out, width, bits)
+    stored = coded(out, width, kind)
     matrix = matrix_of(stored, None)
     assert matrix is not None
     tile = tiles.tiles_on(stored.codes.device)[number]  # type: ignore[attr-defined]
@@ -93,16 +96,16 @@ def inputs_in_int8(out: int, width: int) -> tuple[int, Product]:
     """The weight in int8, and inputs rounded to int8 as they come."""
     from spqlm.kernels.triton import int8_product
 
-    stored = coded(out, width, 8)
+    stored = coded(out, width, "int8")
     codes, scale = stored.tensors().values()
     return nbytes(stored), lambda x: int8_product(x, codes, scale, None)
 
 
-def written_out(out: int, width: int, bits: int) -> tuple[int, Product]:
+def written_out(out: int, width: int, kind: str) -> tuple[int, Product]:
     from spqlm.kernels.triton import linear
     from spqlm.kernels.triton.matrix import matrix_of
 
-    stored = coded(out, width, bits)
+    stored = coded(out, width, kind)
     matrix = matrix_of(stored, None)
     assert matrix is not None
     return nbytes(stored), lambda x: functional.linear(x, linear.dequantized(matrix, x.dtype))
@@ -113,7 +116,7 @@ def low_rank(out: int, width: int) -> tuple[int, Product]:
     from spqlm.kernels.triton import low_rank as product
 
     rank = out * width // (out + width) // 2 // 32 * 32
-    right, left = coded(rank, width, 8), coded(out, rank, 8)
+    right, left = coded(rank, width, "int8"), coded(out, rank, "int8")
     return nbytes(right) + nbytes(left), lambda x: product(x, right, left, None)
 
 
@@ -200,20 +203,13 @@ def torchao(out: int, width: int, bits: int) -> tuple[int, Product]:
 DENSE = "dense, PyTorch"
 WAYS: dict[str, Callable[[int, int], tuple[int, Product]]] = {
     DENSE: dense,
+    **{kind: partial(as_dispatched, kind=kind) for kind in CODED},
     **{
-        f"int{bits}": lambda out, width, bits=bits: as_dispatched(out, width, bits) for bits in BITS
-    },
-    **{
-        f"int{bits}, tile {number}": lambda out, width, bits=bits, number=number: in_tiles(
-            out, width, bits, number
-        )
-        for bits in TILED_BITS
+        f"{kind}, tile {number}": partial(in_tiles, kind=kind, number=number)
+        for kind in TILED
         for number in range(3)
     },
-    **{
-        f"int{bits}, written out": lambda out, width, bits=bits: written_out(out, width, bits)
-        for bits in BITS
-    },
+    **{f"{kind}, written out": partial(written_out, kind=kind) for kind in CODED},
     "int8 by int8": inputs_in_int8,
     "int8 factors": low_rank,
     "half of int4's groups": groups_read,

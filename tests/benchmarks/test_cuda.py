@@ -40,19 +40,20 @@ def test_every_product_is_held_to_float64(script, arguments, monkeypatch):
     monkeypatch.setattr(checks, "COUNTS", (1, 2, 65))
     checks.main()
     results = json.loads(arguments.read_text())["results"]
-    assert [row["bits"] for row in results] == [8, 7, 6, 5, 4, 3, 2]
+    kinds = ["int8", "int7", "int6", "int5", "int4", "nl4", "int3", "int2"]
+    assert [row["format"] for row in results] == kinds
     assert all(0 < error < 4e-3 for row in results for error in row["errors"].values())
 
 
 def test_a_product_that_is_off_fails_and_is_named(script, arguments, monkeypatch):
     checks = script("cuda_checks")
-    monkeypatch.setattr(checks, "BITS", (8,))
+    monkeypatch.setattr(checks, "CODED", ("int8",))
     monkeypatch.setattr(checks, "COUNTS", (1, 2))
     linear = importlib.import_module("spqlm.kernels.triton.linear")
     right = linear.product
     wrong = lambda x, *others: right(x, *others) * (1 if len(x) == 1 else 1.1)  # noqa: E731
     monkeypatch.setattr(linear, "product", wrong)
-    with pytest.raises(SystemExit, match=r"\[\('12x128', 8, '?2'?\)\]"):
+    with pytest.raises(SystemExit, match=r"\[\('12x128', 'int8', '?2'?\)\]"):
         checks.main()
 
 
@@ -74,7 +75,7 @@ def test_every_way_is_measured_or_says_why_not(script, monkeypatch):
         assert all(kernels.show(row) for row in rows)
         found[count] = {row["way"]: row for row in rows}
         measured[count] = {row["way"] for row in rows if "microseconds" in row}
-    assert {"int8", "int5", "int2, written out", "half of int4's groups"} < measured[1]
+    assert {"int8", "int5", "nl4", "int2, written out", "half of int4's groups"} < measured[1]
     assert not any("tile" in way for way in measured[1])
     assert {"int8", "int8, tile 1", "int3, tile 0", "int8 by int8"} < measured[65]
     assert "out of range" in found[65]["int4, tile 2"]["not_measured"]

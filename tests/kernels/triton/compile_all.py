@@ -2,7 +2,7 @@
 
     python compile_all.py CAPABILITY
 
-A line for each: its name, the bits of a code, registers of a thread, bytes of a thread's stack
+A line for each: its name, the kind of its codes, registers of a thread, bytes of a thread's stack
 (what did not fit in registers), bytes of shared memory, and its instructions on tensor cores. Of
 the package the kernels alone are imported: what those above them import takes longer than
 compiling.
@@ -33,6 +33,7 @@ from spqlm.kernels.triton.int8_inputs import int8_by_int8, round_rows  # noqa: E
 from spqlm.kernels.triton.many_rows import many_rows  # noqa: E402
 from spqlm.kernels.triton.one_row import one_row, one_row_of_words  # noqa: E402
 from spqlm.kernels.triton.tiles import GROUP_TILES, WARP_TILES, Tile  # noqa: E402
+from spqlm.numerics.nonlinear import LEVELS  # noqa: E402
 
 TYPES = {
     "x_ptr": "*bf16",
@@ -58,8 +59,12 @@ OWN = {
     int8_by_int8: {"x_ptr": "*i8", "weight_ptr": "*i8"},
 }
 BF16 = {"DTYPE": tl.bfloat16}
-WIDTHS = (3, 4, 7)
-"""Two planes, one, and all three: what other widths are made of."""
+CODES = {
+    **{f"int{bits}": {"BITS": bits, "NONLINEAR": False} for bits in (3, 4, 7)},
+    **{f"nl{bits}": {"BITS": bits, "NONLINEAR": True} for bits in LEVELS},
+}
+"""Two planes, one, and all three, which other widths are made of; and every table of levels."""
+INT8 = {"BITS": None, "NONLINEAR": False}
 GROUPED = BF16 | {"GROUP": 32, "GROUPED": True, "ROWS": 32, "HEIGHT": 16, "PRECISION": "ieee"}
 CAPABILITY = int(sys.argv[1])
 TILES = GROUP_TILES if CAPABILITY == 90 else WARP_TILES
@@ -67,10 +72,10 @@ ALIGNED = ("x_ptr", "weight_ptr", "scale_ptr", "y_ptr", "rows", "width", "column
 """What 16 divides in most models; without it nothing is copied to shared memory ahead."""
 
 
-def of_tile(tile: Tile, bits: int | None) -> dict[str, object]:
+def of_tile(tile: Tile, codes: dict[str, object]) -> dict[str, object]:
     """What `many_rows` is compiled for; int8 codes have a scale for each row."""
     sides = {"ROWS": tile.rows, "HEIGHT": tile.height, "DEPTH": tile.depth}
-    return sides | {"BITS": bits, "GROUP": bits and 64, "tile": tile}
+    return sides | codes | {"GROUP": codes["BITS"] and 64, "tile": tile}
 
 
 def of_int8(tile: Tile) -> dict[str, object]:
@@ -84,15 +89,22 @@ KERNELS = [
         for bits, group in ((3, 8), (4, 8), (7, 8), (8, None))
     ),
     (one_row, {"BLOCK": 1024, "ROWS": 4}),
-    *((few_rows, GROUPED | {"BITS": b, "UNROLL": 4 if b == 4 else 2}) for b in WIDTHS),
-    *((dequantize, {"BITS": bits, "GROUP": 32, "BLOCK": 1024}) for bits in WIDTHS),
+    *((few_rows, GROUPED | c | {"UNROLL": 4 if c["BITS"] == 4 else 2}) for c in CODES.values()),
+    *((dequantize, codes | {"GROUP": 32, "BLOCK": 1024}) for codes in CODES.values()),
     (add_up, {"BLOCK": 256}),
     (kept_groups_times_inputs, BF16 | {"PACKED": True, "WORDS": 2, "GROUPS": 32}),
     (dequantize_groups, {"PACKED": True, "WIDTH": 8, "GROUPS": 64}),
     (round_rows, {"BLOCK": 1024}),
     *((int8_by_int8, of_int8(tile)) for tile in TILES),
-    *((many_rows, of_tile(tile, bits)) for tile in TILES for bits in (None, *WIDTHS)),
+    *((many_rows, of_tile(tile, codes)) for tile in TILES for codes in (INT8, *CODES.values())),
 ]
+
+
+def kind_of(constants: dict[str, object]) -> str:
+    """Of codes, as formats are called; `-` where there is one kind."""
+    if "BITS" not in constants:
+        return "-"
+    return f"{'nl' if constants.get('NONLINEAR') else 'int'}{constants['BITS'] or 8}"
 
 
 def resources(cubin: bytes) -> list[str]:
@@ -116,7 +128,8 @@ for kernel, constants in KERNELS:
     # As `linear` launches them.
     options, attributes = {}, {}
     if kernel is few_rows:
-        options = {"num_warps": 2 if constants.get("BITS") == 4 else 4, "num_stages": 3}
+        even = constants["BITS"] == 4 and not constants["NONLINEAR"]
+        options = {"num_warps": 2 if even else 4, "num_stages": 3}
     if tile is not None:
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
         places = (place for place, name in enumerate(kernel.arg_names) if name in ALIGNED)
@@ -127,4 +140,4 @@ for kernel, constants in KERNELS:
     multiplies = "wgmma" if "wgmma.mma" in compiled.asm["ptx"] else "-"
     if "mma.sync" in compiled.asm["ptx"]:
         multiplies = "mma"
-    print(kernel.__name__, constants.get("BITS", "-"), *used, multiplies, flush=True)
+    print(kernel.__name__, kind_of(constants), *used, multiplies, flush=True)

@@ -16,6 +16,7 @@ def dequantize(
     width: tl.tensor,
     scale_row: tl.tensor,
     BITS: tl.constexpr,
+    NONLINEAR: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -31,6 +32,7 @@ def dequantize(
         width: units of a row: columns, or pairs of them where BITS is given.
         scale_row: from one row's scales to the next row's.
         BITS: of a code in planes, 2 to 7; None for int8 codes.
+        NONLINEAR: whether codes in planes are for levels that are denser near zero.
         GROUP: units that share a scale; None where all of a row do.
         BLOCK: a power of two.
     """
@@ -55,7 +57,8 @@ def dequantize(
     else:
         start = weight_ptr + row.to(tl.int64) * row_units(width, BITS)
         even, odd = pair_codes(start, unit, width, within, BITS)
-        even, odd = code(even, tl.float32, BITS) * scale, code(odd, tl.float32, BITS) * scale
+        even = code(even, tl.float32, BITS, NONLINEAR) * scale
+        odd = code(odd, tl.float32, BITS, NONLINEAR) * scale
         column = 2 * first + tl.arange(0, 2 * BLOCK)
         place = out.to(tl.int64) * (2 * width) + column
         values = tl.interleave(even, odd).to(element)

@@ -23,6 +23,7 @@ def few_rows(
     scale_row: tl.tensor,
     span: tl.tensor,
     BITS: tl.constexpr,
+    NONLINEAR: tl.constexpr,
     DTYPE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPED: tl.constexpr,
@@ -45,6 +46,7 @@ def few_rows(
         scale_row: from one row's scales to the next row's.
         span: see above, a multiple of UNROLL.
         BITS: of a code in planes, 2 to 7; None for floats and int8 codes.
+        NONLINEAR: whether codes in planes are for levels that are denser near zero.
         DTYPE: of an input.
         GROUP: of a row of x at a time, a power of two and at least 16.
         GROUPED: whether weights of these inputs share a scale; only where BITS is given.
@@ -79,8 +81,9 @@ def few_rows(
             else:
                 even, odd = sides(x, DTYPE)
                 low, high = pair_codes(start[None, :], column[:, None], width, wanted, BITS)
-                part = tl.dot(even, code(low, DTYPE, BITS), input_precision=PRECISION)
-                part = tl.dot(odd, code(high, DTYPE, BITS), part, input_precision=PRECISION)
+                low, high = code(low, DTYPE, BITS, NONLINEAR), code(high, DTYPE, BITS, NONLINEAR)
+                part = tl.dot(even, low, input_precision=PRECISION)
+                part = tl.dot(odd, high, part, input_precision=PRECISION)
                 if GROUPED:
                     inside = there & (group * GROUP < width)
                     scale = tl.load(scale_ptr + row * scale_row + group, mask=inside, other=0.0)

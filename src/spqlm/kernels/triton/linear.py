@@ -128,6 +128,7 @@ def multiply_tiles(x: Tensor, matrix: Matrix, tile: Tile | None = None) -> Tenso
             *(x, matrix.weight, matrix.scale, matrix.bias, y),
             *(count, matrix.rows, matrix.width, matrix.scale_row),
             BITS=matrix.bits,
+            NONLINEAR=matrix.nonlinear,
             GROUP=matrix.group,
             ROWS=tile.rows,
             HEIGHT=tile.height,
@@ -151,6 +152,7 @@ def dequantized(matrix: Matrix, dtype: torch.dtype, index: Tensor | None = None)
             weight,
             *(matrix.rows, matrix.width, matrix.scale_row),
             BITS=matrix.bits,
+            NONLINEAR=matrix.nonlinear,
             GROUP=matrix.unit_group,
             BLOCK=block,
         )

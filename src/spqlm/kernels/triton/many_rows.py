@@ -26,6 +26,7 @@ def many_rows(
     width: tl.tensor,
     scale_row: tl.tensor,
     BITS: tl.constexpr,
+    NONLINEAR: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     HEIGHT: tl.constexpr,
@@ -47,6 +48,7 @@ def many_rows(
         width: units of a row: columns, or pairs of them where BITS is given.
         scale_row: from one row's scales to the next row's.
         BITS: of a code in planes, 2 to 7; None for int8 codes.
+        NONLINEAR: whether codes in planes are for levels that are denser near zero.
         GROUP: columns that share a scale, a multiple of DEPTH; None where all of a row do.
         ROWS: a power of two.
         HEIGHT: a power of two.
@@ -73,7 +75,8 @@ def many_rows(
             pair = first // 2 + tl.arange(0, DEPTH // 2)
             inside = there & (pair < width)[None, :]
             even, odd = pair_codes(start, pair[None, :], width, inside, BITS)
-            weight = tl.interleave(code(even, DTYPE, BITS), code(odd, DTYPE, BITS))
+            even, odd = code(even, DTYPE, BITS, NONLINEAR), code(odd, DTYPE, BITS, NONLINEAR)
+            weight = tl.interleave(even, odd)
         if GROUP is not None:
             place = row[:, None] * scale_row + first // GROUP
             scale = tl.load(scale_ptr + place, mask=there, other=0.0)

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spqlm.formats import StoredWeight
-from spqlm.native.weights import EVEN, NONLINEAR, consistent
+from spqlm.native.weights import GROUPED, NONLINEAR, consistent
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """What Triton calls the dtypes of inputs."""
@@ -28,6 +28,7 @@ class Matrix(NamedTuple):
         bias: [rows] or None.
         columns: inputs.
         bits: of a code in planes, 2 to 7; None where an element is a weight.
+        nonlinear: whether codes in planes are for levels that are denser near zero.
         group: inputs that share a scale; None where all of a row do.
         scale_row: see scale.
     """
@@ -37,6 +38,7 @@ class Matrix(NamedTuple):
     bias: Tensor | None
     columns: int
     bits: int | None
+    nonlinear: bool
     group: int | None
     scale_row: int
 
@@ -99,9 +101,9 @@ def matrix_of(weight: StoredWeight, bias: Tensor | None) -> Matrix | None:
     layout = weight.layout()
     if layout is None or layout.mask is not None or not consistent(layout, bias):
         return None
-    if not layout.codes.numel() or layout.kind in NONLINEAR:
+    if not layout.codes.numel():
         return None
-    bits = EVEN.get(layout.kind)
+    bits, nonlinear = GROUPED.get(layout.kind), layout.kind in NONLINEAR
     group = None
     if bits is not None:
         if layout.columns % WHOLE_WORDS:
@@ -109,4 +111,5 @@ def matrix_of(weight: StoredWeight, bias: Tensor | None) -> Matrix | None:
         group = None if layout.groups == 1 else layout.columns // layout.groups
         if group is not None and group not in GROUPS:
             return None
-    return Matrix(layout.codes, layout.scale, bias, layout.columns, bits, group, layout.groups)
+    parts = (layout.codes, layout.scale, bias, layout.columns)
+    return Matrix(*parts, bits, nonlinear, group, layout.groups)

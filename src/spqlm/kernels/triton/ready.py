@@ -49,7 +49,8 @@ def prepared(matrix: Matrix, count: int, given: torch.dtype, wanted: torch.dtype
         given: dtype of inputs.
         wanted: dtype of outputs.
     """
-    if count == 1:
+    # The kernel for one row multiplies codes where they lie in a word, and looks nothing up.
+    if count == 1 and not matrix.nonlinear:
         return FewRows(matrix.rows, wanted, [_one_row(matrix, given)])
     parts, launches = _few_rows(matrix, count, given, wanted)
     return FewRows(matrix.rows, wanted, launches, parts)
@@ -97,6 +98,7 @@ def _few_rows(
         ),
         {0: in_pairs} if matrix.bits else None,
         BITS=matrix.bits,
+        NONLINEAR=matrix.nonlinear,
         DTYPE=DTYPES[given],
         GROUP=group,
         GROUPED=matrix.group is not None,
@@ -106,7 +108,7 @@ def _few_rows(
         # Between two factors in half precision tf32 is exact enough, and runs on tensor cores.
         PRECISION="ieee" if given == wanted else "tf32",
         num_stages=4 if deep else 2 if given == torch.float32 else 3,
-        num_warps=2 if matrix.bits == 4 else 4,
+        num_warps=2 if matrix.bits == 4 and not matrix.nonlinear else 4,
     )
     if whole:
         return parts, [multiply]

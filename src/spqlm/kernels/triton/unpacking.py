@@ -6,11 +6,28 @@ half, as the plane of four bits has them already. So what reads four bits reads 
 word at a time.
 """
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 
+from spqlm.numerics.nonlinear import LEVELS
+
 BLOCK_PAIRS = tl.constexpr(64)
 """Pairs of columns that are laid out together."""
+
+LOWEST_LEVEL = tl.constexpr(-64)
+"""Of every table. Seven bits hold a level less this one."""
+
+
+def _words(levels: Sequence[int]) -> tuple[int, ...]:
+    """Levels less the lowest as bytes, eight in an integer, the first in its lowest byte."""
+    raised = bytes(level - LOWEST_LEVEL.value for level in levels)
+    return tuple(int.from_bytes(raised[at : at + 8], "little") for at in range(0, len(raised), 8))
+
+
+LEVEL_WORDS = tl.constexpr(tuple(_words(LEVELS[bits]) for bits in sorted(LEVELS)))
+"""Of codes of two bits, of three, and so on."""
 
 
 @triton.jit
@@ -126,19 +143,33 @@ def pair_codes(
 
 
 @triton.jit
-def code(bits: tl.tensor, DTYPE: tl.constexpr, BITS: tl.constexpr) -> tl.tensor:
-    """A code, exactly, from its bits in an int16, which stand for it plus half of the codes.
+def _raised_level(bits: tl.tensor, BITS: tl.constexpr) -> tl.tensor:
+    """The level of a code less the lowest, in the type of its bits; constants hold the table."""
+    WORDS: tl.constexpr = LEVEL_WORDS[BITS - 2]
+    word = tl.full(bits.shape, WORDS[0], tl.int64)
+    for number in tl.static_range(1, len(WORDS)):
+        word = tl.where(bits < 8 * number, word, WORDS[number])
+    return (word >> ((bits & 7) * 8).to(tl.int64)).to(bits.dtype) & 127
+
+
+@triton.jit
+def code(
+    bits: tl.tensor, DTYPE: tl.constexpr, BITS: tl.constexpr, NONLINEAR: tl.constexpr
+) -> tl.tensor:
+    """A code, or the level it stands for, exactly, from its bits in an int16: 0 is the lowest code.
 
     In half precision the bits go into the mantissa of a power of two, for conversions from integers
     are what a GPU does slowest.
     """
-    HALF: tl.constexpr = 2 ** (BITS - 1)
+    LOWEST: tl.constexpr = LOWEST_LEVEL if NONLINEAR else -(2 ** (BITS - 1))
+    if NONLINEAR:
+        bits = _raised_level(bits, BITS)
     if DTYPE == tl.bfloat16:
-        return (bits | 0x4300).to(DTYPE, bitcast=True) - (128.0 + HALF)
+        return (bits | 0x4300).to(DTYPE, bitcast=True) - (128.0 - LOWEST)
     elif DTYPE == tl.float16:
-        return (bits | 0x6400).to(DTYPE, bitcast=True) - (1024.0 + HALF)
+        return (bits | 0x6400).to(DTYPE, bitcast=True) - (1024.0 - LOWEST)
     else:
-        return bits.to(tl.float32) - HALF
+        return bits.to(tl.float32) + LOWEST
 
 
 @triton.jit
