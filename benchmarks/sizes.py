@@ -32,9 +32,12 @@ from compress import CONTEXT, WINDOWS, machine
 import spqlm
 from spqlm.data import encode, load_text
 from spqlm.evaluation import perplexity
+from spqlm.formats import dump
 from spqlm.formats.low_rank import LowRank
+from spqlm.numerics.nonlinear import LEVELS
 from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model, load_tokenizer
+from spqlm.targets._integers import OFFERED
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
 # What a row is known by.
@@ -43,8 +46,13 @@ GROUP_SIZE = 64
 
 
 def grouped(*bits: int) -> dict[str, list]:
-    """A menu of int8 and of these widths in groups."""
-    narrow = [{f"int{count}": {"group_size": GROUP_SIZE}} for count in bits]
+    """A menu of int8 and of these widths in groups, as the recipe has them."""
+    kinds = [f"nl{count}" if count in LEVELS else f"int{count}" for count in bits]
+    return menu([{kind: {"group_size": GROUP_SIZE}} for kind in kinds])
+
+
+def menu(narrow: list) -> dict[str, list]:
+    """int8, and these formats."""
     return {"formats": [*narrow, "int8"], "embedding_formats": [*narrow, "int8"]}
 
 
@@ -58,6 +66,7 @@ VARIANTS: dict[str, dict] = {
     "only 4 and 8 bits": grouped(4),
     "only 4, 5, 6 and 8 bits": grouped(4, 5, 6),
     "groups of 64 only": grouped(2, 3, 4, 5, 6),
+    "evenly spaced levels only": menu([dump(form) for form in OFFERED]),
     "ranks and widths, too": SHAPES,
     "gradients not weighed in the fit": {"token_power": 0},
     "rounding to nearest": {"rounding": "nearest"},
