@@ -39,12 +39,12 @@ class Grid:
         return self.levels[-1] - self.levels[0] == len(self.levels) - 1
 
     def nearest(self, position: Tensor) -> Tensor:
-        """Codes, as whole floats of any shape, of the levels next to weights in steps."""
+        """Codes of the levels next to weights in steps, whole floats or int64, of any shape."""
         if self.even:
             lowest = self.levels[0]
             return (position - lowest).round_().clamp_(0, len(self.levels) - 1)
         borders = self._borders.to(position.device)
-        return torch.bucketize(position.contiguous(), borders).to(position.dtype)
+        return torch.bucketize(position.contiguous(), borders)
 
     @cached_property
     def _borders(self) -> Tensor:
@@ -52,10 +52,11 @@ class Grid:
         return torch.tensor([(a + b) / 2 for a, b in pairs])
 
     def level(self, codes: Tensor) -> Tensor:
-        """What codes, of any dtype, stand for before step and shift; floats as they are given."""
+        """What codes stand for before step and shift, floats: as codes are, or float32."""
         if self.even:
             return codes + self.levels[0]
-        return _table(self.levels, codes.dtype, codes.device)[codes.long()]
+        dtype = codes.dtype if codes.is_floating_point() else torch.float32
+        return _table(self.levels, dtype, codes.device)[codes.long()]
 
 
 @cache
