@@ -25,8 +25,8 @@ from compress import CONTEXT, WINDOWS, machine
 from torch import Tensor
 
 from spqlm.allocation.search import dense_weights
-from spqlm.calibration.sensitivity_cache import cached_sensitivities
 from spqlm.calibration.statistics import Statistics, draw_windows
+from spqlm.calibration.statistics_cache import cached_sensitivities
 from spqlm.data import encode, load_text
 from spqlm.evaluation import perplexity
 from spqlm.layerwise.loop import LayerLoop

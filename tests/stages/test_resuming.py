@@ -8,6 +8,7 @@ from tests.helpers import calibrated, tiny_model, tiny_tokenizer
 
 import spqlm
 from spqlm.cache import RunState, cache_directory
+from spqlm.calibration.statistics import Statistics
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.loop import Step
 from spqlm.model.view import ModelView
@@ -20,6 +21,7 @@ from spqlm.stages.budget import Budget
 from spqlm.stages.factorize import Factorize
 from spqlm.stages.mask import Mask
 from spqlm.stages.sparsify import Sparsify
+from spqlm.stages.svd import Svd
 from spqlm.training import training_state
 from spqlm.training.reconstruction import Reconstruction
 
@@ -64,6 +66,8 @@ def assert_same(model, expected) -> None:
     state, wanted = model.state_dict(), expected.state_dict()
     assert state.keys() == wanted.keys()
     assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+    trains = {name: parameter.requires_grad for name, parameter in expected.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trains
     assert ModelView(model).tied == ModelView(expected).tied
     ids = torch.arange(5, 29)[None]
     with torch.inference_mode():
@@ -131,6 +135,23 @@ def test_a_stage_goes_on_after_its_last_finished_layer(monkeypatch, name, where,
     kills.observed.clear(), kills.kept.clear()
     assert_same(run(stage, copy.deepcopy(model), statistics, state), expected)
     assert not kills.observed and not kills.kept
+    state.forget()
+    assert not list(cache_directory().glob("run-*"))
+
+
+@pytest.mark.parametrize("stage", [Svd(variance=0.5, multiple_of=1), Factorize(whiten=False)])
+@pytest.mark.parametrize(("where", "count"), [("before", 2), ("after", 2)])
+def test_weights_that_are_factorised_alone_are_not_factorised_again(
+    monkeypatch, stage, where, count
+):
+    model, none = made("qwen2"), Statistics()
+    expected = run(stage, copy.deepcopy(model), none)
+    changed = [change.module for change in stage.plan(ModelView(model), none).changes]
+    assert len(changed) > 3
+    done = killed(monkeypatch, stage, model, none, where, count)
+    kills, state = Kills(monkeypatch), RunState()
+    assert_same(run(stage, copy.deepcopy(model), none, state), expected)
+    assert kills.kept == changed[done:]
     state.forget()
     assert not list(cache_directory().glob("run-*"))
 

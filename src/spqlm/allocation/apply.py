@@ -101,15 +101,13 @@ def apply_changes(
             logger.info("%s: held-out loss %.5f, then %.5f nats", layer.name, before, after)
     for named in (view.embedding, view.lm_head):
         if named.name in chosen:
-            tied = view.tied
-            put_back = finished.find(named.name)
-            if put_back is not None:
-                put_back()
-            else:
+
+            def outer(named: Named = named) -> nn.Module:
                 metric = outer_metric(view, named.name, statistics.sensitivities, everything)
-                module = _changed(named, chosen[named.name], _weight(named), metric, menu)
-                view.replace(named.name, module)
-                finished.keep(named.name, [named.name])
+                return _changed(named, chosen[named.name], _weight(named), metric, menu)
+
+            tied = view.tied
+            finished.replace(named.name, outer)
             if tied:
                 tie_head(view)
 

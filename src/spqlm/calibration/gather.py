@@ -10,8 +10,8 @@ from spqlm import ranks
 from spqlm.calibration.generated_text import generated_ids
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.sensitivity import Passes, whole_model
-from spqlm.calibration.sensitivity_cache import cached_sensitivities
-from spqlm.calibration.statistics import Statistics, collect, draw_windows
+from spqlm.calibration.statistics import Statistics, draw_windows
+from spqlm.calibration.statistics_cache import cached_moments, cached_sensitivities
 from spqlm.checkpoint.manifest import CalibrationRecord
 from spqlm.data import GENERATED, EncodedText, Text, encode, fingerprint, load_text
 from spqlm.data.sources import public_name
@@ -107,11 +107,10 @@ class Calibration:
         """
         if not needs.any_windows:
             return Statistics()
-        model, config = self._view.model, self._config
-        windows = draw_windows(model, self.ids, config.context, config.windows, self._seed)
-        statistics = collect(model, windows, needs.observations)
-        statistics.windows = windows
+        view, config = self._view, self._config
+        windows = draw_windows(view.model, self.ids, config.context, config.windows, self._seed)
+        statistics = Statistics(cached_moments(view, windows, needs.observations), windows=windows)
         if needs.sensitivities:
-            found = cached_sensitivities(self._view, windows, needs.sensitivities, self._passes)
+            found = cached_sensitivities(view, windows, needs.sensitivities, self._passes)
             statistics.sensitivities = found
         return statistics

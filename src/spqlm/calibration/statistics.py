@@ -1,5 +1,6 @@
 """Activation statistics, collected by hooks: only what the stages ask for."""
 
+from collections import Counter
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,23 +32,19 @@ class Observation:
 
 @dataclass
 class Moments:
-    """Running sums over tokens, per channel.
+    """Means over tokens, per channel.
 
     Attributes:
         mean_absolute: E|a_j|, float64 [channels].
         mean_square: E[a_j²], float64 [channels].
-        tokens: how many were seen.
     """
 
     mean_absolute: Tensor
     mean_square: Tensor
-    tokens: int = 0
 
-    def update(self, activations: Tensor) -> None:
-        """Add activations [..., channels]."""
-        rows = activations.detach().flatten(0, -2).float()
-        self.tokens += len(rows)
-        share = len(rows) / self.tokens
+    def update(self, rows: Tensor, share: float) -> None:
+        """Add activations [tokens, channels], which are that share of all tokens so far."""
+        rows = rows.detach().float()
         self.mean_absolute.lerp_(rows.abs().mean(0).double().to(self.mean_absolute.device), share)
         self.mean_square.lerp_(rows.square().mean(0).double().to(self.mean_square.device), share)
 
@@ -84,10 +81,14 @@ class Statistics:
 def _hooked(
     model: PreTrainedModel, observations: Set[Observation], statistics: Statistics
 ) -> Iterator[None]:
+    seen: Counter[Observation] = Counter()
+
     def observe(observation: Observation, activations: Tensor) -> None:
         zeros = torch.zeros(activations.shape[-1], dtype=torch.float64)
         found = statistics.moments.setdefault(observation, Moments(zeros, zeros.clone()))
-        found.update(activations)
+        rows = activations.flatten(0, -2)
+        seen[observation] += len(rows)
+        found.update(rows, len(rows) / seen[observation])
 
     handles = []
     for observation in observations:

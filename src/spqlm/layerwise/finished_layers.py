@@ -47,14 +47,22 @@ class FinishedLayers:
         logger.info("%s: finished by an earlier run", name)
         return lambda: self._put(modules)
 
+    def replace(self, name: str, made: Callable[[], nn.Module]) -> None:
+        """Replace a module by what an earlier run made of it, or by what is made and kept now."""
+        put_back = self.find(name)
+        if put_back is not None:
+            put_back()
+            return
+        self._view.replace(name, made())
+        self.keep(name, [name])
+
     def _put(self, modules: nn.ModuleDict) -> None:
         for plain, module in modules.items():
-            module = module.to(self._view.model.device).requires_grad_(False)
-            self._view.replace(plain.replace("/", "."), module)
+            self._view.replace(plain.replace("/", "."), module.to(self._view.model.device))
 
     def _read(self, file: Path) -> nn.ModuleDict:
         tensors, metadata = read_tensors(file)
-        stated = json.loads(metadata["specs"])
+        stated, trains = json.loads(metadata["specs"]), set(json.loads(metadata["trains"]))
         modules = nn.ModuleDict()
         for name in sorted(stated):  # a low-rank layer before its factors
             spec = parse_spec(name, stated[name])
@@ -68,6 +76,8 @@ class FinishedLayers:
                 modules[_plain(name)] = module
         check_tensors(modules.state_dict(), read_header(file), set())
         modules.load_state_dict(tensors, assign=is_bounded())
+        for name, parameter in modules.named_parameters():
+            parameter.requires_grad_(name in trains)
         mark(modules)
         check_values(modules)
         return modules
@@ -85,9 +95,11 @@ class FinishedLayers:
                     specs[inner] = spec.dump()
         if not specs.keys() >= set(changed):
             return
+        trains = [name for name, held in modules.named_parameters() if held.requires_grad]
+        metadata = {"specs": json.dumps(specs), "trains": json.dumps(trains)}
         file = self._directory / f"{name}.safetensors"
         try:
-            write_tensors(file, modules.state_dict(), {"specs": json.dumps(specs)})
+            write_tensors(file, modules.state_dict(), metadata)
         except (OSError, SafetensorError) as error:
             logger.warning("%s was not kept for a later run: %s", name, error)
             return

@@ -1,5 +1,6 @@
 """SVD of every layer at one share of its size, plain or whitened (SVD-LLM), to compare with."""
 
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -80,16 +81,18 @@ class Factorize(Stage):
             _, basis = weighted_basis(weight, metric, outputs)
             return _pair(named, weighted_truncate(weight, basis, outputs, ranks[named.name]))
 
+        def plain(named: Named) -> nn.Module:
+            return _pair(named, truncate(named.module.weight, ranks[named.name]))
+
+        windows = inputs.statistics.windows
+        finished = FinishedLayers(view, inputs.directory(view, self, windows))
         if self.whiten:
-            windows = inputs.statistics.windows
-            finished = FinishedLayers(view, inputs.directory(view, self, windows))
             loop = LayerLoop(view, windows, self.key, sink=finished)
             replace_layer_by_layer(loop, ranks, whitened)
             return
         for named in track(self._dense(view), self.key):
             if named.name in ranks:
-                factors = truncate(named.module.weight, ranks[named.name])
-                view.replace(named.name, _pair(named, factors))
+                finished.replace(named.name, partial(plain, named))
 
 
 def _rank(change: Change) -> int:

@@ -1,13 +1,16 @@
 """SVD of linear layers at retained variance (SPQ, first stage)."""
 
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from spqlm.calibration.statistics import Statistics
 from spqlm.changes import Change, Plan
 from spqlm.formats.low_rank import LowRank, of_factors
+from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.model.view import ModelView
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import dense_weight, module_bytes, with_weight
@@ -70,11 +73,19 @@ class Svd(Stage):
     @torch.no_grad()
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Compute the leading vectors of the layers that were chosen and swap those in."""
+        if not plan.changes:
+            return
+        # Ranks follow from weights and settings.
+        kept = inputs.directory(view, self, inputs.statistics.windows)
+        finished = FinishedLayers(view, kept)
         for change in track(plan.changes, "svd: factors"):
-            assert isinstance(change.format, LowRank)
-            module, rank = view.module(change.module), change.format.rank
-            factors = low_rank.truncate(dense_weight(module), rank, self.singular_values_in)
-            view.replace(change.module, with_weight(module, of_factors(*factors)))
+            finished.replace(change.module, partial(self._factors, view, change))
+
+    def _factors(self, view: ModelView, change: Change) -> nn.Module:
+        assert isinstance(change.format, LowRank)
+        module, rank = view.module(change.module), change.format.rank
+        factors = low_rank.truncate(dense_weight(module), rank, self.singular_values_in)
+        return with_weight(module, of_factors(*factors))
 
 
 STAGE = Svd

@@ -9,9 +9,10 @@ from tests.helpers import tiny_model
 
 from spqlm import cache
 from spqlm.cache import KEPT_FILES, cache_directory
-from spqlm.calibration import sensitivity_cache
+from spqlm.calibration import statistics_cache
 from spqlm.calibration.sensitivity import collect_sensitivities
-from spqlm.calibration.sensitivity_cache import cached_sensitivities
+from spqlm.calibration.statistics import Observation, collect
+from spqlm.calibration.statistics_cache import cached_moments, cached_sensitivities
 from spqlm.model.view import ModelView
 
 NAMES = (
@@ -31,7 +32,7 @@ def collected(monkeypatch):
         calls.append(sorted(names))
         return collect_sensitivities(view, windows, names, **options)
 
-    monkeypatch.setattr(sensitivity_cache, "collect_sensitivities", collect)
+    monkeypatch.setattr(statistics_cache, "collect_sensitivities", collect)
     return calls
 
 
@@ -98,6 +99,28 @@ def test_anything_else_is_collected_anew(collected, changed):
     view = ModelView(changed.get("model", tiny_model()))
     text, names = changed.get("text", windows()), changed.get("names", NAMES)
     assert_equal(found, collect_sensitivities(view, text, names))
+
+
+def test_moments_are_not_gathered_again(monkeypatch):
+    names = ("model.layers.0.mlp.gate_proj", "model.layers.1.self_attn.o_proj")
+    wanted = {Observation(name, side) for name in names for side in ("input", "output")}
+    view = ModelView(tiny_model())
+    expected = collect(view.model, windows(), wanted).moments
+    assert_same_moments(cached_moments(view, windows(), wanted), expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics_cache, "collect", None)
+        assert_same_moments(cached_moments(view, windows(), wanted), expected)
+        assert cached_moments(view, windows(), set()) == {}
+    fewer = set(list(wanted)[:1])
+    other = collect(view.model, windows(seed=1), fewer).moments
+    assert_same_moments(cached_moments(view, windows(seed=1), fewer), other)
+
+
+def assert_same_moments(found, expected):
+    assert found.keys() == expected.keys()
+    for place, moments in expected.items():
+        assert torch.equal(found[place].mean_absolute, moments.mean_absolute)
+        assert torch.equal(found[place].mean_square, moments.mean_square)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "nonsense", "empty"])
