@@ -11,6 +11,7 @@ what the shorter one costs. Rounds are interleaved; the figures are medians of t
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,27 +23,38 @@ from pathlib import Path
 
 from spqlm.cli.threads import CHOSEN
 from spqlm.evaluation.machine import machine
+from spqlm.model.limits import room
+from spqlm.sources.outline import outline
 
 MOST = 2.5
 # As OpenMP waits by itself: GNU's default.
 OWN_WAY = {"GOMP_SPINCOUNT": "300000"}
-BUSY = "while True: pass"
+# Rests only when who started it is gone, however that ended.
+BUSY = "import os\nwhile os.getppid() == {}: pass"
+CONTEXT = 512
 
 
 def commands(model: str, recipe: str, folder: Path) -> dict[str, list[str]]:
     """What is measured, by name; `decode` reads what `compress` wrote."""
-    out = str(folder / "out")
+    out, context = str(folder / "out"), str(context_of(model))
     return {
         "compress": ["compress", model, out, "--recipe", recipe, "--overwrite"],
-        "eval": ["eval", out, "--limit", "4", "--context", "512", "--no-cache"],
+        "eval": ["eval", out, "--limit", "4", "--context", context, "--no-cache"],
         "decode": ["generate", out, "--prompt", "The sea was", "--max-new-tokens", "64"],
     }
+
+
+def context_of(model: str) -> int:
+    """Tokens of a window that the model has positions for."""
+    found = outline(model)
+    return CONTEXT if found is None else CONTEXT + min(room(found.view.model, CONTEXT), 0)
 
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
     """Other processes that never rest."""
-    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    words = [sys.executable, "-c", BUSY.format(os.getpid())]
+    others = [subprocess.Popen(words) for _ in range(count)]
     try:
         yield
     finally:
@@ -95,6 +107,8 @@ def main() -> None:
     parser.add_argument("--spinning", action="store_true")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    # As an exception, which ends the command that is measured, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     load = os.getloadavg()[0]
     found = measure(arguments.model, arguments.recipe, arguments.rounds, arguments.spinning)
     worst = 0.0

@@ -50,6 +50,12 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{visible(text)}\n{fence}"
 
 
+def first_of(names: Sequence[str]) -> str:
+    """The first of some names, with how many more there are: `'a' (and 2 more)`."""
+    others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"{names[0]!r}{others}"
+
+
 def without_folder(name: str) -> str:
     """A model or text as others may know it: of a path on this machine only the last part.
 

@@ -36,6 +36,9 @@ def test_weights_beyond_what_is_stored_are_named():
     check_magnitudes(model, 70000.0)
     with pytest.raises(SpqError, match=f"weight '{NAME}' holds 7e\\+04"):
         check_magnitudes(model, LARGEST_SCALE)
+    model.model.layers[1].mlp.down_proj.weight.data[3, 5] = torch.inf
+    with pytest.raises(SpqError, match=rf"weight '{NAME}' \(and 1 more\) holds 7e\+04"):
+        check_magnitudes(model, LARGEST_SCALE)
 
 
 @pytest.mark.parametrize("stage", ["quantize", "sparsify", "budget", "mask", "prune", "svd"])

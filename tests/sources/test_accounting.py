@@ -43,6 +43,10 @@ CHANGES = {
         lambda tensors: tensors | {UP: tensors[UP].index_fill(0, torch.tensor(3), torch.nan)},
         f"weight '{UP}' holds NaN or Inf",
     ),
+    "several of them": (
+        lambda tensors: tensors | {name: tensors[name] / 0 for name in (UP, "model.norm.weight")},
+        rf"weight '{UP}' \(and 1 more\) holds NaN or Inf",
+    ),
     "an Inf": (
         lambda tensors: tensors | {"model.norm.weight": torch.full((64,), -torch.inf)},
         "weight 'model.norm.weight' holds NaN or Inf",

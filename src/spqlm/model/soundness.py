@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from spqlm.errors import SpqError
 from spqlm.model.limits import room
 from spqlm.model.view import ModelView
+from spqlm.names import first_of
 
 TOKENS = 16
 
@@ -22,16 +23,20 @@ def check_magnitudes(model: PreTrainedModel, largest: float) -> None:
         largest: magnitude that can be stored.
 
     Raises:
-        SpqError: one holds more; names it.
+        SpqError: some hold more; names the first and says how many.
     """
-    for name, weight in model.named_parameters():
-        if weight.ndim == 2 and weight.is_floating_point() and not weight.is_meta:
-            found = max(abs(float(end)) for end in torch.aminmax(weight.detach()))
-            if found > largest:
-                raise SpqError(
-                    f"weight {name!r} holds {found:.4g}, and the integers of this recipe store at "
-                    f"most ±{largest:.4g}; scale the layer, or use a recipe that does not round"
-                )
+    found = {
+        name: max(abs(float(end)) for end in torch.aminmax(weight.detach()))
+        for name, weight in model.named_parameters()
+        if weight.ndim == 2 and weight.is_floating_point() and not weight.is_meta
+    }
+    beyond = [name for name, magnitude in found.items() if magnitude > largest]
+    if beyond:
+        raise SpqError(
+            f"weight {first_of(beyond)} holds {found[beyond[0]]:.4g}, and the integers of this "
+            f"recipe store at most ±{largest:.4g}; scale the layer, or use a recipe that does not "
+            "round"
+        )
 
 
 @torch.no_grad()

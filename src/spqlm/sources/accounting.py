@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from spqlm.checkpoint.headers import TensorHeader, read_header
 from spqlm.errors import SpqError
 from spqlm.model.mapped import release
+from spqlm.names import first_of
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -30,10 +31,10 @@ def check_loaded(what: str, info: Mapping[str, Collection[Any]]) -> None:
     """
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
-        name, found, expected = mismatched[0]
+        _, found, expected = mismatched[0]
         raise SpqError(
-            f"{what} holds the tensor {name!r} in the shape {list(found)}, but its config states "
-            f"{list(expected)}{_others(mismatched)}"
+            f"{what} holds the tensor {first_of([name for name, *_ in mismatched])} in the shape "
+            f"{list(found)}, but its config states {list(expected)}"
         )
     faults = []
     if info["missing_keys"]:
@@ -45,11 +46,7 @@ def check_loaded(what: str, info: Mapping[str, Collection[Any]]) -> None:
 
 
 def _counted(names: Collection[str]) -> str:
-    return f"the tensor {min(names)!r}{_others(names)}"
-
-
-def _others(names: Collection[Any]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"the tensor {first_of(sorted(names))}"
 
 
 def check_files(what: str, folder: Path) -> dict[str, TensorHeader]:
@@ -146,11 +143,14 @@ def check_finite(model: PreTrainedModel) -> None:
     """Refuse weights that nothing can be computed with.
 
     Raises:
-        SpqError: one holds NaN or Inf; names it.
+        SpqError: some hold NaN or Inf; names the first and says how many.
     """
+    broken = []
     for name, weight in model.named_parameters():
         # The extremes are NaN where any value is, and cost a fraction of looking at each.
         if weight.is_floating_point() and weight.numel() and not weight.is_meta:
             if not all(bool(torch.isfinite(end)) for end in torch.aminmax(weight.detach())):
-                raise SpqError(f"weight {name!r} holds NaN or Inf; the source is damaged")
+                broken.append(name)
             release([weight])
+    if broken:
+        raise SpqError(f"weight {first_of(broken)} holds NaN or Inf; the source is damaged")
