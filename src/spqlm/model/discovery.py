@@ -27,11 +27,14 @@ def layers_name(model: PreTrainedModel) -> str:
     Raises:
         SpqError: there is none.
     """
-    lists = list(_outermost_lists(text_decoder(model)))
+    decoder = text_decoder(model)
+    lists = list(_outermost_lists(decoder))
     if not lists:
+        kinds = sorted(_other_weights(decoder))
+        others = f": its weights are in {', '.join(kinds)}" if kinds else ""
         raise SpqError(
             f"{type(model).__name__} has no list of decoder layers that could be compressed one by "
-            "one; use a decoder of transformers whose layers are in an nn.ModuleList"
+            f"one{others}; use a decoder of transformers that has nn.Linear in an nn.ModuleList"
         )
     return name_of(model, max(lists, key=len))
 
@@ -42,6 +45,17 @@ def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
             yield child
         else:
             yield from _outermost_lists(child)
+
+
+def _other_weights(decoder: nn.Module) -> set[str]:
+    """Classes of what holds matrices in repeated blocks, where no linear layer does."""
+    blocks = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
+    return {
+        type(module).__name__
+        for block in blocks
+        for module in block.modules()
+        if any(parameter.ndim == 2 for parameter in module.parameters(recurse=False))
+    }
 
 
 def name_of(model: nn.Module, wanted: nn.Module) -> str:
