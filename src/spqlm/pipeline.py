@@ -163,6 +163,7 @@ def compress(
         _check_sound(steps, view)
         text = Calibration(steps.calibration, view, loaded.tokenizer, seed, _passes(run))
         records = _run_stages(steps.stages, view, text, seed, run)
+        target.prepare(view)
         limit = steps.byte_limit
         if wanted is not None:
             wanted.check_fits(view)
@@ -170,7 +171,6 @@ def compress(
                 # It counts in its own way, and so did the budget.
                 wanted.check_size(view, loaded.tokenizer, limit)
                 limit = None
-        target.prepare(view)
         manifest = _manifest(steps, export_target, seed, loaded, text, records, told)
         if directory is not None and ranks.first():
             output = Output(directory, overwrite, max_shard_size, limit)

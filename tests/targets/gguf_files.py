@@ -44,16 +44,14 @@ def written(view, place, tokenizer=None, **options):
     return notes
 
 
-def cut(view):
-    """One layer loses half of its neurons and one key/value group."""
-    layer = view.layers[1]
-    kept = {"mlp": torch.arange(64), "attention": torch.arange(1)}
-    for unit, index in kept.items():
-        for named, side in layer.sides(unit):
-            width = named.module.out_features if side == "output" else named.module.in_features
-            size = width // (128 if unit == "mlp" else 2)
-            rows = (index[:, None] * size + torch.arange(size)).flatten()
-            view.replace(named.name, select(named.module, side, rows))
+def cut(view, *layers):
+    """Half of the neurons and of the key/value groups of some layers goes; the second's if none."""
+    for layer in layers or view.layers[1:2]:
+        for unit in ("mlp", "attention"):
+            for named, side in layer.sides(unit):
+                width = named.module.out_features if side == "output" else named.module.in_features
+                view.replace(named.name, select(named.module, side, torch.arange(width // 2)))
+        layer.settle_heads()
 
 
 def sentencepiece_like():

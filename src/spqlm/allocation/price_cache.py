@@ -144,6 +144,7 @@ class _LayerPrices:
         def put_back() -> None:
             for unit, priced in zip(units, found, strict=False):
                 unit.priced, unit.estimated = priced.priced, priced.estimated
+                unit.wanted = []
             units.extend(found[len(units) :])
 
         return put_back
@@ -153,7 +154,10 @@ class _LayerPrices:
 
 
 def _file_name(layer: str, units: list[Unit], worth: Worth | None) -> str:
-    """What is priced next follows from what is priced already, and from what bytes are worth."""
+    """What is priced next follows from what is priced already, and from what bytes are worth.
+
+    Shapes that are priced next are no longer among those that stay estimates.
+    """
     if worth is None:
         return layer
     stored, _ = _stored(units)

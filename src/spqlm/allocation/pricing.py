@@ -48,12 +48,11 @@ class Pricer:
         self.price = price
 
     def deepen(self, unit: Unit, worth: Worth) -> None:
-        """Price the shapes and options of a unit that could pay at `worth`."""
-        promising = unit.promising_shapes(worth)
-        unit.estimated = [shaped for shaped in unit.estimated if shaped not in promising]
-        for shaped in promising:
+        """Price the shapes of a unit that are wanted, and options that could pay at `worth`."""
+        for shaped in unit.wanted:
             parts = [self._exact(part, shaped.shape) for part in shaped.parts]
             unit.priced.append(PricedShape(shaped.shape, parts))
+        unit.wanted = []
         for shaped in unit.priced:
             for part in shaped.parts:
                 self._add_promising(part, shaped.shape, part.promising(worth))

@@ -11,7 +11,8 @@ from spqlm.allocation.resources import Disk, Resource
 from spqlm.allocation.restriction import Alike, ties
 from spqlm.allocation.search import Shares, alternatives, outer_weights
 from spqlm.allocation.shapes import Shape
-from spqlm.allocation.units import Part, PricedShape, Unit
+from spqlm.allocation.together import drop_unstated
+from spqlm.allocation.units import Block, Part, PricedShape, Unit
 from spqlm.changes import Cut
 from spqlm.formats import Format
 from spqlm.model.families import Prunable
@@ -26,6 +27,8 @@ def reach(
     multiple_of: int,
     alike: Alike,
     targets: Sequence[Target] = (),
+    *,
+    even: bool = False,
 ) -> tuple[int, int]:
     """Fewest and most bytes on disk that a choice from a menu takes; headers are counted.
 
@@ -36,6 +39,7 @@ def reach(
         multiple_of: what widths are rounded to.
         alike: which weights take one format.
         targets: that are refused where no choice meets them.
+        even: whether layers that are as large now stay so.
 
     Raises:
         OutOfReach: a target is, or several are together; names what is not.
@@ -44,19 +48,24 @@ def reach(
     size = Target(Disk(menu.sizes), lambda dense: dense)
     every = [*targets, size]
     resources = [target.resource for target in every]
+    # The smallest serves where layers need not agree; else they take one that all of them can have.
+    offered = {kind: held if even else sorted(held)[:1] for kind, held in shares.items()}
     units = [
         _unit(
             _members(layer, kind),
             menu,
-            _cuts(layer, kind, shares[kind], multiple_of),
+            [_cuts(layer, kind, share, multiple_of) for share in offered[kind]],
             resources,
+            Block.of(layer, kind),
         )
         for layer in view.layers
         for kind in shares
     ]
     units += [_unit([named], menu, [], resources) for named in outer_weights(view)]
+    if even:
+        drop_unstated(view, units)
     tied = ties(view, alike)
-    options = [alternatives(unit, tied) for unit in units]
+    options = [alternatives(unit, tied, even=even) for unit in units]
     wholes = [part for unit in units for part in unit.priced[0].parts]
     *limits, disk = (target.limit(view, [part.named for part in wholes]) for target in every)
     fewest = least(options, len(limits))
@@ -70,18 +79,16 @@ def _members(layer: LayerView, kind: Prunable) -> list[Named]:
     return [named for named in layer.leaves if named.role == kind]
 
 
-def _cuts(
-    layer: LayerView, kind: Prunable, shares: tuple[float, ...], multiple_of: int
-) -> list[dict[str, Cut]]:
-    """The smallest cut of a unit, for all its weights; none where nothing may go."""
-    if not shares:
-        return []
+def _cuts(layer: LayerView, kind: Prunable, share: float, multiple_of: int) -> dict[str, Cut]:
+    """The cut of a unit to a share, for all its weights; none where nothing may go."""
+    if not layer.prunable(kind):
+        return {}
     sides, units = layer.sides(kind), layer.units(kind)
     reader = next(named for named, side in sides if side == "input")
     multiple = max(multiple_of // (reader.module.in_features // units), 1) if kind == "mlp" else 1
-    kept = kept_count(units, 1 - min(shares), multiple)
+    kept = kept_count(units, 1 - share, multiple)
     if kept == units:
-        return []
+        return {}
     cuts = {}
     for named, side in sides:
         features = named.module.in_features if side == "input" else named.module.out_features
@@ -93,7 +100,7 @@ def _cuts(
             kept=kept,
             removed=list(range(kept, units)),
         )
-    return [cuts]
+    return cuts
 
 
 def _unit(
@@ -101,13 +108,15 @@ def _unit(
     menu: Menu,
     cuts: list[dict[str, Cut]],
     resources: Sequence[Resource],
+    block: Block | None = None,
 ) -> Unit:
     def shaped(shape: Shape) -> PricedShape:
         parts = [Part(named, shape.cuts.get(named.name), resources) for named in members]
         return PricedShape(shape, [_offered(part, menu) for part in parts])
 
-    cut = [shaped(Shape(cuts=found)) for found in cuts]
-    return Unit([shaped(Shape()), *(one for one in cut if all(p.options for p in one.parts))])
+    cut = [shaped(Shape(cuts=found)) for found in cuts if found]
+    storable = [one for one in cut if all(part.options for part in one.parts)]
+    return Unit([shaped(Shape()), *storable], block=block)
 
 
 def _offered(part: Part, menu: Menu) -> Part:

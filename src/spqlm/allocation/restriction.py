@@ -18,6 +18,8 @@ SPOKEN = {
     "uniform": "one format for all layers",
 }
 """What weights that are stored alike are called."""
+EVEN = "layers of one size"
+"""What layers are called that are cut alike."""
 
 
 def _nothing(_: Role, __: Format) -> None:
@@ -32,14 +34,17 @@ class Restriction:
         refusal: why weights of a role may not take a format, in words; None where they may.
         alike: `fused`: query, key and value of a layer, and gate and up, as engines need it that
             compute each set in one product; `uniform`: all weights of the decoder; `free`: none.
-        shapes: whether layers may be cut, factorised and lose groups, each by itself.
+        even: whether layers that are as large now stay so, as a config needs it that states one
+            size for all.
+        whole: whether weights may not be factorised, nor lose groups.
         offered: formats that weights may take whatever the recipe offers.
         sizes: how bytes are counted there; None as they were before.
     """
 
     refusal: Callable[[Role, Format], str | None] = _nothing
     alike: Alike = "free"
-    shapes: bool = True
+    even: bool = False
+    whole: bool = False
     offered: tuple[Format, ...] = ()
     sizes: Sizes | None = None
 

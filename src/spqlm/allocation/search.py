@@ -11,7 +11,8 @@ from spqlm.allocation.menu import Menu
 from spqlm.allocation.pricing import Pricer
 from spqlm.allocation.resources import Resource
 from spqlm.allocation.shapes import Shape, shapes
-from spqlm.allocation.units import BYTES, NO_TIES, Part, Unit
+from spqlm.allocation.together import drop_unstated, promising_together
+from spqlm.allocation.units import BYTES, NO_TIES, Block, Part, Unit
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
 from spqlm.layerwise.loop import LayerLoop, Sink
@@ -54,6 +55,7 @@ class Search:
         token_power: see `Weighting`.
         prices: those of earlier searches; None keeps none.
         resources: that are limited.
+        even: whether layers that are as large now are to stay so.
     """
 
     view: ModelView
@@ -64,6 +66,7 @@ class Search:
     token_power: float
     prices: Prices | None = None
     resources: Sequence[Resource] = BYTES
+    even: bool = False
 
     @property
     def _sensitivities(self) -> Mapping[str, Sensitivity]:
@@ -115,7 +118,12 @@ class Search:
 
         everything = {layer: set(self._sensitivities) for layer in found}
         self._walk(everything, price, "pricing", self._sink(found))
+        for layer in self.view.layers:
+            for kind, unit in zip(self.shares, found[layer.name], strict=True):
+                unit.block = Block.of(layer, kind)
         inner = [unit for units in found.values() for unit in units]
+        if self.even:
+            drop_unstated(self.view, inner)
         return inner + [self._outer(named) for named in outer_weights(self.view)]
 
     def spend(self, units: list[Unit], *available: float) -> None:
@@ -128,11 +136,12 @@ class Search:
             units: of the model.
             available: the most of each resource.
         """
-        while self.deepen(units, worth([hopes(unit) for unit in units], *available)):
+        even = self.even
+        while self.deepen(units, worth([hopes(u, even=even) for u in units], *available)):
             pass
-        found = worth([alternatives(unit) for unit in units], *available)
+        found = worth([alternatives(u, even=even) for u in units], *available)
         while not found.within and self.deepen(units, found):
-            found = worth([alternatives(unit) for unit in units], *available)
+            found = worth([alternatives(u, even=even) for u in units], *available)
 
     def deepen(self, units: list[Unit], worth: Worth) -> bool:
         """Price the shapes and options that could pay at `worth`.
@@ -140,11 +149,18 @@ class Search:
         Returns:
             whether there were any.
         """
+        shapes = (
+            promising_together(units, worth)
+            if self.even
+            else [unit.promising_shapes(worth) for unit in units]
+        )
+        for unit, promising in zip(units, shapes, strict=True):
+            unit.want(promising)
         per_layer = len(self.shares)
         wanted: dict[str, list[Unit]] = {}
         for index, layer in enumerate(self.view.layers):
             for unit in units[index * per_layer : (index + 1) * per_layer]:
-                if unit.promising_shapes(worth) or unit.promising_options(worth):
+                if unit.wanted or unit.promising_options(worth):
                     wanted.setdefault(layer.name, []).append(unit)
 
         def price(layer: LayerView, pricer: Pricer) -> None:
@@ -243,11 +259,21 @@ def _members(units: list[Unit]) -> set[str]:
     return {part.named.name for unit in units for part in unit.priced[0].parts}
 
 
-def alternatives(unit: Unit, ties: Mapping[str, str] = NO_TIES) -> list[Alternative]:
-    """What was priced, for the knapsack; weights of one tie, by full name, are stored alike."""
-    return [shaped.alternative(ties) for shaped in unit.priced]
+def alternatives(
+    unit: Unit, ties: Mapping[str, str] = NO_TIES, *, even: bool = False
+) -> list[Alternative]:
+    """What was priced, for the knapsack.
+
+    Args:
+        unit: of the model.
+        ties: weights of one, by full name, are stored alike.
+        even: whether blocks that are as large now are to stay so.
+    """
+    block = unit.block if even else None
+    return [shaped.alternative(ties, block) for shaped in unit.priced]
 
 
-def hopes(unit: Unit) -> list[Alternative]:
-    """The same with everything that was only estimated."""
-    return [shaped.alternative(estimates=True) for shaped in [*unit.priced, *unit.estimated]]
+def hopes(unit: Unit, *, even: bool = False) -> list[Alternative]:
+    """The same without ties of weights, with everything that was only estimated."""
+    block, every = unit.block if even else None, [*unit.priced, *unit.estimated]
+    return [shaped.alternative(NO_TIES, block, estimates=True) for shaped in every]

@@ -7,7 +7,7 @@ from spqlm.allocation.limits import Limit, Target
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.out_of_reach import check_reach, contradiction
 from spqlm.allocation.resources import Disk
-from spqlm.allocation.restriction import SPOKEN, Alike, ties
+from spqlm.allocation.restriction import EVEN, SPOKEN, Alike, ties
 from spqlm.allocation.search import Search, alternatives
 from spqlm.allocation.units import Unit
 from spqlm.changes import Change, Spent
@@ -39,22 +39,26 @@ def spend(
         OutOfReach: a target is, or several are together; names what is not.
     """
     units, tied = search.units(), ties(search.view, alike)
+    bound = [SPOKEN[alike]] if tied else []
+    bound += [EVEN] if search.even and any(search.shares.values()) else []
     decided = [part.named for unit in units for part in unit.priced[0].parts]
     # Everything else is paid for first; too little may be left, or less than nothing.
     limits = [target.limit(search.view, decided) for target in targets]
     available = [limit.available for limit in limits]
     search.spend(units, *available)
-    options = [alternatives(unit, tied) for unit in units]
+    options = [alternatives(unit, tied, even=search.even) for unit in units]
     check_reach(options, limits)
     with working("choosing formats"):
         taken = _chosen(options, limits)
-        free = _chosen([alternatives(unit) for unit in units], limits) if tied else taken
+        free = _chosen([alternatives(unit) for unit in units], limits) if bound else taken
     changes = _all_changes(units, taken, search.menu)
     spent = _spent(options, taken, limits)
     words = [summary(changes), *_said(spent)]
-    if tied:
+    if bound:
         more = _loss(units, taken, search.menu) - _loss(units, free, search.menu)
-        words.append(f"{SPOKEN[alike]}: {more:.4f} nats of it")
+        # Shapes were priced that pay for all layers; others might serve some of them better.
+        least = "at least " if EVEN in bound else ""
+        words.append(f"{' and '.join(bound)}: {least}{more:.4f} nats of it")
     if sum(change.bytes_after for change in changes) == _largest(units, search.menu):
         words.append("the target asks for nothing smaller")
     words += [said for said in (search.short_of_text, search.short_of_tokens) if said]

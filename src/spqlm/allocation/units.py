@@ -9,7 +9,8 @@ from spqlm.allocation.resources import Costs, Disk, Resource
 from spqlm.allocation.shapes import Shape
 from spqlm.changes import Cut
 from spqlm.formats import Format
-from spqlm.model.view import Named
+from spqlm.model.families import Prunable
+from spqlm.model.view import LayerView, Named
 from spqlm.numerics.knapsack import Worth
 from spqlm.numerics.programme import Alternative, Tie
 
@@ -92,6 +93,24 @@ class Part:
         return left
 
 
+@dataclass(frozen=True)
+class Block:
+    """What is cut as one.
+
+    Attributes:
+        kind: an MLP or an attention block.
+        size: neurons or key/value groups that it has.
+    """
+
+    kind: Prunable
+    size: int
+
+    @classmethod
+    def of(cls, layer: LayerView, kind: Prunable) -> "Block | None":
+        """That of a layer; None where it is not known which rows and columns belong to what."""
+        return cls(kind, layer.units(kind)) if layer.prunable(kind) else None
+
+
 @dataclass
 class PricedShape:
     """A shape with its parts priced."""
@@ -99,13 +118,23 @@ class PricedShape:
     shape: Shape
     parts: list[Part]
 
+    @property
+    def kept(self) -> int | None:
+        """Neurons or key/value groups that are left; None where nothing is cut."""
+        return next((cut.kept for cut in self.shape.cuts.values()), None)
+
     def alternative(
-        self, ties: Mapping[str, str] = NO_TIES, *, estimates: bool = False
+        self,
+        ties: Mapping[str, str] = NO_TIES,
+        even: Block | None = None,
+        *,
+        estimates: bool = False,
     ) -> Alternative:
         """For the knapsack; with options that were not rounded yet, or without.
 
         Args:
             ties: of weights that take the same option, by full name.
+            even: the block, where it is cut as those of the other layers are.
             estimates: whether options count that were only estimated.
         """
         parts = [
@@ -116,7 +145,8 @@ class PricedShape:
         names = [ties.get(part.named.name) for part in self.parts]
         pairs = zip(names, self.parts, strict=True)
         tied = [None if name is None else Tie(name, part.options) for name, part in pairs]
-        return Alternative(self.shape.loss, parts, tied, self.costs)
+        tie = None if even is None else Tie(f"{even.kind} of {even.size}", [self.kept])
+        return Alternative(self.shape.loss, parts, tied, self.costs, tie)
 
     @property
     def costs(self) -> Costs:
@@ -137,10 +167,14 @@ class Unit:
     Attributes:
         priced: shapes with priced parts; the first is the unit as it is.
         estimated: shapes whose parts were not rounded.
+        wanted: those of them that are rounded next.
+        block: that the weights are; None where they cannot be cut as one.
     """
 
     priced: list[PricedShape]
     estimated: list[PricedShape] = field(default_factory=list)
+    wanted: list[PricedShape] = field(default_factory=list)
+    block: Block | None = None
 
     @classmethod
     def of(cls, whole: list[Part], shapes: Iterable[Shape]) -> "Unit":
@@ -157,6 +191,11 @@ class Unit:
         value = min(shaped.value(worth) for shaped in self.priced)
         best = sorted(self.estimated, key=lambda shaped: shaped.value(worth))[:AT_ONCE]
         return [shaped for shaped in best if shaped.value(worth) < value]
+
+    def want(self, shapes: list[PricedShape]) -> None:
+        """Have some of the estimated shapes rounded next."""
+        self.wanted = shapes
+        self.estimated = [shaped for shaped in self.estimated if shaped not in shapes]
 
     def promising_options(self, worth: Worth) -> bool:
         """Whether an option that was not rounded yet could pay."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from spqlm.checkpoint.spec import HeadCount, LinearPlace, ModuleSpec, WeightSpec, spec_of
 from spqlm.errors import CheckpointError
@@ -14,10 +14,10 @@ from spqlm.model.tying import retie
 from spqlm.modules.linear import Compressed
 
 
-def skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """The dense model of the same config, on the meta device."""
+def skeleton(model: PreTrainedModel, config: PretrainedConfig | None = None) -> PreTrainedModel:
+    """The dense model of the same config, or of another one, on the meta device."""
     with torch.device("meta"):
-        dense: PreTrainedModel = type(model)._from_config(model.config)
+        dense: PreTrainedModel = type(model)._from_config(config or model.config)
     return dense
 
 

@@ -220,7 +220,7 @@ def _untied(units: Units, limits: int) -> NDArray[np.float64]:
 
 
 def _smallest_choice(units: Units, resource: int) -> list[Choice]:
-    if any(any(alternative.ties) for unit in units for alternative in unit):
+    if any(alternative.tied for unit in units for alternative in unit):
         programme = Programme.of(units, resource + 1)
         costs = programme.costs[resource]
         found = _solved(programme, costs / max(float(costs.max()), 1e-30), np.empty(0), 0.0)

@@ -11,13 +11,19 @@ Priced = tuple[float, ...]
 """What an option costs of everything that is limited, and last its nats per token."""
 
 
+# In place of a part's place in its unit: the shape.
+SHAPE = -1
+
+
 @dataclass(frozen=True)
 class Tie:
     """That a part takes an option of the same kind as every other part of the tie.
 
+    Shapes of units are tied in the same way.
+
     Attributes:
-        name: of the tie.
-        kinds: of the part's options, in their order.
+        name: of the tie; parts and shapes share none.
+        kinds: of the part's options, in their order; of a shape its own kind alone.
     """
 
     name: str
@@ -35,12 +41,19 @@ class Alternative:
         ties: for each of the parts, its tie or None; empty where there are none. A part has the
             same tie in every shape of its unit.
         costs: what the shape itself costs of everything that is limited; empty for nothing.
+        tie: of the shape itself, the same in every shape of its unit; None where it has none.
     """
 
     loss: float
     parts: Sequence[Sequence[Priced]]
     ties: Sequence[Tie | None] = ()
     costs: Sequence[float] = ()
+    tie: Tie | None = None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the shape or any of its parts is like that of other units."""
+        return self.tie is not None or any(self.ties)
 
     def least(self, resource: int) -> float:
         """The least that the shape and its parts can cost of one thing that is limited."""
@@ -105,6 +118,7 @@ class Programme:
                 losses.append(alternative.loss)
                 costs.append([alternative.least(k) - least[k] for k in every])
                 entries.append((one_of_unit, shape, 1.0))
+                ties.add((number, SHAPE), alternative.tie, shape)
                 for place, options in enumerate(alternative.parts):
                     if alternative.ties:
                         ties.add((number, place), alternative.ties[place], len(losses))
@@ -142,7 +156,10 @@ class Programme:
 
 
 class _Ties:
-    """Variables of options by tie, kind and part; a part is a unit's number and a place in it."""
+    """Variables of options by tie, kind and part; a part is a unit's number and a place in it.
+
+    What is said of a part and its options goes for a unit and its shapes.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[str, set[tuple[int, int]]] = {}

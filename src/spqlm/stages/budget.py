@@ -97,6 +97,11 @@ class Budget(Stage):
         description="weights that take one format: `fused`, q, k and v of a layer, and gate and "
         "up; `uniform`, all of the decoder",
     )
+    even_cuts: bool = Field(
+        False,
+        description="layers keep the same number of neurons and of key/value groups, so that "
+        "`config.json` states them and any engine loads the result",
+    )
     rounding: Rounding = Field(
         "gptq",
         description="of weights in fewer than 8 bits; `descent` improves what `gptq` found, and is "
@@ -166,7 +171,7 @@ class Budget(Stage):
         )
 
     def restricted(self, restriction: Restriction) -> Self:
-        """The same with fewer formats to choose from, and weights that share one."""
+        """The same with fewer options to choose from, and layers or weights that share one."""
         update: dict[str, Any] = {
             "formats": restriction.allowed(("attention", "mlp"), self.formats),
             "embedding_formats": restriction.allowed(
@@ -174,9 +179,9 @@ class Budget(Stage):
             ),
         }
         update["alike"] = max(self.alike, restriction.alike, key=get_args(Alike).index)
-        if not restriction.shapes:
-            shapes = (*ARITHMETIC, "sparsities")
-            update |= dict.fromkeys(shapes, ())
+        update["even_cuts"] = self.even_cuts or restriction.even
+        if restriction.whole:
+            update |= dict.fromkeys(("ranks", "mlp_ranks", "sparsities"), ())
         made = self.model_copy(update=update)
         made._sizes = restriction.sizes or self._sizes
         return made
@@ -201,7 +206,13 @@ class Budget(Stage):
         for named in priced_weights(view):
             self._menu().check(named)
         least, most = reach(
-            view, self._menu(), self._shares, self.multiple_of, self.alike, self._targets(view)
+            view,
+            self._menu(),
+            self._shares,
+            self.multiple_of,
+            self.alike,
+            self._targets(view),
+            even=self.even_cuts,
         )
         whole = sum(p.numel() * p.element_size() for p in view.model.parameters())
         if self.target_bytes is not None:
@@ -252,6 +263,7 @@ class Budget(Stage):
                 self.multiple_of,
                 self.token_power,
                 resources=[target.resource for target in wanted],
+                even=self.even_cuts,
             )
         )
         changes, words, spent = spend(search, wanted, self.alike)

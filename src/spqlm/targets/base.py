@@ -22,6 +22,7 @@ from spqlm.checkpoint.dense import multiply_out, resized, restore_sizes
 from spqlm.checkpoint.hashes import hash_files, hash_tensors
 from spqlm.checkpoint.manifest import CARD, Manifest, write_manifest
 from spqlm.checkpoint.spec import EmbeddingPlace, LinearPlace, WeightSpec
+from spqlm.checkpoint.stated_sizes import state_sizes
 from spqlm.checkpoint.structure import describe, is_factor
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.formats import Format, StoredWeight
@@ -233,6 +234,8 @@ class Target(ABC):
     def prepare(self, view: ModelView, *, as_floats: bool = False) -> list[str]:
         """Make a compressed model in memory ready to be saved.
 
+        Sizes that all layers share are stated in its config, as in that of an ordinary model.
+
         Args:
             view: the model; changed in place.
             as_floats: whether weights that the target cannot hold become floats, and layers that
@@ -245,6 +248,7 @@ class Target(ABC):
             SpqError: a module has a format, values or a size that the target cannot express; names
                 the first.
         """
+        state_sizes(view)
         if not as_floats:
             self.check_fits(view)
         refused, wrong_size = self.refused(view), self._wrong_sizes(view)
@@ -276,7 +280,7 @@ class Target(ABC):
         )
 
     def restriction(self, others: int = 0) -> Restriction:
-        """What a byte budget for this target keeps to: its formats, in layers of equal sizes.
+        """What a budget for this target keeps to: its formats, in layers of equal sizes.
 
         Args:
             others: `other_bytes`, where they are known.
@@ -286,7 +290,9 @@ class Target(ABC):
             return None if form.name == "dense" else self.refusal(WeightSpec(form, _place(role)))
 
         sizes = replace(self.sizes, others=others)
-        return Restriction(refusal, self.alike, False, self.offered, sizes)
+        return Restriction(
+            refusal, self.alike, even=True, whole=True, offered=self.offered, sizes=sizes
+        )
 
     def save(
         self,

@@ -1,7 +1,8 @@
-"""Multiplied out, with the sizes of the source: an ordinary checkpoint, for every other tool."""
+"""Multiplied out, layers of one size: an ordinary checkpoint, for every other tool."""
 
 from typing import ClassVar
 
+from spqlm.allocation.restriction import Restriction
 from spqlm.checkpoint.card import transformers_snippet
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import WeightSpec
@@ -21,6 +22,10 @@ class DenseTarget(PretrainedTarget):
     def prepare(self, view: ModelView, *, as_floats: bool = True) -> list[str]:
         """Multiply everything out: who asks for this target asks for that."""
         return super().prepare(view, as_floats=True)
+
+    def restriction(self, others: int = 0) -> Restriction:
+        """Whole weights, in layers of one size: anything else is filled up or multiplied out."""
+        return Restriction(even=True, whole=True)
 
     def check_fits(self, view: ModelView) -> None:
         """Nothing is refused."""

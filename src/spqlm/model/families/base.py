@@ -35,11 +35,13 @@ class Mlp:
         inputs: projections from the hidden size; row j of each belongs to neuron j.
         scored: the input projection whose output measures a neuron's activation.
         output: projection back to the hidden size; column j belongs to neuron j.
+        size: the config's field that states how many neurons there are.
     """
 
     inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     scored: str = "mlp.up_proj"
     output: str = "mlp.down_proj"
+    size: str = "intermediate_size"
 
 
 @dataclass(frozen=True)
