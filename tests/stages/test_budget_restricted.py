@@ -46,13 +46,21 @@ def test_formats_that_cannot_be_shared_are_named():
         small.within(10**9).plan(view, statistics)
 
 
-def test_a_restricted_stage_offers_what_is_allowed_and_no_shapes():
-    stage = budget(widths=(0.5,), ranks=(0.5,))
-    only = Restriction(lambda role, form: None if form == Int8() else "not here", "fused", False)
+def test_a_restricted_stage_offers_what_is_allowed():
+    stage = budget(widths=(0.5,), ranks=(0.5,), sparsities=(0.5,))
+    only = Restriction(lambda role, form: None if form == Int8() else "not here", "fused")
     made = stage.restricted(only)
     assert made.formats == made.embedding_formats == (Int8(),)
-    assert made.alike == "fused" and made.widths == made.ranks == ()
+    assert made.alike == "fused" and not made.even_cuts
     assert stage.restricted(Restriction()) == stage
+
+
+def test_a_target_of_layers_of_one_size_has_them_cut_alike_and_keeps_weights_whole():
+    stage = budget(widths=(0.5,), ranks=(0.5,), mlp_ranks=(0.5,), sparsities=(0.5,))
+    made = stage.restricted(Restriction(even=True, whole=True))
+    assert made.even_cuts and made.widths == (0.5,)
+    assert made.ranks == made.mlp_ranks == made.sparsities == ()
+    assert made.restricted(Restriction()).even_cuts
 
 
 def test_a_recipe_that_chooses_nothing_cannot_be_restricted():
