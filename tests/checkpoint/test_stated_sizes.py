@@ -21,8 +21,13 @@ def cut_everywhere(model_type, **options):
     return view
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("stated")
+
+
 @pytest.mark.parametrize("model_type", ORDINARY)
-def test_layers_that_were_cut_alike_make_an_ordinary_smaller_model(model_type, tmp_path):
+def test_layers_that_were_cut_alike_make_an_ordinary_smaller_model(model_type, place):
     view = cut_everywhere(model_type)
     before, words = logits(view.model), greedy(view.model)
     state_sizes(view)
@@ -34,13 +39,21 @@ def test_layers_that_were_cut_alike_make_an_ordinary_smaller_model(model_type, t
     assert config.num_attention_heads == (2 if own else 4)
     assert bool(describe(view.model)) is not own
     attach(view.model)
-    view.model.save_pretrained(tmp_path / "out")
-    loaded = load(tmp_path / "out")
+    view.model.save_pretrained(place / model_type)
+    loaded = load(place / model_type)
     assert logits(loaded).equal(before) and greedy(loaded) == words
-    if own:
-        assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
-        [said] = without_the_package([tmp_path / "out"]).values()
-        assert said == "loaded"
+    stated = json.loads((place / model_type / "config.json").read_text())
+    assert ("quantization_config" in stated) is not own
+
+
+def test_it_loads_without_the_package(place):
+    models = {}
+    for model_type in ("llama", "gemma3_text", "qwen2"):
+        view = cut_everywhere(model_type)
+        state_sizes(view)
+        view.model.save_pretrained(place / f"plain-{model_type}")
+        models[str(place / f"plain-{model_type}")] = "loaded"
+    assert without_the_package([*models]) == models
 
 
 def test_layers_that_differ_are_left_to_the_checkpoint():

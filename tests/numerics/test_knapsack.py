@@ -279,6 +279,47 @@ def test_a_tie_holds_across_the_shapes_of_a_unit():
     assert taken[0].alternative == 1
 
 
+@st.composite
+def tied_shapes(draw):
+    """Units of the sizes None and some of 1 and 2, in one tie or another."""
+    units = []
+    for _ in range(draw(st.integers(1, 3))):
+        name = draw(st.sampled_from(["one", "two"]))
+        sizes = [None, *draw(st.lists(st.sampled_from([1, 2]), max_size=2, unique=True))]
+        option = st.tuples(st.integers(1, 50), st.floats(0, 10))
+        part = st.lists(option, min_size=1, max_size=2)
+        units.append(
+            [
+                Alternative(draw(st.floats(0, 10)), [draw(part)], tie=Tie(name, [size]))
+                for size in sizes
+            ]
+        )
+    return units
+
+
+def even(units, taken) -> bool:
+    found: dict[str, set[int | None]] = {}
+    for unit, choice in zip(units, taken, strict=True):
+        tie = unit[choice.alternative].tie
+        found.setdefault(tie.name, set()).add(tie.kinds[0])
+    return all(len(sizes) == 1 for sizes in found.values())
+
+
+@settings(deadline=None, max_examples=40)
+@given(tied_shapes(), st.data())
+def test_units_of_a_tie_take_one_shape_at_the_least_loss(units, data):
+    every = itertools.product(*([way[0] for way in ways(unit)] for unit in units))
+    allowed = [list(taken) for taken in every if even(units, taken)]
+    sizes = [totals(units, taken)[0] for taken in allowed]
+    assert smallest(units) == min(sizes)
+    budget = data.draw(st.integers(min(sizes), max(sizes)))
+    taken = choose(units, budget)
+    size, loss = totals(units, taken)
+    assert even(units, taken) and size <= budget
+    best = min(totals(units, t)[1] for t in allowed if totals(units, t)[0] <= budget)
+    assert loss <= best * (1 + 2 * RELATIVE_GAP) + 1e-5
+
+
 # --- several limits ------------------------------------------------------------------------------
 
 

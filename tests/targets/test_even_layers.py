@@ -62,9 +62,10 @@ def exported(name, place, text_file):
     )
     assert "layers of one size: at least " in result.manifest.stages[0].plan.summary
     assert [layer.key_value_groups for layer in ModelView(result.model).layers] == [1, 1, 1]
-    written = spqlm.export(out, name, place / f"{name}.written")
+    # A file of that name, or a directory.
+    written = spqlm.export(out, name, place / f"written.{name}")
     assert written.notes == []
-    return result.model, place / f"{name}.written"
+    return result.model, written.place
 
 
 def test_plain_transformers_computes_the_same(place, text_file):
