@@ -80,6 +80,23 @@ class Zeroed(BaseModel):
     nonzeros: int
 
 
+class Scaled(BaseModel):
+    """Factors that move from what a module writes to the weights that read it.
+
+    Attributes:
+        readers: full names of the linear layers.
+        exponents: of two, for each channel: the readers' columns are multiplied by the power, what
+            the module writes is divided by it.
+        width: consecutive channels that are read together, see `numerics.smoothing.channels_of`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    readers: list[str]
+    exponents: list[int]
+    width: int
+
+
 class Change(BaseModel):
     """What a plan does to one module.
 
@@ -91,6 +108,7 @@ class Change(BaseModel):
         cut: what of it goes; None for nothing.
         predicted_loss: nats per token, where the choice was priced.
         zeroed: how many of its entries become zero; None where none do.
+        scaled: factors that leave it for the weights behind it; None where none do.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -102,6 +120,7 @@ class Change(BaseModel):
     cut: Cut | None = None
     predicted_loss: float | None = None
     zeroed: Zeroed | None = None
+    scaled: Scaled | None = None
 
     @model_validator(mode="before")
     @classmethod

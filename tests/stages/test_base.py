@@ -10,6 +10,7 @@ ANSWERS = [
     ("quantize", {}, Needs()),
     ("svd", {}, Needs()),
     ("mask", {}, Needs(windows=True)),
+    ("smooth", {}, Needs(windows=True)),
     ("factorize", {}, Needs(windows=True)),
     ("factorize", {"whiten": False}, Needs()),
     ("recover", {}, Needs(text=True)),

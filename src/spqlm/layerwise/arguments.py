@@ -1,6 +1,6 @@
 """What a model passes to each decoder layer besides the hidden states."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,13 @@ class Call:
     positional: tuple[Any, ...]
     named: Mapping[str, Any]
 
-    def run(self, layer: nn.Module, states: Tensor) -> Tensor:
+    def run(self, layer: Callable[..., Any], states: Tensor) -> Tensor:
         """The layer's states, [windows, context, hidden] -> the same."""
         output = self.output(layer, states)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
-    def output(self, layer: nn.Module, states: Tensor) -> Any:
+    def output(self, layer: Callable[..., Any], states: Tensor) -> Any:
         """All that the layer gives."""
         return layer(states, *self.positional, **self.named)
 

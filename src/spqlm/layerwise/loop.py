@@ -1,6 +1,6 @@
 """The one loop over the layers of a decoder: observe, replace, train, keep, move on."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -93,7 +93,16 @@ class Step:
 
     def run(self, windows: Tensor) -> Tensor:
         """The layer as it is now on some windows, int64 [n] -> [n, context, hidden]."""
-        return self._walk.run(self.layer, self.states[windows])
+        return self.run_on(self.states[windows])
+
+    def run_on(self, states: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The layer as it is now on states, [n, context, hidden] -> the same.
+
+        Args:
+            states: what enters it.
+            parameters: that it has in place of its own, by their names in the layer.
+        """
+        return self._walk.run(self.layer, states, parameters)
 
     def replace(self, name: str, module: nn.Module) -> None:
         """Put `module` where the layer's module called `name` is."""

@@ -1,11 +1,12 @@
 """The decoder one layer at a time, over calibration windows, in the memory of one layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from spqlm.layerwise.arguments import STATES, layer_calls
 from spqlm.model.experts import routed_rows
@@ -71,9 +72,24 @@ class Walk:
         """Whether states at the layer are at hand, and the layer can be run on them by itself."""
         return True
 
-    def run(self, layer: LayerView, states: Tensor) -> Tensor:
-        """One layer on some windows, [windows, context, hidden] -> the same; differentiable."""
-        return self._calls[layer.name].run(self._view.module(layer.name), states)
+    def run(
+        self, layer: LayerView, states: Tensor, parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """One layer on some windows, [windows, context, hidden] -> the same; differentiable.
+
+        Args:
+            layer: to run.
+            states: what enters it.
+            parameters: that it has in place of its own, by their names in the layer.
+        """
+        module = self._view.module(layer.name)
+        if not parameters:
+            return self._calls[layer.name].run(module, states)
+
+        def other(*positional: Any, **named: Any) -> Any:
+            return functional_call(module, dict(parameters), positional, named)
+
+        return self._calls[layer.name].run(other, states)
 
     def gives_tuple(self, layer: LayerView, states: Tensor) -> bool:
         """Whether the layer gives more than hidden states, found out on some windows."""

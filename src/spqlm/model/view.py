@@ -155,6 +155,24 @@ class LayerView:
         ]
 
     @property
+    def linear_in(self) -> list[tuple[Named, Named]]:
+        """Projections whose outputs are factors of what another reads, as far as paths tell.
+
+        Values with the output of attention; the scored input of an MLP with its output, which an
+        activation between them may keep from being true.
+        """
+        attention, mlp = self._family.attention, self._family.mlp
+        pairs: list[tuple[str, str, Role]] = [
+            (attention.value, attention.output, "attention"),
+            (mlp.scored, mlp.output, "mlp"),
+        ]
+        return [
+            (self._named(writer, role), self._named(reader, role))
+            for writer, reader, role in pairs
+            if self._has(writer, reader)
+        ]
+
+    @property
     def leaves(self) -> list[Named]:
         """Projections that hold a weight: dense and quantised ones, and both factors of a pair."""
         return [leaf for named in self.linears for leaf in _leaves(named)]
