@@ -60,8 +60,9 @@ class Entered:
         """Inside, what the norms of a layer give is compared with what enters linear layers."""
 
         def hook(name: str) -> Callable[..., None]:
-            def on_output(_: nn.Module, __: object, output: Tensor) -> None:
-                self._given[name] = output
+            def on_output(_: nn.Module, __: object, output: object) -> None:
+                if isinstance(output, Tensor):
+                    self._given[name] = output
 
             return on_output
 
