@@ -103,7 +103,8 @@ def test_ctrl_c_while_training_leaves_no_output(source, text_file, tmp_path):
         *("--recipe", recipe, "--calibration", text_file),
     )
     wait_for(process, "quantize: ")
-    time.sleep(0.5)  # recovery follows at once
+    while not (tmp_path / "out.unfinished").exists() and process.poll() is None:
+        time.sleep(0.1)  # recovery follows at once
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
     assert (code, out) == (130, "")

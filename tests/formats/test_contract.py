@@ -20,7 +20,9 @@ from spqlm.numerics.metric import Metric
 # Fields that have no default, and more than one choice of others; else the defaults.
 EXAMPLES = {
     "int8": [{}, {"granularity": "per_tensor"}],
-    **{kind: [{}, {"group_size": 32}] for kind in GROUPED},
+    "int3": [{}, {"group_size": 32}],
+    "int4": [{}, {"group_size": 32}],
+    "nl5": [{}, {"group_size": 32}],
     "group_sparse": [
         {"kept": 7},
         {"kept": 40, "bits": 8, "zero": True},

@@ -33,7 +33,7 @@ class Grid:
     shifted: bool = False
     multiples: tuple[int, int] | None = None
 
-    @cached_property
+    @property
     def even(self) -> bool:
         """Whether levels are one apart."""
         return self.levels[-1] - self.levels[0] == len(self.levels) - 1
