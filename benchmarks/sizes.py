@@ -37,7 +37,7 @@ from spqlm.formats.low_rank import LowRank
 from spqlm.numerics.nonlinear import LEVELS
 from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model, load_tokenizer
-from spqlm.targets._integers import OFFERED
+from spqlm.targets.mlx import MlxTarget
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
 # What a row is known by.
@@ -66,7 +66,7 @@ VARIANTS: dict[str, dict] = {
     "only 4 and 8 bits": grouped(4),
     "only 4, 5, 6 and 8 bits": grouped(4, 5, 6),
     "groups of 64 only": grouped(2, 3, 4, 5, 6),
-    "evenly spaced levels only": menu([dump(form) for form in OFFERED]),
+    "evenly spaced levels only": menu([dump(form) for form in MlxTarget.offered]),
     "ranks and widths, too": SHAPES,
     "gradients not weighed in the fit": {"token_power": 0},
     "rounding to nearest": {"rounding": "nearest"},

@@ -3,23 +3,12 @@
 import pytest
 import torch
 from tests.kernels.triton.test_linear import DTYPES, assert_near, linear, on, random
-from tests.stored_weights import definition, grouped, random_codes
-from torch import Tensor
+from tests.kernels.triton.test_widths import make
 
-from spqlm.formats import StoredWeight
 from spqlm.kernels import triton
-from spqlm.native.weights import GROUPED, NONLINEAR
+from spqlm.native.weights import NONLINEAR
 
 KINDS = pytest.mark.parametrize("kind", NONLINEAR)
-
-
-def make(
-    kind: str, rows: int, columns: int, size: int, dtype: torch.dtype
-) -> tuple[StoredWeight, Tensor]:
-    """A weight in groups of so many inputs, with every level, and in float64."""
-    scale = random(2, rows, columns // size, dtype=dtype)
-    weight = grouped(random_codes(rows, columns, GROUPED[kind], seed=1), scale, kind)
-    return weight, definition(weight)
 
 
 @KINDS
@@ -70,13 +59,3 @@ def test_sums_of_parts_of_a_long_row(device):
     x, bias = random(3, 1, 1536, dtype=torch.bfloat16), random(4, 40, dtype=torch.bfloat16)
     y = linear.product(*on(device, x, stored, bias))
     assert_near(y, x.double() @ weight.T + bias.double(), torch.bfloat16)
-
-
-@pytest.mark.parametrize(("right", "left"), [("nl3", "int5"), ("int4", "nl4"), ("nl2", "nl5")])
-@pytest.mark.parametrize("count", [1, 3])
-def test_both_factors(device, right, left, count):
-    inner, right_weight = make(right, 32, 64, 32, torch.float32)
-    outer, left_weight = make(left, 9, 32, 32, torch.float32)
-    x = random(3, count, 64, dtype=torch.float32)
-    y = linear.low_rank(*on(device, x, inner, outer, None))
-    assert_near(y, x.double() @ right_weight.T @ left_weight.T, torch.float32)

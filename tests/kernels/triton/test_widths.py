@@ -9,28 +9,29 @@ from torch import Tensor
 from spqlm.formats import StoredWeight, group_sparse
 from spqlm.kernels import product, triton
 from spqlm.modules.embedding import CompressedEmbedding
+from spqlm.native.weights import EVEN, GROUPED
 
 
 def make(
-    bits: int, rows: int, columns: int, size: int | None, dtype: torch.dtype
+    kind: str, rows: int, columns: int, size: int | None, dtype: torch.dtype
 ) -> tuple[StoredWeight, Tensor]:
     """A weight in groups of so many inputs, or of whole rows, and in float64."""
     scale = random(2, rows, columns // (size or columns), dtype=dtype)
-    weight = grouped(random_codes(rows, columns, bits, seed=1), scale, f"int{bits}")
+    weight = grouped(random_codes(rows, columns, GROUPED[kind], seed=1), scale, kind)
     return weight, definition(weight)
 
 
 SHAPES = pytest.mark.parametrize(
     ("size", "columns"), [(32, 96), (64, 192), (128, 256), (None, 160)], ids=str
 )
-PLANES = pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
+PLANES = pytest.mark.parametrize("kind", [kind for kind in EVEN if kind != "int4"])
 
 
 @PLANES
 @SHAPES
 @pytest.mark.parametrize("count", [1, 3])
-def test_codes_are_read_as_they_are_stored(device, bits, size, columns, count):
-    stored, weight = make(bits, 9, columns, size, torch.float32)
+def test_codes_are_read_as_they_are_stored(device, kind, size, columns, count):
+    stored, weight = make(kind, 9, columns, size, torch.float32)
     x, bias = random(3, count, columns, dtype=torch.float32), random(4, 9, dtype=torch.float32)
     y = linear.product(*on(device, x, stored, bias))
     assert_near(y, x.double() @ weight.T + bias.double(), torch.float32)
@@ -38,8 +39,8 @@ def test_codes_are_read_as_they_are_stored(device, bits, size, columns, count):
 
 @PLANES
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_in_half_precision(device, bits, dtype):
-    stored, weight = make(bits, 5, 160, 32, dtype)
+def test_in_half_precision(device, kind, dtype):
+    stored, weight = make(kind, 5, 160, 32, dtype)
     for count in (1, 2):
         x = random(3, count, 160, dtype=dtype)
         assert_near(linear.product(*on(device, x, stored, None)), x.double() @ weight.T, dtype)
@@ -47,8 +48,8 @@ def test_in_half_precision(device, bits, dtype):
 
 @PLANES
 @SHAPES
-def test_the_weight_is_written_out(device, bits, size, columns):
-    stored, weight = make(bits, 5, columns, size, torch.float32)
+def test_the_weight_is_written_out(device, kind, size, columns):
+    stored, weight = make(kind, 5, columns, size, torch.float32)
     [moved] = on(device, stored)
     dense = linear.dequantized(linear.matrix_of(moved, None), torch.float32)
     assert torch.equal(dense.cpu(), weight.float())
@@ -57,9 +58,9 @@ def test_the_weight_is_written_out(device, bits, size, columns):
     assert_near(y, many.double() @ weight.T, torch.float32)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
-def test_rows_of_a_table(device, bits):
-    stored, _ = make(bits, 11, 96, 32, torch.float32)
+@pytest.mark.parametrize("kind", EVEN)
+def test_rows_of_a_table(device, kind):
+    stored, _ = make(kind, 11, 96, 32, torch.float32)
     [moved], index = on(device, stored), torch.tensor([10, 0, 3, 3], device=device)
     rows = linear.restored(moved, index=index)
     assert torch.equal(rows.cpu(), moved.restore().cpu()[index.cpu()])
@@ -77,8 +78,8 @@ def test_rows_of_a_table_of_bytes(device):
     )
 
 
-@pytest.mark.parametrize("right", [3, 5])
-@pytest.mark.parametrize("left", [2, 6])
+@pytest.mark.parametrize("right", ["int3", "int5", "nl2", "nl3"])
+@pytest.mark.parametrize("left", ["int2", "int6", "nl4", "nl5"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_both_factors(device, right, left, count):
     inner, right_weight = make(right, 32, 64, 32, torch.float32)
@@ -89,7 +90,7 @@ def test_both_factors(device, right, left, count):
 
 
 def test_planes_that_are_not_whole_words_are_left_to_pytorch(device):
-    stored, _ = make(3, 5, 48, None, torch.float32)
+    stored, _ = make("int3", 5, 48, None, torch.float32)
     x = torch.ones(2, 48, device=device)
     assert linear.product(x, *on(device, stored, None)) is None
 
@@ -101,9 +102,9 @@ def on_kernels(device, monkeypatch):
     return device
 
 
-@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
-def test_gradients_of_inputs_and_scales(on_kernels, bits):
-    stored, weight = make(bits, 5, 96, 32, torch.float32)
+@pytest.mark.parametrize("kind", [kind for kind in EVEN if kind != "int4"])
+def test_gradients_of_inputs_and_scales(on_kernels, kind):
+    stored, weight = make(kind, 5, 96, 32, torch.float32)
     [moved] = on(on_kernels, stored)
     moved.scale.requires_grad_()
     x = random(3, 2, 96, dtype=torch.float32).to(on_kernels).requires_grad_()
@@ -124,7 +125,7 @@ def test_dropped_groups_come_back_as_zeros(on_kernels):
 
 
 def test_an_embedding_looks_up_by_the_kernel(on_kernels, monkeypatch):
-    stored, _ = make(3, 11, 96, 32, torch.float32)
+    stored, _ = make("int3", 11, 96, 32, torch.float32)
     [moved] = on(on_kernels, stored)
     table = CompressedEmbedding(moved, embed_scale=2.0)
     monkeypatch.setattr(type(moved), "take_rows", None)
