@@ -43,7 +43,8 @@ def main() -> None:
 
 
 def write_tiny_model(folder: Path) -> None:
-    """Two random layers of Llama, and a tokenizer of single bytes."""
+    """Two random layers of Llama, the same each time, and a tokenizer of single bytes."""
+    import torch
     from tokenizers import Tokenizer, models
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -53,7 +54,9 @@ def write_tiny_model(folder: Path) -> None:
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=len(letters), num_hidden_layers=2, **shape)
+    # No token ends a text: one that a random model happens to write would make it shorter.
+    config = LlamaConfig(vocab_size=len(letters), num_hidden_layers=2, eos_token_id=None, **shape)
+    torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
 
 

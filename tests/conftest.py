@@ -22,6 +22,12 @@ def pytest_report_header():
     return f"native kernels: {', '.join(native.instruction_sets(found))}"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Before every fixture: random weights do not depend on which tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def library():
     """The native library; without it the test is skipped, or fails if SPQ_REQUIRE_NATIVE is 1."""
