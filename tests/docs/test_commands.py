@@ -23,6 +23,8 @@ NOT_RUN = {
     "docs/how-to/budget-for-speed.md": "asks for speeds that a tiny model does not reach; "
     "tests/stages/test_budget_limits.py keeps to them",
     "docs/how-to/serve.md": "a server runs until it is stopped; tests/serving asks one",
+    "docs/how-to/start-from-a-quantised-model.md": "takes a model of another tool; "
+    "tests/sources/packed compresses one of each method",
     "docs/use.md": "needs llama.cpp and MLX; tests/targets writes every target and reads it back",
     "docs/reference/python.md": "signatures; its examples are run below",
 }

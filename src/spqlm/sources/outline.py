@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -17,7 +16,15 @@ from spqlm.model.view import ModelView
 from spqlm.sources.adapter import ADAPTER
 from spqlm.sources.gguf import demo_file, gguf_config
 from spqlm.sources.load import source_kind
-from spqlm.sources.pretrained import LOADING_ERRORS, first_line, model_class, read_config
+from spqlm.sources.opened import stated_dtype, without_codes
+from spqlm.sources.packed import Packing
+from spqlm.sources.pretrained import (
+    LOADING_ERRORS,
+    first_line,
+    model_class,
+    others_packing,
+    read_config,
+)
 
 
 @dataclass(frozen=True)
@@ -57,34 +64,31 @@ def outline(name: str, dtype: str | torch.dtype = "auto") -> Outline | None:
             config, headers = gguf_config(demo_file() if kind == "demo" else path), None
         else:
             config, headers = read_config(name)
-        if getattr(config, "quantization_config", None) is not None:
+        packing = None if kind in ("demo", "gguf") else others_packing(name, config)
+        if packing is None and getattr(config, "quantization_config", None) is not None:
             return None
-        wanted = _dtype(config, dtype)
+        wanted, config = stated_dtype(config, dtype), without_codes(config)
         with torch.device("meta"):
             model = model_class(config).from_config(config, dtype=wanted, trust_remote_code=False)
     except SpqError:
         raise
     except LOADING_ERRORS as error:
         raise SpqError(f"cannot load model {name!r}: {first_line(error)}") from error
-    whole = _in_the_way(kind, model, headers or {})
+    whole = _in_the_way(kind, packing, model, headers or {})
     open_experts(model)
     return Outline(ModelView(model), whole)
 
 
-def _dtype(config: Any, dtype: str | torch.dtype) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return getattr(config.get_text_config(), "dtype", None) or torch.bfloat16
-    found = getattr(torch, dtype, None)
-    return found if isinstance(found, torch.dtype) else torch.bfloat16
-
-
 def _in_the_way(
-    kind: SourceKind, model: PreTrainedModel, headers: Mapping[str, TensorHeader]
+    kind: SourceKind,
+    packing: Packing | None,
+    model: PreTrainedModel,
+    headers: Mapping[str, TensorHeader],
 ) -> str | None:
     if not supported():
         return "this system does not take memory of mapped files back"
+    if packing is not None:
+        return f"{packing.spoken} is unpacked in memory; unpack it with the recipe `dense` first"
     if kind in ("demo", "gguf"):
         return "a GGUF file is unpacked in memory; unpack it with the recipe `dense` first"
     kept = {header.dtype for header in headers.values() if header.dtype.is_floating_point}

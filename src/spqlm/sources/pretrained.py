@@ -23,7 +23,8 @@ from spqlm.checkpoint import quantizer
 from spqlm.checkpoint.headers import TensorHeader
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.sources.accounting import check_files, check_kinds, check_loaded, check_sizes
-from spqlm.sources.opened import check_opened, note_of, reading
+from spqlm.sources.opened import read_packed
+from spqlm.sources.packed import ByTransformers, Packed, Packing, packing_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +65,15 @@ def read_pretrained(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel
     }
     try:
         config, headers = read_config(name, trusted=trusted)
-        method = _foreign_method(config)
-        if method is not None:
-            wanted["quantization_config"] = reading(method)
-        found: Any = model_class(config).from_pretrained(name, **wanted)
+        packing, kind = others_packing(name, config), model_class(config)
+        if isinstance(packing, Packed):
+            return read_packed(name, kind, config, packing, options).eval(), packing.note
+        if isinstance(packing, ByTransformers):
+            wanted["quantization_config"] = packing.reader()
+        found: Any = kind.from_pretrained(name, **wanted)
         model, info = found
         check_loaded(what, info)
-        if method is None and getattr(model, "hf_quantizer", None) is None:
+        if packing is None and getattr(model, "hf_quantizer", None) is None:
             if headers is None:
                 headers = check_files(what, Path(str(cached_file(name, "config.json"))).parent)
             check_kinds(what, model, headers)
@@ -78,7 +81,7 @@ def read_pretrained(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel
         raise
     except LOADING_ERRORS as error:
         raise SpqError(f"cannot load {what}: {first_line(error)}") from error
-    return model.eval(), "" if method is None else note_of(method)
+    return model.eval(), "" if packing is None else packing.note
 
 
 def read_config(
@@ -129,11 +132,26 @@ def model_class(config: Any) -> Any:
     return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
-def _foreign_method(config: Any) -> str | None:
-    """The method of another's that the weights are quantised with; None where there is none."""
+def others_packing(name: str, config: Any) -> Packing | None:
+    """How others stored the weights; None where these are floats, or a checkpoint of ours.
+
+    Args:
+        name: of the model, for messages.
+        config: of the model.
+
+    Raises:
+        SpqError: they cannot be turned back.
+        CheckpointError: what the config says of them is not a JSON object.
+    """
     stated = getattr(config, "quantization_config", None)
-    method = stated.get("quant_method") if isinstance(stated, dict) else None
-    return None if method == quantizer.METHOD else method
+    if stated is None:
+        # Where older versions of compressed-tensors put theirs.
+        stated = getattr(config, "compression_config", None)
+    if stated is None:
+        return None
+    if not isinstance(stated, dict):
+        raise CheckpointError(f"quantization_config of {name!r} is not a JSON object")
+    return None if stated.get("quant_method") == quantizer.METHOD else packing_of(name, stated)
 
 
 def _check_causal(name: str, config: Any) -> None:
@@ -145,18 +163,9 @@ def _check_causal(name: str, config: Any) -> None:
         raise SpqError(
             f"model {name!r} is {architectures[0]}, not a causal language model (...ForCausalLM)"
         )
-    stated = getattr(config, "quantization_config", None)
-    if stated is None:
-        # Where older versions of compressed-tensors put theirs.
-        stated = getattr(config, "compression_config", None)
-    if stated is None:
+    if others_packing(name, config) is not None:
         return
-    if not isinstance(stated, dict):
-        raise CheckpointError(f"quantization_config of {name!r} is not a JSON object")
-    method = stated.get("quant_method")
-    if method != quantizer.METHOD:
-        check_opened(name, method)
-        return
+    stated = getattr(config, "quantization_config", None) or {}
     foreign = sorted(set(stated) - quantizer.KEYS)
     if foreign:
         # With some of them transformers would take it for another method's.

@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 from tests.helpers import tiny_model, tiny_tokenizer
 
 import spqlm
-from spqlm.errors import SpqError
 from spqlm.sources.load import load_model
 
 BLOCK = 32
@@ -98,13 +97,3 @@ def test_mxfp4_is_opened_with_a_note_of_what_it_was(mxfp4):
     for name, weight in meant.items():
         assert torch.equal(state[name], weight.bfloat16())
     assert "mxfp4" in loaded.source.note
-
-
-@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", None])
-def test_others_are_refused_by_name(source, method):
-    config = json.loads((source / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method, "bits": 4}
-    (source / "config.json").write_text(json.dumps(config))
-    said = method or "a method that it does not name"
-    with pytest.raises(SpqError, match=f"already quantised with {said}; start from the original"):
-        load_model(source)
