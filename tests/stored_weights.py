@@ -62,7 +62,7 @@ def definition(weight: StoredWeight) -> Tensor:
     if name == "dense":
         return tensors["weight"].double()
     codes, scale = tensors["codes"], tensors["scale"].double()
-    if name == "int8":
+    if name in ("int8", "w8a8"):
         return codes.double() * scale[:, None]
     bits = weight.format.bits
     values = codes.double() if bits == 8 else _planes(codes, bits)

@@ -88,6 +88,8 @@ class Scaled(BaseModel):
         exponents: of two, for each channel: the readers' columns are multiplied by the power, what
             the module writes is divided by it.
         width: consecutive channels that are read together, see `numerics.smoothing.channels_of`.
+        gain: nats per token that the readers lose less by them where they are in int8 with int8
+            inputs; None where that was not looked at.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,6 +97,7 @@ class Scaled(BaseModel):
     readers: list[str]
     exponents: list[int]
     width: int
+    gain: float | None = None
 
 
 class Change(BaseModel):
@@ -109,6 +112,8 @@ class Change(BaseModel):
         predicted_loss: nats per token, where the choice was priced.
         zeroed: how many of its entries become zero; None where none do.
         scaled: factors that leave it for the weights behind it; None where none do.
+        left_out: whether it is a decoder layer that goes. Layers are counted anew without it, and
+            the plan's other changes call them as they are called then.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -121,6 +126,7 @@ class Change(BaseModel):
     predicted_loss: float | None = None
     zeroed: Zeroed | None = None
     scaled: Scaled | None = None
+    left_out: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -171,6 +177,11 @@ class Plan(BaseModel):
     changes: list[Change] = Field(default_factory=list)
     summary: str = ""
     spent: list[Spent] = Field(default_factory=list)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Layers that go, by their names before."""
+        return [change.module for change in self.changes if change.left_out]
 
     @property
     def bytes_saved(self) -> int:

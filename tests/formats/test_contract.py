@@ -20,6 +20,7 @@ from spqlm.numerics.metric import Metric
 # Fields that have no default, and more than one choice of others; else the defaults.
 EXAMPLES = {
     "int8": [{}, {"granularity": "per_tensor"}],
+    "w8a8": [{}, {"granularity": "per_tensor"}],
     "int3": [{}, {"group_size": 32}],
     "int4": [{}, {"group_size": 32}],
     "nl5": [{}, {"group_size": 32}],
@@ -37,7 +38,7 @@ EXAMPLES = {
         {"rank": 32, "factor": {"int5": {"group_size": 32}}},
     ],
 }
-KNOWN = {"dense", "int8", "group_sparse", "low_rank", *GROUPED}
+KNOWN = {"dense", "int8", "w8a8", "group_sparse", "low_rank", *GROUPED}
 SHAPES = [(6, 128), (33, 64), (1, 192)]
 # For blocks that none of those widths holds.
 WIDE = [(5, 512)]

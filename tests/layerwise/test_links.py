@@ -93,3 +93,18 @@ def test_integers_are_no_part_of_a_link():
 def test_nothing_is_watched_afterwards():
     view, layer, _ = seen(tiny_model(), random_windows(2))
     assert not any(m._forward_hooks for m in view.module(layer.name).modules())
+
+
+def test_some_tokens_are_kept_and_readers_of_the_same_rows_share_them():
+    model, windows = tiny_model(), random_windows(4, 24)
+    step = next(iter(LayerLoop(ModelView(model), windows, "looking")))
+    entered = Entered(every=7)
+    step.observe(entered)
+    rows = linear_inputs(model, windows)
+    for named in step.layer.linears:
+        places, kept = entered.sample(named.name)
+        assert places.tolist() == list(range(0, 96, 7))
+        assert torch.equal(kept, rows[named.name].flatten(0, -2)[places].float())
+    query, key = (entered.kept[named.name][0] for named in (step.layer.query, step.layer.key))
+    assert query[1] is key[1]
+    assert Entered().kept == {}

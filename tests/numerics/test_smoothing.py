@@ -3,7 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spqlm.numerics.smoothing import LARGEST_EXPONENT, channels_of, exponents, largest_of
+from spqlm.numerics import integer
+from spqlm.numerics.smoothing import (
+    LARGEST_EXPONENT,
+    channels_of,
+    exponents,
+    int8_loss,
+    largest_of,
+)
 
 
 @given(st.integers(0, 1000), st.floats(0, 1))
@@ -41,3 +48,25 @@ def test_channels_are_repeated_as_heads_are():
     values = torch.arange(groups * width).view(1, groups, 1, width)
     expected = repeat_kv(values, repeats).flatten()
     assert torch.equal(channels_of(groups * repeats * width, groups * width, width), expected)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_int8_loss_is_the_weighed_error_of_rounding_both(shift):
+    generator = torch.Generator().manual_seed(2)
+    weight, rows = torch.randn(5, 8, generator=generator), torch.randn(9, 8, generator=generator)
+    tokens, output = torch.rand(9, generator=generator), torch.rand(5, generator=generator)
+    rows[:, 2] *= 40
+    exponents = torch.tensor([0, 0, shift, 0, 0, 0, 0, 0])
+
+    def rounded(values):
+        step = values.abs().amax(1, keepdim=True) / 127
+        return (values / step).round() * step
+
+    factors = 2.0 ** exponents.double()
+    wide, entered = weight.double() * factors, rows.double() / factors
+    # Scales of weights have eight significant bits, and are rounded up.
+    scale = integer.absmax_scale(wide.float(), per_channel=True).double()[:, None]
+    error = rounded(entered) @ ((wide / scale).round() * scale).T - entered @ wide.T
+    weighed = (tokens.double()[:, None] * error**2).sum(0) / tokens.double().sum()
+    wanted = 0.5 * float((output.double() * weighed).sum())
+    assert int8_loss(weight, rows, tokens, output, exponents) == pytest.approx(wanted, rel=1e-3)

@@ -78,7 +78,7 @@ def tied_shapes(draw):
         part = st.lists(option, min_size=1, max_size=2)
         units.append(
             [
-                Alternative(draw(st.floats(0, 10)), [draw(part)], tie=Tie(name, [size]))
+                Alternative(draw(st.floats(0, 10)), [draw(part)], shape_ties=[Tie(name, [size])])
                 for size in sizes
             ]
         )
@@ -88,7 +88,7 @@ def tied_shapes(draw):
 def even(units, taken) -> bool:
     found: dict[str, set[int | None]] = {}
     for unit, choice in zip(units, taken, strict=True):
-        tie = unit[choice.alternative].tie
+        [tie] = unit[choice.alternative].shape_ties
         found.setdefault(tie.name, set()).add(tie.kinds[0])
     return all(len(sizes) == 1 for sizes in found.values())
 

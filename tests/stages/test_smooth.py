@@ -7,6 +7,7 @@ import torch
 from tests.helpers import format_of, logits, tiny_model, tiny_tokenizer
 
 import spqlm
+from spqlm.calibration.sensitivity import collect_sensitivities
 from spqlm.calibration.statistics import Statistics
 from spqlm.changes import Change, Plan, Scaled
 from spqlm.decoding.int8_activations import round_activations
@@ -149,13 +150,41 @@ def uneven():
 @torch.no_grad()
 def test_int8_activations_lose_less():
     exact, losses = logits(uneven()), []
-    for stages in ([], [Smooth()]):
+    for stages in ([], [Smooth(strength=0.5)]):
         model = uneven()
         for stage in stages:
             run(stage, model)
         run(Quantize(modules=("attention", "mlp")), model)
         losses.append(float((logits(round_activations(model)) - exact).square().mean()))
     assert losses[1] < losses[0] / 10
+
+
+@torch.no_grad()
+def test_the_strength_that_is_searched_loses_no_more_than_any_that_is_given():
+    exact = logits(uneven())
+    view = ModelView(uneven())
+    names = Smooth().needs(view).sensitivities
+    assert names == {named.name for named in view.linears(("attention", "mlp"))}
+
+    def loss(stage):
+        model = uneven()
+        with torch.enable_grad():
+            found = collect_sensitivities(ModelView(model), WINDOWS, names)
+        statistics = Statistics(windows=WINDOWS, sensitivities=found)
+        plan = stage.plan(ModelView(model), statistics)
+        stage.apply(ModelView(model), plan)
+        run(Quantize(modules=("attention", "mlp")), model)
+        error = (logits(round_activations(model)) - exact).square().mean()
+        return float(error), plan
+
+    given = [loss(Smooth(strength=strength))[0] for strength in (0.2, 0.5, 0.8)]
+    found, plan = loss(Smooth())
+    assert found < 1.2 * min(given) and found < max(given)
+    gains = [change.scaled.gain for change in plan.changes]
+    assert all(gain > 0 for gain in gains)
+    assert f"that saves {sum(gains):.4f} nats" in plan.summary
+    # Smoothing alone loses nothing, so it is no part of what a plan is predicted to lose.
+    assert plan.predicted_loss is None
 
 
 def test_it_goes_before_other_stages_of_a_recipe(text_file, tmp_path):

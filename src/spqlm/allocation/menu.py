@@ -70,6 +70,7 @@ class Menu:
             LowRank(rank=rank, factor=form)
             for rank in sorted(wanted - {0}, reverse=True)
             for form in formats
+            if not form.rounds_inputs
         ]
         return [form for form in ranked if form.misfit(rows, columns) is None]
 
@@ -83,6 +84,11 @@ class Menu:
             for share in self.sparsities.get(named.role, ())
             if columns // size * (1 - share) >= 1
         ]
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether any of the formats rounds what enters a weight, so that this is to be priced."""
+        return any(form.rounds_inputs for formats in self.formats.values() for form in formats)
 
     def rounding_of(self, form: Format) -> Rounding:
         """How weights become codes of a format."""

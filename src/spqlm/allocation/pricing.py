@@ -117,7 +117,7 @@ class Pricer:
         index = sampled_rows(len(weight)).to(weight.device)
         some = weight[index]
         stored = option.fit(some, fit.rows(index), self._menu.priced_rounding_of(option)).restore()
-        losses = price.rows(index).row_losses(stored - some)
+        losses = _row_losses(option, price.rows(index), stored, some)
         energy = price.energy(weight)
         rows = energy * (losses.sum() / energy[index].sum().clamp_min(TINY))
         rows[index] = losses
@@ -138,7 +138,13 @@ class Pricer:
             stored = option.fit(weight, fit, rounding, basis).restore()
         else:
             stored = option.fit(weight, fit, rounding).restore()
-        part.add(option, price.row_losses(stored - weight))
+        part.add(option, _row_losses(option, price, stored, weight))
+
+
+def _row_losses(option: Format, price: Metric, stored: Tensor, weight: Tensor) -> Tensor:
+    """What each row costs that is stored so, and what enters it where that is rounded, too."""
+    losses = price.row_losses(stored - weight)
+    return losses + price.noise_losses(stored) if option.rounds_inputs else losses
 
 
 def sampled_rows(count: int) -> Tensor:

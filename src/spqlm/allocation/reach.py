@@ -9,7 +9,7 @@ from spqlm.allocation.menu import Menu
 from spqlm.allocation.out_of_reach import check_reach, check_together, least
 from spqlm.allocation.resources import Disk, Resource
 from spqlm.allocation.restriction import Alike, ties
-from spqlm.allocation.search import Shares, alternatives, outer_weights
+from spqlm.allocation.search import Shares, alternatives, may_go, outer_weights
 from spqlm.allocation.shapes import Shape
 from spqlm.allocation.together import drop_unstated
 from spqlm.allocation.units import Block, Part, PricedShape, Unit
@@ -29,6 +29,7 @@ def reach(
     targets: Sequence[Target] = (),
     *,
     even: bool = False,
+    left_out: int = 0,
 ) -> tuple[int, int]:
     """Fewest and most bytes on disk that a choice from a menu takes; headers are counted.
 
@@ -40,6 +41,7 @@ def reach(
         alike: which weights take one format.
         targets: that are refused where no choice meets them.
         even: whether layers that are as large now stay so.
+        left_out: most layers that may go.
 
     Raises:
         OutOfReach: a target is, or several are together; names what is not.
@@ -50,17 +52,22 @@ def reach(
     resources = [target.resource for target in every]
     # The smallest serves where layers need not agree; else they take one that all of them can have.
     offered = {kind: held if even else sorted(held)[:1] for kind, held in shares.items()}
-    units = [
-        _unit(
-            _members(layer, kind),
-            menu,
-            [_cuts(layer, kind, share, multiple_of) for share in offered[kind]],
-            resources,
-            Block.of(layer, kind),
-        )
-        for layer in view.layers
-        for kind in shares
-    ]
+    # Which layers go is not known, and they are of one size nearly always.
+    may = {layer.name: 0.0 for layer in view.layers[: min(left_out, len(view.layers) - 1)]}
+    units = []
+    for layer in view.layers:
+        made = [
+            _unit(
+                _members(layer, kind),
+                menu,
+                [_cuts(layer, kind, share, multiple_of) for share in offered[kind]],
+                resources,
+                Block.of(layer, kind),
+            )
+            for kind in shares
+        ]
+        may_go(view, layer, made, may, resources)
+        units += made
     units += [_unit([named], menu, [], resources) for named in outer_weights(view)]
     if even:
         drop_unstated(view, units)

@@ -8,7 +8,7 @@ from spqlm.allocation.sizes import Sizes
 from spqlm.changes import Cut
 from spqlm.formats import Format
 from spqlm.model.extent import Extent
-from spqlm.model.view import ModelView, Named
+from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.modules.ops import stored_weight
 from spqlm.profile import Kind, Profile
 
@@ -50,6 +50,9 @@ class Resource(Protocol):
             cuts: of its weights, by full name.
         """
 
+    def of_layer(self, view: ModelView, layer: LayerView) -> float:
+        """What a whole layer costs besides the weights that are decided on."""
+
     def fixed(self, view: ModelView, decided: Sequence[Named]) -> float:
         """What everything else costs.
 
@@ -80,6 +83,12 @@ class Disk:
     def of_cuts(self, cuts: Mapping[str, Cut]) -> float:
         """Nothing besides weights."""
         return 0
+
+    def of_layer(self, view: ModelView, layer: LayerView) -> float:
+        """Norms, and whatever else is no linear layer."""
+        weights = {id(p) for named in layer.linears for p in named.module.parameters()}
+        others = (p for p in view.module(layer.name).parameters() if id(p) not in weights)
+        return sum(p.numel() * (self.sizes.vector or p.element_size()) for p in others)
 
     def fixed(self, view: ModelView, decided: Sequence[Named]) -> float:
         """Norms and whatever else stays, and file headers."""
@@ -120,6 +129,11 @@ class StepTime:
         rest, gone = self.profile.rest(self.kind), removed(cuts)
         return -1e3 * (rest.neuron * gone.neurons + rest.group * gone.groups)
 
+    def of_layer(self, view: ModelView, layer: LayerView) -> float:
+        """Attention, norms, and its share of the program."""
+        rest, whole = self.profile.rest(self.kind), _extent(layer)
+        return 1e3 * (rest.layer + rest.neuron * whole.neurons + rest.group * whole.groups)
+
     def fixed(self, view: ModelView, decided: Sequence[Named]) -> float:
         """Attention, norms, the program, and products with the other weights."""
         names = {named.name for named in decided}
@@ -155,6 +169,10 @@ class Cache:
         """Less the heads that go."""
         return -self.group * removed(cuts).groups
 
+    def of_layer(self, view: ModelView, layer: LayerView) -> float:
+        """Its heads."""
+        return self.group * _extent(layer).groups
+
     def fixed(self, view: ModelView, decided: Sequence[Named]) -> float:
         """The cache as it is."""
         return self.group * Extent.of(view).groups
@@ -164,3 +182,12 @@ def removed(cuts: Mapping[str, Cut]) -> Extent:
     """What a layer loses."""
     gone = {cut.unit: cut.units - cut.kept for cut in cuts.values()}
     return Extent(neurons=gone.get("mlp", 0), groups=gone.get("attention", 0))
+
+
+def _extent(layer: LayerView) -> Extent:
+    """What a layer consists of, where that is known."""
+    return Extent(
+        layers=1,
+        neurons=layer.units("mlp") if layer.prunable("mlp") else 0,
+        groups=layer.units("attention") if layer.prunable("attention") else 0,
+    )

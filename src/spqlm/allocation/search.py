@@ -1,7 +1,7 @@
 """From a model and its sensitivities to priced units: one walk, and a second where it could pay."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import nn
@@ -12,7 +12,7 @@ from spqlm.allocation.pricing import Pricer
 from spqlm.allocation.resources import Resource
 from spqlm.allocation.shapes import Shape, shapes
 from spqlm.allocation.together import drop_unstated, promising_together
-from spqlm.allocation.units import BYTES, NO_TIES, Block, Part, Unit
+from spqlm.allocation.units import BYTES, NO_TIES, Block, LeftOut, Part, Unit
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
 from spqlm.layerwise.loop import LayerLoop, Sink
@@ -56,6 +56,7 @@ class Search:
         prices: those of earlier searches; None keeps none.
         resources: that are limited.
         even: whether layers that are as large now are to stay so.
+        left_out: layers that may go, by full name, and what that costs in nats per token.
     """
 
     view: ModelView
@@ -67,6 +68,7 @@ class Search:
     prices: Prices | None = None
     resources: Sequence[Resource] = BYTES
     even: bool = False
+    left_out: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def _sensitivities(self) -> Mapping[str, Sensitivity]:
@@ -121,6 +123,7 @@ class Search:
         for layer in self.view.layers:
             for kind, unit in zip(self.shares, found[layer.name], strict=True):
                 unit.block = Block.of(layer, kind)
+            may_go(self.view, layer, found[layer.name], self.left_out, self.resources)
         inner = [unit for units in found.values() for unit in units]
         if self.even:
             drop_unstated(self.view, inner)
@@ -204,7 +207,8 @@ class Search:
         for step in LayerLoop(self.view, windows, title, sink=sink, only=names, frozen=True):
             members = names[step.layer.name]
             wanted = {n: s for n, s in self._sensitivities.items() if n in members}
-            fit, held_out = layer_metrics(step, wanted, self._weightings)
+            noise = self._weightings[1] if self.menu.rounds_inputs else None
+            fit, held_out = layer_metrics(step, wanted, self._weightings, noise=noise)
             price(step.layer, Pricer(self.menu, fit, held_out, self.resources))
 
     def _members(self, layer: LayerView, kind: Prunable) -> list[Named]:
@@ -259,21 +263,44 @@ def _members(units: list[Unit]) -> set[str]:
     return {part.named.name for unit in units for part in unit.priced[0].parts}
 
 
+def may_go(
+    view: ModelView,
+    layer: LayerView,
+    units: Sequence[Unit],
+    prices: Mapping[str, float],
+    resources: Sequence[Resource],
+) -> None:
+    """Let the units of a layer go together, if it has a price.
+
+    Args:
+        view: the model.
+        layer: of it.
+        units: all of the layer.
+        prices: nats per token of leaving layers out, by full name.
+        resources: that are limited.
+    """
+    if layer.name not in prices:
+        return
+    loss, costs = prices[layer.name], [-found.of_layer(view, layer) for found in resources]
+    for unit in units:
+        unit.left_out = LeftOut(layer.name, loss, tuple(costs))
+        loss, costs = 0.0, [0.0] * len(costs)
+
+
 def alternatives(
     unit: Unit, ties: Mapping[str, str] = NO_TIES, *, even: bool = False
 ) -> list[Alternative]:
-    """What was priced, for the knapsack.
+    """What was priced, for the knapsack, and last that the unit goes with its layer.
 
     Args:
         unit: of the model.
         ties: weights of one, by full name, are stored alike.
         even: whether blocks that are as large now are to stay so.
     """
-    block = unit.block if even else None
-    return [shaped.alternative(ties, block) for shaped in unit.priced]
+    return unit.alternatives(unit.priced, ties, even=even, estimates=False)
 
 
 def hopes(unit: Unit, *, even: bool = False) -> list[Alternative]:
     """The same without ties of weights, with everything that was only estimated."""
-    block, every = unit.block if even else None, [*unit.priced, *unit.estimated]
-    return [shaped.alternative(NO_TIES, block, estimates=True) for shaped in every]
+    every = [*unit.priced, *unit.estimated]
+    return unit.alternatives(every, NO_TIES, even=even, estimates=True)

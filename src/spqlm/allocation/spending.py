@@ -13,6 +13,8 @@ from spqlm.allocation.units import Unit
 from spqlm.changes import Change, Spent
 from spqlm.formats.group_sparse import GroupSparse
 from spqlm.formats.low_rank import LowRank
+from spqlm.model.shortened import renumbered
+from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.knapsack import choose, used, worth
 from spqlm.numerics.programme import Choice, Units
@@ -51,11 +53,12 @@ def spend(
     with working("choosing formats"):
         taken = _chosen(options, limits)
         free = _chosen([alternatives(unit) for unit in units], limits) if bound else taken
-    changes = _all_changes(units, taken, search.menu)
+    changes = _numbered(search.view, _all_changes(search.view, units, taken, search.menu))
     spent = _spent(options, taken, limits)
     words = [summary(changes), *_said(spent)]
     if bound:
-        more = _loss(units, taken, search.menu) - _loss(units, free, search.menu)
+        more = _loss(search.view, units, taken, search.menu)
+        more -= _loss(search.view, units, free, search.menu)
         # Shapes were priced that pay for all layers; others might serve some of them better.
         least = "at least " if EVEN in bound else ""
         words.append(f"{' and '.join(bound)}: {least}{more:.4f} nats of it")
@@ -115,13 +118,45 @@ def _largest(units: list[Unit], menu: Menu) -> int:
     )
 
 
-def _loss(units: list[Unit], taken: list[Choice], menu: Menu) -> float:
-    return sum(change.predicted_loss or 0.0 for change in _all_changes(units, taken, menu))
+def _loss(view: ModelView, units: list[Unit], taken: list[Choice], menu: Menu) -> float:
+    return sum(change.predicted_loss or 0.0 for change in _all_changes(view, units, taken, menu))
 
 
-def _all_changes(units: list[Unit], taken: list[Choice], menu: Menu) -> list[Change]:
-    pairs = zip(units, taken, strict=True)
-    return [change for unit, choice in pairs for change in _changes(unit, choice, menu)]
+def _all_changes(
+    view: ModelView, units: list[Unit], taken: list[Choice], menu: Menu
+) -> list[Change]:
+    """What was chosen: first layers that go, then weights of those that stay."""
+    gone: dict[str, Change] = {}
+    changes = []
+    for unit, choice in zip(units, taken, strict=True):
+        if choice.alternative < len(unit.priced):
+            changes += _changes(unit, choice, menu)
+        elif unit.left_out is not None and unit.left_out.layer not in gone:
+            gone[unit.left_out.layer] = Change(
+                module=unit.left_out.layer,
+                bytes_before=module_bytes(view.module(unit.left_out.layer)),
+                bytes_after=0,
+                predicted_loss=unit.left_out.loss,
+                left_out=True,
+            )
+    return [*gone.values(), *changes]
+
+
+def _numbered(view: ModelView, changes: list[Change]) -> list[Change]:
+    """With weights called as they are once layers are out."""
+    gone = [change.module for change in changes if change.left_out]
+    if not gone:
+        return changes
+    names = renumbered(view, gone)
+
+    def called(change: Change) -> Change:
+        for old, new in names.items():
+            if change.module.startswith(f"{old}."):
+                name = new + change.module.removeprefix(old)
+                return change.model_copy(update={"module": name})
+        return change
+
+    return [change if change.left_out else called(change) for change in changes]
 
 
 def _changes(unit: Unit, choice: Choice, menu: Menu) -> list[Change]:
@@ -147,7 +182,8 @@ def _changes(unit: Unit, choice: Choice, menu: Menu) -> list[Change]:
 
 def summary(changes: list[Change]) -> str:
     """How many weights became what, and the prices' sum where there are prices."""
-    formats = [change.stored_as for change in changes]
+    gone = sum(change.left_out for change in changes)
+    formats = [change.stored_as for change in changes if not change.left_out]
     counts = Counter(form.codes for form in formats)
     kept = counts.pop("dense", 0)
     words = [f"{count} weights to {codes}" for codes, count in sorted(counts.items())]
@@ -158,6 +194,7 @@ def summary(changes: list[Change]) -> str:
     words += [f"{ranks} factorised"] if ranks else []
     words += [f"{sparse} group-sparse"] if sparse else []
     words += [f"{cuts} cut"] if cuts else []
+    words += [f"{gone} layers left out"] if gone else []
     losses = [change.predicted_loss for change in changes if change.predicted_loss is not None]
     predicted = f"; predicted loss {sum(losses):.4f} nats" if losses else ""
     return ", ".join(words) + predicted

@@ -105,10 +105,33 @@ class Block:
     kind: Prunable
     size: int
 
+    def tie(self, kept: int | None) -> Tie:
+        """Of one that is cut to a size, None for as it is, with those that are as large now."""
+        return Tie(f"{self.kind} of {self.size}", [kept])
+
     @classmethod
     def of(cls, layer: LayerView, kind: Prunable) -> "Block | None":
         """That of a layer; None where it is not known which rows and columns belong to what."""
         return cls(kind, layer.units(kind)) if layer.prunable(kind) else None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """That a unit may go with all of its layer.
+
+    Attributes:
+        layer: full name.
+        loss: nats per token; the first unit of the layer has all of it, and the others none.
+        costs: what the layer takes besides its units, the same.
+    """
+
+    layer: str
+    loss: float
+    costs: Costs
+
+    def tie(self, *, gone: bool) -> Tie:
+        """With the other units of the layer."""
+        return Tie(f"layer {self.layer}", [gone])
 
 
 @dataclass
@@ -126,7 +149,7 @@ class PricedShape:
     def alternative(
         self,
         ties: Mapping[str, str] = NO_TIES,
-        even: Block | None = None,
+        shape_ties: Sequence[Tie] = (),
         *,
         estimates: bool = False,
     ) -> Alternative:
@@ -134,7 +157,7 @@ class PricedShape:
 
         Args:
             ties: of weights that take the same option, by full name.
-            even: the block, where it is cut as those of the other layers are.
+            shape_ties: with other units.
             estimates: whether options count that were only estimated.
         """
         parts = [
@@ -145,8 +168,7 @@ class PricedShape:
         names = [ties.get(part.named.name) for part in self.parts]
         pairs = zip(names, self.parts, strict=True)
         tied = [None if name is None else Tie(name, part.options) for name, part in pairs]
-        tie = None if even is None else Tie(f"{even.kind} of {even.size}", [self.kept])
-        return Alternative(self.shape.loss, parts, tied, self.costs, tie)
+        return Alternative(self.shape.loss, parts, tied, self.costs, shape_ties)
 
     @property
     def costs(self) -> Costs:
@@ -169,12 +191,14 @@ class Unit:
         estimated: shapes whose parts were not rounded.
         wanted: those of them that are rounded next.
         block: that the weights are; None where they cannot be cut as one.
+        left_out: how it goes with all of its layer; None where that stays.
     """
 
     priced: list[PricedShape]
     estimated: list[PricedShape] = field(default_factory=list)
     wanted: list[PricedShape] = field(default_factory=list)
     block: Block | None = None
+    left_out: LeftOut | None = None
 
     @classmethod
     def of(cls, whole: list[Part], shapes: Iterable[Shape]) -> "Unit":
@@ -196,6 +220,44 @@ class Unit:
         """Have some of the estimated shapes rounded next."""
         self.wanted = shapes
         self.estimated = [shaped for shaped in self.estimated if shaped not in shapes]
+
+    def alternatives(
+        self, shapes: Sequence[PricedShape], ties: Mapping[str, str], *, even: bool, estimates: bool
+    ) -> list[Alternative]:
+        """Some of the shapes, in their order, and behind them going with the layer.
+
+        Args:
+            shapes: of the unit.
+            ties: of weights that take the same option, by full name.
+            even: whether blocks that are as large now are to stay so.
+            estimates: whether options count that were only estimated.
+        """
+        block = self.block if even else None
+        stays = [] if self.left_out is None else [self.left_out.tie(gone=False)]
+
+        def sized(kept: int | None) -> list[Tie]:
+            return [] if block is None else [block.tie(kept)]
+
+        found = [
+            shaped.alternative(ties, [*sized(shaped.kept), *stays], estimates=estimates)
+            for shaped in shapes
+        ]
+        if self.left_out is None:
+            return found
+        # One that is gone is no smaller than the others of its size, whichever that is.
+        sizes = dict.fromkeys(shaped.kept for shaped in shapes) if block else (None,)
+        gone = self.left_out.tie(gone=True)
+        whole = found[0]
+        # Nor is any of its weights stored otherwise than those of its tie.
+        ties_of = whole.ties or [None] * len(whole.parts)
+        parts = [
+            [(0.0,) * len(option) for option in (part if tie else part[:1])]
+            for part, tie in zip(whole.parts, ties_of, strict=True)
+        ]
+        loss, costs = self.left_out.loss, self.left_out.costs
+        return found + [
+            Alternative(loss, parts, whole.ties, costs, [*sized(kept), gone]) for kept in sizes
+        ]
 
     def promising_options(self, worth: Worth) -> bool:
         """Whether an option that was not rounded yet could pay."""

@@ -1,7 +1,7 @@
 """Activation statistics, collected by hooks: only what the stages ask for."""
 
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -75,6 +75,22 @@ class Statistics:
 
         sensitivities = {name: cut(found) for name, found in self.sensitivities.items()}
         return Statistics(sensitivities=sensitivities, windows=self.windows[:count])
+
+    def called(self, names: Mapping[str, str], gone: Collection[str]) -> "Statistics":
+        """Sensitivities by what layers are called now.
+
+        Args:
+            names: of layers now, by what they were called.
+            gone: layers that are there no longer.
+        """
+        found = {}
+        for name, held in self.sensitivities.items():
+            layer = next((one for one in (*names, *gone) if name.startswith(f"{one}.")), None)
+            if layer is None:
+                found[name] = held
+            elif layer in names:
+                found[names[layer] + name.removeprefix(layer)] = held
+        return Statistics(sensitivities=found, windows=self.windows)
 
 
 @contextmanager

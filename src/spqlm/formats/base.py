@@ -191,6 +191,8 @@ class Format(BaseModel, ABC):
     fine: ClassVar[bool] = False
     # Whether products with inputs rounded to int8 are exact sums of integers.
     int8_products: ClassVar[bool] = False
+    # Whether what enters the weight is rounded to int8 wherever many tokens come at once.
+    rounds_inputs: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from spqlm.kernels.gpu import kernels_for
 from spqlm.kernels.product import FEW_ROWS, needs_gradient
+from spqlm.numerics.integer import quantize_tokens
 
 # Rows that are multiplied at a time: the sums take four bytes each.
 BLOCK_ROWS = 512
-LEVELS = 127
 
 
 def dynamic_int8_linear(
@@ -39,10 +39,7 @@ def dynamic_int8_linear(
         return None
     y = rows.new_empty(len(rows), len(codes))
     for start in range(0, len(rows), BLOCK_ROWS):
-        block = rows[start : start + BLOCK_ROWS]
-        step = block.abs().amax(1, keepdim=True).float().div_(LEVELS)
-        step.clamp_min_(torch.finfo(torch.float32).tiny)
-        rounded = torch.div(block, step).round_().to(torch.int8)
+        rounded, step = quantize_tokens(rows[start : start + BLOCK_ROWS])
         sums = torch._int_mm(rounded, codes.T) * step
         torch.mul(sums, scale.float(), out=y[start : start + BLOCK_ROWS])
     y = y.view(*x.shape[:-1], len(codes))

@@ -41,10 +41,16 @@ class Entered:
     Attributes:
         largest: max|x_j| of every input, float32 [in], by full name.
         norms: full names of norms, by that of the linear layer that reads what they gave.
+        every: one token in so many is kept; 0 keeps none.
+        kept: of the tokens that are, their places [kept] in the text and rows [kept, in], by full
+            name; layers that read the same rows share them.
     """
 
     largest: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, str] = field(default_factory=dict)
+    every: int = 0
+    kept: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    _last: tuple[Tensor | None, tuple[Tensor, Tensor] | None] = (None, None)
     _given: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, name: str, tokens: Tokens, rows: Tensor) -> None:
@@ -54,6 +60,25 @@ class Entered:
         for norm, given in self._given.items():
             if given.data_ptr() == rows.data_ptr() and given.shape[-1] == rows.shape[-1]:
                 self.norms[name] = norm
+        if self.every and len(rows):
+            self.kept.setdefault(name, []).append(self._some(tokens, rows))
+
+    def _some(self, tokens: Tokens, rows: Tensor) -> tuple[Tensor, Tensor]:
+        last, found = self._last
+        if found is None or last is not rows:
+            if isinstance(tokens, slice):
+                places = torch.arange(tokens.start, tokens.stop)
+            else:
+                places = tokens.cpu()
+            wanted = (places % self.every == 0).nonzero()[:, 0]
+            found = places[wanted], rows[wanted.to(rows.device)].float()
+            self._last = rows, found
+        return found
+
+    def sample(self, name: str) -> tuple[Tensor, Tensor]:
+        """Places and rows of the tokens that were kept of what entered a linear layer."""
+        places, rows = zip(*self.kept[name], strict=True)
+        return torch.cat(places), torch.cat(rows)
 
     @contextmanager
     def watching(self, view: ModelView, layer: LayerView) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """The metrics that weights are fitted and priced in, layer by layer."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from spqlm.layerwise.walk import Tokens
 from spqlm.model.experts import shown_all_tokens
 from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.numerics.gptq import DAMPING
+from spqlm.numerics.integer import quantize_tokens
 from spqlm.numerics.metric import Metric
 
 # With fewer tokens than inputs H is singular, and directions it never saw must not look free.
@@ -79,6 +80,7 @@ def layer_metrics(
     sensitivities: Mapping[str, Sensitivity],
     weightings: Sequence[Weighting],
     drift: Drift | None = None,
+    noise: Weighting | None = None,
 ) -> list[dict[str, Metric]]:
     """Metrics of a layer's weights on what enters them.
 
@@ -89,25 +91,35 @@ def layer_metrics(
         sensitivities: by full name.
         weightings: as many sets of tokens.
         drift: what follows how inputs moved; of a loop with `dense`.
+        noise: one of the weightings, whose metrics say what rounding inputs to int8 does, too.
 
     Returns:
-        for each weighting, metrics by full name: in² floats for each linear layer.
+        for each weighting, metrics by full name: in² floats for each linear layer, twice as many
+        with noise.
     """
     wanted = [named.name for named in step.layer.leaves if named.name in sensitivities]
     short = {named.name: named.module for named in short_of_tokens(step.layer, sensitivities)}
     moments = [_moments(wanted, sensitivities, weighting, short) for weighting in weightings]
+    rounded = None if noise is None else _moments(wanted, sensitivities, noise, short)
 
     def on_rows(name: str, tokens: Tokens, rows: Tensor) -> None:
         for found in moments:
             found(name, tokens, rows)
+        if rounded is not None:
+            codes, step = quantize_tokens(rows)
+            rounded(name, tokens, codes * step - rows)
         if drift is not None:
             drift.on_rows(name, tokens, rows)
 
     with shown_all_tokens(set(short.values())):
         step.observe(on_rows, None if drift is None else drift.on_dense)
-    return [
+    made = [
         {name: _metric(found, name, sensitivities[name]) for name in wanted} for found in moments
     ]
+    if rounded is not None:
+        index = weightings.index(noise)
+        made[index] = {n: replace(m, noise=rounded.mean(n)) for n, m in made[index].items()}
+    return made
 
 
 def drift_of(

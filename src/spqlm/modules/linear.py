@@ -42,10 +42,9 @@ class CompressedLinear(Compressed):
         in_features: width of the input.
         out_features: width of the output.
         bias: parameter [out_features] or None.
-        int8_inputs: whether many rows of inputs are rounded to int8 as they come; not saved.
+        int8_inputs: whether many rows of inputs are rounded to int8 as they come: always where the
+            format says so, and else by `round_activations`, which is not saved.
     """
-
-    int8_inputs = False
 
     def __init__(self, weight: StoredWeight, bias: Tensor | None) -> None:
         """Hold exactly these tensors.
@@ -56,6 +55,7 @@ class CompressedLinear(Compressed):
         """
         super().__init__(weight)
         self.out_features, self.in_features = weight.shape
+        self.int8_inputs = weight.format.rounds_inputs
         self.register_parameter("bias", None if bias is None else held(bias))
         self._remembered = Remembered()
 

@@ -161,6 +161,20 @@ def quantize_stochastic(
     return (below + (noise < scaled - below)).clamp_(-limit, limit).to(torch.int8)
 
 
+def quantize_tokens(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters a linear layer, each token to nearest at a scale of its own, max |x| / 127.
+
+    Args:
+        rows: float [tokens, channels].
+
+    Returns:
+        int8 codes of the same shape, and float32 scales [tokens, 1], positive.
+    """
+    step = rows.abs().amax(1, keepdim=True).float().div_(largest_code(8))
+    step.clamp_min_(torch.finfo(torch.float32).tiny)
+    return torch.div(rows, step).round_().to(torch.int8), step
+
+
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     """Codes times scale, row by row, in the scale's dtype.
 

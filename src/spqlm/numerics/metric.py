@@ -20,11 +20,14 @@ class Metric:
         terms: pairs of H [columns, columns] and o [rows].
         damping: of H where it is inverted, see `gptq.damped`.
         whole: the metric of all rows, where this is that of some.
+        noise: E[w e eᵀ] / E[w] [columns, columns], where e is what rounding to int8 does to an
+            input; None where that was not asked for. Of a linear layer's one term.
     """
 
     terms: list[tuple[Tensor, Tensor]]
     damping: float = gptq.DAMPING
     whole: "Metric | None" = None
+    noise: Tensor | None = None
 
     @cached_property
     def hessian(self) -> Tensor:
@@ -54,6 +57,14 @@ class Metric:
         """What the error of each row costs, float32 [rows]."""
         return torch.stack([gptq.row_losses(error, h, o) for h, o in self.terms]).sum(0)
 
+    def noise_losses(self, weight: Tensor) -> Tensor:
+        """What rounding the inputs of a stored weight costs, by row, float32 [rows].
+
+        Beside its own error: the two are taken to have nothing to do with each other.
+        """
+        assert self.noise is not None
+        return gptq.row_losses(weight, self.noise, self.output)
+
     def energy(self, weight: Tensor) -> Tensor:
         """What the rows of a weight, [rows, columns], weigh entry by entry, float32 [rows]."""
         squares = weight.square()
@@ -66,4 +77,6 @@ class Metric:
 
     def columns(self, index: Tensor) -> "Metric":
         """For the inputs in `index` alone."""
-        return replace(self, terms=[(h[index][:, index], o) for h, o in self.terms], whole=None)
+        noise = None if self.noise is None else self.noise[index][:, index]
+        terms = [(h[index][:, index], o) for h, o in self.terms]
+        return replace(self, terms=terms, whole=None, noise=noise)

@@ -41,19 +41,19 @@ class Alternative:
         ties: for each of the parts, its tie or None; empty where there are none. A part has the
             same tie in every shape of its unit.
         costs: what the shape itself costs of everything that is limited; empty for nothing.
-        tie: of the shape itself, the same in every shape of its unit; None where it has none.
+        shape_ties: of the shape itself, the same in every shape of its unit.
     """
 
     loss: float
     parts: Sequence[Sequence[Priced]]
     ties: Sequence[Tie | None] = ()
     costs: Sequence[float] = ()
-    tie: Tie | None = None
+    shape_ties: Sequence[Tie] = ()
 
     @property
     def tied(self) -> bool:
         """Whether the shape or any of its parts is like that of other units."""
-        return self.tie is not None or any(self.ties)
+        return any(self.shape_ties) or any(self.ties)
 
     def least(self, resource: int) -> float:
         """The least that the shape and its parts can cost of one thing that is limited."""
@@ -118,7 +118,8 @@ class Programme:
                 losses.append(alternative.loss)
                 costs.append([alternative.least(k) - least[k] for k in every])
                 entries.append((one_of_unit, shape, 1.0))
-                ties.add((number, SHAPE), alternative.tie, shape)
+                for tie in alternative.shape_ties:
+                    ties.add((number, SHAPE), tie, shape)
                 for place, options in enumerate(alternative.parts):
                     if alternative.ties:
                         ties.add((number, place), alternative.ties[place], len(losses))

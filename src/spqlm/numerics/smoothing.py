@@ -8,6 +8,8 @@ them has the same digits, so nothing is rounded.
 import torch
 from torch import Tensor
 
+from spqlm.numerics.integer import absmax_scale, dequantize, quantize, quantize_tokens
+
 # Powers of two beyond which the range of float16 is at stake.
 LARGEST_EXPONENT = 12
 
@@ -60,3 +62,28 @@ def largest_of(values: Tensor, channel: Tensor) -> Tensor:
     """
     largest = values.new_zeros(int(channel.max()) + 1)
     return largest.scatter_reduce_(0, channel, values, "amax")
+
+
+def int8_loss(
+    weight: Tensor, rows: Tensor, tokens: Tensor, output: Tensor, exponents: Tensor
+) -> float:
+    """Nats per token that a weight and its inputs cost in int8, with factors between them.
+
+    ½ Σ_i o_i Σ_t w_t (ŷ_ti - y_ti)² / Σ_t w_t, with each row of the weight and each token at a
+    scale of its own.
+
+    Args:
+        weight: float32 [rows, columns].
+        rows: what enters it, float32 [tokens, columns].
+        tokens: w, what each token counts, [tokens].
+        output: o, [rows].
+        exponents: of two, for each input: the column is multiplied, the input divided.
+    """
+    factors = torch.exp2(exponents.float())
+    scaled = weight * factors
+    scale = absmax_scale(scaled, per_channel=True)
+    codes, step = quantize_tokens(rows / factors)
+    stored = dequantize(quantize(scaled, scale), scale)
+    error = (codes.float() @ stored.T).mul_(step) - rows @ weight.T
+    weighed = tokens @ error.square_() / tokens.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return 0.5 * float(output @ weighed)

@@ -6,10 +6,11 @@ from math import inf
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import torch
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from spqlm.allocation.apply import apply_changes
 from spqlm.allocation.earlier_spelling import spelled_out
+from spqlm.allocation.left_out import layers_left_out
 from spqlm.allocation.limits import Limits, Target, targets
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.price_cache import cached
@@ -30,7 +31,9 @@ from spqlm.formats.base import Rounding
 from spqlm.formats.dense import Dense
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
+from spqlm.formats.w8a8 import W8A8
 from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.model.shortened import leave_out, renumbered
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
 from spqlm.numerics.integer import LARGEST_SCALE
@@ -46,6 +49,8 @@ ARITHMETIC: dict[str, tuple[float, ...]] = {
     "mlp_ranks": (0.8, 0.6, 0.4, 0.25),
 }
 """Options that buy arithmetic and cache, for budgets that limit these and name none."""
+LEFT_OUT = 4
+"""Most layers that may go, in the same budgets."""
 
 
 class Budget(Stage):
@@ -89,6 +94,9 @@ class Budget(Stage):
     mlp_ranks: tuple[Share, ...] = Field((), description="the same for MLP weights")
     sparsities: tuple[Share, ...] = Field(
         (), description="shares of their groups that attention and MLP weights in 4 bits may drop"
+    )
+    left_out: int = Field(
+        0, ge=0, description="most decoder layers that may go, priced by running without them"
     )
     sparse_group_size: Literal[8, 16, 32, 64] = Field(16, description="inputs in such a group")
     multiple_of: int = Field(64, ge=1, description="MLP widths are rounded to a multiple of this")
@@ -143,6 +151,17 @@ class Budget(Stage):
         """Recipes of earlier versions state bits and group sizes, whose products are formats."""
         return spelled_out(fields) if isinstance(fields, dict) else fields
 
+    @field_validator("embedding_formats")
+    @classmethod
+    def _looked_up(cls, given: tuple[Format, ...]) -> tuple[Format, ...]:
+        wrong = [form.name for form in given if form.rounds_inputs]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]} rounds what enters a weight, and rows of an embedding are looked up; "
+                "take int8"
+            )
+        return given
+
     @property
     def byte_limit(self) -> int | None:
         """The target."""
@@ -160,8 +179,11 @@ class Budget(Stage):
         update: dict[str, Any] = {"limits": limits}
         for menu in ("formats", "embedding_formats"):
             update[menu] = tuple(dict.fromkeys([*getattr(self, menu), Dense()]))
+        if limits.prefill is not None:
+            update["formats"] = tuple(dict.fromkeys([*update["formats"], W8A8()]))
         if limits.prefill is not None or limits.kv is not None:
             update |= {name: getattr(self, name) or found for name, found in ARITHMETIC.items()}
+            update["left_out"] = self.left_out or LEFT_OUT
         return self.model_copy(update=update)
 
     def untrained(self) -> Self:
@@ -213,6 +235,7 @@ class Budget(Stage):
             self.alike,
             self._targets(view),
             even=self.even_cuts,
+            left_out=self.left_out,
         )
         whole = sum(p.numel() * p.element_size() for p in view.model.parameters())
         if self.target_bytes is not None:
@@ -224,7 +247,7 @@ class Budget(Stage):
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work | None:
         """Every option is fitted to some rows, then one of them to all."""
-        if any(getattr(self, name) for name in (*ARITHMETIC, "sparsities")):
+        if any(getattr(self, name) for name in (*ARITHMETIC, "sparsities", "left_out")):
             return None  # the shapes that are looked at depend on prices
         if self.reconstruction.steps:
             return None
@@ -254,16 +277,18 @@ class Budget(Stage):
             return Plan(stage=self.key, changes=changes, summary=summary(changes))
         _check_finite(view, statistics)
         wanted = self._targets(view)
+        shown = statistics.first(self.priced_windows)
         search = cached(
             Search(
                 view,
-                statistics.first(self.priced_windows),
+                shown,
                 self._menu(),
                 self._shares,
                 self.multiple_of,
                 self.token_power,
                 resources=[target.resource for target in wanted],
                 even=self.even_cuts,
+                left_out=layers_left_out(view, shown.windows, self.left_out),
             )
         )
         changes, words, spent = spend(search, wanted, self.alike)
@@ -320,9 +345,13 @@ class Budget(Stage):
         statistics, kept = inputs.statistics, None
         if statistics.sensitivities:
             kept = inputs.directory(view, self, statistics.windows, plan.model_dump_json())
+        if plan.left_out:
+            names = renumbered(view, plan.left_out)
+            leave_out(view, plan.left_out)
+            statistics = statistics.called(names, plan.left_out)
         apply_changes(
             view,
-            {change.module: change for change in plan.changes},
+            {change.module: change for change in plan.changes if not change.left_out},
             statistics,
             self._menu(),
             self.token_power,

@@ -22,11 +22,13 @@ class Integers(NamedTuple):
         codes: int8 [rows, columns] in [-2^(bits-1), 2^(bits-1) - 1].
         scale: [rows, groups] of consecutive columns, of either sign, in the model's dtype.
         bits: of a code.
+        int8_inputs: whether what enters the weight is rounded to int8.
     """
 
     codes: Tensor
     scale: Tensor
     bits: int
+    int8_inputs: bool = False
 
     @property
     def group_size(self) -> int:
@@ -47,7 +49,7 @@ def integers(weight: StoredWeight) -> Integers | None:
     """
     if isinstance(weight, Int8Weight):
         scale = weight.scale.expand(len(weight.codes))[:, None]
-        return Integers(weight.codes, scale, 8)
+        return Integers(weight.codes, scale, 8, weight.format.rounds_inputs)
     if isinstance(weight, GroupedWeight):
         return Integers(weight.unpacked, weight.scale, weight.format.bits)
     if isinstance(weight, GroupSparseWeight) and weight.zero is None:
@@ -83,6 +85,8 @@ OFFERED: tuple[Format, ...] = tuple(
 
 def scheme(form: Format, columns: int) -> Scheme | None:
     """That of a format; None where `integers` gives none."""
+    if form.rounds_inputs:
+        return None
     if isinstance(form, Int8):
         return Scheme(8, columns)
     if isinstance(form, Grouped) or (isinstance(form, GroupSparse) and not form.zero):
@@ -96,6 +100,8 @@ def grouping_refusal(spec: WeightSpec, multiple: int) -> str | None:
     found = scheme(spec.form, columns)
     if spec.low_rank:
         return "it is the product of two factors"
+    if spec.form.rounds_inputs:
+        return "what enters it is rounded to int8"
     if found is None:
         return f"{spec.form.describe(*spec.place.shape)} is more than a scale times a code"
     if columns % multiple:

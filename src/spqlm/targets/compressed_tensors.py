@@ -1,8 +1,10 @@
-"""The layout `pack-quantized` of compressed-tensors: vLLM, SGLang and plain transformers.
+"""The layouts of compressed-tensors: vLLM, SGLang and plain transformers.
 
-Codes of 2 to 8 bits with a scale for each group of inputs or each row. Weights that engines compute
-in one product (q, k and v; gate and up) must have one scheme there; where their schemes differ, the
-codes are stored in the widest one's bits and the scales repeated, so the numbers stay.
+`pack-quantized` holds codes of 2 to 8 bits with a scale for each group of inputs or each row.
+Weights that engines compute in one product (q, k and v; gate and up) must have one scheme there;
+where their schemes differ, the codes are stored in the widest one's bits and the scales repeated,
+so the numbers stay.
+`int-quantized` holds int8 weights whose inputs are rounded to int8 as they come (W8A8).
 """
 
 from collections.abc import Iterator
@@ -44,6 +46,15 @@ PACKAGE = Package("compressed_tensors", "pip install compressed-tensors")
 MULTIPLE = 16
 # Bytes of the tensor that states a weight's shape.
 SHAPE = 16
+PACKED, INT8_INPUTS = "pack-quantized", "int-quantized"
+# Inputs, each token at a scale of its own as it comes.
+ROUNDED = {
+    "num_bits": 8,
+    "type": "int",
+    "symmetric": True,
+    "strategy": "token",
+    "dynamic": True,
+}
 
 
 def _stored_bytes(form: Format, rows: int, columns: int, float_bytes: int) -> int:
@@ -73,19 +84,22 @@ class CompressedTensorsTarget(Target):
         """Tables have no integers there, and scales belong to whole groups."""
         if isinstance(spec.place, EmbeddingPlace):
             return "it has no integers in embeddings"
-        return grouping_refusal(spec, MULTIPLE)
+        return None if spec.form.rounds_inputs else grouping_refusal(spec, MULTIPLE)
 
     def refused(self, view: ModelView) -> dict[str, str]:
-        """Where one weight of a fused set is in floats, all of them must be."""
+        """Where one weight of a fused set is in floats, all are; so it is with rounded inputs."""
         found = super().refused(view)
         if not view.tied and isinstance(view.lm_head.module, CompressedLinear):
             found[view.lm_head.name] = "engines read the lm_head in floats"
         for layer in view.layers:
             for members in layer.together:
-                inside = [named for named in members if _held(named, found) is not None]
-                if 0 < len(inside) < len(members):
-                    names = ", ".join(named.name for named in members)
-                    found |= {n.name: f"of {names} some are floats" for n in inside}
+                held = {named.name: _held(named, found) for named in members}
+                inside = {name: weight for name, weight in held.items() if weight is not None}
+                names = ", ".join(held)
+                if len({weight.int8_inputs for weight in inside.values()}) > 1:
+                    found |= dict.fromkeys(inside, f"of {names} only some round their inputs")
+                elif 0 < len(inside) < len(members):
+                    found |= dict.fromkeys(inside, f"of {names} some are floats")
         return found
 
     def write(
@@ -102,8 +116,11 @@ class CompressedTensorsTarget(Target):
         for name, weight in schemes.items():
             for part in ("codes", "scale", "mask", "offsets"):
                 state.pop(f"{name}.{part}", None)
-            state[f"{name}.weight_packed"] = packed(weight)
             state[f"{name}.weight_scale"] = weight.scale.contiguous()
+            if weight.int8_inputs:
+                state[f"{name}.weight"] = weight.codes
+                continue
+            state[f"{name}.weight_packed"] = packed(weight)
             state[f"{name}.weight_shape"] = torch.tensor(weight.codes.shape)
         config = _config(schemes, _floats(view, schemes)) if schemes else None
         return save_tensors(model, tokenizer, state, config, place, max_shard_size)
@@ -122,7 +139,7 @@ class CompressedTensorsTarget(Target):
             how = "transformers and compressed-tensors"
         else:
             stored = read_tensors(place)
-            found = {name: _restored(stored, name, weight.bits) for name, weight in schemes.items()}
+            found = {name: _restored(stored, name, weight) for name, weight in schemes.items()}
             how = "us, for want of the package compressed-tensors"
         for name, weight in found.items():
             if not torch.equal(weight.cpu(), dense_weight(model.get_submodule(name)).cpu()):
@@ -154,23 +171,26 @@ def _floats(view: ModelView, schemes: dict[str, Integers]) -> list[str]:
     return [named.name for named in view.linears() if named.name not in schemes]
 
 
-def _restored(stored: dict[str, Tensor], name: str, bits: int) -> Tensor:
+def _restored(stored: dict[str, Tensor], name: str, like: Integers) -> Tensor:
     """What the stored tensors of a layer stand for."""
-    columns = int(stored[f"{name}.weight_shape"][1])
-    codes = unpacked(stored[f"{name}.weight_packed"], bits, columns)
+    if like.int8_inputs:
+        codes = stored[f"{name}.weight"]
+    else:
+        columns = int(stored[f"{name}.weight_shape"][1])
+        codes = unpacked(stored[f"{name}.weight_packed"], like.bits, columns)
     return dequantize_groups(codes, stored[f"{name}.weight_scale"])
 
 
 def _config(schemes: dict[str, Integers], ignored: list[str]) -> dict[str, Any]:
     """The `quantization_config`: a group for each scheme, its layers by name."""
-    layers: dict[tuple[int, int | None], list[str]] = {}
+    layers: dict[tuple[int, int | None, bool], list[str]] = {}
     for name, weight in schemes.items():
         size = weight.group_size if weight.scale.shape[1] > 1 else None
-        layers.setdefault((weight.bits, size), []).append(name)
+        layers.setdefault((weight.bits, size, weight.int8_inputs), []).append(name)
     groups = {
         f"group_{index}": {
             "targets": names,
-            "format": "pack-quantized",
+            "format": INT8_INPUTS if int8_inputs else PACKED,
             "weights": {
                 "num_bits": bits,
                 "type": "int",
@@ -179,12 +199,14 @@ def _config(schemes: dict[str, Integers], ignored: list[str]) -> dict[str, Any]:
                 "group_size": size,
                 "dynamic": False,
             },
+            **({"input_activations": ROUNDED} if int8_inputs else {}),
         }
-        for index, ((bits, size), names) in enumerate(layers.items())
+        for index, ((bits, size, int8_inputs), names) in enumerate(layers.items())
     }
+    formats = {str(group["format"]) for group in groups.values()}
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized" if len(groups) == 1 else "mixed-precision",
+        "format": formats.pop() if len(groups) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": ignored,
