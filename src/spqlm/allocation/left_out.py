@@ -70,9 +70,12 @@ class _Measured:
         self.known = known
 
     def chain(self, count: int) -> dict[str, float]:
+        """See `layers_left_out`."""
         names = [layer.name for layer in self._view.layers]
         alone = {n: self.of([n]) for n in track(names, "layers left out", len(names))}
-        order, found, before, least = [], {}, 0.0, 0.0
+        order: list[str] = []
+        found: dict[str, float] = {}
+        before = least = 0.0
         for _ in range(count):
             left = sorted(set(names) - set(order), key=alone.__getitem__)[:AGAIN]
             now = {name: self.of([*order, name]) for name in left}
