@@ -1,14 +1,15 @@
 """GGUF files at the same bytes: llama.cpp's quantiser and ours; benchmarks/results/gguf_sizes.json.
 
-    SPQ_DATA_DIR=... python benchmarks/gguf_sizes.py [--kinds q4_k_m q2_k ...] [--recover]
+    SPQ_DATA_DIR=... python benchmarks/gguf_sizes.py [--kinds q4_k_m q2_k ...] [--recover | --quick]
         [--model demo] [--windows 20] [--python PYTHON] [--threads 1] [--keep DIR]
 
 For each file type llama.cpp quantises the float32 file with and without an importance matrix,
-E[x²] over the windows that ours is calibrated on (those of the recipe `default`). The bytes of the
-file with the matrix are the target size of `spq compress --for gguf`; `spq export` writes ours.
-llama.cpp itself scores every file on the first windows of 1,024 tokens of WikiText-2 (raw,
-test): Δ is the loss above that of the float32 file, and the divergence is KL from its predictions.
-PYTHON is one with llama-cpp-python; `benchmarks/peers/setup.py llama.cpp` makes one.
+E[x²] over the windows that ours is calibrated on: those of the recipe `default`, or with `--quick`
+a quarter of them, of wikitext2_valid, and GPTQ without descent. The bytes of the file with the
+matrix are the target size of `spq compress --for gguf`; `spq export` writes ours. llama.cpp itself
+scores every file on the first windows of 1,024 tokens of WikiText-2 (raw, test): Δ is the loss
+above that of the float32 file, and the divergence is KL from its predictions. PYTHON is one with
+llama-cpp-python; `benchmarks/peers/setup.py llama.cpp` makes one.
 
 Rows that are stored are not measured again.
 """
@@ -30,23 +31,35 @@ from peers.environments import default_folder, python_of
 from torch import nn
 
 import spqlm
-from spqlm.calibration.gather import Calibration
+from spqlm.calibration.gather import Calibration, CalibrationConfig
 from spqlm.calibration.statistics import draw_windows
 from spqlm.data import consecutive, encode, load_text
 from spqlm.model.view import ModelView
-from spqlm.recipe import load_recipe
+from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model
 from spqlm.targets._gguf_keys import architecture
 
 RESULTS = Path(__file__).parent / "results" / "gguf_sizes.json"
 WORKERS = Path(__file__).parent / "peers" / "workers"
-KINDS = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "iq4_nl", "q4_0", "q2_k")
-PLAIN, WEIGHED, OURS, TRAINED = (
+KINDS = ("q4_k_m", "q3_k_m", "q6_k", "q5_k_m", "iq4_xs", "q2_k", "q8_0", "iq4_nl", "q4_0")
+PLAIN, WEIGHED, QUICK, OURS, TRAINED = (
     "llama.cpp",
     "llama.cpp, importance matrix",
+    "spq, GPTQ alone",
     "spq, no training",
     "spq",
 )
+
+
+def asked(arguments: argparse.Namespace) -> tuple[str, Recipe]:
+    """What ours is made by, and how."""
+    recipe = load_recipe("default")
+    if not arguments.quick:
+        return (TRAINED if arguments.recover else OURS), recipe
+    fields = recipe.to_dict()
+    fields["calibration"] |= {"source": "wikitext2_valid", "windows": 32}
+    fields["stages"][0]["budget"] |= {"rounding": "gptq", "priced_windows": 16}
+    return QUICK, Recipe.from_dict(fields)
 
 
 class Bench:
@@ -54,6 +67,7 @@ class Bench:
 
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
         self.folder, self.arguments = folder, arguments
+        self.by, self.recipe = asked(arguments)
         self.dense = folder / "dense.gguf"
         self.stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
 
@@ -74,25 +88,30 @@ class Bench:
         text = encode(loaded.tokenizer, load_text("wikitext2", "evaluation").text, CONTEXT)
         windows = consecutive(text, CONTEXT, self.arguments.windows)
         np.save(self.folder / "windows.npy", windows.numpy())
-        if not (self.folder / "importance.npz").exists():
-            np.savez(self.folder / "importance.npz", **importance(loaded))
+        if not self.importance.exists():
+            np.savez(self.importance, **importance(loaded, self.recipe.calibration))
         if not (self.folder / "dense.npy").exists():
             self.scored(self.dense)
+
+    @property
+    def importance(self) -> Path:
+        return self.folder / f"importance-{self.recipe.calibration.source}.npz"
 
     def scored(self, file: Path) -> dict:
         files = (file, self.folder / "windows.npy", self.folder / "dense.npy")
         return json.loads(self.worker("score_gguf.py", *files, self.arguments.threads))
 
     def held(self, kind: str, by: str) -> dict | None:
-        wanted = (self.arguments.model, kind, by)
+        wanted = (self.arguments.model, kind, by, self.recipe.calibration.source)
+        fields = ("model", "kind", "by", "calibration")
         rows = self.stored["rows"]
-        return next((r for r in rows if (r["model"], r["kind"], r["by"]) == wanted), None)
+        return next((r for r in rows if tuple(r[name] for name in fields) == wanted), None)
 
     def theirs(self, kind: str, by: str) -> dict:
         """A file of llama.cpp's quantiser."""
         row, file = self.held(kind, by), self.folder / "theirs.gguf"
         if row is None:
-            given = [self.folder / "importance.npz"] if by == WEIGHED else []
+            given = [self.importance] if by == WEIGHED else []
             started = time.perf_counter()
             self.worker("make_gguf.py", self.dense, file, kind, *given)
             row = self.keep(kind, by, file, time.perf_counter() - started)
@@ -100,13 +119,14 @@ class Bench:
 
     def ours(self, kind: str, target: int) -> None:
         """A file of ours of at most so many bytes."""
-        by, out, file = TRAINED if self.arguments.recover else OURS, self.folder / "out", "out.gguf"
-        if self.held(kind, by) is not None:
+        out, file = self.folder / "out", "out.gguf"
+        if self.held(kind, self.by) is not None:
             return
         started = time.perf_counter()
         manifest = spqlm.compress(
             self.arguments.model,
             out,
+            recipe=self.recipe,
             target_size=target,
             export_target="gguf",
             recover=self.arguments.recover,
@@ -114,7 +134,7 @@ class Bench:
         ).manifest
         seconds = time.perf_counter() - started
         spqlm.export(out, "gguf", self.folder / file, overwrite=True)
-        self.keep(kind, by, self.folder / file, seconds, predicted=manifest.predicted_loss)
+        self.keep(kind, self.by, self.folder / file, seconds, predicted=manifest.predicted_loss)
 
     def keep(self, kind: str, by: str, file: Path, seconds: float, **more: object) -> dict:
         tensors = gguf.GGUFReader(file).tensors
@@ -122,6 +142,7 @@ class Bench:
             "model": self.arguments.model,
             "kind": kind,
             "by": by,
+            "calibration": self.recipe.calibration.source,
             "bytes": file.stat().st_size,
             **self.scored(file),
             "windows": self.arguments.windows,
@@ -146,9 +167,9 @@ class Bench:
 
 
 @torch.inference_mode()
-def importance(loaded) -> dict[str, np.ndarray]:
+def importance(loaded, config: CalibrationConfig) -> dict[str, np.ndarray]:
     """E[x²] of the inputs of each linear layer, by its weight's name in a GGUF file."""
-    view, config = ModelView(loaded.model), load_recipe("default").calibration
+    view = ModelView(loaded.model)
     ids = Calibration(config, view, loaded.tokenizer, 0).ids
     windows = draw_windows(loaded.model, ids, config.context, config.windows, 0)
     arch = architecture(loaded.model.config).name
@@ -176,6 +197,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--recover", action="store_true", help="also train ours")
+    parser.add_argument("--quick", action="store_true", help="ours in minutes, and a little worse")
+    parser.add_argument("--without-plain", action="store_true", help="only with the matrix")
     parser.add_argument("--python", default=python_of(default_folder(), "llama.cpp"))
     parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--threads", type=int, default=1)
@@ -187,8 +210,9 @@ def main() -> None:
         bench = Bench(folder, arguments)
         bench.prepare()
         for kind in arguments.kinds:
-            bench.theirs(kind, PLAIN)
             bench.ours(kind, bench.theirs(kind, WEIGHED)["bytes"])
+        for kind in [] if arguments.without_plain else arguments.kinds:
+            bench.theirs(kind, PLAIN)
     finally:
         if arguments.keep is None:
             shutil.rmtree(folder)

@@ -1,14 +1,15 @@
 """Checkpoints of ours served by vLLM, beside our own logits.
 
     python benchmarks/vllm_serving.py DIRECTORY ... [--dtype bfloat16] [--compile] [--speed]
-        [--tensor-parallel 2]
+        [--tensor-parallel 2] [--lora]
 
 Needs vLLM in the same environment. For each checkpoint: the KL divergence of vLLM's predictions
 from those of transformers in float32, mean over the tokens of a text, and how many tokens of a
 greedy continuation agree. In bfloat16 rounding alone makes some 2e-3, and greedy text may part
 where two tokens are about equally likely. With `--speed`, tokens a second of 1 and of 16 sequences;
 give a dense checkpoint too, to compare, and name each twice, since other work on a machine shows as
-a difference between the two. Prints a line of JSON for each.
+a difference between the two. With `--lora`, the adapter in DIRECTORY/adapter is put on, by vLLM and
+by peft. Prints a line of JSON for each.
 """
 
 import argparse
@@ -31,31 +32,37 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the model")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--tensor-parallel", type=int, default=1)
+    parser.add_argument("--lora", action="store_true", help="with the adapter in each directory")
     return parser.parse_args()
 
 
-def ours(checkpoint: str, ids: list[int]):
-    """Log-probabilities [tokens, vocabulary] and a greedy continuation, in float32."""
+def ours(checkpoint: str, ids: list[int], adapter: str | None = None):
+    """Log-probabilities float64 [tokens, vocabulary] of the model in float32, and a greedy text."""
     import torch
 
     from spqlm.loading import load
 
     model = load(checkpoint, dtype=torch.float32)
+    if adapter is not None:
+        model.load_adapter(adapter)
     prompt = torch.tensor([ids])
     with torch.inference_mode():
-        predicted = model(prompt).logits[0, :-1].log_softmax(-1)
+        predicted = model(prompt).logits[0, :-1].double().log_softmax(-1)
         options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         written = model.generate(prompt, max_new_tokens=NEW, **options)[0, len(ids) :]
     return predicted, written.tolist()
 
 
-def theirs(engine, ids: list[int]):
+def theirs(engine, ids: list[int], adapter: str | None = None):
     """The same by vLLM."""
     import torch
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
 
     options = SamplingParams(temperature=0, max_tokens=NEW, prompt_logprobs=-1, ignore_eos=True)
-    found = engine.generate({"prompt_token_ids": ids}, options, use_tqdm=False)[0]
+    request = None if adapter is None else LoRARequest("adapter", 1, adapter)
+    prompt = {"prompt_token_ids": ids}
+    found = engine.generate(prompt, options, use_tqdm=False, lora_request=request)[0]
     rows = [[row[i].logprob for i in range(len(row))] for row in found.prompt_logprobs[1:]]
     return torch.tensor(rows), list(found.outputs[0].token_ids)
 
@@ -87,7 +94,7 @@ def prompt_of(checkpoint: str) -> list[int]:
 def measure(checkpoint: str, given: argparse.Namespace) -> dict[str, object]:
     from vllm import LLM
 
-    ids = prompt_of(checkpoint)
+    ids, adapter = prompt_of(checkpoint), f"{checkpoint}/adapter" if given.lora else None
     engine = LLM(
         checkpoint,
         dtype=given.dtype,
@@ -96,14 +103,16 @@ def measure(checkpoint: str, given: argparse.Namespace) -> dict[str, object]:
         max_logprobs=-1,
         enforce_eager=not given.compile,
         tensor_parallel_size=given.tensor_parallel,
+        enable_lora=given.lora,
     )
-    predicted, written = ours(checkpoint, ids)
-    served, continued = theirs(engine, ids)
+    predicted, written = ours(checkpoint, ids, adapter)
+    served, continued = theirs(engine, ids, adapter)
     alike = sum(1 for one, other in zip(written, continued, strict=True) if one == other)
     found: dict[str, object] = {
         "checkpoint": checkpoint,
         "kl": float((predicted.exp() * (predicted - served)).sum(-1).mean()),
         "greedy": f"{alike} of {NEW}",
+        "written": continued,
     }
     if given.speed:
         found["tokens_per_second"] = {n: round(speed(engine, ids, n), 1) for n in (1, 16)}

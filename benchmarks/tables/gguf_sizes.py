@@ -6,6 +6,7 @@ from benchmarks.tables.markdown import lettered, megabytes, table
 MAKERS = {
     "llama.cpp": "llama.cpp",
     "llama.cpp, importance matrix": "llama.cpp, importance matrix",
+    "spq, GPTQ alone": "`--for gguf`, GPTQ alone",
     "spq, no training": "`--for gguf --no-recover`",
     "spq": "`--for gguf`",
 }

@@ -1,6 +1,7 @@
 """Versions of the packages that decide a result, read without importing them."""
 
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -16,3 +17,20 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed as a package"
+
+
+def older(version: str, than: str) -> bool:
+    """Whether a version comes before another one, by their first numbers; False if it has none.
+
+    Args:
+        version: such as `0.17.1`, or the sentence of `version_of`.
+        than: numbers with dots between.
+    """
+    numbers = re.match(r"[\d.]*\d", version)
+    if numbers is None:
+        return False
+    return _numbers(numbers[0]) < _numbers(than)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]

@@ -273,6 +273,19 @@ def test_an_update_of_nothing_changes_nothing(form, shape):
 
 
 @each_case
+def test_an_update_of_less_than_half_a_step_is_taken_up_on_average(form, shape):
+    stored = fitted(form, shape)
+    if type(stored).absorb is StoredWeight.absorb:
+        pytest.skip("it takes up no updates")
+    update = 0.02 * stored.restore().std() * torch.ones(shape)
+    generator = torch.Generator().manual_seed(0)
+    found = torch.stack([stored.absorb(update, generator).restore() for _ in range(60)])
+    moved = float((found.mean(0) - stored.restore()).mean())
+    # Weights on the last level, a quarter of them where there are four, cannot move beyond it.
+    assert moved == pytest.approx(float(update.mean()), rel=0.35)
+
+
+@each_case
 def test_its_description_survives_json_and_says_a_word_to_people(form, shape):
     assert formats.parse(json.loads(json.dumps(formats.dump(form)))) == form
     assert form.describe(*shape)

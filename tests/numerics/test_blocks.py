@@ -46,3 +46,19 @@ def test_levels_further_apart_have_wider_cells():
         code = int(grid.nearest(torch.tensor([position])))
         distance = abs(grid.levels[code] - position)
         assert distance <= min(abs(level - position) for level in grid.levels)
+
+
+@each_grid
+def test_levels_drawn_at_random_are_right_on_average_and_next_to_the_weight(grid):
+    lowest, highest = grid.levels[0], grid.levels[-1]
+    positions = torch.linspace(lowest - 1, highest + 1, 41)
+    drawn = positions.expand(4000, -1)
+    codes = grid.at_random(drawn, torch.Generator().manual_seed(0))
+    levels = torch.tensor(grid.levels, dtype=torch.float64)[codes]
+    wanted = positions.double().clamp(lowest, highest)
+    for place, position in enumerate(wanted.tolist()):
+        below = max(level for level in grid.levels if level <= position)
+        above = min(level for level in grid.levels if level >= position)
+        assert set(levels[:, place].tolist()) <= {below, above}
+        error = (above - below) / 2 / 4000**0.5
+        assert abs(float(levels[:, place].mean()) - position) <= 5 * error + 1e-6

@@ -9,6 +9,7 @@ from tests.helpers import logits, tiny_model, tiny_tokenizer
 from tests.targets.gguf_files import cut, stored
 
 from spqlm.errors import CheckpointError, SpqError
+from spqlm.formats import parse
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
@@ -53,6 +54,17 @@ def test_fused_weights_share_a_scheme_and_the_others_keep_theirs(tmp_path):
         "lm_head",
         *(f"model.layers.0.mlp.{part}_proj" for part in ("gate", "up", "down")),
     }
+    assert "number for number" in CompressedTensorsTarget().verify(view.model, tmp_path / "out")
+
+
+def test_levels_that_are_not_evenly_spaced_are_codes_of_eight_bits(tmp_path):
+    view = ModelView(tiny_model())
+    for place, named in enumerate(view.linears(("attention", "mlp"))):
+        stored(view, named.name, parse({f"nl{2 + place % 4}": {"group_size": 32}}))
+    written(view, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    (group,) = config["config_groups"].values()
+    assert (group["weights"]["num_bits"], group["weights"]["group_size"]) == (8, 32)
     assert "number for number" in CompressedTensorsTarget().verify(view.model, tmp_path / "out")
 
 

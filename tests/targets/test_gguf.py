@@ -19,6 +19,7 @@ from spqlm.formats.int5 import Int5
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import dense_weight
+from spqlm.targets import base
 from spqlm.targets import gguf as target
 from spqlm.targets._gguf_keys import paired_rows
 from spqlm.targets._gguf_tokenizer import check_tokenizer
@@ -59,6 +60,7 @@ def test_transformers_reads_a_file_of_floats_to_the_same_logits(family, dtype, t
         (Int4(group_size=32), "Q4_0"),
         (Int5(group_size=64), "Q5_0"),
         *((parse(name), name.upper()) for name in ("q4_1", "q5_1", "q8_0", "iq4_nl")),
+        *((parse({f"nl{bits}": {"group_size": 32}}), "Q8_0") for bits in (2, 3, 4, 5)),
     ],
     ids=str,
 )
@@ -229,10 +231,18 @@ def source(tmp_path):
 
 def test_the_package_that_writes_it_is_named_where_it_is_missing(source, tmp_path, monkeypatch):
     monkeypatch.setattr(target.Package, "installed", False)
-    with pytest.raises(SpqError, match=r"gguf needs gguf: pip install 'spqlm\[gguf\]'"):
+    with pytest.raises(SpqError, match=r"needs gguf 0.17 or newer: pip install 'spqlm\[gguf\]'"):
         spqlm.export(source, "gguf", tmp_path / "model.gguf")
-    with pytest.raises(SpqError, match=r"gguf needs gguf: pip install 'spqlm\[gguf\]'"):
+    with pytest.raises(SpqError, match=r"needs gguf 0.17 or newer: pip install 'spqlm\[gguf\]'"):
         spqlm.compress(source, tmp_path / "out", target_size="1MB", export_target="gguf")
+
+
+def test_a_package_that_is_too_old_is_named_with_its_version(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "version_of", lambda _: "0.9.1")
+    with pytest.raises(SpqError, match=r"gguf 0.17 or newer, and 0.9.1 is installed: pip install"):
+        spqlm.export(source, "gguf", tmp_path / "model.gguf")
+    monkeypatch.setattr(base, "version_of", lambda _: "not installed as a package")
+    spqlm.export(source, "gguf", tmp_path / "model.gguf")
 
 
 def test_it_is_one_file_and_replaces_only_when_asked(source, tmp_path):

@@ -105,6 +105,8 @@ def test_floats_have_no_blocks():
         ({"int5": {"group_size": 32}}, False),
         ("int8", False),
         ("q3_k", False),
+        ("iq4_nl", False),
+        ("nl4", True),
     ],
     ids=str,
 )

@@ -5,13 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spqlm.formats import parse
 from spqlm.formats.group_sparse import of_share
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import of_factors
 from spqlm.numerics.integer import dequantize_groups
 from spqlm.numerics.metric import Metric
-from spqlm.targets._integers import Integers, common, integers, packed, unpacked
+from spqlm.targets._integers import Integers, common, integers, packed, scheme, unpacked, widened
 
 
 def fitted(form):
@@ -29,16 +30,31 @@ def random_integers(bits, groups, seed=0):
 SPARSE = of_share(6, 64, 16, 4, 0.5)
 
 
-@pytest.mark.parametrize("form", [Int8(), Int4(group_size=16), SPARSE], ids=str)
+LEVELS = [parse({f"nl{bits}": {"group_size": 32}}) for bits in (2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [Int8(), Int4(group_size=16), SPARSE, *LEVELS, parse("iq4_nl"), parse("q8_0")],
+    ids=lambda form: form.name,
+)
 def test_they_stand_for_the_weight(form):
     stored = fitted(form)
     found = integers(stored)
+    assert scheme(form, 64) == (found.bits, found.group_size)
     assert torch.equal(dequantize_groups(found.codes, found.scale), stored.restore())
 
 
 def test_what_is_more_than_a_scale_times_a_code_has_none():
     assert integers(of_factors(torch.ones(6, 2), torch.ones(2, 64))) is None
     assert integers(fitted(SPARSE.model_copy(update={"zero": True}))) is None
+    assert integers(fitted(parse("q4_1"))) is None and scheme(parse("q4_1"), 64) is None
+    assert scheme(parse("iq4_xs"), 256) is None
+
+
+def test_levels_are_offered_to_no_budget_that_they_would_take_eight_bits_in():
+    assert all("8 bits" in widened(form) for form in LEVELS)
+    assert not any(map(widened, (Int8(), Int4(), parse("q8_0"), SPARSE)))
 
 
 def test_one_scheme_for_several_leaves_the_numbers():

@@ -9,6 +9,7 @@ from tests.helpers import tiny_model, tiny_tokenizer
 from tests.targets.gguf_files import stored
 
 from spqlm.errors import CheckpointError, SpqError
+from spqlm.formats import parse
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int5 import Int5
 from spqlm.formats.int7 import FORMAT as Int7
@@ -23,6 +24,7 @@ FORMS = {
     "model.layers.0.self_attn.q_proj": Int4(group_size=32),
     "model.layers.0.self_attn.k_proj": Int7(group_size=32),
     "model.layers.1.mlp.down_proj": Int5(group_size=128),
+    "model.layers.1.mlp.up_proj": parse({"nl3": {"group_size": 32}}),
 }
 
 
@@ -54,6 +56,7 @@ def test_each_module_says_its_bits_and_group_size(tied, dtype, tmp_path):
     assert stated["model.layers.0.self_attn.q_proj"] == {"group_size": 32, "bits": 4}
     assert stated["model.layers.0.self_attn.k_proj"] == {"group_size": 32, "bits": 8}
     assert stated["model.layers.1.mlp.down_proj"] == {"group_size": 128, "bits": 5}
+    assert stated["model.layers.1.mlp.up_proj"] == {"group_size": 32, "bits": 8}
     assert "lm_head" not in stated and "quantization_config" not in config
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert ("lm_head.weight" in tensors) == (not tied)

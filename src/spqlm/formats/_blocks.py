@@ -111,6 +111,17 @@ class BlockWeight(StoredWeight):
 
         return BlockLatent(whole.restore(), whole.unpacked, self.format.grid, self._settled)
 
+    def absorb(self, update: Tensor, generator: torch.Generator) -> Self:
+        """New codes at the same steps and shifts, rounded at random."""
+        grid, found = self.format.grid, self.cast(torch.float32).unpacked
+        weight = (found.restore(grid) + update).unflatten(1, (-1, grid.group))
+        shifts = found.shifts()
+        position = (weight if shifts is None else weight - shifts[..., None]) / found.steps()[
+            ..., None
+        ]
+        codes = grid.at_random(position, generator).flatten(1)
+        return replace(self, codes=self.format.packed(found._replace(codes=codes))["codes"])  # type: ignore[arg-type]
+
     def _settled(self, found: Blocks) -> Self:
         return replace(self, **self.format.packed(found))  # type: ignore[arg-type]
 

@@ -46,6 +46,22 @@ class Grid:
         borders = self._borders.to(position.device)
         return torch.bucketize(position.contiguous(), borders)
 
+    def at_random(self, position: Tensor, generator: torch.Generator) -> Tensor:
+        """Codes of the level below or above weights in steps, right on average.
+
+        Args:
+            position: float32, of any shape; beyond the levels the last one is taken.
+            generator: on the device of `position`.
+
+        Returns:
+            int64, such that E[level] is the position.
+        """
+        levels = torch.tensor(self.levels, dtype=position.dtype, device=position.device)
+        above = torch.bucketize(position.contiguous(), levels).clamp_(1, len(levels) - 1)
+        low, high = levels[above - 1], levels[above]
+        noise = torch.rand(position.shape, generator=generator, device=position.device)
+        return above - (noise >= (position - low) / (high - low)).long()
+
     @cached_property
     def _borders(self) -> Tensor:
         pairs = zip(self.levels, self.levels[1:], strict=False)

@@ -25,21 +25,39 @@ def target_reference() -> str:
     writers = [target_class(name)() for name in targets]
     programs = [PROGRAMS.get(name, name) for name in targets]
     rows: list[tuple[str, ...]] = []
-    for what, spec in _weights():
-        refusals = (None if spec.dense else writer.refusal(spec) for writer in writers)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for what, refusals in _asked(writers):
         rows.append((what, *map(_said, writers, refusals)))
-    sizes = (_said(writer, writer.resizing_refusal(LlamaConfig())) for writer in writers)
-    rows.append(("layers of different sizes (Llama)", *sizes))
+        for program, writer, refusal in zip(programs, writers, refusals, strict=True):
+            if refusal is not None and writer.key != "dense":
+                # Refusals begin with the format where they are of the format.
+                reason = refusal.replace(what.strip("`"), "it")
+                reasons.setdefault((program, reason), []).append(what)
     exports = (f"`spq export out {name} DEST`" for name in targets[1:])
     commands = zip(programs, [NATIVE_COMMAND, *exports], strict=True)
+    refused = ((program, "; ".join(found), why) for (program, why), found in reasons.items())
     return f"""# Where a checkpoint can be used
 
-What each program holds as it is stored. `spq export` writes the rest as floats with
-`--as-floats`, and `spq compress --for` avoids it. [Use the result elsewhere](../use.md) says more.
+What each program holds number for number. `spq export` refuses the rest by the name of the first
+module, writes it as floats with `--as-floats`, and `spq compress --for` avoids it.
+[Use the result elsewhere](../use.md) says more.
 
 {_table(("", *programs), rows)}
 
-{_table(("program", "command"), commands)}"""
+{_table(("program", "command"), commands)}
+
+What is refused without `--as-floats`, and why:
+
+{_table(("program", "what", "the refusal says"), refused)}"""
+
+
+def _asked(writers: Sequence[Target]) -> Iterable[tuple[str, list[str | None]]]:
+    """What might be refused, and why each target does."""
+    for what, spec in _weights():
+        yield what, [None if spec.dense else writer.refusal(spec) for writer in writers]
+    config = LlamaConfig()
+    sizes = [writer.resizing_refusal(config) for writer in writers]
+    yield "layers of different sizes (Llama)", sizes
 
 
 def _weights() -> Iterable[tuple[str, WeightSpec]]:
@@ -56,7 +74,7 @@ def _weights() -> Iterable[tuple[str, WeightSpec]]:
 def _said(writer: Target, refusal: str | None) -> str:
     if writer.key == "dense":
         return "as floats"
-    return "yes" if refusal is None else ""
+    return "yes" if refusal is None else "refused"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

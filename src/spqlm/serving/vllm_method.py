@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
     LinearMethodBase,
@@ -33,10 +34,12 @@ class VllmMethod(LinearMethodBase):
 
     Attributes:
         names: of the modules.
+        adapters: whether vLLM adds what LoRA adapters give, at the places of the config's sizes.
     """
 
     def __init__(self, config: "VllmConfig", names: list[str]) -> None:
         """See `VllmConfig.get_quant_method`."""
+        self.adapters = get_current_vllm_config().lora_config is not None
         self.config = config
         self.names = names
         self.read: list[dict[str, Tensor]] = [{} for _ in names]
@@ -87,7 +90,7 @@ class VllmMethod(LinearMethodBase):
 
         return receive
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Make modules of what was read, and forget the places where it was delivered."""
         if hasattr(layer, "spq_shards"):
             return
@@ -97,6 +100,9 @@ class VllmMethod(LinearMethodBase):
             delattr(layer, part)
         layer.register_parameter("bias", None)
         layer.spq_shards = nn.ModuleList(shards)
+        if self.adapters:
+            device = next(layer.spq_shards.parameters()).device
+            _show_dtype(layer, torch.empty(0, dtype=layer.spq_dtype, device=device))
 
     def _shard(self, layer: Any, index: int) -> Shard:
         name, read, specs = self.names[index], self.read[index], self.config.specs
@@ -125,23 +131,31 @@ class VllmMethod(LinearMethodBase):
             each = layer.spq_places[index]
             return "rows", places(rows, each, rank), each
         if isinstance(layer, RowParallelLinear):
+            each = layer.input_size_per_partition
             if block in self.config.heads:
-                return "columns", places(columns, layer.input_size_per_partition, rank), rows
-            return "columns", self._neurons(index, columns, rank, count), rows
+                return "columns", places(columns, each, rank), rows
+            return "columns", self._neurons(index, columns, each, rank, count), rows
         if isinstance(layer, ColumnParallelLinear):
-            share = self._neurons(index, rows, rank, count)
-            return "rows", share, len(share)
+            each = layer.spq_places[index]
+            share = self._neurons(index, rows, each, rank, count)
+            return "rows", share, each if self.adapters else len(share)
         return "rows", range(rows), rows
 
-    def _neurons(self, index: int, there: int, rank: int, count: int) -> range:
+    def _neurons(self, index: int, there: int, each: int, rank: int, count: int) -> range:
         name = self.names[index]
         multiple = self.config.neurons_multiple(name, there)
         try:
-            return even(there, multiple, rank, count)
+            share = even(there, multiple, rank, count)
         except ValueError as error:
             raise SpqError(
                 f"module {name!r} cannot be shared by tensor parallelism: {error}"
             ) from None
+        if self.adapters and share.start != rank * each:
+            raise SpqError(
+                f"LoRA adapters share the {there} neurons of {name!r} among processors by the "
+                "config's size, which it does not have; use one processor, or merge the adapter"
+            )
+        return share
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """X [..., in] -> [..., out of all modules]; biases are the modules' own."""
@@ -160,7 +174,14 @@ class VllmMethod(LinearMethodBase):
         for part in list(layer._parameters):
             delattr(layer, part)
         layer.register_parameter("bias", None)
+        if self.adapters:
+            _show_dtype(layer, torch.empty(0, dtype=embed_tokens.spq_dtype))
         return layer
+
+
+def _show_dtype(layer: nn.Module, nothing: Tensor) -> None:
+    """A `weight` without elements: vLLM's layers for LoRA look there for a dtype and a device."""
+    layer.register_buffer("weight", nothing, persistent=False)
 
 
 class Tied(LinearMethodBase):

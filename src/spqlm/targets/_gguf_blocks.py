@@ -1,7 +1,8 @@
 """Stored weights as ggml's blocks, number for number.
 
-Grouped integers become Q4_0, Q5_0 or Q8_0, in blocks of 32; formats that are ggml's own become the
-type of their name. A block is floats of 16 bits, integers and codes, each in an order of its own.
+Grouped integers become Q4_0, Q5_0 or Q8_0, in blocks of 32, and levels that are not evenly spaced
+Q8_0; formats that are ggml's own become the type of their name. A block is floats of 16 bits,
+integers and codes, each in an order of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 from spqlm.formats import Format, StoredWeight
 from spqlm.formats._blocks import BlockWeight, InBlocks
 from spqlm.formats._grouped import Grouped
-from spqlm.targets._integers import Integers, integers, scheme
+from spqlm.targets._integers import Integers, integers, scheme, widened
 
 BLOCK = 32
 """Columns of a block of integers."""
@@ -55,8 +56,10 @@ def stored_bytes(form: Format, rows: int, columns: int, float_bytes: int) -> int
 
 def wasteful(form: Format) -> str | None:
     """Why a format is never worth its bytes there; None where it may be."""
-    if not isinstance(form, Grouped) or (form.bits in (4, 5) and form.group_size == BLOCK):
+    if is_type(form):
         return None
+    if not isinstance(form, Grouped) or (form.bits in (4, 5) and form.group_size == BLOCK):
+        return widened(form)
     kind = TYPES[form.bits]
     return f"it takes the bytes of {kind} there, whose groups of {BLOCK} lose less"
 
@@ -77,7 +80,7 @@ def encoded(weight: StoredWeight) -> tuple[str, Tensor] | None:
         weight: [rows, columns]; a block divides the columns that share a scale, and float16 holds
             the floats.
     """
-    if isinstance(weight, BlockWeight):
+    if isinstance(weight, BlockWeight) and is_type(weight.format):
         fields = _fields(weight)
         parts = LAYOUTS[weight.format.name](fields)
         return weight.format.name.upper(), torch.cat(parts, dim=2).flatten(1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spqlm.checkpoint.spec import WeightSpec
 from spqlm.formats import Format, StoredWeight, parse
+from spqlm.formats._blocks import BlockWeight, InBlocks
 from spqlm.formats._grouped import Grouped, GroupedWeight
 from spqlm.formats.group_sparse import GroupSparse, GroupSparseWeight
 from spqlm.formats.int8 import Int8, Int8Weight
@@ -45,7 +46,8 @@ class Integers(NamedTuple):
 def integers(weight: StoredWeight) -> Integers | None:
     """The codes and scales of a weight; None where it is not of this kind.
 
-    Dropped groups of a group-sparse weight are codes of zero.
+    Dropped groups of a group-sparse weight are codes of zero. Levels that are not evenly spaced are
+    codes of eight bits.
     """
     if isinstance(weight, Int8Weight):
         scale = weight.scale.expand(len(weight.codes))[:, None]
@@ -56,7 +58,15 @@ def integers(weight: StoredWeight) -> Integers | None:
         scale = torch.ones_like(weight.scale[:1]).expand(weight.keep.shape).clone()
         scale[weight.keep] = weight.scale
         return Integers(spread(weight.unpacked, weight.keep), scale, weight.format.bits)
+    if isinstance(weight, BlockWeight) and _scaled(weight.format):
+        levels = weight.format.grid.level(weight.unpacked.codes)
+        return Integers(levels.to(torch.int8), weight.scale, LEVEL_BITS)
     return None
+
+
+def _scaled(form: InBlocks) -> bool:
+    """Whether its weights are a float times a level, and nothing more."""
+    return form.grid.multiples is None and not form.grid.shifted
 
 
 def common(weights: list[Integers]) -> list[Integers]:
@@ -75,6 +85,9 @@ class Scheme(NamedTuple):
     group_size: int
 
 
+LEVEL_BITS = 8
+"""Of a code that holds any level."""
+
 OFFERED: tuple[Format, ...] = tuple(
     parse({f"int{bits}": {"group_size": size}})
     for bits, sizes in {2: (32, 64), 3: (32, 64, 128), 4: (64, 128), 5: (64,), 6: (64,)}.items()
@@ -91,7 +104,16 @@ def scheme(form: Format, columns: int) -> Scheme | None:
         return Scheme(8, columns)
     if isinstance(form, Grouped) or (isinstance(form, GroupSparse) and not form.zero):
         return Scheme(form.bits, form.group_size)
+    if isinstance(form, InBlocks) and _scaled(form):
+        return Scheme(LEVEL_BITS, form.grid.block)
     return None
+
+
+def widened(form: Format) -> str | None:
+    """Why levels of a format are not worth their bytes as integers; None where they may be."""
+    if not isinstance(form, InBlocks) or form.bits == LEVEL_BITS or not _scaled(form):
+        return None
+    return f"its levels take {LEVEL_BITS} bits there"
 
 
 def grouping_refusal(spec: WeightSpec, multiple: int) -> str | None:

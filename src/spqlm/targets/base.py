@@ -29,6 +29,7 @@ from spqlm.formats import Format, StoredWeight
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView, Role
 from spqlm.modules.ops import stored_weight
+from spqlm.versions import older, version_of
 
 # Disk space to ask for, as a share of the weights in memory: they, the tokenizer and the records.
 NEEDED_SPACE = 1.05
@@ -59,15 +60,30 @@ class Package:
     Attributes:
         name: to import.
         install: the command that installs it.
+        oldest: version that is known to do; None where any may.
     """
 
     name: str
     install: str
+    oldest: str | None = None
 
     @property
     def installed(self) -> bool:
         """Whether it can be imported."""
         return importlib.util.find_spec(self.name) is not None
+
+    @property
+    def missing(self) -> str | None:
+        """What is to be installed, and how; None where it is there."""
+        wanted = self.name if self.oldest is None else f"{self.name} {self.oldest} or newer"
+        if not self.installed:
+            return f"{wanted}: {self.install}"
+        if self.oldest is None:
+            return None
+        there = version_of(self.name)
+        if not older(there, self.oldest):
+            return None
+        return f"{wanted}, and {there} is installed: {self.install}"
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,10 @@ class Target(ABC):
 
     def value_refusal(self, weight: StoredWeight) -> str | None:
         """The same of the numbers in it, where `refusal` has none."""
+        return None
+
+    def wasteful(self, form: Format) -> str | None:
+        """Why a format that can be expressed is never worth its bytes there, in words."""
         return None
 
     def resizing_refusal(self, config: PretrainedConfig) -> str | None:
@@ -209,8 +229,9 @@ class Target(ABC):
         Raises:
             SpqError: says how to install it.
         """
-        if self.needs is not None and not self.needs.installed:
-            raise SpqError(f"writing {self.key} needs {self.needs.name}: {self.needs.install}")
+        missing = None if self.needs is None else self.needs.missing
+        if missing is not None:
+            raise SpqError(f"writing {self.key} needs {missing}")
 
     def refused(self, view: ModelView) -> dict[str, str]:
         """Modules whose weights the target cannot hold as they are stored: why, by full name.
@@ -287,7 +308,9 @@ class Target(ABC):
         """
 
         def refusal(role: Role, form: Format) -> str | None:
-            return None if form.name == "dense" else self.refusal(WeightSpec(form, _place(role)))
+            if form.name == "dense":
+                return None
+            return self.wasteful(form) or self.refusal(WeightSpec(form, _place(role)))
 
         sizes = replace(self.sizes, others=others)
         return Restriction(

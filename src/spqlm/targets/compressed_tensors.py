@@ -38,6 +38,7 @@ from spqlm.targets._integers import (
     packed_bytes,
     scheme,
     unpacked,
+    widened,
 )
 from spqlm.targets.base import Package, Target
 
@@ -101,6 +102,10 @@ class CompressedTensorsTarget(Target):
                 elif 0 < len(inside) < len(members):
                     found |= dict.fromkeys(inside, f"of {names} some are floats")
         return found
+
+    def wasteful(self, form: Format) -> str | None:
+        """Levels that are not evenly spaced."""
+        return widened(form)
 
     def write(
         self,

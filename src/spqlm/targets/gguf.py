@@ -1,14 +1,14 @@
 """One file for llama.cpp, and what is built on it.
 
 Codes stay the same numbers: int2 to int4 become Q4_0, int5 Q5_0, int6 to int8 Q8_0, whose blocks
-of 32 repeat a scale that more inputs share. Formats that are ggml's own stay what they are.
+of 32 repeat a scale that more inputs share. Levels of nl2 to nl5 are codes of Q8_0. Formats that
+are ggml's own stay what they are.
 """
 
 import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from spqlm.allocation.restriction import Restriction
 from spqlm.allocation.sizes import Sizes
 from spqlm.checkpoint.dense import resized
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import WeightSpec
 from spqlm.errors import CheckpointError
 from spqlm.formats import Format, StoredWeight, parse
-from spqlm.model.view import ModelView, Role
+from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.modules.ops import stored_weight
 from spqlm.targets._gguf_blocks import (
@@ -63,7 +62,7 @@ class GgufTarget(Target):
     # A tensor has a name, its sizes and its place, and begins at a multiple of 32.
     sizes: ClassVar[Sizes] = Sizes(stored_bytes, vector=4, tensor=112, tensors=1)
     offered: ClassVar[tuple[Format, ...]] = OFFERED
-    needs: ClassVar[Package | None] = Package("gguf", "pip install 'spqlm[gguf]'")
+    needs: ClassVar[Package | None] = Package("gguf", "pip install 'spqlm[gguf]'", "0.17")
 
     def refusal(self, spec: WeightSpec) -> str | None:
         """Integers are in blocks of 32 inputs, with one scale and no zero point."""
@@ -75,14 +74,9 @@ class GgufTarget(Target):
         """Scales are float16 there."""
         return None if exact(weight) else "float16 does not hold all of its scales"
 
-    def restriction(self, others: int = 0) -> Restriction:
-        """What is best for its bytes, and ggml's own formats besides."""
-        whole = super().restriction(others)
-
-        def refusal(role: Role, form: Format) -> str | None:
-            return wasteful(form) or whole.refusal(role, form)
-
-        return replace(whole, refusal=refusal)
+    def wasteful(self, form: Format) -> str | None:
+        """What one of ggml's own types betters at the same bytes."""
+        return wasteful(form)
 
     def resizing_refusal(self, config: PretrainedConfig) -> str | None:
         """Llama's layers may differ in size."""

@@ -32,6 +32,7 @@ from spqlm.targets._integers import (
     packed_bytes,
     scheme,
     unpacked,
+    widened,
 )
 from spqlm.targets.base import Package, Target
 
@@ -81,6 +82,10 @@ class MlxTarget(Target):
         if found is None or bool(torch.isfinite(_bias(found)).all()):
             return None
         return f"{str(found.scale.dtype).removeprefix('torch.')} does not hold its biases"
+
+    def wasteful(self, form: Format) -> str | None:
+        """Levels that are not evenly spaced."""
+        return widened(form)
 
     def write(
         self,

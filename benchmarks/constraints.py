@@ -1,0 +1,56 @@
+"""What keeping to another program costs in predicted loss; benchmarks/results/constraints.json.
+
+    python benchmarks/constraints.py [--model demo] [--sizes 90MB 75MB] [--calibration SOURCE]
+        [--targets gguf compressed-tensors mlx]
+
+`spq frontier` with and without `--for TARGET`, recipe `default`. The size is that of the files that
+the program reads. Rows that are stored are not measured again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from compress import machine
+
+import spqlm
+from spqlm.frontier import frontier
+from spqlm.recipe import load_recipe
+from spqlm.units import parse_size
+
+RESULTS = Path(__file__).parent / "results" / "constraints.json"
+FREE = "none"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--sizes", nargs="+", default=["90MB", "75MB"])
+    parser.add_argument("--calibration", default=load_recipe("default").calibration.source)
+    parser.add_argument("--targets", nargs="+", default=[FREE, "gguf", "compressed-tensors", "mlx"])
+    given = parser.parse_args()
+    stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+    held = {(row["model"], row["for"], row["calibration"]) for row in stored["rows"]}
+    for target in given.targets:
+        key = (given.model, target, given.calibration)
+        if key in held:
+            continue
+        found = frontier(
+            given.model,
+            [parse_size(size) for size in given.sizes],
+            export_target=None if target == FREE else target,
+            calibration=given.calibration,
+        )
+        points = [
+            {"target": p.target, "predicted": p.predicted_loss, "summary": p.summary}
+            for p in found.points
+        ]
+        row = dict(zip(("model", "for", "calibration"), key, strict=True))
+        row |= {"spqlm": spqlm.__version__, "points": points, "machine": machine()}
+        print(json.dumps(row), flush=True)
+        stored["rows"].append(row)
+        RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What another program makes of a checkpoint: predictions on a prompt, and a greedy text.
+
+python predict.py transformers|llama.cpp|mlx CHECKPOINT PROMPT.npy OUT.npz NEW
+
+PROMPT holds token ids, int64 [tokens]. OUT gets `predicted`, log-probabilities float64 [tokens - 1,
+vocabulary], and `written`, int64 [NEW]. Imports nothing of spqlm: transformers gets at it by the
+checkpoint's own loader. Prints the program's version.
+"""
+
+import sys
+from importlib.metadata import version
+
+import numpy
+
+
+def with_transformers(checkpoint):
+    """Logits in float32; code that the checkpoint brings is trusted."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.float32, trust_remote_code=True
+    ).eval()
+
+    @torch.inference_mode()
+    def logits(ids):
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+    return logits
+
+
+def with_llama_cpp(checkpoint):
+    """Keys and values in float32; llama.cpp rounds activations to 8 bits."""
+    from llama import Llama
+
+    return Llama(checkpoint).logits
+
+
+def with_mlx(checkpoint):
+    """In the dtype of the file, on a CPU."""
+    import mlx.core as mx
+    from mlx_lm import load
+
+    mx.set_default_device(mx.cpu)
+    model, _ = load(checkpoint)
+    return lambda ids: numpy.array(model(mx.array([ids]))[0].astype(mx.float32))
+
+
+PROGRAMS = {
+    "transformers": (with_transformers, "transformers"),
+    "llama.cpp": (with_llama_cpp, "llama-cpp-python"),
+    "mlx": (with_mlx, "mlx-lm"),
+}
+
+
+def log_softmax(logits):
+    logits = logits - logits.max(1, keepdims=True)
+    return logits - numpy.log(numpy.exp(logits).sum(1, keepdims=True))
+
+
+def main(program: str, checkpoint: str, prompt: str, out: str, new: str) -> None:
+    make, package = PROGRAMS[program]
+    logits, ids = make(checkpoint), numpy.load(prompt).tolist()
+    # In float64, as a sum over a vocabulary rounds to 1e-5 in float32.
+    predicted = log_softmax(logits(ids).astype(numpy.float64)[:-1])
+    for _ in range(int(new)):
+        ids.append(int(logits(ids)[-1].argmax()))
+    numpy.savez(out, predicted=predicted, written=ids[-int(new) :])
+    print(f"{package} {version(package)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
