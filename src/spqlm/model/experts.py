@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spqlm.kernels.product import FEW_ROWS
 from spqlm.model.mixins import Mixin, add_mixin, remove_mixin
+from spqlm.modules.grouped import GroupedProducts
 from spqlm.modules.linear import held
 from spqlm.modules.ops import linear_from
 
@@ -47,6 +49,7 @@ class PerExpert(Mixin, nn.Module):
     lasting = True
 
     down_proj: nn.ModuleList
+    grouped_products: GroupedProducts
     has_gate: bool
     act_fn: nn.Module
     _apply_gate: Callable[[Tensor], Tensor]
@@ -66,6 +69,8 @@ class PerExpert(Mixin, nn.Module):
         index, weights = (part.flatten(0, -2) for part in (*routing, *named.values()))
         states = hidden_states.flatten(0, -2)
         total = torch.zeros_like(states, dtype=weights.dtype)
+        if self._add_at_once(total, states, index, weights):
+            return total.to(hidden_states.dtype).view_as(hidden_states)
         for expert in index.unique().tolist():
             if expert >= len(self.down_proj):
                 continue  # what a router says of tokens that go nowhere
@@ -75,6 +80,43 @@ class PerExpert(Mixin, nn.Module):
         for expert in self._unreached(index):
             self._run(expert, states, states.new_empty(0, dtype=torch.int64))
         return total.to(hidden_states.dtype).view_as(hidden_states)
+
+    def _add_at_once(self, total: Tensor, states: Tensor, index: Tensor, weights: Tensor) -> bool:
+        """Add what the experts of a few tokens give, by one native call for each projection.
+
+        Args:
+            total: [tokens, hidden], changed in place.
+            states: [tokens, hidden].
+            index: experts, [tokens, k].
+            weights: of the experts, [tokens, k].
+
+        Returns:
+            whether there are kernels for all of it; else nothing happened.
+        """
+        if not 0 < len(states) <= FEW_ROWS or torch.is_grad_enabled() or _shown.get():
+            return False
+        chosen, order = index.flatten().sort(stable=True)
+        found, counted = (part.tolist() for part in chosen.unique_consecutive(return_counts=True))
+        if found[-1] >= len(self.down_proj):
+            return False
+        tokens = order // index.shape[1]
+        inner = self._grouped(_first(self), states[tokens], found, counted)
+        if inner is None:
+            return False
+        activated = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
+        output = self._grouped("down_proj", activated, found, counted)
+        if output is None:
+            return False
+        output = output * weights.flatten()[order, None]
+        total.index_add_(0, tokens, output.to(total.dtype))
+        return True
+
+    def _grouped(
+        self, name: str, x: Tensor, experts: list[int], counts: list[int]
+    ) -> Tensor | None:
+        linears = getattr(self, name)
+        layers = [((name, expert), linears[expert]) for expert in experts]
+        return self.grouped_products.product(x, layers, counts)
 
     def _run(self, expert: int, states: Tensor, tokens: Tensor) -> Tensor:
         """One expert on some tokens, [tokens, hidden]; on all, of which those are given back."""
@@ -156,6 +198,7 @@ def _open(module: Any) -> None:
         setattr(module, name, nn.ModuleList(linears))
     # Its own initialisation knows parameters only.
     module._is_hf_initialized = True
+    module.grouped_products = GroupedProducts()
     add_mixin(module, PerExpert)
 
 
@@ -190,6 +233,7 @@ def _close(module: Any) -> None:
         if linears[0].bias is not None:
             biases = torch.stack([linear.bias.detach() for linear in linears])
             module.register_parameter(f"{name}_bias", nn.Parameter(biases))
+    del module.grouped_products
     remove_mixin(module, PerExpert)
 
 

@@ -17,12 +17,16 @@ class Compressed(nn.Module):
     """
 
     def __init__(self, weight: StoredWeight) -> None:
-        """Hold exactly these tensors, without a copy; parameters are shared."""
+        """Hold exactly these tensors; parameters are shared.
+
+        Without a copy unless their elements stand in another order than a file would hold them in,
+        which no kernel takes, as codes of a weight that was transposed do.
+        """
         super().__init__()
         self.format = weight.format
         self._columns = weight.shape[1]
         for name, tensor in weight.tensors().items():
-            self.register_parameter(name, held(tensor))
+            self.register_parameter(name, held(tensor.contiguous()))
 
     @property
     def stored_weight(self) -> StoredWeight:

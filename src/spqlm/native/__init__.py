@@ -7,6 +7,7 @@ of tensors, and every processor, because it holds its kernels for several instru
 import ctypes
 import logging
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -150,6 +151,32 @@ def linear(found: ctypes.CDLL, x: Tensor, matrix: Matrix, inner: Matrix | None =
         torch.get_num_threads(),
     )
     return y
+
+
+def linear_each(
+    found: ctypes.CDLL, x: Tensor, matrices: Sequence[Matrix], counts: Sequence[int]
+) -> Tensor | None:
+    """Rows of input times a matrix of their own, in one call, each as `linear` does.
+
+    Args:
+        found: the library.
+        x: [n, in], addressable, in a float type.
+        matrices: [out, in] each.
+        counts: how many consecutive rows are each matrix's; n together.
+
+    Returns:
+        [n, out] in the dtype of x, or None where there is no such kernel for one of them.
+
+    Raises:
+        RuntimeError: the library does not know a format or a type.
+    """
+    size = len(matrices)
+    y = x.new_empty(len(x), matrices[0].rows)
+    places = (ctypes.c_void_p * size)(*map(ctypes.addressof, matrices))
+    numbers = (ctypes.c_int64 * size)(*counts)
+    address, kind, threads = x.data_ptr(), DTYPES[x.dtype], torch.get_num_threads()
+    done = found.spq_linear_each(places, numbers, size, address, kind, y.data_ptr(), threads)
+    return y if done else None
 
 
 def linear_many(found: ctypes.CDLL, x: Tensor, matrix: Matrix) -> Tensor | None:

@@ -48,6 +48,7 @@ def declare(found: ctypes.CDLL) -> None:
     found.spq_instruction_set.restype = ctypes.c_char_p
     found.spq_choose.argtypes = found.spq_runs_here.argtypes = [ctypes.c_char_p]
     found.spq_linear.argtypes = [matrix, matrix, pointer, small, whole, pointer, small]
+    found.spq_linear_each.argtypes = [pointer, pointer, whole, pointer, small, pointer, small]
     found.spq_sparse_linear.argtypes = [matrix, pointer, small, whole, pointer, small, small]
     found.spq_dequantize.argtypes = [matrix, whole, whole, pointer, small, small]
     found.spq_normalize.argtypes = [
@@ -67,6 +68,7 @@ def declare(found: ctypes.CDLL) -> None:
     decoder = ctypes.POINTER(Decoder)
     found.spq_decode_room.argtypes, found.spq_decode_room.restype = [decoder, small], whole
     found.spq_decode.argtypes = [decoder, pointer, whole, pointer, pointer, small]
-    for name in ("linear", "sparse_linear", "dequantize", "many", "normalize", "gated"):
+    products = ("linear", "linear_each", "sparse_linear", "many")
+    for name in (*products, "dequantize", "normalize", "gated"):
         getattr(found, f"spq_{name}").errcheck = _refuse_unknown
     found.spq_decode.errcheck = found.spq_decode_room.errcheck = _refuse_unknown

@@ -111,33 +111,57 @@ void multiply_sparse(const Matrix& matrix, const float* input, int64_t count, vo
   }
 }
 
+// Inputs of one matrix, and the kernel that takes them where it is not one of `kernels()`.
+struct Inputs {
+  const float* plain;
+  const Pairs* pairs;
+  const uint16_t* arranged;  // by `pairs`
+  int64_t count;
+};
+
+// Numbers that `arrange` has to leave room for.
+int64_t arranged_room(const Matrix& matrix, int64_t count) { return count * arranged_size(matrix.columns); }
+
+// From inputs that were of `input_type` before they became float32, with room for them if there are pairs.
+Inputs arrange(const Matrix& matrix, const float* input, FloatType input_type, int64_t count, uint16_t* room) {
+  const bool suits = input_type == BFLOAT16;
+  const Pairs* pairs = suits ? pairs_for(matrix, std::min(count, MOST_INPUTS)) : nullptr;
+  for (int64_t m = 0; pairs && m < count; m += MOST_INPUTS)
+    pairs->arrange(input + m * matrix.columns, std::min(count - m, MOST_INPUTS), matrix.columns,
+                   room + arranged_room(matrix, m));
+  return {input, pairs, room, count};
+}
+
+// A block of the rows of y [count, rows] of `type`, for all inputs.
+void multiply_block(const Matrix& matrix, const Inputs& inputs, int64_t block, void* y, FloatType type) {
+  const int64_t rows = matrix.rows, first = block * ROWS, last = std::min(first + ROWS, rows);
+  float sums[MOST_INPUTS * ROWS];
+  // Where row 0 would be, which kernels count from: as a number, since it lies before the array.
+  float* const from_row_0 = (float*)((uintptr_t)sums - first * sizeof(float));
+  for (int64_t m = 0; m < inputs.count; m += MOST_INPUTS) {
+    const int64_t some = std::min(inputs.count - m, MOST_INPUTS);
+    if (inputs.pairs)
+      inputs.pairs->product(matrix, inputs.arranged + arranged_room(matrix, m), some, first, last, from_row_0,
+                            ROWS);
+    else
+      kernels().product(matrix, inputs.plain + m * matrix.columns, some, first, last, from_row_0, ROWS);
+    for (int64_t i = 0; i < some; i++)
+      convert(sums + i * ROWS, FLOAT32, last - first,
+              (char*)y + ((m + i) * rows + first) * element_size(type), type);
+  }
+}
+
+int64_t blocks_of(const Matrix& matrix) { return (matrix.rows + ROWS - 1) / ROWS; }
+
 // The same for any matrix, from inputs that were of `input_type` before they became float32.
 void multiply(const Matrix& matrix, const float* input, FloatType input_type, int64_t count, void* y,
               FloatType type, int32_t threads) {
   if (in_tasks(matrix, input_type, std::min(count, MOST_INPUTS)))
     return multiply_sparse(matrix, input, count, y, type, threads, EVEN_GROUPS);
-  const int64_t columns = matrix.columns, rows = matrix.rows, room = arranged_size(columns);
-  const bool suits = input_type == BFLOAT16;
-  const Pairs* pairs = suits ? pairs_for(matrix, std::min(count, MOST_INPUTS)) : nullptr;
-  uint16_t* arranged = pairs ? room_of<uint16_t>(Purpose::ARRANGED, count * room) : nullptr;
-  for (int64_t m = 0; pairs && m < count; m += MOST_INPUTS)
-    pairs->arrange(input + m * columns, std::min(count - m, MOST_INPUTS), columns, arranged + m * room);
-  in_parallel(threads, (rows + ROWS - 1) / ROWS, count * rows * columns, [&](int64_t block) {
-    const int64_t first = block * ROWS, last = std::min(first + ROWS, rows);
-    float sums[MOST_INPUTS * ROWS];
-    // Where row 0 would be, which kernels count from: as a number, since it lies before the array.
-    float* const from_row_0 = (float*)((uintptr_t)sums - first * sizeof(float));
-    for (int64_t m = 0; m < count; m += MOST_INPUTS) {
-      const int64_t some = std::min(count - m, MOST_INPUTS);
-      if (pairs)
-        pairs->product(matrix, arranged + m * room, some, first, last, from_row_0, ROWS);
-      else
-        kernels().product(matrix, input + m * columns, some, first, last, from_row_0, ROWS);
-      for (int64_t i = 0; i < some; i++)
-        convert(sums + i * ROWS, FLOAT32, last - first,
-                (char*)y + ((m + i) * rows + first) * element_size(type), type);
-    }
-  });
+  uint16_t* room = room_of<uint16_t>(Purpose::ARRANGED, arranged_room(matrix, count));
+  const Inputs inputs = arrange(matrix, input, input_type, count, room);
+  in_parallel(threads, blocks_of(matrix), count * matrix.rows * matrix.columns,
+              [&](int64_t block) { multiply_block(matrix, inputs, block, y, type); });
 }
 
 }  // namespace
@@ -258,6 +282,39 @@ EXPORTED Status spq_linear(const Matrix* outer, const Matrix* inner, const void*
     input = room + size;
   }
   multiply(*outer, input, type, count, y, type, threads);
+  return DONE;
+}
+
+// As spq_linear, of several matrices of one shape: the first counts[0] rows of x go through the first matrix,
+// the next counts[1] through the second, and so on. Declines where groups of a matrix are left out, or shapes
+// differ.
+EXPORTED Status spq_linear_each(const Matrix* const* matrices, const int64_t* counts, int64_t size, const void* x,
+                                FloatType type, void* y, int32_t threads) {
+  if (!known(type)) return REFUSED;
+  int64_t total = 0;
+  for (int64_t i = 0; i < size; i++) {
+    if (!known(*matrices[i])) return REFUSED;
+    const bool alike = matrices[i]->columns == matrices[0]->columns && matrices[i]->rows == matrices[0]->rows;
+    if (!alike || is_sparse(*matrices[i])) return DECLINED;
+    total += counts[i];
+  }
+  if (!total) return DONE;
+  const Matrix& shape = *matrices[0];
+  float* input = room_of<float>(Purpose::INPUT, total * shape.columns);
+  convert(x, type, total * shape.columns, input, FLOAT32);
+  uint16_t* room = room_of<uint16_t>(Purpose::ARRANGED, arranged_room(shape, total));
+  std::vector<Inputs> inputs(size);
+  std::vector<char*> outputs(size);
+  for (int64_t i = 0, before = 0; i < size; before += counts[i++]) {
+    uint16_t* own = room + arranged_room(shape, before);
+    inputs[i] = arrange(*matrices[i], input + before * shape.columns, type, counts[i], own);
+    outputs[i] = (char*)y + before * shape.rows * element_size(type);
+  }
+  const int64_t blocks = blocks_of(shape);
+  in_parallel(threads, size * blocks, total * shape.rows * shape.columns, [&](int64_t task) {
+    const int64_t i = task / blocks;
+    multiply_block(*matrices[i], inputs[i], task % blocks, outputs[i], type);
+  });
   return DONE;
 }
 
