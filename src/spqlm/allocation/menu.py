@@ -95,14 +95,15 @@ class Menu:
         inner = form.factor or form if isinstance(form, LowRank) else form
         return self.fine_rounding if inner.fine else self.rounding
 
-    def priced_rounding_of(self, form: Format) -> Rounding:
-        """How they do where the loss is priced.
-
-        Descent takes several times longer than GPTQ, and about as large a part of the loss off
-        every format, so prices are those before it.
-        """
+    def sampled_rounding_of(self, form: Format) -> Rounding:
+        """How rows are rounded that stand for all of a weight: without descent, which is slow."""
         rounding = self.rounding_of(form)
         return "gptq" if rounding == "descent" else rounding
+
+    def descent_probe(self, options: list[Format]) -> Format | None:
+        """The one by which it is seen how much descent gains; None where nothing is so rounded."""
+        improved = [form for form in options if self.rounding_of(form) == "descent"]
+        return improved[len(improved) // 2] if improved else None
 
     def stored_bytes(self, named: Named, form: Format, rows: int, columns: int) -> int:
         """Of a weight [rows, columns] and its bias, where the result goes."""

@@ -31,7 +31,7 @@ from spqlm.numerics.knapsack import Worth
 logger = logging.getLogger(__name__)
 
 # Raised whenever what is computed changes, so that older files are not read.
-COMPUTATION = 4
+COMPUTATION = 5
 
 
 class _StoredPart(BaseModel):

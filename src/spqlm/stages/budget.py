@@ -14,7 +14,7 @@ from spqlm.allocation.left_out import layers_left_out
 from spqlm.allocation.limits import Limits, Target, targets
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.price_cache import cached
-from spqlm.allocation.pricing import sampled_rows
+from spqlm.allocation.pricing import PROBED_ROWS, sampled_rows
 from spqlm.allocation.reach import reach
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.allocation.search import Search, Shares, dense_weights, priced_weights
@@ -258,8 +258,11 @@ class Budget(Stage):
             options = menu.options(named, rows, columns)
             if priced:
                 sampled = len(sampled_rows(rows))
-                rounded = ((option, menu.priced_rounding_of(option)) for option in options)
+                rounded = ((option, menu.sampled_rounding_of(option)) for option in options)
                 fits.update(Fit(*option, sampled, columns) for option in rounded)
+                if (probe := menu.descent_probe(options)) is not None:
+                    few = min(rows, PROBED_ROWS)
+                    fits.update(Fit(probe, how, few, columns) for how in ("gptq", "descent"))
             # Which one it will be is not known; those between are fitted alike.
             chosen = options[len(options) // 2] if priced else _widest_of(options)
             fits[Fit(chosen, menu.rounding_of(chosen), rows, columns)] += 1
