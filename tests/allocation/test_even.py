@@ -16,7 +16,7 @@ from spqlm.checkpoint.structure import describe
 from spqlm.errors import OutOfReach
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
-from spqlm.numerics.knapsack import choose, smallest, used
+from spqlm.numerics.knapsack import choose, smallest, total_loss, used
 from spqlm.profiling import timed
 from spqlm.recipe import Recipe
 from spqlm.stages.base import Inputs
@@ -128,11 +128,7 @@ def loss(units, available) -> float:
         for k in (0, 1)
     ]
     assert all(len(found - {None}) <= 1 for found in kept)
-    return sum(
-        unit[choice.alternative].loss
-        + sum(p[o][-1] for p, o in zip(unit[choice.alternative].parts, choice.options, strict=True))
-        for unit, choice in zip(options, taken, strict=True)
-    )
+    return total_loss(options, taken)
 
 
 def test_prices_of_even_and_of_free_searches_are_not_mixed_up():

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -162,7 +162,7 @@ def _file_name(layer: str, units: list[Unit], worth: Worth | None) -> str:
         return layer
     stored, _ = _stored(units)
     losses = [p.losses for unit in units for shaped in unit.priced for p in shaped.parts]
-    words = _UNITS.dump_json(stored) + json.dumps([worth.costs, worth.within, losses]).encode()
+    words = _UNITS.dump_json(stored) + json.dumps([asdict(worth), losses]).encode()
     return f"{layer}-{hashlib.blake2b(words, digest_size=8).hexdigest()}"
 
 

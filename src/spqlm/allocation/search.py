@@ -1,7 +1,7 @@
 """From a model and its sensitivities to priced units: one walk, and a second where it could pay."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import nn
@@ -11,7 +11,7 @@ from spqlm.allocation.menu import Menu
 from spqlm.allocation.pricing import Pricer
 from spqlm.allocation.resources import Resource
 from spqlm.allocation.shapes import Shape, shapes
-from spqlm.allocation.together import drop_unstated, promising_together
+from spqlm.allocation.together import drop_unstated, least_together, promising_together
 from spqlm.allocation.units import BYTES, NO_TIES, Block, LeftOut, Part, Unit
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
@@ -25,7 +25,7 @@ from spqlm.layerwise.metrics import (
 )
 from spqlm.model.families import Prunable
 from spqlm.model.view import LayerView, ModelView, Named
-from spqlm.numerics.knapsack import Worth, worth
+from spqlm.numerics.knapsack import Worth, choose, total_loss, worth
 from spqlm.numerics.programme import Alternative
 from spqlm.numerics.threads import share_out
 
@@ -133,7 +133,8 @@ class Search:
         """Price shapes and options until the best ones within the limits are among those priced.
 
         What a byte or a millisecond is worth follows from the estimates. Where even they cannot
-        meet the limits, or what was priced cannot, those are priced that come nearest.
+        meet the limits, or what was priced cannot, those are priced that come nearest. Last come
+        those that only a choice without fractions could want.
 
         Args:
             units: of the model.
@@ -145,6 +146,23 @@ class Search:
         found = worth([alternatives(u, even=even) for u in units], *available)
         while not found.within and self.deepen(units, found):
             found = worth([alternatives(u, even=even) for u in units], *available)
+        while found.within and self.deepen(units, self._loosened(units, found, available)):
+            found = worth([alternatives(u, even=even) for u in units], *available)
+
+    def _loosened(self, units: list[Unit], worth: Worth, available: Sequence[float]) -> Worth:
+        """The same worth, with what lies between the relaxed programme and whole choices.
+
+        Every part of a choice costs at least the least at that worth. So no part of a choice that
+        is better than the best known one can be dearer than the cheapest by more than what the
+        known one, with all that is available paid for, lies above the sum of the least.
+        """
+        priced = [alternatives(unit, even=self.even) for unit in units]
+        try:
+            known = total_loss(priced, choose(priced, *available))
+        except ValueError:  # only fractions of choices keep within the limits
+            return worth
+        least = least_together(units, worth) if self.even else sum(u.value(worth) for u in units)
+        return replace(worth, slack=max(0.0, worth.paid(known, available) - least))
 
     def deepen(self, units: list[Unit], worth: Worth) -> bool:
         """Price the shapes and options that could pay at `worth`.

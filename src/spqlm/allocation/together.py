@@ -49,13 +49,24 @@ def _by_block(units: Sequence[Unit]) -> dict[Block, list[Unit]]:
     return found
 
 
+def least_together(units: Sequence[Unit], worth: Worth) -> float:
+    """Least loss of what was priced, with costs paid at `worth`."""
+    alone = sum(unit.value(worth) for unit in units if unit.block is None)
+    blocks = (_priced_sums(held, worth) for held in _by_block(units).values())
+    return alone + sum(min(sums.values()) for sums in blocks)
+
+
+def _priced_sums(units: list[Unit], worth: Worth) -> dict[int | None, float]:
+    return _sums([_values(unit.priced, worth) for unit in units])
+
+
 def _promising_sizes(units: list[Unit], worth: Worth) -> list[int | None]:
     """What blocks of one size could be cut to, all of them, and that is not priced yet."""
-    priced = _sums([_values(unit.priced, worth) for unit in units])
+    priced = _priced_sums(units, worth)
     # What was priced counts where there is an estimate, too.
     hopes = _sums([_values(unit.estimated, worth) | _values(unit.priced, worth) for unit in units])
     estimated = sorted(hopes.keys() - priced.keys(), key=hopes.__getitem__)
-    least = min(priced.values())
+    least = min(priced.values()) + worth.slack
     return [size for size in estimated[:AT_ONCE] if hopes[size] < least]
 
 

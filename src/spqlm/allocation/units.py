@@ -73,7 +73,7 @@ class Part:
 
     def promising(self, worth: Worth) -> list[Format]:
         """Formats that could pay, as far as can be told before they are rounded."""
-        value = self.value(worth)
+        value = self.value(worth) + worth.slack
         paid = [(worth.paid(loss, costs), option) for option, costs, loss in self.estimates]
         return [o for v, o in sorted(paid, key=lambda pair: pair[0])[:AT_ONCE] if v < value]
 
@@ -210,9 +210,13 @@ class Unit:
                 unit.estimated.append(PricedShape(shape, parts))
         return unit
 
+    def value(self, worth: Worth) -> float:
+        """Least loss of what was priced, with costs paid at `worth`."""
+        return min(shaped.value(worth) for shaped in self.priced)
+
     def promising_shapes(self, worth: Worth) -> list[PricedShape]:
         """Shapes that could pay, as far as can be told before they are rounded."""
-        value = min(shaped.value(worth) for shaped in self.priced)
+        value = self.value(worth) + worth.slack
         best = sorted(self.estimated, key=lambda shaped: shaped.value(worth))[:AT_ONCE]
         return [shaped for shaped in best if shaped.value(worth) < value]
 

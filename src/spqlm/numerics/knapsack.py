@@ -24,10 +24,13 @@ class Worth:
         costs: nats per token that one more of each limited thing would save. Where no choice keeps
             within the limits, how much it matters for coming near them.
         within: whether a relaxed choice keeps within the limits; if not, losses count nothing.
+        slack: nats per token by which an option may be dearer than the cheapest one and still be in
+            the best whole choice.
     """
 
     costs: tuple[float, ...]
     within: bool = True
+    slack: float = 0.0
 
     def paid(self, loss: float, costs: Sequence[float]) -> float:
         """Nats per token with all costs paid at these prices."""
@@ -94,6 +97,18 @@ def choose(units: Units, *budgets: float) -> list[Choice]:
     if len(budgets) > 1:
         raise ValueError("no choice keeps within all budgets at once")
     return _smallest_choice(units, 0)
+
+
+def total_loss(units: Units, taken: Sequence[Choice]) -> float:
+    """What a choice loses."""
+    return sum(
+        unit[choice.alternative].loss
+        + sum(
+            part[pick][-1]
+            for part, pick in zip(unit[choice.alternative].parts, choice.options, strict=True)
+        )
+        for unit, choice in zip(units, taken, strict=True)
+    )
 
 
 def worth(units: Units, *budgets: float) -> Worth:
