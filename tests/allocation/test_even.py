@@ -46,7 +46,7 @@ def stage_for(model, target_bytes=None, **asked) -> Budget:
         recipe = timed(recipe.limited(limits), ModelView(model))
     [stage] = recipe.restricted(Restriction(whole=True)).stages
     cuts = {"widths": (0.75, 0.5, 0.25), "key_value_groups": (0.5,)}
-    return stage.model_copy(update=cuts | {"target_bytes": target_bytes})
+    return stage.model_copy(update=cuts | {"target_bytes": target_bytes, "left_out": 0})
 
 
 def three_layers(model_type="llama", **options):
