@@ -1,10 +1,10 @@
 """What keeping to another program costs in predicted loss; benchmarks/results/constraints.json.
 
-    python benchmarks/constraints.py [--model demo] [--sizes 90MB 75MB] [--calibration SOURCE]
-        [--targets gguf compressed-tensors mlx]
+    python benchmarks/constraints.py [--model demo] [--sizes 90MB 75MB] [--quick]
+        [--targets none gguf compressed-tensors mlx]
 
-`spq frontier` with and without `--for TARGET`, recipe `default`. The size is that of the files that
-the program reads. Rows that are stored are not measured again.
+`spq frontier` with and without `--for TARGET`, recipe `default`, or a quicker one (`quick.py`). The
+size is that of the files that the program reads. Rows that are stored are not measured again.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from compress import machine
+from quick import quick
 
 import spqlm
 from spqlm.frontier import frontier
@@ -26,20 +27,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--sizes", nargs="+", default=["90MB", "75MB"])
-    parser.add_argument("--calibration", default=load_recipe("default").calibration.source)
+    parser.add_argument("--quick", action="store_true", help="GPTQ alone, on fewer windows")
     parser.add_argument("--targets", nargs="+", default=[FREE, "gguf", "compressed-tensors", "mlx"])
     given = parser.parse_args()
+    recipe = quick() if given.quick else load_recipe("default")
+    text = recipe.calibration.source
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     held = {(row["model"], row["for"], row["calibration"]) for row in stored["rows"]}
     for target in given.targets:
-        key = (given.model, target, given.calibration)
+        key = (given.model, target, text)
         if key in held:
             continue
         found = frontier(
             given.model,
             [parse_size(size) for size in given.sizes],
             export_target=None if target == FREE else target,
-            calibration=given.calibration,
+            recipe=recipe,
         )
         points = [
             {"target": p.target, "predicted": p.predicted_loss, "summary": p.summary}

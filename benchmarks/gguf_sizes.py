@@ -28,12 +28,14 @@ import numpy as np
 import torch
 from compress import CONTEXT, WINDOWS, machine
 from peers.environments import default_folder, python_of
+from quick import quick
 from torch import nn
 
 import spqlm
 from spqlm.calibration.gather import Calibration, CalibrationConfig
 from spqlm.calibration.statistics import draw_windows
 from spqlm.data import consecutive, encode, load_text
+from spqlm.kernels.widening import widened_products
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model
@@ -53,13 +55,9 @@ PLAIN, WEIGHED, QUICK, OURS, TRAINED = (
 
 def asked(arguments: argparse.Namespace) -> tuple[str, Recipe]:
     """What ours is made by, and how."""
-    recipe = load_recipe("default")
-    if not arguments.quick:
-        return (TRAINED if arguments.recover else OURS), recipe
-    fields = recipe.to_dict()
-    fields["calibration"] |= {"source": "wikitext2_valid", "windows": 32}
-    fields["stages"][0]["budget"] |= {"rounding": "gptq", "priced_windows": 16}
-    return QUICK, Recipe.from_dict(fields)
+    if arguments.quick:
+        return QUICK, quick()
+    return (TRAINED if arguments.recover else OURS), load_recipe("default")
 
 
 class Bench:
@@ -187,8 +185,9 @@ def importance(loaded, config: CalibrationConfig) -> dict[str, np.ndarray]:
     for named in view.leaves():
         found = names.get_name(f"{named.name}.weight", try_suffixes=(".weight",))
         named.module.register_forward_pre_hook(hook(found))
-    for window in windows:
-        loaded.model.model(input_ids=window[None])
+    with widened_products(loaded.model.dtype):
+        for window in windows:
+            loaded.model.model(input_ids=window[None])
     return {name: (total / windows.numel()).numpy() for name, total in sums.items()}
 
 
