@@ -1,7 +1,7 @@
-"""Teaches transformers and peft our formats, without importing either.
+"""Teaches transformers, peft and TRL our formats, without importing any of them.
 
-Neither has entry points for formats: somebody must call their functions before a checkpoint is read
-or an adapter put on. `import spqlm` does so. Importing the two takes seconds that most uses of the
+None has entry points for formats: somebody must call their functions before a checkpoint is read
+or an adapter put on. `import spqlm` does so. Importing them takes seconds that most uses of the
 command line have no need for, so where one is not loaded yet, an import hook waits for it.
 """
 
@@ -17,6 +17,7 @@ from types import ModuleType
 OURS = {
     "transformers.quantizers.auto": "spqlm.checkpoint.quantizer",
     "peft": "spqlm.adapters.registration",
+    "trl.trainer.utils": "spqlm.adapters.fused_head",
 }
 
 

@@ -25,6 +25,7 @@ def test_an_adapter_is_trained_on_text_saved_and_reloaded_plainly(kind, tmp_path
         max_length=32,
         report_to="none",
         use_cpu=True,
+        bf16=False,
     )
     trainer = SFTTrainer(
         model=load(tmp_path / "out"),
