@@ -176,9 +176,10 @@ def test_several_adapters_side_by_side(paper):
 
 
 def test_an_adapter_of_the_dense_model(quantised, tmp_path):
-    dense = stir(get_peft_model(tiny_model(), LoraConfig(**LORA)))
-    dense.save_pretrained(tmp_path / "adapter")
     model = load(quantised)
+    sizes = {name: getattr(model.config, name) for name in WIDE}
+    dense = stir(get_peft_model(tiny_model(**sizes), LoraConfig(**LORA)))
+    dense.save_pretrained(tmp_path / "adapter")
     model.load_adapter(tmp_path / "adapter")
     assert not torch.allclose(logits(model), logits(load(quantised)), atol=1e-3)
 
