@@ -10,13 +10,17 @@ from transformers import AutoModelForCausalLM
 import spqlm
 from spqlm.allocation.left_out import layers_left_out
 from spqlm.allocation.limits import Limits
+from spqlm.allocation.search import alternatives, hopes
 from spqlm.cache import cache_directory
 from spqlm.errors import OutOfReach
+from spqlm.formats.dense import Dense
 from spqlm.formats.int8 import Int8
 from spqlm.layerwise.walk import evaluating
 from spqlm.model.extent import Extent
 from spqlm.model.shortened import leave_out
 from spqlm.model.view import ModelView
+from spqlm.numerics.knapsack import choose
+from spqlm.report.layers import layers
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget
 
@@ -53,7 +57,7 @@ def divergence(names) -> float:
     whole, rest = uneven(), uneven()
     leave_out(ModelView(rest), names)
     with evaluating(whole), evaluating(rest):
-        p, q = (m(input_ids=WINDOWS).logits[:, ::2].double().softmax(-1) for m in (whole, rest))
+        p, q = (m(input_ids=WINDOWS[:2]).logits.double().softmax(-1) for m in (whole, rest))
     return float((p * (p / q).log()).sum(-1).mean())
 
 
@@ -145,7 +149,7 @@ def test_the_result_is_an_ordinary_model_of_fewer_layers(text_file, tmp_path):
     loaded = spqlm.load(out)
     assert loaded.config.num_hidden_layers == 2
     assert torch.equal(logits(loaded), logits(made.model))
-    rows = {row.module: row.predicted_loss for row in spqlm_layers(out)}
+    rows = {row.module: row.predicted_loss for row in layers(out)}
     last = "model.layers.1.mlp.up_proj"
     assert rows[last] is not None and not any(".layers.2." in name for name in rows)
     spqlm.export(out, "dense", tmp_path / "plain")
@@ -153,13 +157,31 @@ def test_the_result_is_an_ordinary_model_of_fewer_layers(text_file, tmp_path):
     torch.testing.assert_close(logits(plain), logits(loaded), rtol=1e-4, atol=1e-4)
 
 
-def spqlm_layers(out):
-    from spqlm.report.layers import layers
-
-    return layers(out)
-
-
 def test_everything_in_four_bits_is_not_smaller_than_with_layers_out():
     model = uneven()
     least = [stage_for(model, left_out=n, **FOUR).savings(ModelView(model))[1] for n in (0, 2)]
     assert least[1] > least[0]
+
+
+def test_what_goes_best_beside_a_layer_is_priced():
+    model = uneven(intermediate_size=256)
+    view, statistics = ModelView(model), calibrated(model)
+    sizes = {"widths": (0.9, 0.8, 0.7, 0.6), "key_value_groups": (0.5,), "multiple_of": 8}
+    fields = {"formats": (Dense(),), "embedding_formats": (Dense(),), **sizes}
+    for speed in ("1.15x", "1.35x", "1.45x"):
+        stage = stage_for(model, limits={"prefill": speed}, **fields)
+        [target] = stage.targets(view)
+        search = stage.search(view, statistics)
+        units = search.units()
+        decided = [part.named for unit in units for part in unit.priced[0].parts]
+        available = target.limit(view, decided).available
+        search.spend(units, available)
+        options = [alternatives(unit) for unit in units]
+        # Nothing is rounded, so that estimates are prices.
+        every = [hopes(unit) for unit in units]
+        found, best = (loss_of(held, choose(held, available)) for held in (options, every))
+        assert found <= best * 1.001
+
+
+def loss_of(options, taken) -> float:
+    return sum(unit[choice.alternative].loss for unit, choice in zip(options, taken, strict=True))

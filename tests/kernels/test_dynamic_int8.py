@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spqlm.kernels import dynamic_int8
 from spqlm.kernels.dynamic_int8 import BLOCK_ROWS, dynamic_int8_linear
 
 
@@ -64,3 +65,17 @@ def test_few_rows_and_gradients_are_left_to_others():
     assert dynamic_int8_linear(x.requires_grad_(), codes, scale, None) is None
     with torch.no_grad():
         assert dynamic_int8_linear(x, codes, scale, None) is not None
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_floats_stand_in_where_integers_are_slow(fast, monkeypatch):
+    x, codes, scale = made(24, 96, 40)
+    monkeypatch.setattr(dynamic_int8, "integers_are_fast", lambda: fast)
+    calls = []
+    inner = torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda *given: calls.append(1) or inner(*given))
+    for held in (scale / 100, scale[:1] / 100):
+        found = dynamic_int8_linear(x, codes, held, None)
+        wanted = rounded(x) @ codes.double().T * held.double()
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-2)
+    assert bool(calls) == fast

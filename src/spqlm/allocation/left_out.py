@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Raised whenever what is computed changes, so that older files are not read.
 COMPUTATION = 1
-# Windows of the text that layers are priced on, and every how many of their tokens.
-WINDOWS, EVERY = 4, 2
+# Windows of the text that layers are priced on.
+WINDOWS = 2
 # Of the layers that cost the least alone, so many are measured again behind each that goes.
 AGAIN = 4
 
@@ -104,10 +104,7 @@ class _Measured:
     def _predictions(self) -> list[Tensor]:
         """Log probabilities, float32 [tokens, vocabulary] of each window."""
         return [
-            self._view.model(input_ids=ids[None], use_cache=False)
-            .logits[0, ::EVERY]
-            .float()
-            .log_softmax(-1)
+            self._view.model(input_ids=ids[None], use_cache=False).logits[0].float().log_softmax(-1)
             for ids in self._windows
         ]
 

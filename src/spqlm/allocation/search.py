@@ -11,7 +11,12 @@ from spqlm.allocation.menu import Menu
 from spqlm.allocation.pricing import Pricer
 from spqlm.allocation.resources import Resource
 from spqlm.allocation.shapes import Shape, shapes
-from spqlm.allocation.together import drop_unstated, least_together, promising_together
+from spqlm.allocation.together import (
+    drop_unstated,
+    least_together,
+    promising_together,
+    saved_by_going,
+)
 from spqlm.allocation.units import BYTES, NO_TIES, Block, LeftOut, Part, Unit
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
@@ -162,6 +167,7 @@ class Search:
         except ValueError:  # only fractions of choices keep within the limits
             return worth
         least = least_together(units, worth) if self.even else sum(u.value(worth) for u in units)
+        least -= saved_by_going(units, worth)
         return replace(worth, slack=max(0.0, worth.paid(known, available) - least))
 
     def deepen(self, units: list[Unit], worth: Worth) -> bool:

@@ -56,6 +56,16 @@ def least_together(units: Sequence[Unit], worth: Worth) -> float:
     return alone + sum(min(sums.values()) for sums in blocks)
 
 
+def saved_by_going(units: Sequence[Unit], worth: Worth) -> float:
+    """How much less at most is lost where layers may go, with costs paid at `worth`."""
+    saved: dict[str, float] = {}
+    for unit in units:
+        if unit.left_out is not None:
+            layer, value = unit.left_out.layer, unit.left_out.value(worth)
+            saved[layer] = saved.get(layer, 0.0) + unit.value(worth) - value
+    return sum(max(0.0, found) for found in saved.values())
+
+
 def _priced_sums(units: list[Unit], worth: Worth) -> dict[int | None, float]:
     return _sums([_values(unit.priced, worth) for unit in units])
 

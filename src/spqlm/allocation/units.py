@@ -129,6 +129,10 @@ class LeftOut:
     loss: float
     costs: Costs
 
+    def value(self, worth: Worth) -> float:
+        """What that loses, with costs paid at `worth`."""
+        return worth.paid(self.loss, self.costs)
+
     def tie(self, *, gone: bool) -> Tie:
         """With the other units of the layer."""
         return Tie(f"layer {self.layer}", [gone])

@@ -1,10 +1,13 @@
 """int8 weights times inputs that are rounded to int8 as they come: integers multiply faster."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
+from spqlm.formats.int8 import Int8, Int8Weight
 from spqlm.kernels.gpu import kernels_for
-from spqlm.kernels.product import FEW_ROWS, needs_gradient
+from spqlm.kernels.product import FEW_ROWS, linear, needs_gradient
 from spqlm.numerics.integer import quantize_tokens
 
 # Rows that are multiplied at a time: the sums take four bytes each.
@@ -14,7 +17,7 @@ BLOCK_ROWS = 512
 def dynamic_int8_linear(
     x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None
 ) -> Tensor | None:
-    """Many rows of input, each rounded to nearest at a scale of its own; sums are exact.
+    """Many rows of input, each rounded to nearest at a scale of its own.
 
     Each element of a row is off by at most half a step of max |x| / 127.
 
@@ -40,10 +43,37 @@ def dynamic_int8_linear(
     y = rows.new_empty(len(rows), len(codes))
     for start in range(0, len(rows), BLOCK_ROWS):
         rounded, step = quantize_tokens(rows[start : start + BLOCK_ROWS])
-        sums = torch._int_mm(rounded, codes.T) * step
-        torch.mul(sums, scale.float(), out=y[start : start + BLOCK_ROWS])
+        if integers_are_fast() or not codes.is_cpu:
+            sums = torch._int_mm(rounded, codes.T) * step
+            torch.mul(sums, scale.float(), out=y[start : start + BLOCK_ROWS])
+        else:
+            y[start : start + BLOCK_ROWS] = _in_floats(rounded, codes, scale) * step
     y = y.view(*x.shape[:-1], len(codes))
     return y if bias is None else y.add_(bias.to(x.dtype))
+
+
+@cache
+def integers_are_fast() -> bool:
+    """Whether PyTorch multiplies int8 with an instruction of this processor, and not in a loop.
+
+    The loop takes 27 times as long as floats do.
+    """
+    return bool(torch.cpu._is_vnni_supported())
+
+
+def _in_floats(rounded: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """The same in float32, which holds each product exactly, and sums up to 24 bits.
+
+    Args:
+        rounded: int8 [rows, in].
+        codes: int8 [out, in].
+        scale: [out] or [1].
+
+    Returns:
+        float32 [rows, out].
+    """
+    form = Int8(granularity="per_tensor" if len(scale) < len(codes) else "per_channel")
+    return linear(rounded.float(), Int8Weight(form, codes, scale), None)
 
 
 def _possible(codes: Tensor) -> bool:

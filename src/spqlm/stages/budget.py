@@ -233,7 +233,7 @@ class Budget(Stage):
             self._shares,
             self.multiple_of,
             self.alike,
-            self._targets(view),
+            self.targets(view),
             even=self.even_cuts,
             left_out=self.left_out,
         )
@@ -279,9 +279,19 @@ class Budget(Stage):
             changes = self._widest(view)
             return Plan(stage=self.key, changes=changes, summary=summary(changes))
         _check_finite(view, statistics)
-        wanted = self._targets(view)
+        search = self.search(view, statistics)
+        changes, words, spent = spend(search, self.targets(view), self.alike)
+        return Plan(stage=self.key, changes=changes, summary=words, spent=spent)
+
+    def search(self, view: ModelView, statistics: Statistics) -> Search:
+        """What prices the options of the menu, with prices from the cache.
+
+        Args:
+            view: the model, with dense weights.
+            statistics: sensitivities of them.
+        """
         shown = statistics.first(self.priced_windows)
-        search = cached(
+        return cached(
             Search(
                 view,
                 shown,
@@ -289,19 +299,18 @@ class Budget(Stage):
                 self._shares,
                 self.multiple_of,
                 self.token_power,
-                resources=[target.resource for target in wanted],
+                resources=[target.resource for target in self.targets(view)],
                 even=self.even_cuts,
                 left_out=layers_left_out(view, shown.windows, self.left_out),
             )
         )
-        changes, words, spent = spend(search, wanted, self.alike)
-        return Plan(stage=self.key, changes=changes, summary=words, spent=spent)
 
     @property
     def _targeted(self) -> bool:
         return self.target_bytes is not None or self.limits.any
 
-    def _targets(self, view: ModelView) -> list[Target]:
+    def targets(self, view: ModelView) -> list[Target]:
+        """What is limited."""
         return targets(view, self.target_bytes, self.limits, self._sizes)
 
     def _widest(self, view: ModelView) -> list[Change]:
