@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spqlm import native
 from spqlm.kernels import dynamic_int8
 from spqlm.kernels.dynamic_int8 import BLOCK_ROWS, dynamic_int8_linear
 
@@ -71,6 +72,7 @@ def test_few_rows_and_gradients_are_left_to_others():
 def test_floats_stand_in_where_integers_are_slow(fast, monkeypatch):
     x, codes, scale = made(24, 96, 40)
     monkeypatch.setattr(dynamic_int8, "integers_are_fast", lambda: fast)
+    monkeypatch.setattr(native, "library", lambda: None)
     calls = []
     inner = torch._int_mm
     monkeypatch.setattr(torch, "_int_mm", lambda *given: calls.append(1) or inner(*given))

@@ -5,9 +5,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from spqlm import native
 from spqlm.formats.int8 import Int8, Int8Weight
 from spqlm.kernels.gpu import kernels_for
 from spqlm.kernels.product import FEW_ROWS, linear, needs_gradient
+from spqlm.native.weights import matrix_of
 from spqlm.numerics.integer import quantize_tokens
 
 # Rows that are multiplied at a time: the sums take four bytes each.
@@ -40,6 +42,8 @@ def dynamic_int8_linear(
             return found.view(*x.shape[:-1], len(codes))
     if not _possible(codes):
         return None
+    if (found := _native(x, codes, scale, bias)) is not None:
+        return found
     y = rows.new_empty(len(rows), len(codes))
     for start in range(0, len(rows), BLOCK_ROWS):
         rounded, step = quantize_tokens(rows[start : start + BLOCK_ROWS])
@@ -61,6 +65,22 @@ def integers_are_fast() -> bool:
     return bool(torch.cpu._is_vnni_supported())
 
 
+def _native(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
+    """By the native kernel, or None where there is none or none is needed."""
+    library = native.library() if codes.is_cpu and not integers_are_fast() else None
+    if library is None or x.dtype not in native.FLOATS or torch.compiler.is_compiling():
+        return None
+    x, matrix = x.contiguous(), matrix_of(_weight(codes, scale), bias)
+    if matrix is None or matrix.rows == 0 or not native.addressable(x):
+        return None
+    return native.linear_int8_inputs(library, x, matrix)
+
+
+def _weight(codes: Tensor, scale: Tensor) -> Int8Weight:
+    form = Int8(granularity="per_tensor" if len(scale) < len(codes) else "per_channel")
+    return Int8Weight(form, codes, scale)
+
+
 def _in_floats(rounded: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """The same in float32, which holds each product exactly, and sums up to 24 bits.
 
@@ -72,8 +92,7 @@ def _in_floats(rounded: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     Returns:
         float32 [rows, out].
     """
-    form = Int8(granularity="per_tensor" if len(scale) < len(codes) else "per_channel")
-    return linear(rounded.float(), Int8Weight(form, codes, scale), None)
+    return linear(rounded.float(), _weight(codes, scale), None)
 
 
 def _possible(codes: Tensor) -> bool:

@@ -196,6 +196,24 @@ def linear_many(found: ctypes.CDLL, x: Tensor, matrix: Matrix) -> Tensor | None:
     return y if found.spq_many(matrix, address, count, y.data_ptr(), threads) else None
 
 
+def linear_int8_inputs(found: ctypes.CDLL, x: Tensor, matrix: Matrix) -> Tensor | None:
+    """Many inputs, each rounded to int8 at a scale of its own, times a matrix in int8.
+
+    Args:
+        found: the library.
+        x: [..., in], addressable, of a float dtype.
+        matrix: [out, in], in int8.
+
+    Returns:
+        [..., out] in the dtype of x, or None where there is no such kernel.
+    """
+    y = x.new_empty(*x.shape[:-1], matrix.rows)
+    count, threads = x.numel() // matrix.columns, torch.get_num_threads()
+    address, dtype = x.data_ptr(), DTYPES[x.dtype]
+    done = found.spq_int8_inputs(matrix, address, dtype, count, y.data_ptr(), threads)
+    return y if done else None
+
+
 def dequantize(found: ctypes.CDLL, matrix: Matrix, first: int, last: int, out: Tensor) -> None:
     """Write the rows first <= row < last of a matrix into `out`, [at least last - first, in]."""
     found.spq_dequantize(

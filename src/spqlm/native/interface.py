@@ -63,12 +63,13 @@ def declare(found: ctypes.CDLL) -> None:
     ]
     found.spq_gated.argtypes = [pointer, pointer, small, whole, pointer, small]
     found.spq_many.argtypes = [matrix, pointer, whole, pointer, small]
+    found.spq_int8_inputs.argtypes = [matrix, pointer, small, whole, pointer, small]
     found.spq_gram.argtypes = [pointer, pointer, whole, whole, pointer, small]
     found.spq_attention.argtypes = [pointer, small]
     decoder = ctypes.POINTER(Decoder)
     found.spq_decode_room.argtypes, found.spq_decode_room.restype = [decoder, small], whole
     found.spq_decode.argtypes = [decoder, pointer, whole, pointer, pointer, small]
-    products = ("linear", "linear_each", "sparse_linear", "many")
+    products = ("linear", "linear_each", "sparse_linear", "many", "int8_inputs")
     for name in (*products, "dequantize", "normalize", "gated"):
         getattr(found, f"spq_{name}").errcheck = _refuse_unknown
     found.spq_decode.errcheck = found.spq_decode_room.errcheck = _refuse_unknown

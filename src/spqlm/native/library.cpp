@@ -26,6 +26,8 @@ struct Set {
   decltype(&linear_avx512_bf16) many = nullptr;
   decltype(&gram_avx512_bf16) gram = nullptr;
   decltype(&attention_avx512_bf16) attention = nullptr;
+  // See many.h; null where PyTorch's own product of integers is as fast.
+  decltype(&linear_int8_avx2) int8 = nullptr;
   // What must hold besides, for tiles.
   bool (*allowed)() = nullptr;
 };
@@ -34,12 +36,12 @@ struct Set {
 const Set sets[] = {
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(__linux__)
-    {"amx_bf16", &kernels_avx512, true, linear_amx_bf16, gram_amx_bf16, nullptr, amx_runs_here},
+    {"amx_bf16", &kernels_avx512, true, linear_amx_bf16, gram_amx_bf16, nullptr, nullptr, amx_runs_here},
 #endif
     {"avx512_bf16", &kernels_avx512, true, linear_avx512_bf16, gram_avx512_bf16,
      attention_avx512_bf16},
-    {"avx512", &kernels_avx512},
-    {"avx2", &kernels_avx2},
+    {"avx512", &kernels_avx512, false, nullptr, nullptr, nullptr, linear_int8_avx2},
+    {"avx2", &kernels_avx2, false, nullptr, nullptr, nullptr, linear_int8_avx2},
 #endif
     {"portable", &kernels_portable},
 };
@@ -337,6 +339,18 @@ EXPORTED Status spq_many(const Matrix* matrix, const void* x, int64_t count, voi
   const int64_t inputs = (count + MANY_INPUTS - 1) / MANY_INPUTS * MANY_INPUTS;
   uint32_t* room = room_of<uint32_t>(Purpose::MANY, inputs * matrix->columns / 2);
   chosen->many(*matrix, (const uint16_t*)x, count, (uint16_t*)y, room, threads);
+  return DONE;
+}
+
+// See many.h. Declines where the chosen instruction set has no such kernel or the matrix does not suit it.
+EXPORTED Status spq_int8_inputs(const Matrix* matrix, const void* x, FloatType type, int64_t count, void* y,
+                                int32_t threads) {
+  if (!known(*matrix) || !known(type)) return REFUSED;
+  const int64_t columns = (matrix->columns + INT8_COLUMNS - 1) / INT8_COLUMNS * INT8_COLUMNS;
+  if (!chosen->int8 || matrix->format != INT8 || columns > INT8_MOST) return DECLINED;
+  const int64_t inputs = (count + INT8_INPUTS - 1) / INT8_INPUTS * INT8_INPUTS;
+  float* steps = room_of<float>(Purpose::MANY, inputs + inputs * columns / 2);
+  chosen->int8(*matrix, x, type, count, y, (int16_t*)(steps + inputs), steps, threads);
   return DONE;
 }
 
