@@ -1,8 +1,8 @@
 """Budgets of speed on a real model: predicted losses, and predictions beside measured speed.
 
     SPQ_DATA_DIR=... python benchmarks/speed_budgets.py frontier [--windows 8]
-    SPQ_DATA_DIR=... python benchmarks/speed_budgets.py check [--prefill 1.25x] [--decode 2x]
-    SPQ_DATA_DIR=... python benchmarks/speed_budgets.py cache [--share 0.5]
+    python benchmarks/speed_budgets.py check
+    SPQ_DATA_DIR=... python benchmarks/speed_budgets.py cache [--share 0.5] [--losses 20]
 
 `frontier` writes benchmarks/results/speed_budgets.json and prints a table: for each speed of a
 prompt of 512 tokens and of decoding, what the ensemble of all options is predicted to lose, and
@@ -10,11 +10,11 @@ what quantisation, pruning and ranks lose alone at the same speed, all from one 
 Nothing is compressed. Prices and times stay in the cache, so that it takes seconds the second time;
 `--again` times the machine anew.
 
-`check` compresses for each speed, without recovery, and measures the result and the dense model as
-`spq bench --optimize` does, in turn: what was predicted stands beside it.
+`check` times the machine, then measures the demo in one format after the other, and with fewer
+layers, as `spq bench --optimize` does, in turn: what was predicted stands beside what was measured.
 
-`cache` compresses for a share of the cache, says Δ, and what 16 sequences with 4,096 tokens of
-context each decode in a second.
+`cache` takes key/value heads and layers out for a share of the cache, says Δ, and what 16 sequences
+with 4,096 tokens of context each decode in a second.
 
 Δ is the loss in nats per token less that of the dense model, on windows of 1,024 tokens of
 WikiText-2 (test), in float32.
@@ -36,7 +36,6 @@ from compress import machine
 
 import spqlm
 from spqlm.allocation.limits import Limits
-from spqlm.allocation.resources import STEPS
 from spqlm.allocation.search import alternatives
 from spqlm.allocation.spending import spend
 from spqlm.allocation.units import Part, Unit
@@ -48,9 +47,11 @@ from spqlm.evaluation import perplexity, speed
 from spqlm.formats.dense import Dense
 from spqlm.formats.low_rank import LowRank
 from spqlm.kernels.widening import widened_products
+from spqlm.model.extent import Extent
+from spqlm.model.shortened import leave_out
 from spqlm.model.view import ModelView
 from spqlm.numerics.knapsack import choose
-from spqlm.profiling import measure, timed
+from spqlm.profiling import measure, timed, weights_of
 from spqlm.recipe import Recipe
 from spqlm.sources.load import load_model
 from spqlm.stages.budget import ARITHMETIC, LEFT_OUT, Budget
@@ -68,7 +69,11 @@ INTEGERS: dict[str, Any] = {
     "formats": [*NARROW, "int8", "w8a8", "dense"],
     "embedding_formats": [*NARROW, "int8", "dense"],
 }
-SHAPES: dict[str, Any] = {**ARITHMETIC, "left_out": LEFT_OUT}
+FLOATS: dict[str, Any] = {"formats": ["dense"], "embedding_formats": ["dense"]}
+EVERYTHING = {**INTEGERS, **ARITHMETIC}
+# Of `check`: formats throughout, and how many layers are left out.
+THROUGHOUT = {"int8": ["int8"], "nl4": [{"nl4": {"group_size": 64}}], "w8a8": ["w8a8"]}
+CHECKED = (("int8", 0), ("nl4", 0), ("w8a8", 0), ("int8", 6))
 SINGLES = ("quantisation", "pruning", "ranks")
 
 
@@ -77,8 +82,6 @@ def main() -> None:
     parser.add_argument("what", choices=["frontier", "check", "cache"])
     parser.add_argument("--windows", type=int, default=8, help="of 512 tokens, to calibrate on")
     parser.add_argument("--calibration", default="wikitext2_valid")
-    parser.add_argument("--prefill", action="append", default=[])
-    parser.add_argument("--decode", action="append", default=[])
     parser.add_argument("--left-out", type=int, default=LEFT_OUT, help="most layers that may go")
     parser.add_argument("--share", type=float, default=0.5)
     parser.add_argument("--losses", type=int, default=0, help="windows to measure Δ on")
@@ -87,9 +90,8 @@ def main() -> None:
     {"frontier": frontier, "check": check, "cache": cache}[arguments.what](arguments)
 
 
-def recipe(arguments: argparse.Namespace, limits: Limits) -> Recipe:
-    options = INTEGERS | SHAPES | {"left_out": arguments.left_out}
-    budget = Budget(**options, rounding="gptq", limits=limits)
+def recipe(arguments: argparse.Namespace, options: dict[str, Any], limits: Limits) -> Recipe:
+    budget = Budget(**options, left_out=arguments.left_out, rounding="gptq", limits=limits)
     text = CalibrationConfig(source=arguments.calibration, windows=arguments.windows, context=512)
     return Recipe(calibration=text, stages=(budget,))
 
@@ -103,7 +105,7 @@ def frontier(arguments: argparse.Namespace) -> None:
     rows = []
     for kind, asked in SPEEDS:
         limits = Limits(**{kind: asked}, context=PROMPT, profile=profile)
-        steps = timed(recipe(arguments, limits), view)
+        steps = timed(recipe(arguments, EVERYTHING, limits), view)
         text = Calibration(steps.calibration, view, loaded.tokenizer, 0)
         losses, summary = priced(steps.stages[0], view, text)
         rows.append({"kind": kind, "speed": asked, "losses": losses, "summary": summary})
@@ -195,45 +197,56 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    asked = [("prefill", s) for s in arguments.prefill] + [("decode", s) for s in arguments.decode]
+    """Without prices: one format throughout, and fewer layers, are enough."""
+    formats = [form for names in THROUGHOUT.values() for form in Budget(formats=names).formats]
+    started = time.perf_counter()
+    profile = measure(load_model("demo").model, formats, prompt=PROMPT, again=True)
+    print(
+        f"timed in {time.perf_counter() - started:.0f} s: {profile.processor}",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        names, plans = ["demo"], []
-        for number, (kind, wanted) in enumerate(asked or [("prefill", "1.25x"), ("decode", "2x")]):
-            out = Path(folder) / f"{number}-{kind}-{wanted}"
-            limits = Limits(**{kind: wanted}, context=PROMPT)
-            plans.append((kind, made(arguments, limits, out)))
-            names.append(str(out))
+        names = [str(throughout(Path(folder), name, gone)) for name, gone in CHECKED]
         config = speed.BenchmarkConfig(
-            models=tuple(names),
+            models=("demo", *names),
             optimize=True,
             batches=(1,),
             prefills=(PROMPT,),
             prompt=PROMPT,
             decode_tokens=16,
             rounds=5,
-            seconds=20.0,
+            seconds=4.0,
         )
         found = [model for model in speed.compare(config).models if model.optimize]
-        for (kind, plan), model in zip(plans, found[1:], strict=True):
-            report(kind, plan, found[0], model)
-        deltas(names, arguments.losses)
+        for model in found:
+            made = load_model(model.name).model
+            weights, extent = weights_of(made), Extent.of(ModelView(made))
+            for kind in ("prefill", "decode"):
+                predicted, taken = (
+                    profile.step(weights, kind, extent),
+                    seconds_of(kind, model),
+                )
+                print(
+                    f"{Path(model.name).name}: {kind} {1e3 * predicted:.2f} ms predicted, "
+                    f"{1e3 * taken:.2f} ms measured ({predicted / taken - 1:+.1%})"
+                )
 
 
-def made(arguments: argparse.Namespace, limits: Limits, out: Path) -> Plan:
-    steps = recipe(arguments, limits)
+def throughout(folder: Path, name: str, gone: int) -> Path:
+    """A checkpoint of the demo with linear layers in one format, without its last layers."""
+    loaded, out = load_model("demo"), folder / f"{name}-{gone}-layers-fewer"
+    view = ModelView(loaded.model)
+    leave_out(view, [layer.name for layer in view.layers[len(view.layers) - gone :]])
+    steps = Recipe(stages=(Budget(formats=THROUGHOUT[name], embedding_formats=["dense"]),))
+    spqlm.compress(view.model, out, recipe=steps, tokenizer=loaded.tokenizer)
+    return out
+
+
+def made(arguments: argparse.Namespace, options: dict[str, Any], limits: Limits, out: Path) -> Plan:
+    steps = recipe(arguments, options, limits)
     plan = spqlm.compress("demo", out, recipe=steps).manifest.stages[0].plan
     print(f"{out.name}: {plan.summary}", flush=True)
     return plan
-
-
-def report(kind: str, plan: Plan, dense: speed.ModelSpeed, model: speed.ModelSpeed) -> None:
-    [spent] = [found for found in plan.spent if found.name == STEPS[kind]]
-    before, after = (seconds_of(kind, found) * 1e3 for found in (dense, model))
-    error = spent.used / after - 1
-    print(
-        f"{Path(model.name).name}: {kind} {spent.used:.2f} ms predicted, {after:.2f} ms measured "
-        f"({error:+.1%}); {spent.dense / spent.used:.2f}x predicted, {before / after:.2f}x measured"
-    )
 
 
 def seconds_of(kind: str, model: speed.ModelSpeed) -> float:
@@ -248,11 +261,15 @@ def seconds_of(kind: str, model: speed.ModelSpeed) -> float:
 def cache(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        plan = made(arguments, Limits(kv=arguments.share), out)
+        groups = {"key_value_groups": ARITHMETIC["key_value_groups"]}
+        plan = made(arguments, FLOATS | groups, Limits(kv=arguments.share), out)
         [spent] = plan.spent
         print(f"cache of a token: {spent.used:.2f} of {spent.dense:.2f} {spent.unit}")
         deltas(["demo", str(out)], arguments.losses)
-        models = {"dense": spqlm.load("demo", optimize=True), "out": spqlm.load(out, optimize=True)}
+        models = {
+            "dense": spqlm.load("demo", optimize=True),
+            "out": spqlm.load(out, optimize=True),
+        }
         rounds = [{name: decoding(model) for name, model in models.items()} for _ in range(ROUNDS)]
         for name in models:
             rate = BATCH / statistics.median(found[name] for found in rounds)
@@ -285,7 +302,10 @@ def deltas(names: Sequence[str], windows: int) -> None:
         ids = encode(loaded.tokenizer, load_text(TEXT, "evaluation").text, minimum=CONTEXT)
         loss = perplexity(loaded.model, ids, CONTEXT, limit=windows).nll
         before = loss if before is None else before
-        print(f"{Path(name).name}: Δ {loss - before:+.4f} on {windows} windows", flush=True)
+        print(
+            f"{Path(name).name}: Δ {loss - before:+.4f} on {windows} windows",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.helpers import calibrated, logits, tiny_model
+from tests.helpers import calibrated, logits, tiny_model, tiny_tokenizer
 from tests.profiles import profile_of
 from tests.stages.budgets import BOTH, FOUR, INT4, compress, predicted
 from transformers import AutoModelForCausalLM
@@ -24,6 +24,7 @@ from spqlm.report.layers import layers
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget
 
+INT8 = {"formats": ["int8"], "embedding_formats": ["int8"]}
 WINDOWS = torch.randint(3, 250, (3, 32), generator=torch.Generator().manual_seed(3))
 
 
@@ -142,8 +143,7 @@ def test_no_more_layers_go_than_were_allowed():
 
 
 def test_the_result_is_an_ordinary_model_of_fewer_layers(text_file, tmp_path):
-    fields = {"left_out": 2, "limits": {"kv": 0.5}, "formats": ["int8"]}
-    stage = {"budget": {**fields, "embedding_formats": ["int8"]}}
+    stage = {"budget": {"left_out": 2, "limits": {"kv": 0.5}, **INT8}}
     out = tmp_path / "out"
     made = compress(uneven(), text_file, out, (stage,))
     loaded = spqlm.load(out)
@@ -185,3 +185,21 @@ def test_what_goes_best_beside_a_layer_is_priced():
 
 def loss_of(options, taken) -> float:
     return sum(unit[choice.alternative].loss for unit, choice in zip(options, taken, strict=True))
+
+
+def test_what_remains_is_distilled_towards_the_whole_model(text_file):
+    stage = {"budget": {"left_out": 2, "limits": {"kv": 0.5}, **INT8}}
+    tuned = {"distill": {"steps": 40, "context": 24, "held_out": 4, "check_every": 10}}
+    text = tiny_tokenizer()(text_file.read_text()[:200], return_tensors="pt").input_ids
+
+    def predictions(model):
+        with torch.no_grad():
+            return model(input_ids=text).logits.double().log_softmax(-1)
+
+    whole = predictions(tiny_model(num_hidden_layers=4))
+    losses = []
+    for stages in ((stage,), (stage, tuned)):
+        made = compress(tiny_model(num_hidden_layers=4), text_file, stages=stages)
+        found = predictions(made.model)
+        losses.append(float((whole.exp() * (whole - found)).sum(-1).mean()))
+    assert losses[1] < 0.98 * losses[0]
