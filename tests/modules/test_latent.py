@@ -7,11 +7,14 @@ from torch import nn
 from spqlm.formats import group_sparse
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import of_factors
+from spqlm.formats.nl3 import Nl3
 from spqlm.modules.embedding import CompressedEmbedding
 from spqlm.modules.latent import LatentEmbedding, latent_layer, rounded_once
 from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.ops import dense_weight, linear_of
 from spqlm.numerics import integer
+from spqlm.numerics.metric import Metric
+from spqlm.numerics.nonlinear import LEVELS
 
 OUT, IN, SIZE = 6, 64, 16
 
@@ -32,8 +35,15 @@ def sparse(bits=4, *, zero=False, dtype=torch.float32) -> CompressedLinear:
     return CompressedLinear(group_sparse.pack(codes, scale, zeros, keep, bits).cast(dtype), None)
 
 
+def nl3(dtype=torch.float32) -> CompressedLinear:
+    form, eye = Nl3(group_size=SIZE), torch.eye(IN)
+    stored = form.fit(random(OUT, IN), Metric([(eye, torch.ones(OUT))]), "nearest")
+    return CompressedLinear(stored.cast(dtype), None)
+
+
 MAKERS = {
     "int4": int4,
+    "nl3": nl3,
     "sparse4": sparse,
     "sparse8": lambda **options: sparse(8, **options),
     "zeros": lambda **options: sparse(zero=True, **options),
@@ -60,66 +70,80 @@ def test_before_training_it_is_the_layer_and_settles_to_it(maker, dtype):
         assert torch.equal(settled.state_dict()[name], value), name
 
 
-def test_gradients_reach_weights_and_grids_straight_through(maker):
-    layer = maker()
-    module, x = latent_layer(layer), random(5, IN, seed=6)
-    module(x).sum().backward()
-    trained = module.latent
-    kept = torch.ones(OUT, IN // SIZE) if trained.keep is None else trained.keep.float()
-    expected = x.sum(0).expand(OUT, IN) * kept.repeat_interleave(SIZE, 1)
-    assert torch.allclose(trained.weight.grad, expected, atol=1e-4)
-    assert bool((trained.scale.grad[kept == 0] == 0).all())
-    if trained.zero is not None:
-        grouped = x.sum(0).unflatten(0, (-1, SIZE)).sum(1) * kept
-        # What the grid's end cuts off moves with the zero; inside, code and zero make up.
-        assert trained.zero.grad.shape == grouped.shape
+def kept(latent) -> torch.Tensor:
+    """Which entries are stored."""
+    everything = torch.ones(OUT, IN // SIZE, dtype=torch.bool)
+    keep = everything if latent.keep is None else latent.keep
+    return keep.repeat_interleave(SIZE, 1)
+
+
+def levels_of(form) -> list[int]:
+    """What the codes of a format stand for, ascending."""
+    if form.name == "nl3":
+        return list(LEVELS[3])
+    return list(range(-8, 8)) if form.bits == 4 else list(range(-127, 128))
+
+
+def between(position: torch.Tensor, levels: list[int]) -> torch.Tensor:
+    """Levels at whole positions; their gradient is half the way from one neighbour to the other."""
+    points = torch.tensor(levels, dtype=torch.float64)
+    last = len(levels) - 1
+    inside = position.clamp(0, last)
+    code = inside.round().long()
+    gaps = points.diff()
+    below, above = gaps[(code - 1).clamp(min=0)], gaps[code.clamp(max=last - 1)]
+    slope = (below + above) / 2
+    return points[code] + slope * (inside - inside.detach())
 
 
 def test_the_gradient_is_that_of_the_definition(maker):
-    module = latent_layer(maker()).double()
-    trained, form = module.latent, maker().format
+    layer = maker()
+    module, form = latent_layer(layer).double(), layer.format
+    trained = module.latent
     with torch.no_grad():
-        # Beyond the ends of the grid too.
-        trained.weight += 4 * random(OUT, IN, seed=7) * trained.scale.repeat_interleave(SIZE, 1)
-        trained.scale.copy_(integer.round_scale(trained.scale))
-    given, into = [trained.weight, trained.scale], random(OUT, IN, seed=8).double()
-    given += [] if trained.zero is None else [trained.zero]
-    low, high = (-8, 7) if form.bits == 4 else (-127, 127)
-    zero = 0 if trained.zero is None else trained.zero[..., None]
-    position = (trained.weight.unflatten(1, (-1, SIZE)) - zero) / trained.scale[..., None]
-    inside = position.clamp(low, high)
-    values = (inside + (inside.round() - inside).detach()) * trained.scale[..., None] + zero
-    values = values if trained.keep is None else values * trained.keep[..., None]
-    expected = torch.autograd.grad((values.flatten(1) * into).sum(), given)
-    columns = torch.eye(IN, dtype=torch.float64)
-    module.bias = None
-    found = torch.autograd.grad((module(columns) * into.T).sum(), given)
+        # Beyond the last codes too.
+        trained.position += 4 * random(OUT, IN, seed=7)
+    given, into = list(trained.parameters()), random(OUT, IN, seed=8).double()
+    found = torch.autograd.grad((trained() * into).sum(), given)
+    values = between(trained.position, levels_of(form)).unflatten(1, (-1, SIZE))
+    values = values * trained.scale[..., None]
+    values = values if trained.shift is None else values + trained.shift[..., None]
+    values = values.flatten(1) * kept(trained)
+    torch.testing.assert_close(trained(), values)
+    expected = torch.autograd.grad((values * into).sum(), given)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_weights_go_where_others_are_as_far_as_the_codes_stay(maker):
+def test_positions_go_where_a_weight_is_as_far_as_the_codes_stay(maker):
     layer = maker()
-    trained = latent_layer(layer).latent
-    values, target = trained.weight.detach().clone(), random(OUT, IN, seed=9)
-    trained.approach(target)
-    step = trained.scale.abs().repeat_interleave(SIZE, 1)
-    before, after = (target - values).abs(), (target - trained.weight).abs()
-    keep = torch.ones(OUT, IN // SIZE).bool() if trained.keep is None else trained.keep
-    kept = keep.repeat_interleave(SIZE, 1)
-    assert bool((after <= before + 1e-6).all()) and bool((after < before)[kept].any())
-    near = (before < 0.4 * step) & kept
-    # Those that would leave the range of the codes stop there.
-    assert int((near & (after < 1e-5)).sum()) > 0.8 * int(near.sum())
-    settled, moved = latent_layer(layer).latent.settle(), trained.settle()
-    assert all(torch.equal(moved.tensors()[n], t) for n, t in settled.tensors().items())
+    latent, target = latent_layer(layer).latent, random(OUT, IN, seed=9)
+    codes = latent.position.detach().clone()
+    latent.approach(target)
+    moved = latent.position.detach()
+    assert torch.equal(moved.round(), codes)
+    assert torch.equal(moved[~kept(latent)], codes[~kept(latent)])
+    levels = torch.tensor(levels_of(layer.format), dtype=torch.float32)
+    shift = 0 if latent.shift is None else latent.shift.detach()[..., None]
+    place = (target.unflatten(1, (-1, SIZE)) - shift) / latent.scale.detach()[..., None]
+    place = place.flatten(1)
+    # Between two codes a position is the share of the way from one's level to the other's.
+    for row, column in kept(latent).nonzero().tolist():
+        code, wanted = int(codes[row, column]), float(place[row, column])
+        other = code + (1 if wanted > levels[code] else -1)
+        at = float(moved[row, column])
+        if not 0 <= other < len(levels):
+            assert at == code
+            continue
+        share = (wanted - float(levels[code])) / float(levels[other] - levels[code])
+        assert at == pytest.approx(code + (other - code) * min(share, 0.49), abs=1e-3)
 
 
-def test_dropped_groups_stay_dropped_and_codes_follow_the_weights():
+def test_dropped_groups_stay_dropped_and_codes_follow_positions():
     layer = sparse()
     trained = latent_layer(layer)
     with torch.no_grad():
-        trained.latent.weight += 100 * trained.latent.scale.repeat_interleave(SIZE, 1)
+        trained.latent.position += 100
     settled = trained.settled(torch.float32)
     assert torch.equal(settled.stored_weight.keep, layer.stored_weight.keep)
     assert torch.equal(settled.offsets, layer.offsets)
@@ -139,12 +163,12 @@ def test_layers_without_trainable_codes_are_left_alone(layer):
     assert latent_layer(layer) is None
 
 
-def test_grids_are_what_places_the_codes_values_and_a_step_is_one_of_them(maker):
+def test_grids_are_what_places_the_values_of_codes(maker):
     layer = maker()
     latent = latent_layer(layer).latent
     names = {name for name, p in latent.named_parameters() if any(p is g for g in latent.grids())}
-    assert names == set(layer.state_dict()) & {"scale", "zero"}
-    assert latent.step() == pytest.approx(float(layer.scale.abs().mean()))
+    stored = {"zero": "shift"}
+    assert names == {stored.get(n, n) for n in layer.state_dict() if n in ("scale", "zero")}
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
@@ -155,7 +179,8 @@ def test_an_embedding_is_the_same_table_while_it_is_trained(factor):
     assert torch.equal(trained(ids), table(ids))
     trained(ids).float().sum().backward()
     counts = torch.tensor([1.0, 0, 0, 2, 0, 1]) * factor
-    assert torch.equal(trained.latent.weight.grad, counts[:, None].expand(-1, IN))
+    steps = trained.latent.scale.detach().repeat_interleave(SIZE, 1)
+    assert torch.equal(trained.latent.position.grad, counts[:, None] * steps)
     settled = trained.settled(torch.bfloat16)
     assert (settled.embed_scale, settled.padding_idx) == (factor, 1)
     assert all(
@@ -171,7 +196,7 @@ def test_codes_rounded_once_give_the_gradients_of_codes_rounded_each_time(maker)
             with rounded_once(model, torch.float32):
                 for seed in (6, 7):
                     model(random(5, IN, seed=seed)).square().sum().backward()
-                assert model[0].latent.weight.grad is None
+                assert model[0].latent.position.grad is None
         else:
             for seed in (6, 7):
                 model(random(5, IN, seed=seed)).square().sum().backward()

@@ -34,8 +34,8 @@ def test_what_is_trained(view):
     with trainable_codes(view, view.leaves()):
         codes = trainable(view, "codes")
     names = [named.name for named in view.linears(("attention", "mlp"))]
-    behind = {f"{name}.latent.{part}" for name in names for part in ("weight", "scale")}
-    assert set(codes) - set(everything) == behind
+    between = {f"{name}.latent.{part}" for name in names for part in ("position", "scale")}
+    assert set(codes) - set(everything) == between
     assert set(everything) - set(codes) == {f"{name}.scale" for name in names}
 
 

@@ -11,8 +11,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from spqlm.formats._block_latent import BlockLatent
 from spqlm.formats._grouped import whole_groups
+from spqlm.formats._latent import Latent
 from spqlm.formats.base import Format, Layout, Rounding, StoredWeight
 from spqlm.numerics import block_rounding, gptq, packing
 from spqlm.numerics.blocks import Blocks, Grid
@@ -105,11 +105,9 @@ class BlockWeight(StoredWeight):
         """What the format says."""
         return self.format.layout(self)
 
-    def latent(self) -> BlockLatent:
-        """Weights of these values."""
-        whole = self.detach().cast(torch.float32)
-
-        return BlockLatent(whole.restore(), whole.unpacked, self.format.grid, self._settled)
+    def latent(self) -> Latent:
+        """Positions at its codes."""
+        return Latent(self.detach().unpacked, self.format.grid, self._settled)
 
     def absorb(self, update: Tensor, generator: torch.Generator) -> Self:
         """New codes at the same steps and shifts, rounded at random."""

@@ -13,9 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from spqlm.errors import SpqError
-from spqlm.formats._uniform_latent import UniformLatent
+from spqlm.formats._latent import Latent
 from spqlm.formats.base import Format, Layout, Rounding, StoredWeight
 from spqlm.numerics import gptq, integer
+from spqlm.numerics.blocks import Blocks, even_grid
 from spqlm.numerics.descent import improve_groups
 from spqlm.numerics.metric import Metric
 
@@ -78,17 +79,15 @@ class GroupedWeight(StoredWeight):
         columns = groups * self.format.group_size
         return Layout(self.format.name, self.codes, self.scale, columns, groups)
 
-    def latent(self) -> UniformLatent:
-        """Weights of these values."""
-        return UniformLatent(
-            self.detach().restore(torch.float32),
-            self.scale.detach(),
-            self.format.bits,
-            self._settled,
-        )
+    def latent(self) -> Latent:
+        """Positions at its codes."""
+        grid = even_grid(self.format.bits, self.format.group_size)
+        codes = self.unpacked.to(torch.int16) - grid.levels[0]
+        return Latent(Blocks(codes, self.scale.detach(), None, None, None), grid, self._settled)
 
-    def _settled(self, codes: Tensor, scale: Tensor, _: Tensor | None) -> Self:
-        return replace(self, codes=self.format.pack(codes), scale=scale)
+    def _settled(self, found: Blocks) -> Self:
+        codes = (found.codes + integer.code_range(self.format.bits)[0]).to(torch.int8)
+        return replace(self, codes=self.format.pack(codes), scale=found.scale)
 
     def absorb(self, update: Tensor, generator: torch.Generator) -> Self:
         """New codes at the same scales, rounded at random."""

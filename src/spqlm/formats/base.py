@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from spqlm.errors import SpqError
+from spqlm.formats._latent import Latent
 from spqlm.numerics.metric import Metric
 
 Rounding = Literal["nearest", "gptq", "descent"]
@@ -39,42 +40,6 @@ class Layout(NamedTuple):
     zero: Tensor | None = None
     mask: Tensor | None = None
     offsets: Tensor | None = None
-
-
-class Latent(nn.Module, ABC):
-    """A weight in float32 behind codes, while the codes are trained.
-
-    Attributes:
-        weight: parameter float32 [rows, columns], which starts at the values of the codes.
-        held: what `forward` gave, where many passes use it; see `modules.latent.rounded_once`.
-    """
-
-    weight: nn.Parameter
-    held: Tensor | None = None
-
-    def values(self, dtype: torch.dtype) -> Tensor:
-        """What the codes stand for, in the dtype of a product."""
-        return self().to(dtype) if self.held is None else self.held
-
-    @abstractmethod
-    def forward(self) -> Tensor:
-        """What the codes that it has come to stand for, [rows, columns]; differentiable."""
-
-    @abstractmethod
-    def grids(self) -> list[nn.Parameter]:
-        """What places the values that codes stand for: scales, zeros."""
-
-    @abstractmethod
-    def step(self) -> float:
-        """Mean distance between two values of a code."""
-
-    @abstractmethod
-    def approach(self, target: Tensor) -> None:
-        """Move the weight towards another one, [rows, columns], as far as its codes stay."""
-
-    @abstractmethod
-    def settle(self) -> "StoredWeight":
-        """The codes that it has come to, with float32 scales."""
 
 
 @dataclass(eq=False)
@@ -164,7 +129,7 @@ class StoredWeight(ABC):
         return None
 
     def latent(self) -> Latent | None:
-        """A weight behind the codes to train them by, or None where there are no codes to train."""
+        """Positions between codes to train them by, or None where there are no codes to train."""
         return None
 
     def absorb(self, update: Tensor, generator: torch.Generator) -> Self:

@@ -16,9 +16,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from spqlm.formats._grouped import whole_groups
-from spqlm.formats._uniform_latent import UniformLatent
+from spqlm.formats._latent import Latent
 from spqlm.formats.base import Format, Layout, Rounding, StoredWeight
 from spqlm.numerics import group_pruning, integer, packing
+from spqlm.numerics.blocks import Blocks, even_grid
 from spqlm.numerics.group_sparse import mask_bytes, offsets_of, pack_mask, spread, unpack_mask
 from spqlm.numerics.metric import Metric
 
@@ -140,15 +141,21 @@ class GroupSparseWeight(StoredWeight):
             self.offsets,
         )
 
-    def latent(self) -> UniformLatent:
-        """Weights of these values; dropped groups stay dropped."""
+    def latent(self) -> Latent:
+        """Positions at its codes; dropped groups stay dropped."""
         held, keep = self.detach(), self.keep
-        zero = None if held.zero is None else _by_group(held.zero, keep, integer.SMALLEST_SCALE)
-        scale, values = _by_group(held.scale, keep, 1.0), held.restore(torch.float32)
-        return UniformLatent(values, scale, self.format.bits, self._settled, zero, keep)
+        grid = even_grid(self.format.bits, self.format.group_size)
+        codes = torch.full((*keep.shape, grid.group), -grid.levels[0], dtype=torch.int16)
+        codes = codes.to(keep.device)
+        codes[keep] += held.unpacked
+        zero = None if held.zero is None else _by_group(held.zero, keep)
+        found = Blocks(codes.flatten(1), _by_group(held.scale, keep), zero, None, None)
+        return Latent(found, grid, self._settled, keep)
 
-    def _settled(self, codes: Tensor, scale: Tensor, zero: Tensor | None) -> "GroupSparseWeight":
-        return pack(codes, scale, zero, self.keep, self.format.bits)
+    def _settled(self, found: Blocks) -> "GroupSparseWeight":
+        bits = self.format.bits
+        codes = (found.codes + integer.code_range(bits)[0]).to(torch.int8)
+        return pack(codes, found.scale, found.shift, self.keep, bits)
 
 
 class GroupSparse(Format):
@@ -327,10 +334,11 @@ def of_share(rows: int, columns: int, group_size: int, bits: int, share: float) 
     return GroupSparse(group_size=group_size, bits=bits, kept=rows * groups - dropped)
 
 
-def _by_group(values: Tensor, keep: Tensor, otherwise: float) -> Tensor:
-    """[kept] -> float32 [rows, groups]."""
-    found = torch.full(keep.shape, otherwise, device=keep.device)
-    found[keep] = values.float()
+def _by_group(values: Tensor, keep: Tensor) -> Tensor:
+    """[kept] -> float32 [rows, groups], with their mean magnitude where nothing is kept."""
+    values = values.float()
+    found = values.abs().mean().repeat(keep.shape)
+    found[keep] = values
     return found
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spqlm.formats.base import Latent
+from spqlm.formats._latent import Latent
 from spqlm.modules.embedding import CompressedEmbedding
 from spqlm.modules.linear import Compressed, CompressedLinear
 
@@ -16,7 +16,7 @@ class LatentLinear(nn.Module):
     """y = (what the codes come to) x + bias.
 
     Attributes:
-        latent: the weight behind the codes.
+        latent: positions between the codes.
         bias: [out] or None, not trained.
     """
 
@@ -25,7 +25,7 @@ class LatentLinear(nn.Module):
         super().__init__()
         self.latent = latent
         self.bias = bias
-        self.out_features, self.in_features = latent.weight.shape
+        self.out_features, self.in_features = latent.position.shape
 
     def forward(self, x: Tensor) -> Tensor:
         """X [..., in_features] -> [..., out_features], in the dtype of x."""
@@ -40,7 +40,7 @@ class LatentEmbedding(nn.Module):
     """Row lookup in what the codes come to, times a constant.
 
     Attributes:
-        latent: the table behind the codes.
+        latent: positions between the codes of the table.
         embed_scale: factor on the rows.
         padding_idx: as in `nn.Embedding`.
     """
@@ -84,7 +84,7 @@ def latent_layer(module: nn.Module) -> Latents | None:
 def rounded_once(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Inside, codes stand as they are on entry, rounded once for all forward passes.
 
-    Gradients of those passes, summed in `dtype`, reach the weights behind the codes at the end.
+    Gradients of those passes, summed in `dtype`, reach positions and scales at the end.
 
     Args:
         model: some layers of which train codes.

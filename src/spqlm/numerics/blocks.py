@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spqlm.numerics.integer import code_range
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -74,10 +76,48 @@ class Grid:
         dtype = codes.dtype if codes.is_floating_point() else torch.float32
         return _table(self.levels, dtype, codes.device)[codes.long()]
 
+    def code(self, position: Tensor) -> Tensor:
+        """The codes that positions between codes round to, whole floats of the same shape."""
+        return position.round().clamp_(0, len(self.levels) - 1)
+
+    def spacing(self, codes: Tensor) -> Tensor:
+        """Mean distance from the levels of codes to those beside them, floats as `level` gives."""
+        if self.even:
+            return torch.ones_like(codes)
+        gaps = [b - a for a, b in zip(self.levels, self.levels[1:], strict=False)]
+        pairs = zip([gaps[0], *gaps], [*gaps, gaps[-1]], strict=True)
+        means = tuple((below + above) / 2 for below, above in pairs)
+        return _table(means, codes.dtype, codes.device)[codes.long()]
+
+    def steps_from(self, codes: Tensor, apart: Tensor) -> Tensor:
+        """How many codes away lies what is so far from the levels of codes, within a code of them.
+
+        Args:
+            codes: whole floats of any shape.
+            apart: distances in the units of levels, of either sign, of that shape.
+
+        Returns:
+            floats of that shape; beyond the next level they go on at the same pace.
+        """
+        if self.even:
+            return apart.clone()
+        gaps = [b - a for a, b in zip(self.levels, self.levels[1:], strict=False)]
+        above = _table((*gaps, gaps[-1]), codes.dtype, codes.device)
+        below = _table((gaps[0], *gaps), codes.dtype, codes.device)
+        index = codes.long()
+        return torch.where(apart > 0, apart / above[index], apart / below[index])
+
 
 @cache
-def _table(levels: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _table(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(levels, dtype=dtype, device=device)
+
+
+@cache
+def even_grid(bits: int, group: int) -> Grid:
+    """Of all codes of so many bits, one apart, with a float for each group of columns."""
+    low, high = code_range(bits)
+    return Grid(levels=tuple(range(low, high + 1)), block=group, group=group)
 
 
 class Blocks(NamedTuple):

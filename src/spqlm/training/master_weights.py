@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spqlm.formats.base import Latent
+from spqlm.formats._latent import Latent
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.numerics.integer import LARGEST_SCALE, SMALLEST_SCALE, round_scale
@@ -27,7 +27,7 @@ class Masters:
             view: the model.
             wanted: what to train, see `trainable`.
             rate: Adam's peak rate, as a share of each tensor's mean magnitude.
-            code_rate: that of weights behind codes, as a share of the distance between two codes.
+            code_rate: that of positions between codes, in codes.
         """
         self._view = view
         self._rates = (rate, code_rate)
@@ -42,20 +42,15 @@ class Masters:
         groups = []
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(True)
-            # What lies behind codes is its own master, and nothing else is as large.
-            behind = _behind_codes(self._view, name)
-            master = parameter.detach() if behind else parameter.detach().float().clone()
+            # A position is its own master, and nothing else is as large.
+            between = _between_codes(self._view, name)
+            master = parameter.detach() if between else parameter.detach().float().clone()
             self._masters[name] = master
-            size = self._step(name) if behind else float(master.abs().mean())
-            peak = self._rates[behind] * size
+            rate, code_rate = self._rates
+            peak = code_rate if between else rate * float(master.abs().mean())
             groups.append({"params": [master], "lr": peak, "peak": peak})
         self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         return self
-
-    def _step(self, name: str) -> float:
-        latent = self._view.module(name.rpartition(".")[0])
-        assert isinstance(latent, Latent)
-        return latent.step()
 
     def __exit__(self, *_: object) -> None:
         for parameter, flag in self._flags:
@@ -83,7 +78,7 @@ class Masters:
     def _round(self) -> None:
         for name, parameter in self._parameters.items():
             master = self._masters[name]
-            if _behind_codes(self._view, name):
+            if _between_codes(self._view, name):
                 continue
             if _positive(self._view, name):
                 # A row far smaller than the others may be carried past zero by one step.
@@ -122,8 +117,8 @@ def _of_latent(view: ModelView, name: str) -> bool:
     return isinstance(view.module(name.rpartition(".")[0]), Latent)
 
 
-def _behind_codes(view: ModelView, name: str) -> bool:
-    return name.endswith(".weight") and _of_latent(view, name)
+def _between_codes(view: ModelView, name: str) -> bool:
+    return name.endswith(".position") and _of_latent(view, name)
 
 
 def _of_codes(view: ModelView, name: str) -> bool:
@@ -131,7 +126,7 @@ def _of_codes(view: ModelView, name: str) -> bool:
     owner, _, own = name.rpartition(".")
     module = view.module(owner)
     if isinstance(module, Latent):
-        return own != "weight"
+        return own != "position"
     return isinstance(module, Compressed) and own in module.stored_weight.trained
 
 
@@ -146,8 +141,8 @@ def trainable(view: ModelView, wanted: Wanted) -> dict[str, nn.Parameter]:
 
     Args:
         view: the model.
-        wanted: `scales` of codes and their zeros; anything else norms and biases, too. Weights
-            behind codes are there where layers have them (`reconstruction.trainable_codes`).
+        wanted: `scales` of codes and their zeros; anything else norms and biases, too. Positions
+            between codes are there where layers have them (`reconstruction.trainable_codes`).
 
     Returns:
         parameters by their name in the model, in whatever shape and dtype it holds them.
@@ -157,6 +152,6 @@ def trainable(view: ModelView, wanted: Wanted) -> dict[str, nn.Parameter]:
     for name, parameter in view.model.named_parameters():
         others = wanted != "scales" and parameter.is_floating_point() and parameter.ndim == 1
         others = others and not name.startswith(vocabulary)
-        if _of_codes(view, name) or others or _behind_codes(view, name):
+        if _of_codes(view, name) or others or _between_codes(view, name):
             found[name] = parameter
     return found

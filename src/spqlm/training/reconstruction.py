@@ -36,9 +36,7 @@ class Reconstruction(BaseModel):
 
     steps: int = Field(100, ge=0, description="optimiser steps for each layer; 0 trains nothing")
     batch_size: int = Field(2, ge=1, description="windows per step")
-    learning_rate: float = Field(
-        0.05, gt=0, description="Adam's peak rate for weights, as a share of the mean scale"
-    )
+    learning_rate: float = Field(0.05, gt=0, description="Adam's peak rate for codes, in codes")
     scale_rate: float = Field(
         0.003, gt=0, description="the same for scales and zeros, as a share of their own mean"
     )
@@ -109,7 +107,7 @@ def reconstruct(
         target: what it should produce.
         settings: how to train.
         seed: of the order of windows.
-        starts: where in their codes' cells weights start, see `trainable_codes`.
+        starts: where in their codes' cells positions start, see `trainable_codes`.
 
     Returns:
         nats per token on held-out windows, before and after.
@@ -140,16 +138,17 @@ def trainable_codes(
     most_bits: float = inf,
     starts: Mapping[str, Tensor] = NO_STARTS,
 ) -> Iterator[list[Latents]]:
-    """Inside, layers whose codes can be trained have weights behind them, and are what it yields.
+    """Inside, layers whose codes can be trained have positions between them, and are yielded.
 
-    After, they have the codes that these weights came to; those from before if nothing changed. An
+    After, they have the codes that these came to; those from before if nothing changed. An
     output projection that is tied to the embedding is trained with it.
 
     Args:
         view: the model.
         layers: linear layers, and maybe the embedding.
         most_bits: codes of more are left alone.
-        starts: by full name, where in their codes' cells weights start; else in the middle.
+        starts: by full name, weights that say where in their codes' cells positions start; else in
+            the middle.
     """
     table, head = view.embedding, view.lm_head
     shared = {head.name} if view.tied else set()
@@ -262,8 +261,9 @@ class _Run:
     def _groups(self) -> list[dict[str, object]]:
         groups: list[dict[str, object]] = []
         for made in self._layers:
-            latent, size = made.latent, made.latent.step()
-            rates = (self._settings.learning_rate, self._settings.scale_rate)
-            groups.append({"params": [latent.weight], "lr": rates[0] * size})
-            groups.append({"params": latent.grids(), "lr": rates[1] * size})
+            latent, settings = made.latent, self._settings
+            groups.append({"params": [latent.position], "lr": settings.learning_rate})
+            for grid in latent.grids():
+                size = float(grid.detach().abs().mean())
+                groups.append({"params": [grid], "lr": settings.scale_rate * size})
         return groups
