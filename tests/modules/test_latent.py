@@ -136,7 +136,9 @@ def test_positions_go_where_a_weight_is_as_far_as_the_codes_stay(maker):
             assert at == code
             continue
         share = (wanted - float(levels[code])) / float(levels[other] - levels[code])
-        assert at == pytest.approx(code + (other - code) * min(share, 0.49), abs=1e-3)
+        # Beyond the border it is mirrored.
+        share = min(share, max(1 - share, 0), 0.49)
+        assert at == pytest.approx(code + (other - code) * share, abs=1e-3)
 
 
 def test_dropped_groups_stay_dropped_and_codes_follow_positions():
@@ -169,6 +171,14 @@ def test_grids_are_what_places_the_values_of_codes(maker):
     names = {name for name, p in latent.named_parameters() if any(p is g for g in latent.grids())}
     stored = {"zero": "shift"}
     assert names == {stored.get(n, n) for n in layer.state_dict() if n in ("scale", "zero")}
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_groups_that_are_not_stored_leave_the_mean_of_the_grids_alone(zero):
+    layer = sparse(zero=zero)
+    for grid, stored in zip(latent_layer(layer).latent.grids(), ("scale", "zero"), strict=False):
+        mean = float(getattr(layer, stored).abs().mean())
+        assert float(grid.detach().abs().mean()) == pytest.approx(mean, rel=1e-5)
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])

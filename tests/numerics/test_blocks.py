@@ -62,3 +62,28 @@ def test_levels_drawn_at_random_are_right_on_average_and_next_to_the_weight(grid
         assert set(levels[:, place].tolist()) <= {below, above}
         error = (above - below) / 2 / 4000**0.5
         assert abs(float(levels[:, place].mean()) - position) <= 5 * error + 1e-6
+
+
+@each_grid
+def test_positions_between_codes_are_in_the_units_of_the_gap_they_lie_in(grid):
+    levels, last = grid.levels, len(grid.levels) - 1
+    for code, share in product(range(len(levels)), (-0.4, -0.1, 0.0, 0.3)):
+        other = code + (1 if share > 0 else -1)
+        if not 0 <= other <= last:
+            continue
+        apart = abs(share) * (levels[other] - levels[code])
+        at = torch.tensor([float(code)])
+        assert float(grid.steps_from(at, torch.tensor([apart]))) == pytest.approx(share, abs=1e-6)
+        assert float(grid.code(at + share)) == code
+
+
+@each_grid
+def test_codes_of_positions_stay_in_range_and_their_spacing_is_that_of_the_neighbours(grid):
+    levels, last = grid.levels, len(grid.levels) - 1
+    positions = torch.tensor([-3.0, -0.2, last + 0.3, last + 9.0])
+    assert grid.code(positions).tolist() == [0, 0, last, last]
+    for code in range(len(levels)):
+        below, above = levels[max(code - 1, 0)], levels[min(code + 1, last)]
+        count = min(code + 1, last) - max(code - 1, 0)
+        found = float(grid.spacing(torch.tensor([float(code)])))
+        assert found == pytest.approx((above - below) / count)

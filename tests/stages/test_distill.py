@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tests.helpers import format_of, greedy, logits, tiny_model, tiny_tokenizer
 
 import spqlm
@@ -104,6 +105,26 @@ def test_codes_of_three_bits_are_trained_too():
     assert any(not torch.equal(view.module(name).codes, kept) for name, kept in codes.items())
 
 
+def test_codes_that_start_where_the_dense_weights_lie_change_at_a_small_rate():
+    how = {"parameters": "codes", "steps": 40, "check_every": 10, "held_out": 16}
+    changed, losses = {}, {}
+    for start in ("codes", "dense_model"):
+        dense, view = compressed()
+        before, codes = divergence(dense, view.model), codes_of(view.model)
+        # Forty steps of this are less than the half code that is between a code and the next cell.
+        tune(view, dense, **how, code_rate=0.005, code_start=start)
+        losses[start] = divergence(dense, view.model)
+        found = [torch.equal(view.module(name).codes, kept) for name, kept in codes.items()]
+        changed[start] = not all(found)
+    assert changed == {"codes": False, "dense_model": True}
+    assert losses["dense_model"] < losses["codes"] < before
+
+
+def test_only_the_dense_model_says_where_its_weights_lie():
+    with pytest.raises(ValidationError, match="needs the objective dense_model"):
+        Distill(objective="next_token", code_start="dense_model")
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_codes_of_the_vocabulary_are_trained_and_stay_tied(model_type, tied, caplog):
@@ -112,7 +133,8 @@ def test_codes_of_the_vocabulary_are_trained_and_stay_tied(model_type, tied, cap
     stage = Budget(formats=(Int8(),), embedding_formats=(form,), rounding="nearest")
     stage.apply(view, stage.plan(view, None))
     codes = codes_of(view.model)
-    how = {"steps": 40, "check_every": 10, "held_out": 16, "code_rate": 0.03, "batch_size": 4}
+    how = {"steps": 40, "check_every": 10, "held_out": 16, "code_rate": 0.01, "batch_size": 4}
+    how["code_start"] = "dense_model"
     with caplog.at_level("INFO"):
         tune(view, dense, **how, parameters="codes", most_bits=4)
     [losses] = [record.args for record in caplog.records if "before" in record.msg]

@@ -86,6 +86,9 @@ class Latent(nn.Module):
     def approach(self, target: Tensor) -> None:
         """Each position goes to where the target's would be, but not out of its code's cell.
 
+        What lies beyond its cell, as rounding left it to make up for others, is mirrored at the
+        border: at the border itself many would change their codes in the same step.
+
         Args:
             target: a weight, [rows, columns].
         """
@@ -94,8 +97,9 @@ class Latent(nn.Module):
         shifts = held.shifts()
         grouped = grouped if shifts is None else grouped - shifts[..., None]
         apart = (grouped / held.steps()[..., None]).flatten(1) - self._grid.level(codes)
-        moved = self._grid.steps_from(codes, apart).clamp_(-CELL, CELL)
-        moved = moved.add_(codes).clamp_(0, len(self._grid.levels) - 1)
+        away = self._grid.steps_from(codes, apart)
+        inside = torch.minimum(away.abs(), (1 - away.abs()).clamp_(min=0)).clamp_(max=CELL)
+        moved = inside.mul_(away.sign()).add_(codes).clamp_(0, len(self._grid.levels) - 1)
         if self.keep is not None:
             kept = self.keep.repeat_interleave(self._grid.group, 1)
             moved = torch.where(kept, moved, self.position)

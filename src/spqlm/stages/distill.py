@@ -5,10 +5,10 @@ import math
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -28,6 +28,7 @@ from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
 from spqlm.training.best_state import BestState
 from spqlm.training.master_weights import Masters, Wanted, trainable
 from spqlm.training.reconstruction import trainable_codes
+from spqlm.training.starts import weights_of
 from spqlm.training.training_state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Distill(Stage):
     parameters: Wanted = Field(
         "all",
         description="`scales` of codes and their zeros; `all`: norms and biases too; `codes`: and "
-        "codes, by their weights in float32 (20 bytes each while training)",
+        "codes, by positions between them in float32 (20 bytes each while training)",
     )
     learning_rate: float = Field(
         1e-3, gt=0, description="Adam's peak rate, as a share of each tensor's mean magnitude"
@@ -74,12 +75,23 @@ class Distill(Stage):
     code_rate: float = Field(
         2e-2,
         gt=0,
-        description="the peak rate of weights behind codes, as a share of the step between codes",
+        description="the peak rate of positions between codes, in codes",
+    )
+    code_start: Literal["codes", "dense_model"] = Field(
+        "codes",
+        description="where positions start: at the codes, half a code from any other; or where the "
+        "dense model's weights lie, as far as codes stay, which wants a lower rate",
     )
     most_bits: int = Field(8, ge=2, le=8, description="codes of at most so many bits are trained")
     worthwhile: float = Field(
         0.005, ge=0, description="held-out KL, in nats, below which nothing is trained"
     )
+
+    @model_validator(mode="after")
+    def _has_a_start(self) -> Self:
+        if self.code_start == "dense_model" and not self.compares:
+            raise ValueError("code_start dense_model needs the objective dense_model")
+        return self
 
     @property
     def compares(self) -> bool:
@@ -124,7 +136,7 @@ class Distill(Stage):
         directory = self._directory(view, inputs, dense, torch.cat([training, held_out]))
         bounded = bounded_activations(view, self.context)
         wanted, rates = self.parameters, (self.learning_rate, self.code_rate)
-        with bounded, self._codes(view), Masters(view, wanted, *rates) as trained:
+        with bounded, self._codes(view, dense), Masters(view, wanted, *rates) as trained:
             run = BestState(trained, TrainingState(directory, trained.parameters))
             if not run.resume():
                 run.best = run.before = _mean_loss(view.model, dense, held_out)
@@ -153,9 +165,12 @@ class Distill(Stage):
                 trained.restore(run.kept)
         logger.info("distill: held-out loss %.5f before, %.5f after", run.before, run.best)
 
-    def _codes(self, view: ModelView) -> AbstractContextManager[Any]:
+    def _codes(self, view: ModelView, dense: PreTrainedModel | None) -> AbstractContextManager[Any]:
         layers = [*view.leaves(), view.embedding] if self.parameters == "codes" else []
-        return trainable_codes(view, layers, self.most_bits)
+        starts = {}
+        if self.code_start == "dense_model" and dense is not None:
+            starts = weights_of(ModelView(dense), layers)
+        return trainable_codes(view, layers, self.most_bits, starts)
 
     def _directory(
         self, view: ModelView, inputs: Inputs, dense: PreTrainedModel | None, windows: Tensor
