@@ -64,7 +64,9 @@ def theirs(engine, ids: list[int], adapter: str | None = None):
     prompt = {"prompt_token_ids": ids}
     found = engine.generate(prompt, options, use_tqdm=False, lora_request=request)[0]
     rows = [[row[i].logprob for i in range(len(row))] for row in found.prompt_logprobs[1:]]
-    return torch.tensor(rows), list(found.outputs[0].token_ids)
+    # Again a distribution: vLLM's sum over the vocabulary rounds to 1e-5.
+    predicted = torch.tensor(rows, dtype=torch.float64).log_softmax(-1)
+    return predicted, list(found.outputs[0].token_ids)
 
 
 def speed(engine, ids: list[int], sequences: int) -> float:
