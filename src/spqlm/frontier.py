@@ -15,7 +15,7 @@ from spqlm.ambient import standard_torch
 from spqlm.calibration.gather import Calibration
 from spqlm.errors import OutOfReach, SpqError
 from spqlm.kernels.widening import widened_products
-from spqlm.model.experts import open_experts
+from spqlm.model.opening import open_layers
 from spqlm.model.view import ModelView
 from spqlm.profile import Kind
 from spqlm.profiling.timed import timed
@@ -135,7 +135,7 @@ def frontier(
         asked: dict[str, Any] = dict(speeds)
         steps = steps.limited(Limits(**{**dict(held), **asked}))
     loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
-    open_experts(loaded.model)
+    open_layers(loaded.model)
     view = ModelView(loaded.model)
     wanted = None if export_target is None else target_class(export_target)()
     steps = kept_to(steps, wanted, loaded.model, tokenizer or loaded.tokenizer)

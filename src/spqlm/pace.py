@@ -16,7 +16,7 @@ from spqlm.calibration.work import Fit, Work
 from spqlm.kernels.gram import add_gram
 from spqlm.kernels.widening import widened_products
 from spqlm.model.activation_checkpointing import HELD_BYTES, held_bytes
-from spqlm.model.experts import open_experts
+from spqlm.model.opening import open_layers
 from spqlm.model.view import LayerView, ModelView, text_config
 from spqlm.native.decoder import MOST_SEQUENCES
 from spqlm.numerics.metric import Metric
@@ -71,7 +71,7 @@ class Pace:
         model: Any = self._view.model
         config = shortened(model.config, LAYERS)
         made = type(model)._from_config(config, dtype=model.dtype)
-        open_experts(made)
+        open_layers(made)
         return ModelView(made.eval())
 
     @cached_property

@@ -25,10 +25,10 @@ from spqlm.foretelling import foretold
 from spqlm.kernels.widening import widened_products
 from spqlm.layerwise.gradients import LayerByLayer
 from spqlm.model.digest import weights_digest
-from spqlm.model.experts import open_experts
 from spqlm.model.limits import check_tokenizer
 from spqlm.model.mapped import bounded, is_bounded, watch
 from spqlm.model.memory import PeakMemory, resident_bytes
+from spqlm.model.opening import open_layers
 from spqlm.model.soundness import check_magnitudes, check_runs
 from spqlm.model.view import ModelView
 from spqlm.profiling.timed import timed
@@ -155,7 +155,7 @@ def compress(
             loaded.tokenizer = tokenizer
         if ratio is not None:
             steps = steps.within(int(ratio * loaded.source.bytes))
-        open_experts(loaded.model)
+        open_layers(loaded.model)
         view = ModelView(loaded.model)
         steps = kept_to(steps, wanted, loaded.model, loaded.tokenizer)
         watch(view)

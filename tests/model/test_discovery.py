@@ -1,6 +1,8 @@
 import pytest
+import torch
 from tests.helpers import tiny_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from spqlm.errors import SpqError
 from spqlm.model.discovery import layers_name
@@ -90,3 +92,24 @@ def test_the_last_projection_that_all_tokens_pass_writes_the_layers_output():
     model = tiny_model("qwen3_moe")
     open_experts(model)
     assert ModelView(model).layers[0].writer.name == "model.layers.0.self_attn.o_proj"
+
+
+class Odd(nn.Module):
+    """Multiplies by a matrix, and is no linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 2))
+
+
+def test_what_holds_the_weights_is_named_where_no_linear_layer_does():
+    model = tiny_model("gpt2")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Conv1D):
+            model.set_submodule(name, Odd())
+    with pytest.raises(SpqError, match=r"no list of decoder layers .* its weights are in Odd;"):
+        layers_name(model)
+
+
+def test_layers_whose_weights_are_transposed_are_found():
+    assert layers_name(tiny_model("gpt2")) == "transformer.h"

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from spqlm.checkpoint.spec import LinearPlace, WeightSpec
 from spqlm.checkpoint.structure import describe, is_factor, skeleton
-from spqlm.model.experts import open_experts
+from spqlm.model.opening import open_layers
 from spqlm.model.tying import tie_head
 from spqlm.model.view import ModelView
 from spqlm.modules.embedding import CompressedEmbedding
@@ -51,7 +51,7 @@ def resized(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
     """Linear layers that are smaller than the config states: [out, in] there, by full name."""
     usual = skeleton(model)
     specs = describe(model)
-    open_experts(usual, within=specs)
+    open_layers(usual, within=specs)
     found = {}
     for name, spec in specs.items():
         if is_factor(name, specs) or not isinstance(spec, WeightSpec):

@@ -181,9 +181,9 @@ def attach(model: "PreTrainedModel") -> None:
     A model without compressed modules is left, or made, an ordinary dense one.
     """
     from spqlm.checkpoint.structure import describe
-    from spqlm.model.experts import close_experts
+    from spqlm.model.opening import close_layers
 
-    close_experts(model)
+    close_layers(model)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     specs = describe(model)

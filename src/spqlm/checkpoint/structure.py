@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from spqlm.checkpoint.spec import HeadCount, LinearPlace, ModuleSpec, WeightSpec, spec_of
 from spqlm.errors import CheckpointError
-from spqlm.model.experts import open_experts
+from spqlm.model.opening import open_layers
 from spqlm.model.tying import retie
 from spqlm.modules.linear import Compressed
 
@@ -60,7 +60,7 @@ def rebuild(model: PreTrainedModel, specs: dict[str, ModuleSpec], dtype: torch.d
     Raises:
         CheckpointError: a spec for a module that is not there or cannot have that format or size.
     """
-    open_experts(model, within=specs)
+    open_layers(model, within=specs)
     for name in sorted(specs):  # a low-rank layer before its factors
         spec = specs[name]
         try:
@@ -80,7 +80,17 @@ def rebuild(model: PreTrainedModel, specs: dict[str, ModuleSpec], dtype: torch.d
             if spec.place.shape != (module.out_features, module.in_features):
                 raise CheckpointError(f"factor {name!r} does not fit its low-rank layer")
         model.set_submodule(name, spec.build(dtype))
+        _leave_alone(model.get_submodule(name.rpartition(".")[0]))
     retie(model)
+
+
+def _leave_alone(block: Any) -> None:
+    """Keep transformers from drawing a weight of a block that has none of its own, as GPT-2's do.
+
+    A block with a buffer is left to it: the buffer may be one that no file holds.
+    """
+    if not block._parameters and not block._buffers:
+        block._is_hf_initialized = True
 
 
 def check_values(model: nn.Module) -> set[str]:

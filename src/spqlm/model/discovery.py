@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from spqlm.errors import SpqError
 from spqlm.model.experts import expert_count
@@ -41,10 +42,16 @@ def layers_name(model: PreTrainedModel) -> str:
 
 def _outermost_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
     for child in module.children():
-        if isinstance(child, nn.ModuleList) and any(True for _ in projections(child)):
+        if isinstance(child, nn.ModuleList) and _has_projections(child):
             yield child
         else:
             yield from _outermost_lists(child)
+
+
+def _has_projections(block: nn.Module) -> bool:
+    """Whether there are linear layers inside, or what `open_layers` makes linear layers of."""
+    transposed = any(isinstance(module, Conv1D) for module in block.modules())
+    return transposed or any(True for _ in projections(block))
 
 
 def _other_weights(decoder: nn.Module) -> set[str]:

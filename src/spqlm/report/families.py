@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from spqlm.errors import SpqError
 from spqlm.loading import load
 from spqlm.locks import scratch
-from spqlm.model.experts import open_experts
 from spqlm.model.families import Prunable, family_for, known
+from spqlm.model.opening import open_layers
 from spqlm.model.small import small_model, small_tokenizer
 from spqlm.model.view import LayerView, ModelView
 from spqlm.pipeline import compress
@@ -82,7 +82,7 @@ def look(model_type: str, *, verify: bool = False) -> Row:
             f"no small model of type {model_type!r} can be made with transformers "
             f"{transformers.__version__}: {reason}"
         ) from None
-    open_experts(model)
+    open_layers(model)
     view = ModelView(model)
     layers = view.layers
     family = family_for(model_type)

@@ -84,6 +84,11 @@ def read_packed(
         made: Any = type(kind.from_config(config, **trusted))
     stored = Stored(folder, check_files(what, folder))
     weights = packed_weights(packing, stored)
+    if not weights:
+        raise SpqError(
+            f"{what} is already quantised with {packing.spoken} by its config, but its files hold "
+            "no such codes; start from the original weights"
+        )
     state = weights | _plain(what, packing, stored, weights)
     wanted = dict(options) | {
         "config": config,

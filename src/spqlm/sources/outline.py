@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from spqlm.changes import SourceKind
 from spqlm.checkpoint.headers import TensorHeader
 from spqlm.errors import SpqError
-from spqlm.model.experts import open_experts
 from spqlm.model.mapped import supported
+from spqlm.model.opening import open_layers
 from spqlm.model.view import ModelView
 from spqlm.sources.adapter import ADAPTER
 from spqlm.sources.gguf import demo_file, gguf_config
@@ -75,7 +75,7 @@ def outline(name: str, dtype: str | torch.dtype = "auto") -> Outline | None:
     except LOADING_ERRORS as error:
         raise SpqError(f"cannot load model {name!r}: {first_line(error)}") from error
     whole = _in_the_way(kind, packing, model, headers or {})
-    open_experts(model)
+    open_layers(model)
     return Outline(ModelView(model), whole)
 
 
