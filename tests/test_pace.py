@@ -1,16 +1,21 @@
 """Time that is told before a run."""
 
+from collections import Counter
+
 import pytest
 import torch
 
 from spqlm.calibration.gather import CalibrationConfig
-from spqlm.calibration.work import Fit, Work
+from spqlm.calibration.work import Fit, Spectrum, Work
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
 from spqlm.pace import COLUMNS, Pace, shortened
+from spqlm.recipe import load_recipe
 from spqlm.stages.budget import Budget
 from spqlm.stages.distill import Distill
+from spqlm.stages.sparsify import Sparsify
+from spqlm.stages.svd import Svd
 from tests.helpers import tiny_model
 
 TEXT = CalibrationConfig(windows=8, context=16)
@@ -99,3 +104,35 @@ def test_a_config_is_shortened_with_its_lists_and_left_as_it_was():
     short = shortened(config, 2)
     assert (short.num_hidden_layers, short.layer_types) == (2, kinds[:2])
     assert (config.num_hidden_layers, config.layer_types) == (4, kinds)
+
+
+def test_singular_values_of_every_weight_and_vectors_of_half(pace):
+    view = ModelView(tiny_model("llama"))
+    spectra = Svd().work(view, TEXT).spectra
+    assert sum(n for found, n in spectra.items() if not found.vectors) == 4 * len(view.layers)
+    assert sum(n for found, n in spectra.items() if found.vectors) == 2 * len(view.layers)
+    assert pace.seconds(Svd().work(view, TEXT)) == pytest.approx(6 * len(view.layers))
+    # With twice of both sides, eight times as long.
+    wide = Counter([Spectrum(2 * COLUMNS, 2 * COLUMNS, False)])
+    assert pace.seconds(Work(spectra=wide)) == pytest.approx(8.0)
+
+
+def test_pruned_groups_are_counted_with_the_training_of_each_layer(pace):
+    view = ModelView(tiny_model("llama"))
+    training = {"steps": 10, "batch_size": 2, "check_every": 5}
+    stage = Sparsify.model_validate({"group_size": 16, "reconstruction": training})
+    work = stage.work(view, TEXT)
+    assert sum(work.fits.values()) == 7 * len(view.layers)
+    assert work.retraced == len(view.layers) * 10 * 2 * 16
+    assert work.reread == len(view.layers) * 3 * 2 * 16
+    assert (work.read, work.moments) == (2 * 8 * 16, 8 * 16)
+    assert pace.seconds(work) > pace.seconds(Work(read=work.read, moments=work.moments))
+    whole = Sparsify.model_validate({"reconstruction": {"steps": 0}, "allocation": "loss"})
+    assert whole.work(view, TEXT).read == 3 * 8 * 16
+    assert whole.work(view, TEXT).retraced == 0
+
+
+@pytest.mark.parametrize("name", ["paper", "gqsa", "sparse", "w8a8", "int8", "dense"])
+def test_every_shipped_recipe_is_counted(name):
+    view = ModelView(tiny_model("llama"))
+    assert all(stage.work(view, TEXT) is not None for stage in load_recipe(name).stages)

@@ -72,7 +72,7 @@ def export(
     view = ModelView(loaded.model)
     writer.check_model(loaded.model, loaded.tokenizer)
     notes = writer.prepare(view, as_floats=as_floats)
-    output = Output(place, overwrite, max_shard_size)
+    output = Output(place, overwrite, max_shard_size, companions=loaded.companions)
     written = writer.save(loaded.model, loaded.tokenizer, loaded.manifest, output)
     return Exported(
         place=place,

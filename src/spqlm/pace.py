@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor
 from spqlm.ambient import standard_torch
 from spqlm.calibration.generated_text import drawn, written
 from spqlm.calibration.sensitivity import collect_sensitivities
-from spqlm.calibration.work import Fit, Work
+from spqlm.calibration.work import Fit, Pruning, Spectrum, Work
 from spqlm.kernels.gram import add_gram
 from spqlm.kernels.widening import widened_products
 from spqlm.model.activation_checkpointing import HELD_BYTES, held_bytes
 from spqlm.model.opening import open_layers
 from spqlm.model.view import LayerView, ModelView, text_config
 from spqlm.native.decoder import MOST_SEQUENCES
+from spqlm.numerics.low_rank import truncate, variances
 from spqlm.numerics.metric import Metric
 from spqlm.numerics.objectives import next_token
 from spqlm.numerics.threads import at_once, share_out
@@ -42,7 +43,8 @@ class Pace:
         """
         self._view, self._context = view, context
         self._depth = len(view.layers)
-        self._fits: dict[Fit, tuple[float, float]] = {}
+        self._fits: dict[Fit | Pruning, tuple[float, float]] = {}
+        self._spectra: dict[Spectrum, float] = {}
 
     @standard_torch
     def seconds(self, work: Work) -> float:
@@ -52,6 +54,7 @@ class Pace:
 
     def _seconds(self, work: Work) -> float:
         total = sum(count * self._fit(fit) for fit, count in work.fits.items())
+        total += sum(count * self._decomposed(found) for found, count in work.spectra.items())
         with widened_products(self._view.model.dtype):
             if work.read:
                 total += work.read * self._depth * self._reading
@@ -59,6 +62,10 @@ class Pace:
                 total += work.heads * self._head
             if work.traced:
                 total += work.traced * (self._depth * self._tracing + self._loss)
+            if work.reread:
+                total += work.reread * self._reading
+            if work.retraced:
+                total += work.retraced * self._tracing
             if work.moments:
                 total += work.moments * self._moments
             if work.written:
@@ -165,14 +172,14 @@ class Pace:
         chosen = getattr(text_config(self._view.model), "num_experts_per_tok", None) or 1
         return names, chosen / max(count, 1)
 
-    def _fit(self, fit: Fit) -> float:
+    def _fit(self, fit: Fit | Pruning) -> float:
         columns = min(fit.columns, COLUMNS)
         fixed, row = self._fitted(fit._replace(rows=0, columns=columns))
         longer = fit.columns / columns
         # A column costs a few calls and, in every row, as many products as columns follow.
         return fixed * longer + row * fit.rows * longer**2
 
-    def _fitted(self, fit: Fit) -> tuple[float, float]:
+    def _fitted(self, fit: Fit | Pruning) -> tuple[float, float]:
         """Of fitting no rows, and of each row; as many weights are fitted as there are threads."""
         if fit not in self._fits:
             rows = torch.randn(2 * fit.columns, fit.columns)
@@ -182,7 +189,18 @@ class Pace:
             self._fits[fit] = max(few - ROWS[0] * row, 0.0), row
         return self._fits[fit]
 
-    def _timed_fit(self, fit: Fit, hessian: Tensor, rows: int) -> float:
+    def _decomposed(self, found: Spectrum) -> float:
+        """Of the Gram matrix of a weight, and of its eigenvalues, with the vectors where asked."""
+        scale = min(1.0, COLUMNS / min(found.rows, found.columns))
+        small = found._replace(rows=int(found.rows * scale), columns=int(found.columns * scale))
+        if small not in self._spectra:
+            weight = torch.randn(small.rows, small.columns)
+            rank = max(min(weight.shape) // 2, 1)
+            work = partial(truncate, weight, rank) if small.vectors else partial(variances, weight)
+            self._spectra[small] = timed(work)
+        return self._spectra[small] / scale**3
+
+    def _timed_fit(self, fit: Fit | Pruning, hessian: Tensor, rows: int) -> float:
         weight, metric = torch.randn(rows, fit.columns), Metric([(hessian, torch.ones(rows))])
         metric.factor  # noqa: B018 - all that is fitted in one metric shares it
         together = range(max(at_once([weight.numel()] * torch.get_num_threads()), 1))
@@ -190,7 +208,7 @@ class Pace:
         def fit_all() -> None:
             with torch.no_grad():
                 share_out(
-                    lambda _: fit.form.fit(weight, metric, fit.rounding),
+                    lambda _: fit.run(weight, metric),
                     together,
                     lambda _: weight.numel(),
                     weight.device,

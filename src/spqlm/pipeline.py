@@ -173,7 +173,8 @@ def compress(
                 limit = None
         manifest = _manifest(steps, export_target, seed, loaded, text, records, told)
         if directory is not None and ranks.first():
-            output = Output(directory, overwrite, max_shard_size, limit)
+            beside = loaded.companions
+            output = Output(directory, overwrite, max_shard_size, limit, beside)
             written = target.save(loaded.model, loaded.tokenizer, manifest, output)
             manifest = written.manifest or manifest
         ranks.wait()

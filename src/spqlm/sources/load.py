@@ -16,6 +16,7 @@ from spqlm.errors import CheckpointError, SpqError
 from spqlm.model.mapped import mark
 from spqlm.sources.accounting import check_finite
 from spqlm.sources.adapter import ADAPTER, base_of, put_on
+from spqlm.sources.companions import companions
 from spqlm.sources.gguf import demo_file, load_gguf
 from spqlm.sources.loaded import LoadedModel, describe_source
 from spqlm.sources.objects import plain_model
@@ -92,6 +93,7 @@ def load_model(
             lambda: load_tokenizer(name, trust_remote_code=trust_remote_code),
             describe_source(shown, kind, found, note),
             path if kind == "directory" else None,
+            companions(name, found.config),
         )
     mark(loaded.model)
     check_finite(loaded.model)

@@ -22,12 +22,14 @@ class LoadedModel:
         read_tokenizer: reads the one beside it.
         source: where it came from.
         directory: of the files, where the source is a local directory.
+        companions: files of its processor, where it reads more than text.
     """
 
     model: PreTrainedModel
     read_tokenizer: Callable[[], PreTrainedTokenizerBase | None]
     source: Source
     directory: Path | None = None
+    companions: tuple[Path, ...] = ()
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

@@ -33,6 +33,7 @@ from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.formats.w8a8 import W8A8
 from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.layerwise.metrics import HELD_OUT
 from spqlm.model.shortened import leave_out, renumbered
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import module_bytes
@@ -249,8 +250,6 @@ class Budget(Stage):
         """Every option is fitted to some rows, then one of them to all."""
         if any(getattr(self, name) for name in (*ARITHMETIC, "sparsities", "left_out")):
             return None  # the shapes that are looked at depend on prices
-        if self.reconstruction.steps:
-            return None
         fits: Counter[Fit] = Counter()
         menu, priced = self._menu(), self.needs(view).any_windows
         for named in priced_weights(view):
@@ -267,7 +266,10 @@ class Budget(Stage):
             chosen = options[len(options) // 2] if priced else _widest_of(options)
             fits[Fit(chosen, menu.rounding_of(chosen), rows, columns)] += 1
         windows = text.windows + min(self.priced_windows, text.windows) if priced else 0
-        return Work(read=windows * text.context, moments=windows * text.context, fits=fits)
+        tokens = windows * text.context
+        held_out = int(text.windows * HELD_OUT)
+        trained = self.reconstruction.work(len(view.layers), held_out, text.context)
+        return trained + Work(read=tokens, moments=tokens, fits=fits)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Price the options of every weight, then spend the budget."""

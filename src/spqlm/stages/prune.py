@@ -6,8 +6,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Moments, Observation, Statistics
+from spqlm.calibration.work import Work
 from spqlm.changes import Change, Cut, Plan
 from spqlm.model.families import Prunable
 from spqlm.model.view import LayerView, ModelView
@@ -50,6 +52,10 @@ class Prune(Stage):
             if layer.prunable(unit)
         )
         return Needs(observations=frozenset(wanted))
+
+    def work(self, view: ModelView, text: CalibrationConfig) -> Work:
+        """Next to nothing beside what it observes: rows and columns are copied."""
+        return Work()
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Score every unit, spread the ratio over layers, choose what stays."""

@@ -1,6 +1,7 @@
 """Group sparsity with integers for what is left (GQSA, arXiv 2412.17560)."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -8,8 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
+from spqlm.calibration.work import Pruning, Work
 from spqlm.changes import Change, Plan
 from spqlm.errors import SpqError
 from spqlm.formats import Format
@@ -94,6 +97,21 @@ class Sparsify(Stage):
     def savings(self, view: ModelView) -> tuple[int, int] | None:
         """Shapes decide it where every weight gets the same sparsity."""
         return None if self.allocation == "loss" else planned_savings(self, view)
+
+    def work(self, view: ModelView, text: CalibrationConfig) -> Work:
+        """Layer by layer: two ways through it, pruning of each weight, training to the end."""
+        tokens = text.windows * text.context
+        form = GroupSparse(group_size=self.group_size, bits=self.bits, kept=1, zero=self.zero_point)
+        settings = form, self.sparsity, self.saliency, self.pattern, self.rounds
+        shapes = [named.module.weight.shape for named in self._dense(view)]
+        walks = 2 if self.allocation == "loss" else 1
+        pruned = Work(
+            read=(walks + 1) * tokens,
+            moments=walks * tokens,
+            fits=Counter(Pruning(*settings, *shape) for shape in shapes),
+        )
+        held_out = int(text.windows * HELD_OUT)
+        return pruned + self.reconstruction.work(len(view.layers), held_out, text.context)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Decide how many groups each weight keeps.

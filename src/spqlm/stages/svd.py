@@ -1,5 +1,6 @@
 """SVD of linear layers at retained variance (SPQ, first stage)."""
 
+from collections import Counter
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -7,7 +8,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.statistics import Statistics
+from spqlm.calibration.work import Spectrum, Work
 from spqlm.changes import Change, Plan
 from spqlm.formats.low_rank import LowRank, of_factors
 from spqlm.layerwise.finished_layers import FinishedLayers
@@ -38,6 +41,17 @@ class Svd(Stage):
         description="the factor that carries the singular values: `left` as published, `right` "
         "so that int8 scales per row absorb them",
     )
+
+    def work(self, view: ModelView, text: CalibrationConfig) -> Work:
+        """Every weight is decomposed; how many are factorised afterwards, their values decide.
+
+        Counted as if half of them were.
+        """
+        shapes = Counter(tuple(n.module.weight.shape) for n in view.linears(self.modules))
+        return Work(
+            spectra=Counter({Spectrum(*shape, False): count for shape, count in shapes.items()})
+            + Counter({Spectrum(*shape, True): count // 2 for shape, count in shapes.items()})
+        )
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Pick ranks from each layer's whole spectrum (values only, no vectors)."""

@@ -1,6 +1,7 @@
 """What an export target is: what it can express, and how it is written and verified."""
 
 import importlib.util
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -45,12 +46,14 @@ class Output:
         overwrite: whether what is there may be replaced.
         max_shard_size: of one weight file, such as `4GB`.
         byte_limit: most bytes of all weight files; None where none was asked for.
+        companions: files that come along as they are, into a directory.
     """
 
     place: Path
     overwrite: bool = False
     max_shard_size: str = "4GB"
     byte_limit: int | None = None
+    companions: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -344,6 +347,8 @@ class Target(ABC):
         needed = int(resident * NEEDED_SPACE)
         with atomic(place, overwrite=overwrite, needed_bytes=needed) as partial:
             disk = self.write(model, tokenizer, partial, output.max_shard_size)
+            if not self.one_file:
+                _bring_along(output.companions, partial)
             if output.byte_limit is not None and disk > output.byte_limit:
                 raise CheckpointError(
                     f"the weight files take {disk:,} bytes, more than the target size of "
@@ -358,3 +363,10 @@ class Target(ABC):
                 self.record(manifest, partial, place.name)
             verified = self.verify(model, partial)
         return Written(manifest, disk, verified)
+
+
+def _bring_along(files: Iterable[Path], directory: Path) -> None:
+    """Copy files that were not written already, as a tokenizer writes a chat template."""
+    for file in files:
+        if not (directory / file.name).exists():
+            shutil.copyfile(file, directory / file.name)

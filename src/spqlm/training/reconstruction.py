@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from spqlm.calibration.sensitivity import Sensitivity
+from spqlm.calibration.work import Work
 from spqlm.errors import SpqError
 from spqlm.layerwise.loop import Step
 from spqlm.model.tying import tie_head
@@ -49,6 +50,22 @@ class Reconstruction(BaseModel):
         description="predicted loss of a layer's trained weights, in nats per token, below which "
         "it is not trained; of the stage `budget` only",
     )
+
+    def work(self, layers: int, held_out: int, context: int) -> Work:
+        """What training every layer to its last step takes.
+
+        Args:
+            layers: that are trained.
+            held_out: windows that are looked at.
+            context: tokens in a window.
+        """
+        if not self.steps:
+            return Work()
+        looks = 1 + self.steps // self.check_every
+        return Work(
+            reread=layers * looks * held_out * context,
+            retraced=layers * self.steps * self.batch_size * context,
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from tests.helpers import logits, tiny_model, tiny_tokenizer
 
 import spqlm
 from spqlm.model.families import family_for, known
+from spqlm.model.opening import open_layers
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe
 from spqlm.report.families import look
@@ -31,6 +32,7 @@ def test_the_page_lists_the_types_that_have_a_file():
 def test_what_a_family_says_belongs_together_does(model_type, text_file):
     """A model whose pruned units were already dead computes what it did before."""
     model = tiny_model(model_type)
+    open_layers(model)
     units = family_for(model_type).prunes
     with torch.no_grad():
         for layer in ModelView(model).layers:
