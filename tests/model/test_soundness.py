@@ -77,3 +77,11 @@ def compress(model, stage, folder=None):
         fields["calibration"] = {"source": source, "windows": 8, "context": 32}
     recipe = spqlm.Recipe.from_dict(fields)
     return spqlm.compress(model, recipe=recipe, tokenizer=tiny_tokenizer()).model
+
+
+def test_a_weight_that_was_looked_at_is_given_back(monkeypatch):
+    model, given = tiny_model(), []
+    monkeypatch.setattr("spqlm.model.soundness.release", lambda tensors: given.extend(tensors))
+    check_magnitudes(model, 1e6)
+    matrices = [weight for weight in model.parameters() if weight.ndim == 2]
+    assert {id(weight) for weight in given} == {id(weight) for weight in matrices}

@@ -13,6 +13,7 @@ import spqlm.forecast
 import spqlm.pipeline
 from spqlm.cache import UNFINISHED
 from spqlm.checkpoint.manifest import read_manifest
+from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.recipe import Recipe
 
 RECORDS = ("spq_manifest.json", "README.md")  # with times
@@ -58,6 +59,22 @@ def test_layer_by_layer_the_result_is_the_same(
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not (tmp_path / f"small{UNFINISHED}").exists()
     assert not any(module._forward_hooks for module in found.model.modules())
+
+
+def test_codes_that_no_text_decides_go_to_files_too(source, tmp_path, monkeypatch, no_room):
+    kept, usual = [], FinishedLayers.keep
+    monkeypatch.setattr(
+        FinishedLayers, "keep", lambda self, *names: kept.append(names) or usual(self, *names)
+    )
+    found = spqlm.compress(source, tmp_path / "small", recipe="int8")
+    assert found.manifest.forecast.layer_by_layer
+    assert len(kept) == len(found.manifest.stages[0].plan.changes)
+    assert all(hasattr(p, "_spq_mapped") for p in found.model.parameters() if p.ndim == 2)
+    monkeypatch.undo()
+    monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "another"))
+    spqlm.compress(source, tmp_path / "whole", recipe="int8")
+    assert weights(tmp_path / "small") == weights(tmp_path / "whole")
+    assert not (tmp_path / f"small{UNFINISHED}").exists()
 
 
 def test_what_was_foretold_is_in_the_manifest(source, tmp_path, budget):

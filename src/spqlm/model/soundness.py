@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from spqlm.errors import SpqError
 from spqlm.model.limits import room
+from spqlm.model.mapped import release
 from spqlm.model.view import ModelView
 from spqlm.names import first_of
 
@@ -25,11 +26,11 @@ def check_magnitudes(model: PreTrainedModel, largest: float) -> None:
     Raises:
         SpqError: some hold more; names the first and says how many.
     """
-    found = {
-        name: max(abs(float(end)) for end in torch.aminmax(weight.detach()))
-        for name, weight in model.named_parameters()
-        if weight.ndim == 2 and weight.is_floating_point() and not weight.is_meta
-    }
+    found = {}
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2 and weight.is_floating_point() and not weight.is_meta:
+            found[name] = max(abs(float(end)) for end in torch.aminmax(weight.detach()))
+            release([weight])
     beyond = [name for name, magnitude in found.items() if magnitude > largest]
     if beyond:
         raise SpqError(

@@ -1,6 +1,7 @@
 """Int8 quantisation of weights (SPQ, third stage)."""
 
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,7 +11,10 @@ from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.statistics import Statistics
 from spqlm.calibration.work import Work
 from spqlm.changes import Change, Plan
+from spqlm.formats import Format
 from spqlm.formats.int8 import Granularity, Int8
+from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.model.mapped import is_bounded, release
 from spqlm.model.tying import retie, tie_head
 from spqlm.model.view import ModelView, Named, Role
 from spqlm.modules.ops import module_bytes, with_weight
@@ -95,17 +99,25 @@ class Quantize(Stage):
     @torch.no_grad()
     def apply(self, view: ModelView, plan: Plan, inputs: Inputs = NO_INPUTS) -> None:
         """Replace float weights by codes, one layer at a time."""
-        tied = view.tied
+        tied, kept = view.tied, None
+        if is_bounded() and plan.changes:
+            # All codes together may be more than memory holds.
+            kept = inputs.directory(view, self, inputs.statistics.windows)
+        finished = FinishedLayers(view, kept)
         for change in track(plan.changes, "quantize"):
             if tied and change.module == view.lm_head.name:
                 continue
             module = view.module(change.module)
-            form = change.stored_as
-            assert isinstance(form, Int8)
-            view.replace(change.module, with_weight(module, form.nearest(module.weight.detach())))
+            finished.replace(change.module, partial(_rounded, module, change.stored_as))
+            release(module.parameters())
         if tied:
             tie_head(view)
         retie(view.model)
+
+
+def _rounded(module: Any, form: Format) -> nn.Module:
+    assert isinstance(form, Int8)
+    return with_weight(module, form.nearest(module.weight.detach()))
 
 
 def _change(named: Named, granularity: Granularity) -> Change:

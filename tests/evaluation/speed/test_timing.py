@@ -8,6 +8,7 @@ import spqlm
 from spqlm.errors import SpqError
 from spqlm.evaluation.speed import Measure
 from spqlm.evaluation.speed.timing import bytes_read, products, seconds
+from spqlm.model.opening import open_layers
 
 PREFILL = Measure("prefill", 1, 16, 16)
 DECODE = Measure("decode", 2, 6, 5)
@@ -126,3 +127,15 @@ def test_products_are_those_of_the_decoder_as_it_is(source, tmp_path):
     assert pairs
     assert products(low_rank) == sum(p.numel() for p in (*dense, *factors))
     assert products(low_rank) < products(spqlm.load(source))
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["packed", "opened"])
+def test_of_experts_a_step_reads_those_of_its_token(opened):
+    model = tiny_model("qwen3_moe")  # 2 of 4 experts
+    experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    table = model.get_input_embeddings().weight.numel()
+    others = sum(p.numel() for p in model.parameters()) - experts - table
+    buffers = sum(b.nbytes for b in model.buffers())
+    if opened:
+        open_layers(model)
+    assert bytes_read(model) == 4 * (others + experts / 2) + buffers
