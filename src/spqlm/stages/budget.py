@@ -23,7 +23,7 @@ from spqlm.allocation.spending import spend, summary
 from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
-from spqlm.calibration.work import Fit, Work
+from spqlm.calibration.work import Fit, Pruning, Work
 from spqlm.changes import Change, Plan
 from spqlm.errors import SpqError
 from spqlm.formats import AnyFormat, Format
@@ -250,7 +250,7 @@ class Budget(Stage):
         """Every option is fitted to some rows, then one of them to all."""
         if any(getattr(self, name) for name in (*ARITHMETIC, "sparsities", "left_out")):
             return None  # the shapes that are looked at depend on prices
-        fits: Counter[Fit] = Counter()
+        fits: Counter[Fit | Pruning] = Counter()
         menu, priced = self._menu(), self.needs(view).any_windows
         for named in priced_weights(view):
             rows, columns = named.module.weight.shape

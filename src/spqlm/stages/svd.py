@@ -47,11 +47,12 @@ class Svd(Stage):
 
         Counted as if half of them were.
         """
-        shapes = Counter(tuple(n.module.weight.shape) for n in view.linears(self.modules))
-        return Work(
-            spectra=Counter({Spectrum(*shape, False): count for shape, count in shapes.items()})
-            + Counter({Spectrum(*shape, True): count // 2 for shape, count in shapes.items()})
-        )
+        shapes = Counter((*named.module.weight.shape,) for named in view.linears(self.modules))
+        spectra: Counter[Spectrum] = Counter()
+        for (rows, columns), count in shapes.items():
+            spectra[Spectrum(rows, columns, False)] += count
+            spectra[Spectrum(rows, columns, True)] += count // 2
+        return Work(spectra=spectra)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Pick ranks from each layer's whole spectrum (values only, no vectors)."""
