@@ -49,8 +49,8 @@ check: $(TOOLS) ## lint, formatting, types, import rules
 sanitize: $(TOOLS) ## test the native kernels under ASan and UBSan, with GCC and with Clang
 	@.ci/sanitize $(BIN)/python g++ clang++
 
-fuzz: $(TOOLS) ## try damaged files, code of models and bad invocations, for ten minutes
-	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) checkpoints caches reports trust known invocations
+fuzz: $(TOOLS) ## try damaged files, code of models, odd weights and bad invocations, for ten minutes
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) checkpoints caches reports trust numbers known invocations
 
 kill: $(TOOLS) ## kill compress, eval and export at random times, and every recipe at every tenth: nothing may be lost
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) kills resumes

@@ -1,18 +1,13 @@
 """Where work that may be wanted again is kept, and what it is known by."""
 
 import hashlib
-import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from spqlm import ranks
@@ -27,9 +22,6 @@ DIRECTORY_VARIABLE = "SPQ_CACHE_DIR"
 UNFINISHED = ".unfinished"
 # Behind the name of a file of tensors, until it is whole.
 PARTIAL_FILE = ".partial"
-# What a file that cannot be used makes its reader raise.
-UNREADABLE = (OSError, SafetensorError, ValueError, KeyError)
-_CHECKSUM = "checksum"
 # Of a kind, the newest few are kept.
 KEPT_FILES = 4
 # Directories of stages of runs that were stopped and never started again.
@@ -96,8 +88,7 @@ class RunState:
         if self._own is not None:
             self._use_own(self._own)
             return self._own / f"{stage}-{key}"
-        with suppress(OSError):  # Another process drops them, too.
-            drop_old_files("run", KEPT_RUNS)
+        drop_old_files("run", KEPT_RUNS)
         found = cache_directory() / f"run-{stage}-{key}"
         self._directories.append(found)
         return found
@@ -125,53 +116,14 @@ def is_state(path: Path) -> bool:
     return all(file.is_dir() or file.suffix in kinds for file in path.rglob("*"))
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A safetensors file that is there whole or not at all, for `read_tensors`.
-
-    Raises:
-        OSError, SafetensorError: it cannot be written.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}{PARTIAL_FILE}")
-    try:
-        held = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        save_file(held, partial, {**metadata, _CHECKSUM: _checksum(file, held, metadata)})
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, on the CPU, and metadata of a file that `write_tensors` wrote in this place.
-
-    Raises:
-        UNREADABLE: it cannot be read, was changed, or is the file of another key.
-    """
-    with safe_open(file, "pt") as opened:
-        metadata = dict(opened.metadata() or {})
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-    if metadata.pop(_CHECKSUM, None) != _checksum(file, tensors, metadata):
-        raise ValueError("its checksum is wrong")
-    return tensors, metadata
-
-
-def _checksum(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Over the content and the place: a key is the name of a file, or of the directory it is in."""
-    place = [file.name] if file.parent == cache_directory() else [file.parent.name, file.name]
-    digest = hashlib.sha256(json.dumps([place, sorted(metadata.items())]).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def drop_old_files(kind: str, kept: int = KEPT_FILES) -> None:
     """Keep the newest few of the cached files, or directories, called `kind` and a dash."""
-    found = cache_directory().glob(f"{kind}-*")
-    whole = [path for path in found if path.is_dir() or path.suffix == ".safetensors"]
-    newest = sorted(whole, key=lambda path: path.stat().st_mtime)
-    for old in newest[:-kept]:
-        if old.is_dir():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.unlink(missing_ok=True)
+    with suppress(OSError):  # Another process drops them, too.
+        found = cache_directory().glob(f"{kind}-*")
+        whole = [path for path in found if path.is_dir() or path.suffix == ".safetensors"]
+        newest = sorted(whole, key=lambda path: path.stat().st_mtime)
+        for old in newest[:-kept]:
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.unlink(missing_ok=True)

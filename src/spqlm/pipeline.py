@@ -18,6 +18,7 @@ from spqlm.allocation.restriction import Alike
 from spqlm.ambient import standard_torch
 from spqlm.cache import RunState
 from spqlm.calibration.gather import Calibration
+from spqlm.calibration.probe import probe
 from spqlm.calibration.sensitivity import Passes, whole_model
 from spqlm.checkpoint.manifest import Forecast, Manifest, Sizes, StageRecord
 from spqlm.data.sources import public_name
@@ -31,6 +32,7 @@ from spqlm.model.memory import PeakMemory, resident_bytes
 from spqlm.model.opening import open_layers
 from spqlm.model.soundness import check_magnitudes, check_runs
 from spqlm.model.view import ModelView
+from spqlm.planned import Plans
 from spqlm.profiling.timed import timed
 from spqlm.progress import spoken
 from spqlm.recipe import Recipe
@@ -160,9 +162,9 @@ def compress(
         steps = kept_to(steps, wanted, loaded.model, loaded.tokenizer)
         watch(view)
         steps = timed(steps, view)
-        _check_sound(steps, view)
         text = Calibration(steps.calibration, view, loaded.tokenizer, seed, _passes(run))
-        records = _run_stages(steps.stages, view, text, seed, run)
+        _check_sound(steps, view, text)
+        records = _run_stages(steps.stages, view, text, seed, run, _plans(run, steps, loaded, seed))
         target.prepare(view)
         limit = steps.byte_limit
         if wanted is not None:
@@ -248,23 +250,37 @@ def plan(
     ).manifest
 
 
-def _check_sound(recipe: Recipe, view: ModelView) -> None:
+def _check_sound(recipe: Recipe, view: ModelView, text: Calibration) -> None:
     limits = [stage.largest_weight for stage in recipe.stages]
     known = [limit for limit in limits if limit is not None]
     if known:
         check_magnitudes(view.model, min(known))
     if recipe.stages:
         check_runs(view)
+    needs = [stage.needs(view) for stage in recipe.stages]
+    # What the model writes itself is written when a stage asks for it.
+    if text.given and any(need.any_windows or need.text for need in needs):
+        probe(view, needs, text.ids.ids)
+
+
+def _plans(run: RunState, recipe: Recipe, loaded: LoadedModel, seed: int) -> Plans:
+    config, text = loaded.model.config.to_json_string(), recipe.calibration.model_dump_json()
+    return Plans(run, loaded.source.digest, config, text, f"{seed}", f"{versions()}")
 
 
 def _run_stages(
-    stages: tuple[Stage, ...], view: ModelView, text: Calibration, seed: int, run: RunState
+    stages: tuple[Stage, ...],
+    view: ModelView,
+    text: Calibration,
+    seed: int,
+    run: RunState,
+    plans: Plans,
 ) -> list[StageRecord]:
     # A second model in memory, for stages that look back at it. What else a stage needs it is asked
     # on its turn, since names of modules change with the stages before it.
     compared = any(stage.needs(view).dense for stage in stages)
     dense = _copied(view.model) if compared else None
-    return [_run_stage(stage, view, text, seed, dense, run) for stage in stages]
+    return [_run_stage(stage, view, text, seed, dense, run, plans) for stage in stages]
 
 
 def _copied(model: PreTrainedModel) -> PreTrainedModel:
@@ -295,11 +311,12 @@ def _run_stage(
     seed: int,
     dense: PreTrainedModel | None,
     run: RunState,
+    plans: Plans,
 ) -> StageRecord:
     with PeakMemory() as memory, widened_products(view.model.dtype):
         needs = stage.needs(view)
         statistics = text.statistics(needs)
-        plan = stage.plan(view, statistics)
+        plan = plans.of(stage, view, statistics)
         ids = text.ids if needs.text else None
         compared = dense if needs.dense else None
         stage.apply(view, plan, Inputs(statistics, ids, seed, compared, run))

@@ -124,7 +124,7 @@ def test_a_damaged_file_is_ignored_and_rewritten(priced, caplog, damage):
     damage(file)
     with caplog.at_level(logging.WARNING, logger="spqlm"):
         assert_same(cached(search_of(tiny_model(), menu())).units(), first)
-    assert f"ignoring the damaged cache file {file.name}" in caplog.text
+    assert f"{file.name} is damaged, and its work is done anew" in caplog.text
     # The file of one layer is damaged: the others are read.
     assert priced == [*UNITS, *2 * ["model.layers.1"]]
     cached(search_of(tiny_model(), menu())).units()
@@ -198,4 +198,4 @@ def test_a_directory_that_cannot_be_written_is_done_without(caplog, monkeypatch,
     monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "file" / "cache"))
     with caplog.at_level(logging.WARNING, logger="spqlm"):
         assert cached(search_of(tiny_model(), menu())).units()
-    assert "prices were not cached" in caplog.text
+    assert "was not kept for a later run" in caplog.text

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from tests.helpers import tiny_model
 
-from spqlm import cache
+from spqlm import kept_files
 from spqlm.cache import KEPT_FILES, cache_directory
 from spqlm.calibration import statistics_cache
 from spqlm.calibration.sensitivity import collect_sensitivities
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_ignored_and_rewritten(collected, caplog, damage):
     file.write_bytes(damaged[damage])
     with caplog.at_level(logging.WARNING, logger="spqlm"):
         assert_equal(run(), first)
-    assert f"ignoring the damaged cache file {file.name}" in caplog.text
+    assert f"{file.name} is damaged, and its work is done anew" in caplog.text
     assert len(collected) == 2
     assert_equal(run(), first)
     assert len(collected) == 2
@@ -145,7 +145,7 @@ def test_a_file_of_an_earlier_computation_is_ignored(collected, caplog):
     save_file({f"{name}/hessian": torch.eye(3) for name in NAMES}, file)
     with caplog.at_level(logging.WARNING, logger="spqlm"):
         assert_equal(run(), first)
-    assert f"ignoring the damaged cache file {file.name}" in caplog.text
+    assert f"{file.name} is damaged, and its work is done anew" in caplog.text
     assert len(collected) == 2
 
 
@@ -156,7 +156,7 @@ def test_a_directory_that_cannot_be_written_is_done_without(
     monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "file" / "cache"))
     with caplog.at_level(logging.WARNING, logger="spqlm"):
         found = run()
-    assert "were not cached" in caplog.text
+    assert "was not kept for a later run" in caplog.text
     assert set(found) == set(NAMES)
     run()
     assert len(collected) == 2
@@ -166,7 +166,7 @@ def test_a_write_that_fails_leaves_no_partial_file(monkeypatch):
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(cache, "save_file", fail)
+    monkeypatch.setattr(kept_files, "save_file", fail)
     assert set(run()) == set(NAMES)
     assert files() == []
 

@@ -15,7 +15,10 @@ import torch
 
 from spqlm.cli.terminal import quiet_transformers
 
-KINDS = ("checkpoints", "caches", "reports", "trust", "known", "invocations", "kills", "resumes")
+KINDS = (
+    *("checkpoints", "caches", "reports", "trust", "numbers", "known", "invocations"),
+    *("kills", "resumes"),
+)
 # What the children need, imported once.
 IMPORTED = ("spqlm.pipeline", "spqlm.measuring", "spqlm.conversion", "spqlm.report.samples")
 

@@ -13,6 +13,7 @@ TRIALS = {
     "caches": 2,
     "reports": 10,
     "trust": 3,
+    "numbers": 4,
     "known": 4,
     "invocations": 6,
     "kills": 4,

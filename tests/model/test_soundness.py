@@ -6,7 +6,7 @@ from tests.helpers import TEXT, logits, tiny_model, tiny_tokenizer
 
 import spqlm
 from spqlm.errors import SpqError
-from spqlm.model.soundness import check_magnitudes, check_runs
+from spqlm.model.soundness import check_gradients, check_inputs, check_magnitudes, check_runs
 from spqlm.model.view import ModelView
 from spqlm.numerics.integer import LARGEST_SCALE
 
@@ -39,6 +39,35 @@ def test_weights_beyond_what_is_stored_are_named():
     model.model.layers[1].mlp.down_proj.weight.data[3, 5] = torch.inf
     with pytest.raises(SpqError, match=rf"weight '{NAME}' \(and 1 more\) holds 7e\+04"):
         check_magnitudes(model, LARGEST_SCALE)
+
+
+def test_a_text_may_overflow_where_other_tokens_do_not():
+    model = tiny_model(dtype=torch.float16)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[200] = torch.inf
+    check_runs(ModelView(model))
+    with pytest.raises(SpqError, match=r"'model\.layers\.0' gives is not finite"):
+        check_runs(ModelView(model), torch.tensor([5, 200, 6]))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 2e15])
+def test_inputs_that_are_too_large_to_be_squared_are_named(value):
+    check_inputs({})
+    largest = {"a": torch.tensor(1e14), "b": torch.tensor(value), "c": torch.tensor(value)}
+    with pytest.raises(SpqError, match=r"enters 'b' on the text is (nan|inf|2e\+15)"):
+        check_inputs(largest)
+    check_inputs({"a": largest["a"]})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "other"), [(torch.bfloat16, "--dtype float32"), (torch.float32, "not as large")]
+)
+def test_gradients_that_are_not_finite_are_named(dtype, other):
+    check_gradients({}, dtype)
+    found = {"a": torch.tensor(1e30), "b": torch.tensor(torch.nan)}
+    with pytest.raises(SpqError, match=f"gradients at 'b' are not finite .*{other}"):
+        check_gradients(found, dtype)
+    check_gradients({"a": found["a"]}, dtype)
 
 
 @pytest.mark.parametrize("stage", ["quantize", "sparsify", "budget", "mask", "prune", "svd"])

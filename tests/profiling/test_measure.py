@@ -55,7 +55,7 @@ def test_a_damaged_file_is_measured_again(own_cache, caplog):
     (file,) = own_cache.iterdir()
     file.write_text('{"processor": 3}')
     assert measure(tiny_model(), [], prompt=4).products
-    assert "ignoring the damaged cache file" in caplog.text
+    assert "is damaged, and its work is done anew" in caplog.text
 
 
 def test_other_shapes_are_not_those_that_were_kept(own_cache):

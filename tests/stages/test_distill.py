@@ -362,7 +362,7 @@ def test_a_damaged_state_is_logged_and_training_starts_anew(monkeypatch, caplog)
         models.append(view.model.state_dict())
         [file] = cache_directory().glob("run-distill-*/training.safetensors")
         file.write_bytes(file.read_bytes()[:-8])
-    assert "training starts anew" in caplog.text
+    assert "training.safetensors is damaged, and its work is done anew" in caplog.text
     assert all(torch.equal(value, models[0][name]) for name, value in models[1].items())
 
 

@@ -157,7 +157,7 @@ def test_a_damaged_state_is_logged_and_training_starts_anew(text, caplog):
         states.append(state(model))
         [file] = cache_directory().glob("run-recover-*/training.safetensors")
         file.write_bytes(b"what is this")
-    assert "training starts anew" in caplog.text
+    assert "training.safetensors is damaged, and its work is done anew" in caplog.text
     assert equal(*states)
 
 

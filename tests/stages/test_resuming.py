@@ -209,7 +209,7 @@ def test_a_damaged_layer_is_compressed_anew_and_the_others_are_not(monkeypatch, 
     damage(file)
     kills = Kills(monkeypatch)
     assert_same(run(stage, copy.deepcopy(model), statistics, RunState()), expected)
-    assert "model.layers.1 is compressed anew" in caplog.text
+    assert "model.layers.1.safetensors is damaged, and its work is done anew" in caplog.text
     assert kills.observed == ["model.layers.1"]
 
 
@@ -220,7 +220,7 @@ def test_a_directory_that_cannot_be_written_is_done_without(monkeypatch, caplog,
     (tmp_path / "file").write_text("not a directory")
     monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "file" / "cache"))
     assert_same(run(stage, model, statistics, RunState()), expected)
-    assert "model.layers.2 was not kept for a later run" in caplog.text
+    assert "model.layers.2.safetensors was not kept for a later run" in caplog.text
 
 
 @pytest.mark.parametrize("changed", ["weights", "text", "settings", "seed"])

@@ -10,14 +10,14 @@ from spqlm.training.training_state import TrainingState, adam_state, load_adam_s
 def clock(monkeypatch):
     """A clock that stands still but for what a test adds; writing takes two seconds."""
     now = [100.0]
-    write = training_state.write_tensors
+    write = training_state.keep
 
     def slow(*arguments):
         now[0] += 2
         write(*arguments)
 
     monkeypatch.setattr(training_state.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(training_state, "write_tensors", slow)
+    monkeypatch.setattr(training_state, "keep", slow)
     return now
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_logged_and_not_read(tmp_path, caplog, damage):
     assert state.read() is not None
     damage(tmp_path / "training.safetensors")
     assert state.read() is None
-    assert "training starts anew" in caplog.text
+    assert "training.safetensors is damaged, and its work is done anew" in caplog.text
 
 
 def test_a_directory_that_cannot_be_written_is_logged(tmp_path, caplog):

@@ -2,33 +2,24 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from safetensors import SafetensorError
 from torch import Tensor
 
 from spqlm.allocation.resources import Resource
 from spqlm.allocation.search import Search, priced_weights
 from spqlm.allocation.shapes import Shape
 from spqlm.allocation.units import Part, PricedShape, Unit
-from spqlm.cache import (
-    UNREADABLE,
-    cache_directory,
-    drop_old_files,
-    read_tensors,
-    work_key,
-    write_tensors,
-)
+from spqlm.cache import cache_directory, drop_old_files, work_key
 from spqlm.formats import AnyFormat
+from spqlm.kept_files import keep, recall
 from spqlm.layerwise.loop import Sink
 from spqlm.model.view import Named
 from spqlm.numerics.knapsack import Worth
-
-logger = logging.getLogger(__name__)
 
 # Raised whenever what is computed changes, so that older files are not read.
 COMPUTATION = 5
@@ -99,32 +90,27 @@ class PriceFiles:
 
     def read(self, name: str) -> list[Unit] | None:
         """Units by the name of their file; None if there are none."""
-        file = self._directory / f"{name}.safetensors"
-        if not file.is_file():
-            return None
-        try:
-            weights = {named.name: named for named in priced_weights(self._view)}
-            tensors, metadata = read_tensors(file)
-            stored = _UNITS.validate_json(metadata["units"])
-            device = self._view.model.device
-            rows = {key: tensor.to(device) for key, tensor in tensors.items()}
-            return [
-                _unit(unit, f"{index}", weights, rows, self._resources)
-                for index, unit in enumerate(stored)
-            ]
-        except UNREADABLE as error:
-            logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
-            return None
+        return recall(self._file(name), self._units)
+
+    def _units(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> list[Unit]:
+        weights = {named.name: named for named in priced_weights(self._view)}
+        stored = _UNITS.validate_json(metadata["units"])
+        device = self._view.model.device
+        rows = {key: tensor.to(device) for key, tensor in tensors.items()}
+        return [
+            _unit(unit, f"{index}", weights, rows, self._resources)
+            for index, unit in enumerate(stored)
+        ]
+
+    def _file(self, name: str) -> Path:
+        return self._directory / f"{name}.safetensors"
 
     def write(self, name: str, units: list[Unit]) -> None:
         """Units to a file of that name."""
         stored, rows = _stored(units)
         metadata = {"units": _UNITS.dump_json(stored).decode()}
-        try:
-            write_tensors(self._directory / f"{name}.safetensors", rows, metadata)
+        if keep(self._file(name), rows, metadata):
             drop_old_files("prices")
-        except (OSError, SafetensorError) as error:
-            logger.warning("prices were not cached: %s", error)
 
 
 class _LayerPrices:

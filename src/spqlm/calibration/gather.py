@@ -64,6 +64,11 @@ class Calibration:
         self._ids: EncodedText | None = None
 
     @property
+    def given(self) -> bool:
+        """Whether there is a text, which the model does not have to write first."""
+        return self._config.source != GENERATED
+
+    @property
     def ids(self) -> EncodedText:
         """The text as tokens, whose windows begin as the tokenizer begins a text.
 

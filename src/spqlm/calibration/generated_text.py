@@ -7,20 +7,13 @@ that happens to be at hand is not.
 import logging
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spqlm.cache import (
-    UNREADABLE,
-    cache_directory,
-    drop_old_files,
-    read_tensors,
-    work_key,
-    write_tensors,
-)
+from spqlm.cache import cache_directory, drop_old_files, work_key
 from spqlm.data import EncodedText, beginning
 from spqlm.decoding.optimize import optimized
+from spqlm.kept_files import keep, recall
 from spqlm.model.view import ModelView
 from spqlm.native.decoder import MOST_SEQUENCES
 from spqlm.progress import track
@@ -40,8 +33,7 @@ def generated_ids(
     """Sequences sampled from the model's own predictions, one after the other.
 
     Each starts with a random word of the vocabulary, behind what the tokenizer puts before every
-    text. A cache on disk that cannot be read or written is logged and
-    done without.
+    text. A cache on disk that cannot be read or written is logged and done without.
 
     Args:
         view: the model, which is left as it was.
@@ -59,19 +51,13 @@ def generated_ids(
     starts = torch.cat([begins.expand(count, -1), words], dim=1)
     key = work_key(view, starts, str(COMPUTATION), str(context), str(seed))
     file = cache_directory() / f"generated-{key}.safetensors"
-    try:
-        if file.is_file():
-            ids = read_tensors(file)[0]["ids"]
-            logger.info("text that the model wrote, from %s", file.name)
-            return _text(ids, begins, count)
-    except UNREADABLE as error:
-        logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
-    ids = written(view.model, starts, context, generator).flatten()
-    try:
-        write_tensors(file, {"ids": ids}, {})
-        drop_old_files("generated")
-    except (OSError, SafetensorError) as error:
-        logger.warning("generated text was not cached: %s", error)
+    ids = recall(file, lambda tensors, _: tensors["ids"])
+    if ids is not None:
+        logger.info("text that the model wrote, from %s", file.name)
+    else:
+        ids = written(view.model, starts, context, generator).flatten()
+        if keep(file, {"ids": ids}, {}):
+            drop_old_files("generated")
     return _text(ids, begins, count)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from spqlm import ranks
 from spqlm.model.activation_checkpointing import bounded_activations, once
 from spqlm.model.experts import is_expert, routed_rows
+from spqlm.model.soundness import check_gradients, check_inputs
 from spqlm.model.view import ModelView
 from spqlm.numerics.objectives import next_token
 from spqlm.progress import track
@@ -54,6 +55,7 @@ class Observer:
     Attributes:
         norms: ‖g‖² of each token so far, float32 [windows, context].
         squares: Σ g_i² so far, float32 [out]; None before the first gradient.
+        largest: magnitude of what entered so far, [].
         window: that runs now.
     """
 
@@ -61,6 +63,7 @@ class Observer:
         self.norms = torch.zeros(windows.shape, device=windows.device)
         self.squares: Tensor | None = None
         self.inputs: Tensor | None = None
+        self.largest = torch.zeros((), device=windows.device)
         self.window = 0
         self._keep_inputs = keep_inputs
 
@@ -68,8 +71,10 @@ class Observer:
         """A forward hook: see to it that the gradient comes by; passes without one do not count."""
         if not torch.is_grad_enabled():
             return
+        found = inputs[0].detach().flatten(0, -2)
+        if found.is_floating_point() and len(found):
+            self.largest = torch.maximum(self.largest, found.abs().amax())
         if self._keep_inputs:
-            found = inputs[0].detach().flatten(0, -2)
             if self.inputs is None:
                 self.inputs = found.new_zeros(*self.norms.shape, found.shape[-1])
             self.inputs[self.window] = found
@@ -109,6 +114,17 @@ class Observer:
 Passes = Callable[[ModelView, Tensor, Mapping[str, Observer]], None]
 
 
+def check(observers: Mapping[str, Observer], dtype: torch.dtype) -> None:
+    """Refuse what was observed so far, in a model of some dtype, where it is not finite.
+
+    Raises:
+        SpqError: gradients are not, or squares of inputs will not be; names the first module.
+    """
+    check_inputs({name: observer.largest for name, observer in observers.items()})
+    squares = {n: o.squares.sum() for n, o in observers.items() if o.squares is not None}
+    check_gradients(squares, dtype)
+
+
 def whole_model(view: ModelView, windows: Tensor, observers: Mapping[str, Observer]) -> None:
     """`Passes` through the model as it is, one window after the other, shared by all processes."""
     with bounded_activations(view, windows.shape[1]):
@@ -119,6 +135,7 @@ def whole_model(view: ModelView, windows: Tensor, observers: Mapping[str, Observ
             logits = view.model(input_ids=ids[None], use_cache=False).logits[0]
             _, gradient = next_token(logits, ids)
             logits.backward(gradient)
+            check(observers, view.model.dtype)
     for name in sorted(observers):  # in one order in all processes
         observers[name].add_others()
 

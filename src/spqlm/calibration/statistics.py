@@ -174,8 +174,15 @@ def collect(model: PreTrainedModel, windows: Tensor, observations: Set[Observati
     with _hooked(model, observations, statistics):
         for window in track(windows, "calibrating", total=len(windows)):
             decoder(input_ids=window[None].to(model.device), use_cache=False)
+            _check(statistics)
     model.train(training)
-    for observation, found in statistics.moments.items():
-        if not bool(torch.isfinite(found.mean_square).all()):
-            raise SpqError(f"what passes {observation.module!r} on the text is not finite")
     return statistics
+
+
+def _check(statistics: Statistics) -> None:
+    sums = [found.mean_square.sum() for found in statistics.moments.values()]
+    if not bool(torch.isfinite(torch.stack(sums)).all()):
+        broken = (o for o, m in statistics.moments.items() if not m.mean_square.isfinite().all())
+        raise SpqError(
+            f"what passes {next(broken).module!r} on the text is not finite, or its square is not"
+        )

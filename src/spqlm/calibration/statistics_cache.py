@@ -2,21 +2,12 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Set
-from pathlib import Path
 from typing import TypeVar
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from spqlm import ranks
-from spqlm.cache import (
-    UNREADABLE,
-    cache_directory,
-    drop_old_files,
-    read_tensors,
-    work_key,
-    write_tensors,
-)
+from spqlm.cache import cache_directory, drop_old_files, work_key
 from spqlm.calibration.sensitivity import (
     Passes,
     Sensitivity,
@@ -24,6 +15,7 @@ from spqlm.calibration.sensitivity import (
     whole_model,
 )
 from spqlm.calibration.statistics import Moments, Observation, collect
+from spqlm.kept_files import keep, recall
 from spqlm.model.view import ModelView
 
 logger = logging.getLogger(__name__)
@@ -90,38 +82,30 @@ def _cached(
     measure: Callable[[], dict[str, _Measured]],
 ) -> dict[str, _Measured]:
     """What a file of the cache holds, or what is measured now and written there."""
-    file = cache_directory() / f"{stem}.safetensors"
-    kept = None
-    try:
-        kept = _read(file, kind) if file.is_file() else None
-    except UNREADABLE as error:
-        logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
+    file, named = cache_directory() / f"{stem}.safetensors", stem.partition("-")[0]
+    kept = recall(file, lambda tensors, _: _of_kind(kind, tensors))
     if all(ranks.together(kept is not None and sorted(kept) == wanted)):
         assert kept is not None
-        logger.info("%s from %s", stem.partition("-")[0], file.name)
+        logger.info("%s from %s", named, file.name)
         return kept
     found = measure()
-    try:
-        _write(file, found)
-    except (OSError, SafetensorError) as error:
-        logger.warning("%s were not cached: %s", stem.partition("-")[0], error)
+    if keep(file, _tensors(found), {}):
+        drop_old_files(named)
     return found
 
 
-def _write(file: Path, found: Mapping[str, Sensitivity | Moments]) -> None:
-    tensors = {
+def _tensors(found: Mapping[str, Sensitivity | Moments]) -> dict[str, Tensor]:
+    return {
         f"{name}/{key}": value
         for name, item in found.items()
         for key, value in vars(item).items()
         if value is not None
     }
-    write_tensors(file, tensors, {})
-    drop_old_files(file.name.partition("-")[0])
 
 
-def _read(file: Path, kind: type[_Measured]) -> dict[str, _Measured]:
+def _of_kind(kind: type[_Measured], tensors: Mapping[str, Tensor]) -> dict[str, _Measured]:
     found: dict[str, dict[str, Tensor]] = {}
-    for key, value in read_tensors(file)[0].items():
+    for key, value in tensors.items():
         name, _, attribute = key.rpartition("/")
         found.setdefault(name, {})[attribute] = value
-    return {name: kind(**tensors) for name, tensors in found.items()}
+    return {name: kind(**fields) for name, fields in found.items()}

@@ -5,15 +5,13 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from spqlm import ranks
-from spqlm.cache import UNREADABLE, read_tensors, write_tensors
 from spqlm.checkpoint.headers import check_tensors, read_header
 from spqlm.checkpoint.spec import WeightSpec, parse_spec, spec_of
 from spqlm.checkpoint.structure import check_values
-from spqlm.errors import CheckpointError
+from spqlm.kept_files import keep, read_tensors, recall
 from spqlm.model.mapped import is_bounded, mark
 from spqlm.model.view import ModelView
 
@@ -39,10 +37,8 @@ class FinishedLayers:
         file = self._directory / f"{name}.safetensors"
         if not all(ranks.together(file.is_file())):
             return None
-        try:
-            modules = self._read(file)
-        except (*UNREADABLE, CheckpointError) as error:
-            logger.warning("%s is compressed anew, %s cannot be read: %s", name, file, error)
+        modules = recall(file, lambda *contents: self._modules(file, *contents))
+        if modules is None:
             return None
         logger.info("%s: finished by an earlier run", name)
         return lambda: self._put(modules)
@@ -60,8 +56,9 @@ class FinishedLayers:
         for plain, module in modules.items():
             self._view.replace(plain.replace("/", "."), module.to(self._view.model.device))
 
-    def _read(self, file: Path) -> nn.ModuleDict:
-        tensors, metadata = read_tensors(file)
+    def _modules(
+        self, file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
+    ) -> nn.ModuleDict:
         stated, trains = json.loads(metadata["specs"]), set(json.loads(metadata["trains"]))
         modules = nn.ModuleDict()
         for name in sorted(stated):  # a low-rank layer before its factors
@@ -98,13 +95,8 @@ class FinishedLayers:
         trains = [name for name, held in modules.named_parameters() if held.requires_grad]
         metadata = {"specs": json.dumps(specs), "trains": json.dumps(trains)}
         file = self._directory / f"{name}.safetensors"
-        try:
-            write_tensors(file, modules.state_dict(), metadata)
-        except (OSError, SafetensorError) as error:
-            logger.warning("%s was not kept for a later run: %s", name, error)
-            return
-        if is_bounded():
-            self._put(self._read(file))
+        if keep(file, modules.state_dict(), metadata) and is_bounded():
+            self._put(self._modules(file, *read_tensors(file)))
 
 
 def _plain(name: str) -> str:

@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from spqlm.cache import UNREADABLE, read_tensors, write_tensors
-from spqlm.calibration.sensitivity import Observer, whole_model
+from spqlm.calibration.sensitivity import Observer, check, whole_model
 from spqlm.errors import SpqError
+from spqlm.kept_files import recall, write_tensors
 from spqlm.layerwise.arguments import NotWalkable
 from spqlm.layerwise.walk import Walk
 from spqlm.model.mapped import release
@@ -124,6 +124,7 @@ class LayerByLayer:
             states = entering[window][None].to(gradient.device, copy=True).requires_grad_()
             walk.run(layer, states).backward(gradient[window][None])
             gradient[window] = _taken(states)[0]
+        check(observers, gradient.dtype)
 
     def _keep(self, layer: int, gradient: Tensor, observers: Mapping[str, Observer]) -> None:
         held = {"layer": torch.tensor(layer), "gradient": gradient}
@@ -210,15 +211,10 @@ class _States:
 
     def read(self, name: str) -> dict[str, Tensor] | None:
         """From an earlier call; None where there is nothing that can be used."""
-        file = self._file(name)
-        if not file.is_file():
-            return None
-        try:
-            return read_tensors(file)[0]
-        except UNREADABLE as error:
-            logger.warning("%s is computed anew, it cannot be read: %s", file.name, error)
+        found = recall(self._file(name), lambda tensors, _: tensors)
+        if found is None:
             self.remove(name)
-            return None
+        return found
 
     def has(self, name: str) -> bool:
         return self._file(name).is_file()

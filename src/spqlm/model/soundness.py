@@ -1,6 +1,6 @@
 """What a model must be able to do before any work is put into it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,8 @@ from spqlm.model.view import ModelView
 from spqlm.names import first_of
 
 TOKENS = 16
+# Of what enters a linear layer: squares of more, over a million tokens, are beyond float32.
+LARGEST_INPUT = 1e15
 
 
 def check_magnitudes(model: PreTrainedModel, largest: float) -> None:
@@ -41,26 +43,66 @@ def check_magnitudes(model: PreTrainedModel, largest: float) -> None:
 
 
 @torch.no_grad()
-def check_runs(view: ModelView) -> None:
+def check_runs(view: ModelView, ids: Tensor | None = None) -> None:
     """Refuse a model that does not give numbers in the dtype that it has.
 
+    Args:
+        view: the model.
+        ids: of a text, int64 [tokens]; None is a few tokens of the vocabulary.
+
     Raises:
-        SpqError: NaN or Inf after a few tokens; names the first layer that gives them.
+        SpqError: NaN or Inf; names the first layer that gives them.
     """
     model = view.model
-    size = model.config.get_text_config().vocab_size
-    ids = torch.arange(TOKENS + min(room(model, TOKENS), 0)) % size
+    if ids is None:
+        size = model.config.get_text_config().vocab_size
+        ids = torch.arange(TOKENS + min(room(model, TOKENS), 0)) % size
     broken: list[str] = []
     with _watched(view, broken):
         logits = model(input_ids=ids[None].to(model.device), use_cache=False).logits
     if broken or not bool(torch.isfinite(logits).all()):
         place = broken[0] if broken else view.lm_head.name
-        dtype = str(model.dtype).removeprefix("torch.")
-        others = "float32" if dtype != "float32" else "weights that are not as large"
+        raise _not_finite(f"what {place!r} gives is", model.dtype)
+
+
+def check_gradients(found: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Refuse gradients that are not finite.
+
+    Args:
+        found: some that were summed, by the name of their module, float32 [].
+        dtype: of the model.
+
+    Raises:
+        SpqError: NaN or Inf; names the first module.
+    """
+    if found and not bool(torch.isfinite(torch.stack(list(found.values()))).all()):
+        name = next(name for name, value in found.items() if not bool(torch.isfinite(value)))
+        raise _not_finite(f"the gradients at {name!r} are", dtype)
+
+
+def check_inputs(largest: Mapping[str, Tensor]) -> None:
+    """Refuse what second moments cannot be made of.
+
+    Args:
+        largest: magnitude of what enters a linear layer, by its name, [].
+
+    Raises:
+        SpqError: it is too large; names the first layer.
+    """
+    if largest and not bool(torch.stack(list(largest.values())).max() <= LARGEST_INPUT):
+        name = next(name for name, value in largest.items() if not float(value) <= LARGEST_INPUT)
         raise SpqError(
-            f"what {place!r} gives is not finite in {dtype}, so nothing can be measured on this "
-            f"model; use {others}"
+            f"what enters {name!r} on the text is {float(largest[name]):.4g}, too large to be "
+            "squared in float32; scale the weights, or use a recipe that reads no text"
         )
+
+
+def _not_finite(what: str, dtype: torch.dtype) -> SpqError:
+    known = str(dtype).removeprefix("torch.")
+    others = "weights that are not as large" if known == "float32" else "--dtype float32"
+    return SpqError(
+        f"{what} not finite in {known}, so nothing can be measured on this model; use {others}"
+    )
 
 
 @contextmanager

@@ -2,21 +2,20 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from spqlm import native
 from spqlm.cache import cache_directory
-from spqlm.checkpoint.atomic import write_text
 from spqlm.errors import SpqError
 from spqlm.evaluation.machine import processor
 from spqlm.formats import Format, dump
 from spqlm.formats.dense import Dense
+from spqlm.kept_files import keep, recall
 from spqlm.model.experts import PerExpert, is_packed
 from spqlm.model.extent import Extent
 from spqlm.model.view import ModelView
@@ -25,8 +24,6 @@ from spqlm.profile import Product, Profile, Weight
 from spqlm.profiling.products import Shape, time_products
 from spqlm.profiling.rests import REST, measure_rests
 from spqlm.progress import track
-
-logger = logging.getLogger(__name__)
 
 # Raised whenever what is measured changes, so that older files are not read.
 COMPUTATION = 2
@@ -68,8 +65,8 @@ def measure(
     every = list(dict.fromkeys([Dense(), REST, *formats]))
     facts = _facts(model)
     key = _key(facts, every, _shapes(view), batch, prompt, COMPUTATION)
-    file = cache_directory() / f"profile-{key}.json"
-    kept = None if again else _kept(file)
+    file = cache_directory() / f"profile-{key}.safetensors"
+    kept = None if again else recall(file, _understood)
     if kept is not None:
         return kept
     products = []
@@ -77,8 +74,12 @@ def measure(
         products += _products(view, form, batch, prompt)
     profile = Profile(**facts, products=tuple(products), extent=Extent.of(view))
     profile = profile.model_copy(update={"rests": measure_rests(view, profile, batch, prompt)})
-    _keep(file, profile)
+    keep(file, {}, {"profile": profile.model_dump_json()})
     return profile
+
+
+def _understood(_: dict[str, Tensor], metadata: dict[str, str]) -> Profile:
+    return Profile.model_validate_json(metadata["profile"])
 
 
 def _products(view: ModelView, form: Format, batch: int, prompt: int) -> list[Product]:
@@ -87,24 +88,6 @@ def _products(view: ModelView, form: Format, batch: int, prompt: int) -> list[Pr
     dtype, layers = view.model.dtype, len(view.layers)
     inner = time_products(form, layer, layers, sorted({batch, prompt}), dtype)
     return inner + time_products(form, [head], 1, sorted({1, batch}), dtype)
-
-
-def _kept(file: Path) -> Profile | None:
-    if not file.is_file():
-        return None
-    try:
-        return Profile.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
-        return None
-
-
-def _keep(file: Path, profile: Profile) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, profile.model_dump_json())
-    except (OSError, SpqError) as error:
-        logger.warning("the profile was not kept: %s", error)
 
 
 def weights_of(model: PreTrainedModel) -> list[Weight]:

@@ -25,7 +25,6 @@ from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
 from spqlm.calibration.work import Fit, Pruning, Work
 from spqlm.changes import Change, Plan
-from spqlm.errors import SpqError
 from spqlm.formats import AnyFormat, Format
 from spqlm.formats.base import Rounding
 from spqlm.formats.dense import Dense
@@ -280,7 +279,6 @@ class Budget(Stage):
         if not self._targeted:
             changes = self._widest(view)
             return Plan(stage=self.key, changes=changes, summary=summary(changes))
-        _check_finite(view, statistics)
         search = self.search(view, statistics)
         changes, words, spent = spend(search, self.targets(view), self.alike)
         return Plan(stage=self.key, changes=changes, summary=words, spent=spent)
@@ -374,15 +372,6 @@ class Budget(Stage):
             inputs.seed,
             FinishedLayers(view, kept),
         )
-
-
-def _check_finite(view: ModelView, statistics: Statistics) -> None:
-    for name, found in statistics.sensitivities.items():
-        if not bool(torch.isfinite(found.norms).all()):
-            raise SpqError(
-                f"the gradients at {name!r} are not finite in {view.model.dtype}; "
-                "compress with --dtype float32"
-            )
 
 
 def _widest_of(formats: Iterable[Format]) -> Format:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from spqlm.cache import UNREADABLE, read_tensors, write_tensors
+from spqlm.kept_files import keep, recall
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +58,8 @@ class TrainingState:
         if self._file is None:
             return
         started = time.perf_counter()
-        try:
-            held = {name: tensor.detach() for name, tensor in tensors.items()}
-            write_tensors(self._file, held, {"values": json.dumps(values)})
-        except (OSError, SafetensorError) as error:
-            logger.warning("the state of training was not kept for a later run: %s", error)
+        held = {name: tensor.detach() for name, tensor in tensors.items()}
+        keep(self._file, held, {"values": json.dumps(values)})
         self._written = time.perf_counter()
         self._cost = self._written - started
 
@@ -72,20 +68,17 @@ class TrainingState:
 
         Other parameters than are trained, or another shape of one, are damage too.
         """
-        if self._file is None or not self._file.is_file():
-            return None
-        try:
-            tensors, metadata = read_tensors(self._file)
-            values = json.loads(metadata["values"])
-            step = int(values["step"])
-            self._check(tensors)
-        except UNREADABLE as error:
-            logger.warning("training starts anew, %s cannot be read: %s", self._file, error)
-            return None
-        logger.info("training goes on after step %d of an earlier run", step)
-        return tensors, values
+        found = None if self._file is None else recall(self._file, self._checked)
+        if found is not None:
+            step = found[1]["step"]
+            logger.info("training goes on after step %d of an earlier run", step)
+        return found
 
-    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+    def _checked(
+        self, tensors: dict[str, Tensor], metadata: Mapping[str, str]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        values = json.loads(metadata["values"])
+        values["step"] = int(values["step"])
         held = {name.rpartition("/")[0] for name in tensors}
         if held != set(self._parameters):
             raise ValueError("it holds other parameters than are trained")
@@ -94,6 +87,7 @@ class TrainingState:
             expected = () if kind == "step" else tuple(self._parameters[parameter].shape)
             if tuple(tensor.shape) != expected:
                 raise ValueError(f"{name!r} has shape {list(tensor.shape)}, not {list(expected)}")
+        return tensors, values
 
 
 def adam_state(
