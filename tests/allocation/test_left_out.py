@@ -81,7 +81,7 @@ def test_one_layer_stays_and_no_price_is_below_the_one_before():
 def test_what_was_measured_is_not_measured_again(monkeypatch):
     model = uneven()
     first = layers_left_out(ModelView(model), WINDOWS, 2)
-    [file] = cache_directory().glob("prices-left-out-*.json")
+    [file] = cache_directory().glob("left-out-*")
     monkeypatch.setattr("spqlm.allocation.left_out._Measured._predictions", None)
     assert layers_left_out(ModelView(model), WINDOWS, 2) == first
     file.write_text("[1]")

@@ -6,22 +6,17 @@ its predictions differ by from those of the whole model is the price.
 """
 
 import json
-import logging
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spqlm.cache import UNREADABLE, cache_directory, work_key
-from spqlm.checkpoint.atomic import write_text
-from spqlm.errors import SpqError
+from spqlm.cache import cache_directory, drop_old_files, work_key
+from spqlm.kept_files import keep, recall
 from spqlm.layerwise.walk import evaluating
 from spqlm.model.shortened import check_shorter, passed_by
 from spqlm.model.view import ModelView
 from spqlm.progress import track
-
-logger = logging.getLogger(__name__)
 
 # Raised whenever what is computed changes, so that older files are not read.
 COMPUTATION = 1
@@ -53,10 +48,11 @@ def layers_left_out(view: ModelView, windows: Tensor, count: int) -> dict[str, f
     check_shorter(view, [layer.name for layer in view.layers[:count]])
     windows = windows[:WINDOWS]
     key = work_key(view, windows, "left out", f"{COMPUTATION}")
-    file = cache_directory() / f"prices-left-out-{key}.json"
-    measured = _Measured(view, windows, _read(file))
+    file = cache_directory() / f"left-out-{key}.safetensors"
+    measured = _Measured(view, windows, recall(file, _understood) or {})
     found = measured.chain(count)
-    _write(file, measured.known)
+    if keep(file, {}, {"losses": json.dumps(measured.known)}):
+        drop_old_files("left-out")
     return found
 
 
@@ -109,20 +105,5 @@ class _Measured:
         ]
 
 
-def _read(file: Path) -> dict[str, float]:
-    if not file.is_file():
-        return {}
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        return {str(key): float(value) for key, value in stored.items()}
-    except (*UNREADABLE, AttributeError, TypeError) as error:
-        logger.warning("ignoring the damaged cache file %s: %s", file.name, error)
-        return {}
-
-
-def _write(file: Path, known: dict[str, float]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(known))
-    except (OSError, SpqError) as error:
-        logger.warning("prices of layers were not cached: %s", error)
+def _understood(_: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, float]:
+    return {str(key): float(value) for key, value in json.loads(metadata["losses"]).items()}
