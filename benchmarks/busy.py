@@ -1,11 +1,13 @@
 """How long the commands take alone, and with one other busy process on the machine.
 
-    python benchmarks/busy.py --model demo --rounds 3
+    python benchmarks/busy.py --model demo --minutes 9
 
 Threads that wait for each other lose far more than the share of the cores that the other process
-takes, if they spin while they wait. On two cores everything should take at most 2.5 times as long.
-`--spinning` runs each command a second time with OpenMP's own way of waiting, alone, which shows
-what the shorter one costs. Rounds are interleaved; the figures are medians of them.
+takes, if they spin while they wait. On two cores everything should take at most 2.5 times as long
+as alone, and alone no longer than with OpenMP's own way of waiting. The ways of a command follow
+one another, and its figures are medians of as many rounds as there is time for. A run that takes
+three times as long as alone is ended there and shown with `>`. Exit status 1 says that something
+took too long, or was not measured for want of time.
 """
 
 import argparse
@@ -21,33 +23,73 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
 from spqlm.cli.threads import CHOSEN
 from spqlm.evaluation.machine import machine
 from spqlm.model.limits import room
+from spqlm.recipe import load_recipe
 from spqlm.sources.outline import outline
 
 MOST = 2.5
-# As OpenMP waits by itself: GNU's default.
-OWN_WAY = {"GOMP_SPINCOUNT": "300000"}
+# Alone, beside OpenMP's own way; medians of few runs differ by some percent.
+MOST_ALONE = 1.1
+# A run that takes so many times as long as alone is ended.
+ENDED = 3
+# Other busy processes, and what is set in the environment: OpenMP waits by itself as GNU's does.
+WAYS: dict[str, tuple[int, dict[str, str]]] = {
+    "alone": (0, {}),
+    "alone, spinning": (0, {"GOMP_SPINCOUNT": "300000"}),
+    "busy": (1, {}),
+}
 # Rests only when who started it is gone, however that ended.
 BUSY = "import os\nwhile os.getppid() == {}: pass"
-CONTEXT = 512
+CONTEXT, TOKENS = 512, 1024
+# GPTQ and a decomposition for every weight; gradients of a few windows.
+ROUNDED = {
+    "calibration": {"source": "builtin", "windows": 8, "context": 256},
+    "stages": [{"budget": {"rounding_int8": "gptq", "formats": ["int8"]}}],
+}
+# Of the recipe `paper`, in which training takes minutes.
+STEPS = 20
+
+Taken = dict[str, dict[str, list[float]]]
 
 
-def commands(model: str, recipe: str, folder: Path) -> dict[str, list[str]]:
-    """What is measured, by name; `decode` reads what `compress` wrote."""
-    out, context = str(folder / "out"), str(context_of(model))
+def commands(model: str, folder: Path) -> dict[str, list[str]]:
+    """What is measured, by name; `eval` and `decode` read what the first one wrote."""
+    out, context, tokens = str(folder / "out"), str(fitting(model, CONTEXT)), fitting(model, TOKENS)
+    recipes = {"paper": short_paper(), "gptq": ROUNDED}
+    for name, recipe in recipes.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    found = {
+        f"compress, {name}": ["compress", model, out, "--recipe", f"{folder}/{name}.yaml"]
+        for name in recipes
+    }
+    for words in found.values():
+        words.append("--overwrite")
     return {
-        "compress": ["compress", model, out, "--recipe", recipe, "--overwrite"],
+        **found,
         "eval": ["eval", out, "--limit", "4", "--context", context, "--no-cache"],
-        "decode": ["generate", out, "--prompt", "The sea was", "--max-new-tokens", "64"],
+        "decode": ["generate", out, "--prompt", "The sea", "--max-new-tokens", f"{tokens // 2}"],
     }
 
 
-def context_of(model: str) -> int:
-    """Tokens of a window that the model has positions for."""
+def short_paper() -> dict[str, object]:
+    """The recipe `paper` with less training and text that every model has positions for."""
+    recipe = load_recipe("paper").to_dict()
+    recipe["calibration"] |= {"windows": 8, "context": 64}
+    for stage in recipe["stages"]:
+        for settings in stage.values():
+            if "steps" in settings:
+                settings |= {"steps": STEPS, "context": 64}
+    return recipe
+
+
+def fitting(model: str, tokens: int) -> int:
+    """So many tokens, or as many as the model has positions for."""
     found = outline(model)
-    return CONTEXT if found is None else CONTEXT + min(room(found.view.model, CONTEXT), 0)
+    return tokens if found is None else tokens + min(room(found.view.model, tokens), 0)
 
 
 @contextmanager
@@ -63,67 +105,95 @@ def busy(count: int) -> Iterator[None]:
             other.wait()
 
 
-def seconds(words: list[str], folder: Path, extra: dict[str, str]) -> float:
-    """Wall time of one command that finds nothing in a cache."""
+def seconds(words: list[str], folder: Path, extra: dict[str, str], limit: float | None) -> float:
+    """Wall time of one command that finds nothing in a cache; `limit` where it takes longer."""
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         environment = {k: v for k, v in os.environ.items() if k not in CHOSEN}
         environment |= {"SPQ_CACHE_DIR": cache, "TQDM_DISABLE": "1", **extra}
         started = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "spqlm", *words],
-            check=True,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        try:
+            subprocess.run(
+                [sys.executable, "-m", "spqlm", *words],
+                check=True,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=limit,
+            )
+        except subprocess.TimeoutExpired as late:
+            return late.timeout
         return time.perf_counter() - started
 
 
-def measure(model: str, recipe: str, rounds: int, spinning: bool) -> dict[str, dict[str, float]]:
-    """Median seconds of each command, alone, beside a busy process and spinning."""
-    ways: dict[str, tuple[int, dict[str, str]]] = {"alone": (0, {}), "busy": (1, {})}
-    if spinning:
-        ways["alone, spinning"] = (0, OWN_WAY)
+def one_round(words: list[str], folder: Path, taken: dict[str, list[float]]) -> None:
+    """A command in every way, one after the other."""
+    for way, (others, extra) in WAYS.items():
+        limit = ENDED * taken["alone"][-1] if taken.get("alone") and way != "alone" else None
+        with busy(others):
+            taken.setdefault(way, []).append(seconds(words, folder, extra, limit))
+
+
+def measure(model: str, minutes: float) -> Taken:
+    """Seconds of each command in each way: a round of all, then others while there is time."""
+    end = time.perf_counter() + 60 * minutes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        taken: dict[str, dict[str, list[float]]] = {}
-        for _ in range(rounds):
-            for command, words in commands(model, recipe, folder).items():
-                for way, (others, extra) in ways.items():
-                    with busy(others):
-                        found = seconds(words, folder, extra)
-                    taken.setdefault(command, {}).setdefault(way, []).append(found)
-    return {
-        command: {way: statistics.median(found) for way, found in by_way.items()}
-        for command, by_way in taken.items()
-    }
+        wanted = commands(model, folder)
+        taken: Taken = {command: {} for command in wanted}
+        longest = dict.fromkeys(wanted, 0.0)
+        while wanted:
+            for command in list(wanted):
+                started = time.perf_counter()
+                if started + longest[command] > end:
+                    del wanted[command]
+                    continue
+                one_round(wanted[command], folder, taken[command])
+                longest[command] = max(longest[command], time.perf_counter() - started)
+                print(f"{command}: {len(taken[command]['alone'])} rounds", file=sys.stderr)
+    return taken
+
+
+def lines(taken: Taken) -> tuple[list[str], list[str]]:
+    """A table of medians, and what took too long."""
+    table = [f"{'':18} rounds  " + "".join(f"{way:>17}" for way in WAYS) + "   busy   spinning"]
+    wrong = []
+    for command, by_way in taken.items():
+        if not by_way:
+            wrong.append(f"{command} was not measured; give more --minutes")
+            continue
+        medians = {way: statistics.median(found) for way, found in by_way.items()}
+        alone = medians["alone"]
+        beside, own = medians["busy"] / alone, alone / medians["alone, spinning"]
+        ended = ">" if beside >= 0.99 * ENDED else ""
+        shown = "".join(f"{value:15.1f} s" for value in medians.values())
+        count = len(by_way["alone"])
+        table.append(f"{command:18} {count:6}  {shown} {ended:>2}{beside:.2f} ×{own:8.2f} ×")
+        if beside > MOST:
+            wrong.append(f"{command} takes {beside:.2f} times as long beside another, not {MOST}")
+        if own > MOST_ALONE:
+            wrong.append(f"{command} takes {own:.2f} times as long alone as it did by spinning")
+    return table, wrong
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--recipe", default="paper")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--spinning", action="store_true")
+    parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     # As an exception, which ends the command that is measured, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     load = os.getloadavg()[0]
-    found = measure(arguments.model, arguments.recipe, arguments.rounds, arguments.spinning)
-    worst = 0.0
-    for command, by_way in found.items():
-        ratio = by_way["busy"] / by_way["alone"]
-        worst = max(worst, ratio)
-        listed = ", ".join(f"{way} {value:.1f} s" for way, value in by_way.items())
-        print(f"{command}: {listed}; busy / alone {ratio:.2f}")
+    taken = measure(arguments.model, arguments.minutes)
+    table, wrong = lines(taken)
+    print("\n".join(table))
     print(f"{machine()}; {os.cpu_count()} cores; load at the start {load:.1f}")
+    print("busy: beside another process / alone; spinning: alone / alone with OpenMP's waiting")
     if arguments.output:
-        arguments.output.write_text(
-            json.dumps({"machine": machine(), "load": load, "seconds": found}, indent=1)
-        )
-    if worst > MOST:
-        sys.exit(f"{worst:.2f} is more than {MOST}")
+        found = {"machine": machine(), "load": load, "seconds": taken}
+        arguments.output.write_text(json.dumps(found, indent=1))
+    if wrong:
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":

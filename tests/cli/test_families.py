@@ -25,4 +25,4 @@ def test_the_page_is_markdown(run):
 def test_a_type_that_transformers_has_not_is_refused(run):
     code, out, err = run("families", "nonsense")
     assert (code, out) == (1, "")
-    assert "no small model of type 'nonsense'" in err
+    assert "no model type 'nonsense'; did you mean" in err

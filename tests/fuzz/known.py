@@ -83,6 +83,50 @@ CASES: tuple[Case, ...] = (
     ("refused", ("bench", "dense", "--quick", "--batch", "99999999x")),
     ("refused", ("compare", "dense", "OUT", "--sizes", "1MB", "--context", "4096")),
     ("refused", ("compare", "dense", "OUT", "--sizes", "1MB", "--calibration", "nosuch")),
+    # What is easily mistyped.
+    *(
+        ("refused", ("compress", "dense", "OUT", *words))
+        for words in (
+            *(("--target-size", size) for size in ("90", "90 megabytes", "inf")),
+            *(("--target-ratio", ratio) for ratio in ("0", "1.5", "30", "abc")),
+            ("--target-size", "90", "MB"),
+            ("--target-size", "0.1MB", "--target-ratio", "30%"),
+            ("--target-decode", "2"),
+            ("--target-kv", "200%"),
+            ("--recipe", "int4"),
+            ("--recipe", "."),
+            ("--recipe", "paper", "--calibration", "."),
+            ("--for", "onnx"),
+            ("--dtype", "int8"),
+            ("--device", "gpu"),
+            ("--memory", "1KB"),
+            ("--max-shard-size", "0"),
+        )
+    ),
+    *(
+        ("refused", ("compress", name, "OUT"))
+        for name in ("dense/config.json", "https://hub.example/a/b", "nosuch.gguf")
+    ),
+    *(
+        ("refused", (*words, "small/config.json/out"))
+        for words in (
+            ("compress", "dense"),
+            ("export", "int8", "dense"),
+            ("export", "int8", "gguf"),
+        )
+    ),
+    ("refused", ("compress", "dense", "dense", "--overwrite")),
+    ("refused", ("compress", "dense", "int8")),
+    ("refused", ("eval", "dense", "--tasks", "wikitext2_test")),
+    ("refused", ("eval", "dense", "--limit", "0")),
+    ("refused", ("generate", "dense", "--prompt", "a", "--chat")),
+    ("refused", ("generate", "dense", "--prompt", "a", "--max-new-tokens", "1000000")),
+    ("refused", ("report", "dense")),
+    ("refused", ("export", "int8", "gguf", "int8")),
+    ("refused", ("compare", "dense", "OUT", "--sizes", "90", "--context", "32")),
+    ("refused", ("frontier", "dense", "--sizes", "0.1MB", "--chart", "out.txt")),
+    ("refused", ("families", "llamma")),
+    ("refused", ("clean", "nosuch")),
 )
 
 

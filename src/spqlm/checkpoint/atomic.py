@@ -28,12 +28,13 @@ def check_output(out: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -
 
     Raises:
         SpqError: `out` is a file, or a directory that is not empty and may not be overwritten, or
-            in which an input lies, or whose name the system does not take.
+            in which an input lies, or whose name or place the system does not take.
     """
     _check_name(out)
     try:
         put_back(out)
         remove_left(out)
+        _check_place(out)
         if out.is_symlink() or (out.exists() and not out.is_dir()):
             raise SpqError(f"output {str(out)!r} exists and is not a directory")
         filled = out.is_dir() and any(out.iterdir())
@@ -58,6 +59,21 @@ def _check_name(out: Path) -> None:
         raise SpqError(f"output {_short(out)!r} is no name in UTF-8; choose another") from None
 
 
+def _check_place(out: Path) -> None:
+    """Try to make something where `out` will be made, long before it is.
+
+    Raises:
+        SpqError: something on the way there is a file.
+        OSError: the system does not take it.
+    """
+    above = next(place for place in out.absolute().parents if os.path.lexists(place))
+    if not above.is_dir():
+        raise SpqError(f"output {str(out)!r} cannot be made, since {above.name!r} is a file")
+    tried = above / f"{out.name}{PARTIAL}{secrets.token_hex(4)}"
+    tried.mkdir()
+    tried.rmdir()
+
+
 def _lies_in(name: str, out: Path) -> bool:
     with suppress(OSError, ValueError):  # no name of a file
         path = Path(name)
@@ -69,9 +85,14 @@ def check_output_file(out: Path, *, overwrite: bool) -> None:
     """Refuse a file that would cost the user something.
 
     Raises:
-        SpqError: `out` is a directory, or a file that may not be overwritten.
+        SpqError: `out` is a directory, or a file that may not be overwritten, or one whose name or
+            place the system does not take.
     """
     _check_name(out)
+    try:
+        _check_place(out)
+    except OSError as error:
+        raise SpqError(f"output {_short(out)!r} cannot be used: {error.strerror}") from None
     if out.is_dir():
         raise SpqError(f"output {str(out)!r} is a directory, but one file is written; name a file")
     if out.exists() and not overwrite:

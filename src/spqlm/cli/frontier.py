@@ -89,7 +89,10 @@ def command(
     predictions, before any training. `spq compress` uses the same prices from the cache.
     """
     from spqlm.frontier import frontier
+    from spqlm.report.predicted import check_chart, draw
 
+    if chart is not None:
+        check_chart(chart)
     wanted = [] if sizes is None else [parse_size(size) for size in listed(sizes, "--sizes")]
     found = frontier(
         model,
@@ -106,8 +109,6 @@ def command(
         device=device,
     )
     if chart is not None:
-        from spqlm.report.predicted import draw
-
         draw(found, chart)
     if not deliver(json_of(found), as_json, output):
         _show(found)

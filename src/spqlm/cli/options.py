@@ -55,6 +55,8 @@ def _present_device(value: str | None) -> str | None:
                 raise RuntimeError("there is one cpu, which has no number")
         except (RuntimeError, AssertionError) as error:
             reason = str(error).strip().split("\n")[0]
+            if reason.startswith("Expected one of"):
+                reason = "PyTorch knows no device of this kind; there are for example cpu and cuda"
             raise SpqError(f"--device {value!r} cannot be used here: {reason}") from None
     return value
 

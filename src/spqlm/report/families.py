@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from spqlm.errors import SpqError
 from spqlm.loading import load
@@ -17,6 +17,7 @@ from spqlm.model.small import small_model, small_tokenizer
 from spqlm.model.view import LayerView, ModelView
 from spqlm.pipeline import compress
 from spqlm.recipe import Recipe
+from spqlm.registry import nearest
 
 YES, NO, SOME = "yes", "no", "some layers"
 COLUMNS = ("quantise", "rank", "width", "heads", "experts", "native decode", "verified")
@@ -185,5 +186,13 @@ wrote the same text. A test holds every row to what it finds.
 
 
 def rows(types: list[str], *, verify: bool) -> list[Row]:
-    """Of these types, or of all that have a file."""
+    """Of these types, or of all that have a file.
+
+    Raises:
+        SpqError: transformers has no such type; names the nearest.
+    """
+    for name in types:
+        if name not in CONFIG_MAPPING:
+            close = nearest(name, CONFIG_MAPPING)
+            raise SpqError(f"transformers has no model type {name!r}; did you mean {close!r}?")
     return [look(name, verify=verify) for name in types or known()]

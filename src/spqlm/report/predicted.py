@@ -1,5 +1,6 @@
 """A chart of what budgets would cost: predicted loss against size, and against speed."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,18 @@ AXES = {
 WIDTH, HEIGHT = 4.6, 3.4
 
 
+def check_chart(file: Path) -> None:
+    """Refuse, before minutes of pricing, a chart that could not be drawn.
+
+    Raises:
+        SpqError: the file has another suffix, or matplotlib is not installed.
+    """
+    if file.suffix not in SUFFIXES:
+        raise SpqError(f"a chart is a file ending in {', '.join(SUFFIXES)}, not {file.name!r}")
+    if find_spec("matplotlib") is None:
+        raise SpqError("charts need the package matplotlib: pip install 'spqlm[report]'")
+
+
 def draw(found: Frontier, file: Path) -> None:
     """A panel for sizes and one for each kind of speed, of the budgets that are within reach.
 
@@ -24,14 +37,11 @@ def draw(found: Frontier, file: Path) -> None:
         file: to write; its suffix says as what.
 
     Raises:
-        SpqError: another suffix, matplotlib is not installed, or the file cannot be written.
+        SpqError: see `check_chart`; or the file cannot be written.
     """
-    if file.suffix not in SUFFIXES:
-        raise SpqError(f"a chart is a file ending in {', '.join(SUFFIXES)}, not {file.name!r}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SpqError("charts need the package matplotlib: pip install 'spqlm[report]'") from None
+    check_chart(file)
+    from matplotlib.figure import Figure
+
     reached = [point for point in found.points if point.predicted_loss is not None]
     kinds = [kind for kind in AXES if any(point.kind == kind for point in reached)]
     figure = Figure(figsize=(WIDTH * len(kinds), HEIGHT), layout="constrained")

@@ -121,6 +121,8 @@ def source_kind(name: str) -> SourceKind:
     path = Path(name)
     if name == "demo":
         return "demo"
+    if "://" in name:
+        raise SpqError(f"model {name!r} is an address; give a name on the hub, such as owner/model")
     try:
         path.exists()
     except OSError as error:
