@@ -11,7 +11,12 @@ import pytest
 from safetensors import SafetensorError
 
 from spqlm.checkpoint import atomic
-from spqlm.checkpoint.atomic import atomic_directory, atomic_file, check_output
+from spqlm.checkpoint.atomic import (
+    atomic_directory,
+    atomic_file,
+    check_output,
+    check_output_file,
+)
 from spqlm.checkpoint.exchange import exchange
 from spqlm.errors import SpqError
 
@@ -139,12 +144,29 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(out, monkeypatch):
     assert contents(out) == NEW
 
 
-def test_a_parent_that_cannot_be_made_is_refused(tmp_path):
+@pytest.mark.parametrize("out", ["file/out", "file/deep/out", "link/out"])
+@pytest.mark.parametrize("check", [check_output, check_output_file])
+def test_a_parent_that_cannot_be_made_is_refused(tmp_path, check, out):
     (tmp_path / "file").write_bytes(b"keep")
-    with pytest.raises(SpqError, match="cannot write 'out'"):
-        with atomic_directory(tmp_path / "file" / "out", overwrite=False):
-            pytest.fail("the block must not run")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(SpqError, match=r"cannot be made, since '(file|link)' is no directory"):
+        check(tmp_path / out, overwrite=False)
     assert contents(tmp_path) == {"file": b"keep"}
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="the system has no such place")
+@pytest.mark.parametrize("check", [check_output, check_output_file])
+def test_a_place_that_takes_nothing_is_refused_before_any_work(check):
+    with pytest.raises(SpqError, match="cannot be used"):
+        check(Path("/proc/deep/out"), overwrite=False)
+
+
+@pytest.mark.parametrize("check", [check_output, check_output_file])
+def test_a_check_leaves_nothing(tmp_path, check):
+    check(tmp_path / "deep" / "out", overwrite=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SpqError):
+        check(Path("/"), overwrite=False)
 
 
 def test_what_was_there_comes_back_where_the_last_rename_fails(out, monkeypatch):

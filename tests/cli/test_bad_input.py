@@ -128,6 +128,15 @@ BAD = {
     "drawn seed": lambda d: (("eval", d / "source", "--seed", 2**64), "--seed must be"),
     "written seed": lambda d: (("generate", d / "source", "--prompt", "a", "--seed", -1), "--seed"),
     "cpu": lambda d: (("compress", d / "source", d / "out", "--device", "cpu:7"), "one cpu"),
+    "unknown device": lambda d: (
+        ("compress", d / "source", d / "out", "--device", "gpu"),
+        "no device of this kind",
+    ),
+    "address": lambda d: (("compress", "https://hub.example/a/b", d / "out"), "is an address"),
+    "below a file": lambda d: (
+        ("compress", d / "source", d / "source" / "config.json" / "out"),
+        "'config.json' is no directory",
+    ),
     "empty shards": lambda d: (
         ("compress", d / "source", d / "out", "--max-shard-size", "0MB"),
         "--max-shard-size '0MB'",

@@ -51,3 +51,8 @@ def test_speeds_are_a_table_of_their_own_and_a_chart(run, options, tmp_path):
     assert code == 0, err
     assert "by speed of a prompt" in out and "by size" not in out
     assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_a_chart_that_cannot_be_drawn_is_refused_before_the_model_is_read(run, tmp_path):
+    code, _, err = run("frontier", "nosuch", "--chart", tmp_path / "chart.txt")
+    assert code == 1 and "a chart is a file ending in .png, .svg, .pdf" in err

@@ -63,12 +63,12 @@ def _check_place(out: Path) -> None:
     """Try to make something where `out` will be made, long before it is.
 
     Raises:
-        SpqError: something on the way there is a file.
+        SpqError: something on the way there is no directory.
         OSError: the system does not take it.
     """
-    above = next(place for place in out.absolute().parents if os.path.lexists(place))
+    above = next((p for p in out.absolute().parents if os.path.lexists(p)), out)
     if not above.is_dir():
-        raise SpqError(f"output {str(out)!r} cannot be made, since {above.name!r} is a file")
+        raise SpqError(f"output {str(out)!r} cannot be made, since {above.name!r} is no directory")
     tried = above / f"{out.name}{PARTIAL}{secrets.token_hex(4)}"
     tried.mkdir()
     tried.rmdir()
