@@ -9,6 +9,7 @@ from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_array, hstack
 
 from spqlm.numerics.programme import Choice, Programme, Units
+from spqlm.numerics.quiet import unheard
 
 RELATIVE_GAP = 1e-4
 # Of a budget: what sums of floats differ by. Of a terabyte it is a byte.
@@ -149,6 +150,7 @@ def worth(units: Units, *budgets: float) -> Worth:
     return Worth(tuple((-solved.ineqlin.marginals / spare).tolist()), within=False)
 
 
+@unheard()
 def nearest(units: Units, budgets: Sequence[float], scales: Sequence[float]) -> list[float]:
     """What the units cost where no budget is exceeded by more of its scale than need be.
 
@@ -195,6 +197,7 @@ def _exceeding(
     return np.append(np.zeros(count), 1.0), limits, hstack([programme.equations, nothing])
 
 
+@unheard()
 def _solved(
     programme: Programme,
     objective: NDArray[np.float64],
