@@ -10,7 +10,7 @@ ANSWERS = [
     ("quantize", {}, Needs()),
     ("svd", {}, Needs()),
     ("mask", {}, Needs(windows=True)),
-    ("smooth", {}, Needs(windows=True)),
+    ("smooth", {"strength": 0.5}, Needs(windows=True)),
     ("factorize", {}, Needs(windows=True)),
     ("factorize", {"whiten": False}, Needs()),
     ("recover", {}, Needs(text=True)),
