@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+from functools import cached_property
+from pathlib import Path
 
 from torch import Tensor
 
@@ -28,7 +30,12 @@ class Plans:
         """
         # What a stage decides follows from all before it.
         self._hashed = hashlib.blake2b("\0".join(words).encode(), digest_size=12)
-        self._directory = run.directory("plans", self._hashed.hexdigest())
+        self._run, self._key = run, self._hashed.hexdigest()
+
+    @cached_property
+    def _directory(self) -> Path:
+        """Not taken before there is something to keep."""
+        return self._run.directory("plans", self._key)
 
     def of(self, stage: Stage, view: ModelView, statistics: Statistics) -> Plan:
         """What the stage decides about the model as it is now, or decided in an earlier run."""
@@ -36,6 +43,8 @@ class Plans:
         described = f"{stage.key} {stage.model_dump_json()} {tuple(windows.shape)}"
         self._hashed.update(described.encode())
         self._hashed.update(windows.cpu().numpy().tobytes())
+        if stage.shapes_decide:
+            return stage.plan(view, statistics)
         file = self._directory / f"{stage.key}-{self._hashed.hexdigest()}.safetensors"
         earlier = recall(file, _understood)
         if all(ranks.together(earlier is not None)):

@@ -26,6 +26,7 @@ OUT, IN = 48, 64
 FIELDS = {
     "dense": [{}],
     "int8": [{"granularity": "per_channel"}, {"granularity": "per_tensor"}],
+    "w8a8": [{"granularity": "per_channel"}],
     "group_sparse": [{"kept": 90, "zero": True}, {"kept": 90, "bits": 8}],
     "low_rank": [
         {"rank": 32, "factor": {"int8": {}}},
@@ -35,7 +36,8 @@ FIELDS = {
 GROUPS = [{"group_size": 32}]
 # Formats of ggml share their code; these stand for them.
 BLOCKS = ("q4_k", "iq4_nl")
-TABLES = tuple(name for name in formats.available() if name not in ("group_sparse", "low_rank"))
+NO_TABLES = ("group_sparse", "low_rank", "w8a8")
+TABLES = tuple(name for name in formats.available() if name not in NO_TABLES)
 
 
 def shifted(tensor: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def test_few_rows_and_gradients_are_left_to_others():
 @pytest.mark.parametrize("fast", [True, False])
 def test_floats_stand_in_where_integers_are_slow(fast, monkeypatch):
     x, codes, scale = made(24, 96, 40)
-    monkeypatch.setattr(dynamic_int8, "integers_are_fast", lambda: fast)
+    monkeypatch.setattr(dynamic_int8, "INTEGERS_ARE_FAST", fast)
     monkeypatch.setattr(native, "library", lambda: None)
     calls = []
     inner = torch._int_mm

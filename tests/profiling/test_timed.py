@@ -10,6 +10,7 @@ from spqlm.allocation.limits import Limits, read_profile
 from spqlm.errors import SpqError
 from spqlm.formats.dense import Dense
 from spqlm.formats.int8 import Int8
+from spqlm.formats.w8a8 import W8A8
 from spqlm.model.view import ModelView
 from spqlm.profiling import timed
 from spqlm.recipe import Recipe
@@ -40,9 +41,9 @@ def test_without_a_file_this_machine_is_measured_in_the_formats_of_the_menu(devi
     before = [p.clone() for p in model.parameters()]
     [stage] = timed(asking(prefill="1.1x"), ModelView(model.to(device))).stages
     profile = stage.limits.profile
-    assert set(profile.formats) == {Dense(), Int8(), INT4}
+    assert set(profile.formats) == {Dense(), Int8(), INT4, W8A8()}
     assert (profile.rest("decode").tokens, profile.rest("prefill").tokens) == (1, 16)
-    assert stage.formats == (INT4, Int8(), Dense())
+    assert stage.formats == (INT4, Int8(), Dense(), W8A8())
     if device == "cpu":
         assert all((p == q).all() for p, q in zip(before, model.parameters(), strict=True))
 

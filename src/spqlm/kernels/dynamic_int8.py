@@ -1,19 +1,22 @@
 """int8 weights times inputs that are rounded to int8 as they come: integers multiply faster."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from spqlm import native
 from spqlm.formats.int8 import Int8, Int8Weight
 from spqlm.kernels.gpu import kernels_for
-from spqlm.kernels.product import FEW_ROWS, linear, needs_gradient
+from spqlm.kernels.product import FEW_ROWS, needs_gradient
 from spqlm.native.weights import matrix_of
 from spqlm.numerics.integer import quantize_tokens
 
 # Rows that are multiplied at a time: the sums take four bytes each.
 BLOCK_ROWS = 512
+PER_TENSOR, PER_CHANNEL = Int8(granularity="per_tensor"), Int8(granularity="per_channel")
+INTEGERS_ARE_FAST = bool(torch.cpu._is_vnni_supported())
+"""Whether PyTorch multiplies int8 with an instruction of this processor, and not in a loop, which
+takes 27 times as long as floats do."""
 
 
 def dynamic_int8_linear(
@@ -47,27 +50,18 @@ def dynamic_int8_linear(
     y = rows.new_empty(len(rows), len(codes))
     for start in range(0, len(rows), BLOCK_ROWS):
         rounded, step = quantize_tokens(rows[start : start + BLOCK_ROWS])
-        if integers_are_fast() or not codes.is_cpu:
+        if INTEGERS_ARE_FAST or not codes.is_cpu:
             sums = torch._int_mm(rounded, codes.T) * step
-            torch.mul(sums, scale.float(), out=y[start : start + BLOCK_ROWS])
+            y[start : start + BLOCK_ROWS] = sums.mul_(scale.float())
         else:
             y[start : start + BLOCK_ROWS] = _in_floats(rounded, codes, scale) * step
     y = y.view(*x.shape[:-1], len(codes))
     return y if bias is None else y.add_(bias.to(x.dtype))
 
 
-@cache
-def integers_are_fast() -> bool:
-    """Whether PyTorch multiplies int8 with an instruction of this processor, and not in a loop.
-
-    The loop takes 27 times as long as floats do.
-    """
-    return bool(torch.cpu._is_vnni_supported())
-
-
 def _native(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
     """By the native kernel, or None where there is none or none is needed."""
-    library = native.library() if codes.is_cpu and not integers_are_fast() else None
+    library = native.library() if codes.is_cpu and not INTEGERS_ARE_FAST else None
     if library is None or x.dtype not in native.FLOATS or torch.compiler.is_compiling():
         return None
     x, matrix = x.contiguous(), matrix_of(_weight(codes, scale), bias)
@@ -77,8 +71,7 @@ def _native(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Ten
 
 
 def _weight(codes: Tensor, scale: Tensor) -> Int8Weight:
-    form = Int8(granularity="per_tensor" if len(scale) < len(codes) else "per_channel")
-    return Int8Weight(form, codes, scale)
+    return Int8Weight(PER_TENSOR if len(scale) < len(codes) else PER_CHANNEL, codes, scale)
 
 
 def _in_floats(rounded: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -92,7 +85,7 @@ def _in_floats(rounded: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     Returns:
         float32 [rows, out].
     """
-    return linear(rounded.float(), _weight(codes, scale), None)
+    return functional.linear(rounded.float(), codes.float()).mul_(scale.float())
 
 
 def _possible(codes: Tensor) -> bool:

@@ -70,6 +70,11 @@ class Stage(BaseModel, ABC):
         return Needs(text=self.trains)
 
     @property
+    def shapes_decide(self) -> bool:
+        """Whether `plan` looks at shapes alone, which takes no time."""
+        return False
+
+    @property
     def byte_limit(self) -> int | None:
         """Most bytes of all weights on disk; None where the stage was given no such limit."""
         return None
@@ -108,7 +113,7 @@ class Stage(BaseModel, ABC):
         Raises:
             SpqError: what the stage is asked for is out of reach.
         """
-        return None
+        return planned_savings(self, view) if self.shapes_decide else None
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work | None:
         """What takes time in `plan` and `apply`, beside what they need of calibration.

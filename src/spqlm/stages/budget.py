@@ -163,6 +163,11 @@ class Budget(Stage):
         return given
 
     @property
+    def shapes_decide(self) -> bool:
+        """Where nothing is asked for: then every weight takes its widest format."""
+        return not self._targeted
+
+    @property
     def byte_limit(self) -> int | None:
         """The target."""
         return self.target_bytes

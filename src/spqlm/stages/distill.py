@@ -24,7 +24,7 @@ from spqlm.model.view import ModelView
 from spqlm.modules.latent import rounded_once
 from spqlm.numerics.objectives import divergence, next_token
 from spqlm.progress import track
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.best_state import BestState
 from spqlm.training.master_weights import Masters, Wanted, trainable
 from spqlm.training.reconstruction import trainable_codes
@@ -98,13 +98,14 @@ class Distill(Stage):
         """Whether the objective is the predictions of the dense model."""
         return self.objective == "dense_model"
 
+    @property
+    def shapes_decide(self) -> bool:
+        """Always."""
+        return True
+
     def needs(self, view: ModelView) -> Needs:
         """Text, and the dense model where its predictions are the objective."""
         return Needs(text=True, dense=self.compares)
-
-    def savings(self, view: ModelView) -> tuple[int, int]:
-        """Shapes decide all of it."""
-        return planned_savings(self, view)
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work:
         """Every step reads the dense model too, and so does every look at held-out text."""

@@ -17,7 +17,7 @@ from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.numerics.low_rank import truncate, weighted_basis, weighted_truncate
 from spqlm.progress import track
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 
 
 class Factorize(Stage):
@@ -38,16 +38,17 @@ class Factorize(Stage):
         ("attention", "mlp"), min_length=1, description="which linear layers"
     )
 
+    @property
+    def shapes_decide(self) -> bool:
+        """Always."""
+        return True
+
     def needs(self, view: ModelView) -> Needs:
         """Windows that run through layer by layer, for whitening."""
         return Needs(windows=self.whiten)
 
     def _dense(self, view: ModelView) -> list[Named]:
         return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]
-
-    def savings(self, view: ModelView) -> tuple[int, int]:
-        """Shapes decide all of it."""
-        return planned_savings(self, view)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """The rank follows from the share; it is rounded down, to no less than 1."""

@@ -15,7 +15,7 @@ from spqlm.layerwise.loop import LayerLoop, replace_layer_by_layer
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import linear_from, module_bytes
 from spqlm.numerics import sparse
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 
 GROUPS = {"unstructured": None, "2:4": (2, 4)}
 
@@ -44,16 +44,17 @@ class Mask(Stage):
         0.01, ge=0, description="of `sparsegpt`, as a share of the median second moment"
     )
 
+    @property
+    def shapes_decide(self) -> bool:
+        """Always."""
+        return True
+
     def needs(self, view: ModelView) -> Needs:
         """Windows that run through layer by layer."""
         return Needs(windows=True)
 
     def _dense(self, view: ModelView) -> list[Named]:
         return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]
-
-    def savings(self, view: ModelView) -> tuple[int, int]:
-        """Shapes decide all of it."""
-        return planned_savings(self, view)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Count what stays; no byte is saved."""

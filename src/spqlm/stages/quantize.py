@@ -20,7 +20,7 @@ from spqlm.model.view import ModelView, Named, Role
 from spqlm.modules.ops import module_bytes, with_weight
 from spqlm.numerics.integer import LARGEST_SCALE, largest_code
 from spqlm.progress import track
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 
 Mode = Literal["per_tensor", "per_channel", "by_name", "by_percentile", "by_size"]
 
@@ -44,14 +44,15 @@ class Quantize(Stage):
         description="which weights; a tied embedding goes with lm_head and the other way round",
     )
 
-    def savings(self, view: ModelView) -> tuple[int, int]:
-        """Shapes decide all of it."""
-        return planned_savings(self, view)
-
     @property
     def largest_weight(self) -> float:
         """In eight bits."""
         return LARGEST_SCALE * largest_code(8)
+
+    @property
+    def shapes_decide(self) -> bool:
+        """Always."""
+        return True
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work:
         """Next to nothing: one look at each weight."""

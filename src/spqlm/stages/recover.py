@@ -20,7 +20,7 @@ from spqlm.model.activation_checkpointing import bounded_activations
 from spqlm.model.view import ModelView
 from spqlm.modules.lora import LoraLinear
 from spqlm.progress import track
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.training_state import TrainingState, adam_state, load_adam_state
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,10 @@ class Recover(Stage):
     batch_size: int = Field(1, ge=1, description="sequences per step")
     context: int = Field(128, ge=2, description="tokens per sequence")
 
-    def savings(self, view: ModelView) -> tuple[int, int]:
-        """Shapes decide all of it."""
-        return planned_savings(self, view)
+    @property
+    def shapes_decide(self) -> bool:
+        """Always."""
+        return True
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work:
         """Every step goes there and back."""

@@ -27,7 +27,7 @@ from spqlm.numerics import group_pruning
 from spqlm.numerics.integer import LARGEST_SCALE
 from spqlm.numerics.metric import Metric
 from spqlm.numerics.threads import share_out
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage, planned_savings
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 from spqlm.training.reconstruction import Reconstruction, reconstruct, target_of
 
 logger = logging.getLogger(__name__)
@@ -94,9 +94,10 @@ class Sparsify(Stage):
     def _dense(self, view: ModelView) -> list[Named]:
         return [n for n in view.linears(self.modules) if isinstance(n.module, nn.Linear)]
 
-    def savings(self, view: ModelView) -> tuple[int, int] | None:
-        """Shapes decide it where every weight gets the same sparsity."""
-        return None if self.allocation == "loss" else planned_savings(self, view)
+    @property
+    def shapes_decide(self) -> bool:
+        """Where every weight gets the same sparsity."""
+        return self.allocation != "loss"
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work:
         """Layer by layer: two ways through it, pruning of each weight, training to the end."""
