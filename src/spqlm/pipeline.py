@@ -164,7 +164,8 @@ def compress(
         steps = timed(steps, view)
         text = Calibration(steps.calibration, view, loaded.tokenizer, seed, _passes(run))
         _check_sound(steps, view, text)
-        records = _run_stages(steps.stages, view, text, seed, run, _plans(run, steps, loaded, seed))
+        plans = _plans(run, steps, loaded, seed, export_target)
+        records = _run_stages(steps.stages, view, text, seed, run, plans)
         target.prepare(view)
         limit = steps.byte_limit
         if wanted is not None:
@@ -263,9 +264,13 @@ def _check_sound(recipe: Recipe, view: ModelView, text: Calibration) -> None:
         probe(view, needs, text.ids.ids)
 
 
-def _plans(run: RunState, recipe: Recipe, loaded: LoadedModel, seed: int) -> Plans:
+def _plans(
+    run: RunState, recipe: Recipe, loaded: LoadedModel, seed: int, export_target: str | None
+) -> Plans:
     config, text = loaded.model.config.to_json_string(), recipe.calibration.model_dump_json()
-    return Plans(run, loaded.source.digest, config, text, f"{seed}", f"{versions()}")
+    # Each target counts bytes in its own way.
+    words = config, text, f"{seed}", f"{versions()}", f"{export_target}"
+    return Plans(run, loaded.source.digest, *words)
 
 
 def _run_stages(
