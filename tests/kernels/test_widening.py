@@ -11,7 +11,7 @@ from torch.nn import functional
 from spqlm.kernels import product as products
 from spqlm.kernels import widening
 from spqlm.kernels.product import linear
-from spqlm.kernels.widening import arithmetic, widened_products
+from spqlm.kernels.widening import arithmetic, widened_floats, widened_products
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
@@ -87,6 +87,33 @@ def test_a_backward_pass_holds_nothing_wider(old_processor):
     assert widths == {torch.bfloat16}
     wanted = gradient(model.float())
     assert (found - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_a_model_computes_in_float32_inside_and_is_as_it_was_after(old_processor):
+    model = tiny_model(dtype=torch.bfloat16)
+    before = {name: (t, t.data_ptr(), t.clone()) for name, t in model.state_dict().items()}
+    ids = torch.arange(3, 35)[None]
+    wanted = tiny_model(dtype=torch.bfloat16).float()(ids).logits
+    with pytest.raises(RuntimeError), widened_products(torch.bfloat16):
+        with widened_floats(model) as dtype:
+            found = model(ids).logits
+            assert dtype == found.dtype == torch.float32
+            assert torch.equal(found, wanted)
+            raise RuntimeError("in training")
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    for name, (_, place, value) in before.items():
+        assert (after[name].data_ptr(), after[name].dtype) == (place, value.dtype), name
+        assert torch.equal(after[name], value), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_large_model_and_float32_stay_as_they_are(old_processor, monkeypatch, dtype):
+    monkeypatch.setattr(widening, "MOST_WIDENED", 0)
+    model = tiny_model(dtype=dtype)
+    with widened_floats(model) as found:
+        assert found == dtype
+        assert {p.dtype for p in model.parameters()} == {dtype}
 
 
 @pytest.mark.parametrize("rows", [17, 40])

@@ -6,6 +6,7 @@ from spqlm.cache import RunState, cache_directory
 from spqlm.calibration.statistics import Statistics
 from spqlm.changes import Plan
 from spqlm.errors import SpqError
+from spqlm.kernels import widening
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import CompressedLinear
@@ -231,3 +232,22 @@ def test_no_text_is_an_error(model):
 def test_a_last_step_that_diverges_is_an_error(compressed, text):
     with pytest.raises(SpqError):
         run(Recover(steps=1, context=16, learning_rate=1e30), compressed, text)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_processors_without_bfloat16_train_in_float32_and_give_back_bfloat16(
+    monkeypatch, text, form
+):
+    found = {}
+    for wide in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(widening, "arithmetic", lambda asked, wide=wide: wide)
+        model = tiny_model(dtype=torch.bfloat16)
+        for stage in FORMS[form]:
+            stage.apply(ModelView(model), stage.plan(ModelView(model), Statistics()))
+        kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        before = loss(model, text.ids)
+        run(Recover(**QUICK | {"steps": 30}), model, text)
+        assert {name: tensor.dtype for name, tensor in model.state_dict().items()} == kinds
+        found[wide] = loss(model, text.ids) - before
+    assert found[torch.float32] < 0
+    assert found[torch.float32] == pytest.approx(found[torch.bfloat16], rel=0.3)

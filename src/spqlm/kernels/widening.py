@@ -6,18 +6,22 @@ still. Widening both sides and rounding the result is what such a product means,
 rounded once, and costs a pass over each side.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 FEW = 8
 """Below so many rows or columns of the result the weight is read once: widening would cost more."""
+
+MOST_WIDENED = 1 << 30
+"""Bytes of a model's floats in float32; models with more stay as they are."""
 
 _aten = torch.ops.aten
 # Which argument is the left side; the right one follows. The first two come from inference mode.
@@ -87,3 +91,36 @@ def widened_products(dtype: torch.dtype) -> AbstractContextManager[Any]:
     if torch.compiler.is_compiling() or arithmetic(dtype) == dtype:
         return nullcontext()
     return _Widened()
+
+
+@contextmanager
+def widened_floats(model: nn.Module) -> Iterator[torch.dtype]:
+    """Within it, a model in half precision computes in float32 where the processor prefers that.
+
+    For training with few tokens a step: there, looking at every operation and rounding its result
+    take longer than the products. Trained parameters must be in float32 already, since everything
+    in half precision is put back as it was.
+
+    Args:
+        model: floats of at most `MOST_WIDENED` bytes are widened; codes stay codes.
+
+    Yields:
+        the dtype of the activations inside.
+    """
+    halves = (t.dtype for t in model.parameters() if t.dtype in (torch.bfloat16, torch.float16))
+    dtype = next(halves, torch.float32)
+    narrow = [t for t in chain(model.parameters(), model.buffers()) if t.dtype == dtype]
+    wide = arithmetic(dtype)
+    needed = sum(t.numel() for t in narrow) * wide.itemsize
+    if wide == dtype or needed > MOST_WIDENED or any(not t.is_cpu for t in narrow):
+        yield dtype
+        return
+    own = [t.data for t in narrow]
+    try:
+        for tensor in narrow:
+            tensor.data = tensor.data.to(wide)
+        with _disable_current_modes():
+            yield wide
+    finally:
+        for tensor, data in zip(narrow, own, strict=True):
+            tensor.data = data

@@ -16,6 +16,7 @@ from spqlm.calibration.statistics import Statistics, draw_windows
 from spqlm.calibration.work import Work
 from spqlm.changes import Plan
 from spqlm.errors import SpqError
+from spqlm.kernels.widening import widened_floats
 from spqlm.model.activation_checkpointing import bounded_activations
 from spqlm.model.view import ModelView
 from spqlm.modules.lora import LoraLinear
@@ -70,7 +71,8 @@ class Recover(Stage):
         sequences = draw_windows(view.model, inputs.ids, self.context, count, inputs.seed)
         directory = inputs.directory(view, self, sequences)
         bounded = bounded_activations(view, self.batch_size * self.context)
-        with bounded, _trainable(view, self.rank, self.alpha, inputs.seed) as adapters:
+        trainable = _trainable(view, self.rank, self.alpha, inputs.seed)
+        with bounded, trainable as adapters, widened_floats(view.model):
             first, last = self._train(view, adapters, sequences, directory)
         logger.info("recovery: loss %.3f over the first tenth, %.3f over the last", first, last)
 
