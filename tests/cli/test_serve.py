@@ -26,6 +26,7 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(installed):
 def test_vllm_takes_this_process_over_where_it_is_installed(installed, monkeypatch, tmp_path):
     installed("vllm")
     (tmp_path / "config.json").touch()
+    monkeypatch.setattr(serve, "version_of_module", lambda name: "0.32.1")
     run = []
     monkeypatch.setattr(os, "execv", lambda program, arguments: run.append(arguments))
     serve.command(str(tmp_path), port=81)
@@ -43,3 +44,15 @@ def test_vllm_is_refused_where_it_cannot_serve(installed, tmp_path):
         serve.command("demo", engine="vllm")
     with pytest.raises(SpqError, match="--device goes with --engine transformers"):
         serve.command(str(tmp_path), engine="vllm", device="cpu")
+
+
+@pytest.mark.parametrize("engine", ["auto", "vllm"])
+def test_a_vllm_that_is_too_old_is_refused(engine, installed, monkeypatch, tmp_path):
+    installed("vllm")
+    (tmp_path / "config.json").touch()
+    monkeypatch.setattr(serve, "version_of_module", lambda name: "0.9.2")
+    refusal = (
+        r"needs vLLM 0\.32 or newer, and this is 0\.9\.2: pip install -U vllm, or use --engine"
+    )
+    with pytest.raises(SpqError, match=refusal):
+        serve.command(str(tmp_path), engine=engine)

@@ -1,16 +1,13 @@
 """A server in a process of its own, asked over HTTP; in `docs/dependencies.md` what it needs."""
 
 import json
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 
 import pytest
 from tests.compressed_models import compressed
 from tests.helpers import tiny_tokenizer
+from tests.serving.servers import ask, names, served, streamed
 
 for name in ("fastapi", "uvicorn", "openai"):
     pytest.importorskip(name)
@@ -27,45 +24,16 @@ def server(tmp_path_factory):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(directory)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    options = ["serve", str(directory), "--port", str(port), "--engine", "transformers"]
+    with served(directory, "--engine", "transformers") as server:
+        yield server
     log = directory.parent / "log"
-    with log.open("w") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "spqlm", *options], stdout=output, stderr=output
-        )
-    address = f"http://localhost:{port}"
-    try:
-        for _ in range(600):
-            assert child.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"{address}/health")
-                break
-            except urllib.error.URLError:
-                time.sleep(0.2)
-        yield address, str(directory)
-    finally:
-        child.terminate()
-        child.wait(30)
     assert "native" not in log.read_text()  # it would say why decoding is not
 
 
-def ask(server, path: str, **body):
-    address, model = server
-    data = json.dumps({"model": model} | body).encode()
-    request = urllib.request.Request(f"{address}{path}", data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as answer:
-        return answer.read().decode()
-
-
 def test_it_is_healthy_and_names_its_model(server):
-    address, model = server
-    with urllib.request.urlopen(f"{address}/health") as answer:
+    with urllib.request.urlopen(f"{server[0]}/health") as answer:
         assert json.load(answer) == {"status": "ok"}
-    with urllib.request.urlopen(f"{address}/v1/models") as answer:
-        assert [found["id"] for found in json.load(answer)["data"]] == [model]
+    assert names(server) == [server[1]]
 
 
 def test_a_chat_goes_through_the_template_and_a_seed_repeats_it(server):
@@ -87,10 +55,7 @@ def test_a_chat_goes_through_the_template_and_a_seed_repeats_it(server):
 def test_tokens_are_streamed_and_come_to_the_same_text(server):
     greedy = {"prompt": "Now", "max_tokens": 8, "temperature": 0}
     whole = json.loads(ask(server, "/v1/completions", **greedy))["choices"][0]["text"]
-    lines = ask(server, "/v1/completions", stream=True, **greedy).split("\n\n")
-    chunks = [
-        json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")
-    ]
+    chunks = streamed(server, "/v1/completions", **greedy)
     assert len(chunks) > 1
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole
 

@@ -11,6 +11,8 @@ import typer
 from spqlm.cli.options import Device, Dtype, Model
 from spqlm.cli.tables import show
 from spqlm.errors import SpqError
+from spqlm.serving.vllm_plugin import OLDEST, too_old
+from spqlm.versions import older, version_of_module
 
 GROUP = "Use"
 EXAMPLES = ("spq serve out", "spq serve out --port 8080 --engine transformers")
@@ -48,11 +50,16 @@ def command(
 
 def _vllm(model: str, host: str, port: int, dtype: str, device: str | None) -> None:
     if find_spec("vllm") is None:
-        raise SpqError("vLLM is not installed; install 0.32 or newer, or use --engine transformers")
+        raise SpqError(
+            f"vLLM is not installed; install {OLDEST} or newer, or use --engine transformers"
+        )
     if device is not None:
         raise SpqError("--device goes with --engine transformers; vLLM uses what it was built for")
     if not (Path(model) / "config.json").exists():
         raise SpqError(f"vLLM serves a directory of a checkpoint, and {model!r} is none")
+    version = version_of_module("vllm")
+    if older(version, OLDEST):
+        raise SpqError(f"{too_old(version)}, or use --engine transformers")
     options = ["--model", model, "--host", host, "--port", str(port), "--dtype", dtype]
     # In place of this process, so that signals reach it.
     os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options])

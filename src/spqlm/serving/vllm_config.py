@@ -20,7 +20,6 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 from vllm.model_executor.models.utils import WeightsMapper
-from vllm.version import __version__ as vllm_version
 
 from spqlm.checkpoint.quantizer import METHOD, SpqConfig
 from spqlm.checkpoint.saved import ADVICE
@@ -28,8 +27,6 @@ from spqlm.checkpoint.spec import EmbeddingPlace, WeightSpec
 from spqlm.errors import SpqError
 from spqlm.serving.shards import column_multiple
 from spqlm.serving.vllm_method import OWN_BIAS, VllmMethod
-
-OLDEST = "0.32"
 
 
 class VllmConfig(QuantizationConfig):
@@ -55,10 +52,7 @@ class VllmConfig(QuantizationConfig):
 
         Raises:
             CheckpointError: it is not well formed.
-            SpqError: this vLLM is too old.
         """
-        if not hasattr(QuantizationConfig, "get_checkpoint_weight_mapper"):
-            raise SpqError(f"spqlm needs vLLM {OLDEST} or newer, and this is {vllm_version}")
         return cls(SpqConfig(**config))
 
     @classmethod
