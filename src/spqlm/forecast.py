@@ -10,9 +10,9 @@ from spqlm.calibration.work import Work
 from spqlm.checkpoint.manifest import Forecast
 from spqlm.data import GENERATED
 from spqlm.errors import SpqError
+from spqlm.layerwise.held_metrics import groups_within, matrix_bytes
 from spqlm.model.activation_checkpointing import HELD_BYTES, held_bytes
-from spqlm.model.view import ModelView
-from spqlm.numerics.threads import at_once
+from spqlm.model.view import ModelView, Named
 from spqlm.pace import Pace
 from spqlm.recipe import Recipe
 from spqlm.sources.outline import Outline
@@ -20,13 +20,11 @@ from spqlm.units import gigabytes
 
 logger = logging.getLogger(__name__)
 
-# What a process holds before a model is loaded: Python, PyTorch, transformers and a tokenizer.
-PROCESS = 450_000_000
-# Float32 tables of an embedding's size that are held while it is priced, or rounded.
-TABLES = 6
-# Of a float32 [in, in] matrix of a layer's weight: sums and means of two sets of windows, the
-# matrix to round by and its factor; and of those that are inverted at once, what float64 takes.
-MATRICES, INVERTED = 6, 6
+# What a process holds before a model is loaded: Python, PyTorch, transformers and what is compiled
+# in them, and for each word of a tokenizer.
+PROCESS, WORD = 520_000_000, 900
+# Second moments of a weight that are held to price it, for two sets of windows.
+PRICED = 2
 
 
 def forecast(outline: Outline, recipe: Recipe, limit: int | None = None) -> Forecast:
@@ -45,17 +43,19 @@ def forecast(outline: Outline, recipe: Recipe, limit: int | None = None) -> Fore
     complete = len(known) == len(savings)
     needs = _Needs.of(view, recipe)
     whole = needs.peak(outline.bytes, outline.bytes - sum(saved for saved, _ in known))
-    layers = needs.peak_by_layer()
     room = _free() if limit is None else limit
     by_layer = whole > room and outline.whole is None
-    if limit is not None and (layers if by_layer else whole) > limit:
-        _refuse(outline, layers, whole)
+    moments = needs.moments_within(room) if by_layer else None
+    peak = needs.peak_by_layer(moments) if by_layer else whole
+    if limit is not None and peak > limit:
+        _refuse(outline, needs.peak_by_layer(0), whole)
     return Forecast(
         disk=outline.bytes - sum(saved for saved, _ in known) if complete else None,
         smallest=outline.bytes - sum(most for _, most in known) if complete else None,
-        peak=layers if by_layer else whole,
+        peak=peak,
         states=needs.states * (len(view.layers) + 2) if by_layer and needs.gradients else 0,
         layer_by_layer=by_layer,
+        moments=moments,
     )
 
 
@@ -110,26 +110,34 @@ class _Needs:
     """Bytes that a run holds at its peaks.
 
     Attributes:
-        states: hidden states of all windows; while weights are rounded, those behind the layers as
-            they are, those of the dense model, and what the lm_head reads.
+        process: without a model.
+        states: hidden states of all windows at one place.
+        walked: of those, how many there are while weights are fitted: behind the layers as they
+            are, what the lm_head reads, and where asked for those of the dense model.
         gradients: whether there is a backward pass.
         logits: of one window, with their gradient.
         activations: that a backward pass through all layers holds, and through one.
         layer: weights of the largest layer.
         outer: embedding and head.
-        matrices: second moments of a layer, with what is made of them.
-        tables: what rounding the embedding takes.
+        weights: of the layer whose second moments take the most, as far as they are gathered.
+        apart: whether these may be held for some weights after others.
+        weight: the largest of a layer, in float32.
+        tables: float32 tables of an embedding's size.
         training: what training end to end takes beside the model.
     """
 
+    process: int
     states: int
+    walked: int
     gradients: bool
     logits: int
     activations: int
     activations_of_layer: int
     layer: int
     outer: int
-    matrices: int
+    weights: list[Named]
+    apart: bool
+    weight: int
     tables: int
     training: int
 
@@ -139,52 +147,68 @@ class _Needs:
         size = view.model.dtype.itemsize
         config = view.model.config.get_text_config()
         layers = [view.module(layer.name) for layer in view.layers]
-        layer = max(map(_bytes, layers), default=0)
         held = held_bytes(view, text.context)
         gradients = any(found.sensitivities for found in needs)
         walks = any(found.any_windows for found in needs)
-        leaves = view.layers[0].leaves if walks else []
-        squares = sorted(leaf.module.in_features**2 for leaf in leaves)
-        together = max(at_once(leaf.entries for leaf in leaves), 1)
-        table = view.embedding.module.weight.numel()
+        gathers = [found for found in needs if found.sensitivities or found.windows]
+        leaves = [layer.leaves for layer in view.layers] if gathers else []
+        table = 4 * view.embedding.module.weight.numel()
         trains = any(
             stage.trains or found.dense for stage, found in zip(recipe.stages, needs, strict=True)
         )
         return cls(
+            process=PROCESS + WORD * config.vocab_size,
             states=text.windows * text.context * config.hidden_size * size if walks else 0,
+            walked=1 + gradients + any(found.beside for found in gathers),
             gradients=gradients,
             logits=2 * text.context * config.vocab_size * size if gradients or trains else 0,
             activations=min(held, HELD_BYTES) + held // len(layers) if gradients else 0,
             activations_of_layer=2 * held // len(layers),
-            layer=layer,
+            layer=max(map(_bytes_of, layers), default=0),
             outer=_bytes_of(view.embedding.module, view.lm_head.module),
-            matrices=4 * (MATRICES * sum(squares) + INVERTED * sum(squares[-together:])),
-            tables=4 * TABLES * table if gradients else 4 * table,
-            training=16 * sum(map(_bytes, layers)) // size if trains else 0,
+            weights=max(leaves, key=lambda held: matrix_bytes(held, PRICED), default=[]),
+            apart=all(found.apart for found in gathers),
+            weight=4 * max((leaf.entries for held in leaves for leaf in held), default=0),
+            tables=table * max((found.tables for found in needs), default=0),
+            training=16 * sum(map(_bytes_of, layers)) // size if trains else 0,
         )
 
     def peak(self, source: int, result: int) -> int:
         """Of a model in memory, with what it becomes."""
         work = max(
             self.states + self.logits + self.activations,
-            3 * self.states + self.matrices,
+            self._fitting(None),
             self.states + self.tables,
             self.training,
         )
-        return PROCESS + source + result + work
+        return self.process + source + result + work
 
-    def peak_by_layer(self) -> int:
-        """Of a model of which only the layer at hand is in memory."""
+    def peak_by_layer(self, moments: int | None) -> int:
+        """Of a model of which only the layer at hand is in memory.
+
+        Args:
+            moments: most bytes of a layer's second moments; None for as many as there are.
+        """
         work = max(
-            3 * self.states + self.logits + self.activations_of_layer,
-            3 * self.states + self.matrices + 2 * self.layer,
-            self.states + self.tables,
+            3 * self.states + self.logits + self.activations_of_layer + self.layer,
+            self._fitting(moments) + self.layer,
+            self.states + self.tables + self.outer,
         )
-        return PROCESS + self.layer + self.outer + work + self.training
+        return self.process + work + self.training
 
+    def moments_within(self, room: int) -> int | None:
+        """What second moments may take so that all stays within the room; None for any."""
+        if not self.apart or self.peak_by_layer(None) <= room:
+            return None
+        others = self._fitting(0) - self._matrices(0)
+        return max(room - self.process - self.layer - others - self.training, 0)
 
-def _bytes(module: nn.Module) -> int:
-    return _bytes_of(module)
+    def _fitting(self, moments: int | None) -> int:
+        return self.walked * self.states + 2 * self.weight + self._matrices(moments)
+
+    def _matrices(self, moments: int | None) -> int:
+        groups = groups_within(self.weights, PRICED, moments)
+        return max((matrix_bytes(group, PRICED) for group in groups), default=0)
 
 
 def _bytes_of(*modules: nn.Module) -> int:

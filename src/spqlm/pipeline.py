@@ -146,7 +146,8 @@ def compress(
     if told is not None and told.seconds:
         logger.info("this takes about %s", spoken(told.seconds))
     walked = told is not None and told.layer_by_layer
-    with bounded() if walked else nullcontext(), RunState(directory) as run:
+    memory_of_layers = bounded(told.moments) if told and walked else nullcontext()
+    with memory_of_layers, RunState(directory) as run:
         loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
         digest = weights_digest(loaded.model)
         ranks.check_same(digest, "model")

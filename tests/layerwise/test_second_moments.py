@@ -61,3 +61,13 @@ def test_what_is_not_wanted_is_ignored():
     moments("b", slice(0, COUNT), rows())
     with pytest.raises(KeyError):
         moments.mean("b")
+
+
+def test_a_mean_that_is_taken_is_the_same_and_leaves_the_count():
+    x = torch.randn(COUNT, 300)  # more than a block of the sum
+    kept, taken = (SecondMoments(["a"], lambda _, tokens: torch.ones(COUNT)) for _ in range(2))
+    for moments in (kept, taken):
+        moments("a", slice(0, COUNT), x)
+    mean = kept.mean("a")
+    assert torch.equal(taken.take_mean("a"), mean) and torch.equal(mean, mean.T)
+    assert taken.tokens("a") == COUNT

@@ -186,3 +186,13 @@ def test_the_weight_is_not_changed():
     integer.quantize(weight, scale)
     integer.quantize_stochastic(weight, scale, torch.Generator().manual_seed(0))
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_codes_that_are_made_some_rows_at_a_time_are_the_same(monkeypatch, per_channel):
+    weight = random(7, 10, 3).bfloat16()
+    scale = integer.absmax_scale(weight, per_channel=per_channel)
+    codes = integer.quantize(weight, scale)
+    monkeypatch.setattr(integer, "AT_ONCE", 25)  # two rows
+    assert torch.equal(integer.quantize(weight, scale), codes)
+    assert torch.equal(integer.absmax_scale(weight.abs(), per_channel=per_channel), scale)

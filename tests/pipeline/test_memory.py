@@ -14,6 +14,7 @@ import spqlm.pipeline
 from spqlm.cache import UNFINISHED
 from spqlm.checkpoint.manifest import read_manifest
 from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.layerwise.held_metrics import HeldMetrics
 from spqlm.recipe import Recipe
 
 RECORDS = ("spq_manifest.json", "README.md")  # with times
@@ -59,6 +60,32 @@ def test_layer_by_layer_the_result_is_the_same(
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not (tmp_path / f"small{UNFINISHED}").exists()
     assert not any(module._forward_hooks for module in found.model.modules())
+
+
+def test_second_moments_of_one_weight_at_a_time_give_the_same(
+    source, tmp_path, budget, monkeypatch, no_room
+):
+    fields = budget.to_dict()
+    options = {"widths": [0.5], "ranks": [0.5], "reconstruction": {"steps": 0}}
+    fields["stages"][0]["budget"] |= options
+    recipe, groups, usual = Recipe.from_dict(fields), [], HeldMetrics.groups
+
+    def seen(self, weights):
+        for group in usual(self, weights):
+            groups.append(group)
+            yield group
+
+    monkeypatch.setattr(HeldMetrics, "groups", seen)
+    found = spqlm.compress(source, tmp_path / "small", recipe=recipe, target_ratio=0.15)
+    assert found.manifest.forecast.moments == 0
+    assert groups and all(len(group) == 1 for group in groups)
+    monkeypatch.undo()
+    monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "another"))
+    whole = spqlm.compress(source, tmp_path / "whole", recipe=recipe, target_ratio=0.15)
+    assert whole.manifest.forecast.moments is None
+    plans = [result.manifest.stages[0].plan for result in (found, whole)]
+    assert plans[0] == plans[1]
+    assert weights(tmp_path / "small") == weights(tmp_path / "whole")
 
 
 def test_codes_that_no_text_decides_go_to_files_too(source, tmp_path, monkeypatch, no_room):

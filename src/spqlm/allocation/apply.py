@@ -15,8 +15,9 @@ from spqlm.calibration.statistics import Statistics
 from spqlm.changes import Change
 from spqlm.layerwise.drift import Drift
 from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.layerwise.held_metrics import HeldMetrics
 from spqlm.layerwise.loop import LayerLoop
-from spqlm.layerwise.metrics import HELD_OUT, Weighting, drift_of, layer_metrics, outer_metric
+from spqlm.layerwise.metrics import HELD_OUT, Weighting, drift_of, outer_metric
 from spqlm.model.soundness import fitting
 from spqlm.model.tying import tie_head
 from spqlm.model.view import ModelView, Named
@@ -70,7 +71,8 @@ def apply_changes(
         layer = step.layer
         leaves = [named for named in layer.leaves if named.name in chosen]
         drift = drift_of(layer, statistics.sensitivities, everything) if follows else None
-        [metrics] = layer_metrics(step, statistics.sensitivities, [everything], drift)
+        held = HeldMetrics(step, statistics.sensitivities, [everything], drift, together=both)
+        [metrics] = held.by_weighting
         target_for = partial(_target, metrics=metrics, drift=drift, share=asymmetric)
 
         def module_for(
@@ -83,9 +85,11 @@ def apply_changes(
                 return _changed(named, change, target_for(named), metric, menu)
 
         own = ranks.mine(leaves)
-        modules = share_out(module_for, own, lambda named: named.entries, step.device)
-        made = zip((named.name for named in own), modules, strict=True)
-        for name, module in ranks.merged(dict(made)).items():
+        made: dict[str, nn.Module] = {}
+        for group in held.groups(own):
+            modules = share_out(module_for, group, lambda named: named.entries, step.device)
+            made |= zip((named.name for named in group), modules, strict=True)
+        for name, module in ranks.merged(made).items():
             step.replace(name, module)
         writer = layer.writer
         worth = _narrow_loss([chosen[named.name] for named in leaves], reconstruction.most_bits)

@@ -20,10 +20,10 @@ from spqlm.allocation.together import (
 from spqlm.allocation.units import BYTES, NO_TIES, Block, LeftOut, Part, Unit
 from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.statistics import Statistics
+from spqlm.layerwise.held_metrics import HeldMetrics
 from spqlm.layerwise.loop import LayerLoop, Sink
 from spqlm.layerwise.metrics import (
     Weighting,
-    layer_metrics,
     outer_metric,
     short_of_tokens,
     split,
@@ -112,15 +112,17 @@ class Search:
         """Every unit, priced in the shape and at the rank that it has."""
         found: dict[str, list[Unit]] = {layer.name: [] for layer in self.view.layers}
 
-        def price(layer: LayerView, pricer: Pricer) -> None:
+        def price(layer: LayerView, pricer: Pricer, metrics: HeldMetrics) -> None:
             members = [n for kind in self.shares for n in self._members(layer, kind)]
-            parts = share_out(
-                lambda named: pricer.part(named, Shape()),
-                members,
-                lambda named: named.entries,
-                self.view.model.device,
-            )
-            whole = dict(zip((named.name for named in members), parts, strict=True))
+            whole: dict[str, Part] = {}
+            for group in metrics.groups(members):
+                parts = share_out(
+                    lambda named: pricer.part(named, Shape()),
+                    group,
+                    lambda named: named.entries,
+                    self.view.model.device,
+                )
+                whole |= zip((named.name for named in group), parts, strict=True)
             found[layer.name] += [self._unit(layer, kind, pricer, whole) for kind in self.shares]
 
         everything = {layer: set(self._sensitivities) for layer in found}
@@ -190,7 +192,7 @@ class Search:
                 if unit.wanted or unit.promising_options(worth):
                     wanted.setdefault(layer.name, []).append(unit)
 
-        def price(layer: LayerView, pricer: Pricer) -> None:
+        def price(layer: LayerView, pricer: Pricer, _: HeldMetrics) -> None:
             for unit in wanted[layer.name]:
                 pricer.deepen(unit, worth)
 
@@ -206,7 +208,7 @@ class Search:
     def _walk(
         self,
         names: Mapping[str, Collection[str]],
-        price: Callable[[LayerView, Pricer], None],
+        price: Callable[[LayerView, Pricer, HeldMetrics], None],
         title: str,
         sink: Sink | None,
     ) -> None:
@@ -223,7 +225,7 @@ class Search:
     def _price(
         self,
         names: Mapping[str, Collection[str]],
-        price: Callable[[LayerView, Pricer], None],
+        price: Callable[[LayerView, Pricer, HeldMetrics], None],
         title: str,
         sink: Sink | None,
     ) -> None:
@@ -232,8 +234,9 @@ class Search:
             members = names[step.layer.name]
             wanted = {n: s for n, s in self._sensitivities.items() if n in members}
             noise = self._weightings[1] if self.menu.rounds_inputs else None
-            fit, held_out = layer_metrics(step, wanted, self._weightings, noise=noise)
-            price(step.layer, Pricer(self.menu, fit, held_out, self.resources))
+            metrics = HeldMetrics(step, wanted, self._weightings, noise=noise)
+            fit, held_out = metrics.by_weighting
+            price(step.layer, Pricer(self.menu, fit, held_out, self.resources), metrics)
 
     def _members(self, layer: LayerView, kind: Prunable) -> list[Named]:
         found = [named for named in layer.leaves if named.role == kind]

@@ -15,6 +15,9 @@ class Needs:
         windows: whether `apply` runs calibration windows through the model.
         text: whether `apply` trains on calibration text.
         dense: whether `apply` compares with the model as it was before the first stage.
+        beside: whether `apply` takes windows through the layers as they were beside them.
+        apart: whether second moments may be gathered for some weights of a layer after others.
+        tables: float32 tables of the embedding's size that are held to price or to round it.
     """
 
     observations: frozenset[Observation] = frozenset()
@@ -22,6 +25,9 @@ class Needs:
     windows: bool = False
     text: bool = False
     dense: bool = False
+    beside: bool = False
+    apart: bool = False
+    tables: int = 0
 
     @property
     def any_windows(self) -> bool:

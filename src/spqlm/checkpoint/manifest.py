@@ -83,6 +83,8 @@ class Forecast(BaseModel):
         peak: most bytes of memory that the process holds.
         states: bytes of hidden states on disk beside the output, at most.
         layer_by_layer: whether the model is read one layer at a time, since it does not fit.
+        moments: most bytes that second moments of a layer's weights may take at once; None for as
+            many as there are.
         seconds: that the stages and their calibration take on this machine's CPU, by a short
             measurement; None where they cannot be counted or nothing was measured. What an earlier
             run left in the cache comes off.
@@ -95,6 +97,7 @@ class Forecast(BaseModel):
     peak: int
     states: int
     layer_by_layer: bool
+    moments: int | None = None
     seconds: float | None = None
 
 

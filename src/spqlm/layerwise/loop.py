@@ -72,19 +72,22 @@ class Step:
             self._dense.advance(self.layer)
             self._dense_behind = True
 
-    def observe(self, on_rows: Observe, on_dense: Observe | None = None) -> None:
+    def observe(
+        self, on_rows: Observe, on_dense: Observe | None = None, *, stay: bool = False
+    ) -> None:
         """Run the layer as it is now on all windows; where layers are frozen, once only.
 
         Args:
             on_rows: called with what enters its leaves.
             on_dense: called before, for the same tokens, with what enters them in the dense model,
                 where that can be told: in a loop with `dense`, once, while the layer is as it was.
+            stay: where layers are frozen, do not move on, so that it may be called again.
         """
         if on_dense is not None and self.trainable and not self._dense_behind:
             assert self._dense is not None
             self._walk.observe_beside(self._dense, self.layer, on_rows, on_dense)
             self._dense_behind = True
-        elif self._frozen:
+        elif self._frozen and not stay:
             assert not self.moved_on
             self._walk.advance(self.layer, on_rows)
             self.moved_on = True

@@ -81,6 +81,8 @@ def layer_metrics(
     weightings: Sequence[Weighting],
     drift: Drift | None = None,
     noise: Weighting | None = None,
+    *,
+    stay: bool = False,
 ) -> list[dict[str, Metric]]:
     """Metrics of a layer's weights on what enters them.
 
@@ -92,6 +94,7 @@ def layer_metrics(
         weightings: as many sets of tokens.
         drift: what follows how inputs moved; of a loop with `dense`.
         noise: one of the weightings, whose metrics say what rounding inputs to int8 does, too.
+        stay: see `Step.observe`.
 
     Returns:
         for each weighting, metrics by full name: in² floats for each linear layer, twice as many
@@ -112,13 +115,13 @@ def layer_metrics(
             drift.on_rows(name, tokens, rows)
 
     with shown_all_tokens(set(short.values())):
-        step.observe(on_rows, None if drift is None else drift.on_dense)
+        step.observe(on_rows, None if drift is None else drift.on_dense, stay=stay)
     made = [
         {name: _metric(found, name, sensitivities[name]) for name in wanted} for found in moments
     ]
     if rounded is not None:
         index = weightings.index(noise)
-        made[index] = {n: replace(m, noise=rounded.mean(n)) for n, m in made[index].items()}
+        made[index] = {n: replace(m, noise=rounded.take_mean(n)) for n, m in made[index].items()}
     return made
 
 
@@ -150,7 +153,7 @@ def _moments(
 
 
 def _metric(moments: SecondMoments, name: str, found: Sensitivity) -> Metric:
-    hessian = moments.mean(name)
+    hessian = moments.take_mean(name)
     damping = DAMPING if moments.tokens(name) >= len(hessian) else RAISED_DAMPING
     return Metric([(hessian, found.output)], damping)
 

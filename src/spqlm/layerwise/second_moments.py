@@ -1,7 +1,7 @@
 """E[w x xᵀ] / E[w] of what enters linear layers: the hessian of a layer's squared error."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from spqlm.errors import SpqError
 from spqlm.kernels.gram import add_gram
 from spqlm.layerwise.walk import Tokens
-from spqlm.numerics.gram import complete_gram
+from spqlm.numerics.gram import complete_gram, complete_gram_
 
 # What each of some tokens counts for a linear layer, float32 [tokens], none below 0.
 Weights = Callable[[str, Tokens], Tensor]
@@ -76,13 +76,23 @@ class SecondMoments:
             SpqError: what enters the layer is not finite, or its square is not.
         """
         found = self._sums[self._owners[name]]
-        mean = complete_gram(found.outer) / (found.weight or 1.0)
-        if not bool(torch.isfinite(mean).all()):
-            raise SpqError(
-                f"what enters {name!r} on the text is too large to be squared in float32"
-            )
-        return mean
+        return _checked(complete_gram(found.outer) / (found.weight or 1.0), name)
+
+    def take_mean(self, name: str) -> Tensor:
+        """`mean` in the memory of the sum, which is gone then."""
+        owner = self._owners[name]
+        found = self._sums[owner]
+        self._sums[owner] = replace(found, outer=found.outer[:0])
+        mean = complete_gram_(found.outer).div_(found.weight or 1.0)
+        return _checked(mean, name)
 
     def tokens(self, name: str) -> int:
         """How many tokens counted."""
         return self._sums[self._owners[name]].tokens
+
+
+def _checked(mean: Tensor, name: str) -> Tensor:
+    # The extremes are NaN where any value is, and take no memory.
+    if not all(bool(torch.isfinite(end)) for end in mean.aminmax()):
+        raise SpqError(f"what enters {name!r} on the text is too large to be squared in float32")
+    return mean

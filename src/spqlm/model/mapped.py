@@ -27,6 +27,7 @@ _SUFFIX = ".safetensors"
 _MARK = "_spq_mapped"
 
 _hooks: ContextVar[list[RemovableHandle] | None] = ContextVar("hooks", default=None)
+_moments: ContextVar[int | None] = ContextVar("moments", default=None)
 
 
 def supported() -> bool:
@@ -35,13 +36,18 @@ def supported() -> bool:
 
 
 @contextmanager
-def bounded() -> Iterator[None]:
-    """Inside, weights of mapped files stay in memory only while they are in use."""
+def bounded(moments: int | None = None) -> Iterator[None]:
+    """Inside, weights of mapped files stay in memory only while they are in use.
+
+    Args:
+        moments: see `moments_limit`.
+    """
     hooks: list[RemovableHandle] = []
-    token = _hooks.set(hooks)
+    token, limit = _hooks.set(hooks), _moments.set(moments)
     try:
         yield
     finally:
+        _moments.reset(limit)
         _hooks.reset(token)
         for hook in hooks:
             hook.remove()
@@ -50,6 +56,11 @@ def bounded() -> Iterator[None]:
 def is_bounded() -> bool:
     """Whether the caller is inside `bounded`."""
     return _hooks.get() is not None
+
+
+def moments_limit() -> int | None:
+    """Most bytes that second moments of a layer's weights may take at once; None for any."""
+    return _moments.get()
 
 
 def mark(module: nn.Module) -> int:

@@ -34,11 +34,16 @@ def damped(hessian: Tensor, share: float) -> Tensor:
     Returns:
         a new [n, n] matrix, positive definite for share > 0.
     """
-    diagonal = hessian.diagonal()
+    found = hessian.clone()
+    found.diagonal().add_(ridge(hessian.diagonal(), share))
+    return found
+
+
+def ridge(diagonal: Tensor, share: float) -> Tensor:
+    """What `damped` adds to the diagonal of H, [n] -> [n]."""
     alive = diagonal > 0
-    ridge = share * diagonal[alive].median() if bool(alive.any()) else hessian.new_tensor(1.0)
-    added = torch.where(alive, ridge, torch.ones_like(diagonal))
-    return hessian + torch.diag(added)
+    added = share * diagonal[alive].median() if bool(alive.any()) else diagonal.new_tensor(1.0)
+    return torch.where(alive, added, torch.ones_like(diagonal))
 
 
 def inverse(hessian: Tensor, share: float = DAMPING) -> Tensor:
@@ -71,7 +76,10 @@ def inverse_factor(hessian: Tensor, share: float = DAMPING) -> tuple[Tensor, flo
     with threads_for(len(hessian)):
         while True:
             lower, share = _cholesky(hessian, share)
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            inverted = torch.cholesky_inverse(lower)
+            del lower
+            upper, failed = torch.linalg.cholesky_ex(inverted, upper=True)
+            del inverted
             if not failed:
                 return upper.to(torch.float32), share
             share = _raised(share)
@@ -80,9 +88,12 @@ def inverse_factor(hessian: Tensor, share: float = DAMPING) -> tuple[Tensor, flo
 def _cholesky(hessian: Tensor, share: float) -> tuple[Tensor, float]:
     if not bool(torch.isfinite(hessian).all()):
         raise ValueError("the Hessian holds NaN or Inf")
-    hessian = hessian.to(torch.float64)
+    # One copy: the ridge of each attempt is that of H itself.
+    hessian = hessian.to(torch.float64, copy=True)
+    diagonal = hessian.diagonal().clone()
     while share <= LARGEST_DAMPING:
-        lower, failed = torch.linalg.cholesky_ex(damped(hessian, share))
+        hessian.diagonal().copy_(diagonal + ridge(diagonal, share))
+        lower, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
             return lower, share
         share = _raised(share)

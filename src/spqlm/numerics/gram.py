@@ -23,3 +23,12 @@ def complete_gram(total: Tensor) -> Tensor:
     """The whole symmetric matrix, [n, n], from what `add_gram` added up."""
     upper = total.triu()
     return upper + torch.triu(upper, 1).T
+
+
+def complete_gram_(total: Tensor) -> Tensor:
+    """`complete_gram` in place."""
+    for start in range(0, len(total), BLOCK):
+        stop = start + BLOCK
+        total[stop:, start:stop] = total[start:stop, stop:].T
+        total[start:stop, start:stop] = complete_gram(total[start:stop, start:stop])
+    return total

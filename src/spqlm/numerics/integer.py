@@ -19,6 +19,8 @@ SIGNIFICANT_BITS = 8
 # Of the 24 significant bits of float32.
 DROPPED_BITS = 24 - SIGNIFICANT_BITS
 DROPPED = 2**DROPPED_BITS - 1
+# Entries of a weight that are float32 at one time.
+AT_ONCE = 1 << 22
 # Shares of the largest magnitude that a group's scale is tried at.
 SHRINKS = tuple(1.0 - 0.025 * step for step in range(17))
 
@@ -113,7 +115,9 @@ def absmax_scale(weight: Tensor, *, per_channel: bool, bits: int = 8) -> Tensor:
     Returns:
         float32 [out] or [1], from `round_scale_up`.
     """
-    magnitude = weight.abs().amax(dim=1) if per_channel else weight.abs().amax().reshape(1)
+    # The magnitudes themselves would be a second weight in memory.
+    ends = (weight.amin(1), weight.amax(1)) if per_channel else weight.aminmax()
+    magnitude = torch.maximum(*(end.abs() for end in ends)).reshape(-1)
     return round_scale_up(magnitude.to(torch.float32) / largest_code(bits))
 
 
@@ -134,7 +138,18 @@ def quantize(weight: Tensor, scale: Tensor, bits: int = 8) -> Tensor:
         within ±q · scale.
     """
     limit = largest_code(bits)
-    return _scaled(weight, scale).round_().clamp_(-limit, limit).to(torch.int8)
+
+    def codes_of(part: Tensor, scale: Tensor) -> Tensor:
+        return _scaled(part, scale).round_().clamp_(-limit, limit).to(torch.int8)
+
+    rows = max(AT_ONCE // max(weight.shape[1], 1), 1)
+    if len(weight) <= rows:
+        return codes_of(weight, scale)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = scale.expand(len(weight))
+    for into, *part in zip(*(t.split(rows) for t in (codes, weight, scales)), strict=True):
+        into.copy_(codes_of(*part))
+    return codes
 
 
 def quantize_stochastic(

@@ -34,8 +34,11 @@ class Metric:
         """One matrix for all rows, to round by; rows differ in weight only."""
         if self.whole is not None:
             return self.whole.hessian
-        weighted = [hessian * output.mean() for hessian, output in self.terms]
-        return torch.stack(weighted).sum(0)
+        (hessian, output), *others = self.terms
+        total = hessian * output.mean()
+        for hessian, output in others:
+            total += hessian * output.mean()
+        return total
 
     @cached_property
     def factor(self) -> Tensor:

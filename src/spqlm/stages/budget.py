@@ -52,6 +52,9 @@ ARITHMETIC: dict[str, tuple[float, ...]] = {
 LEFT_OUT = 4
 """Most layers that may go, in the same budgets."""
 
+# Float32 tables of an embedding's size that are held while it is priced, or rounded.
+TABLES = 6
+
 
 class Budget(Stage):
     """Width, rank, sparsity and bits of every weight: what costs the least within the budget.
@@ -223,8 +226,15 @@ class Budget(Stage):
         widest = (_widest_of(self.formats), _widest_of(self.embedding_formats))
         nearest = self.rounding_int8 == "nearest" and all(form.fine for form in widest)
         if not self._targeted and nearest:
-            return Needs()
-        return Needs(sensitivities=frozenset(named.name for named in dense_weights(view)))
+            return Needs(tables=1)
+        beside = self.reconstruction.steps > 0 or self.asymmetric > 0
+        return Needs(
+            sensitivities=frozenset(named.name for named in dense_weights(view)),
+            beside=beside,
+            # What training starts from, and drift, are found while the layer is as it was.
+            apart=not beside,
+            tables=TABLES,
+        )
 
     def savings(self, view: ModelView) -> tuple[int, int] | None:
         """From the target, or from the most bits, to the smallest way to store each weight."""
