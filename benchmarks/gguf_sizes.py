@@ -1,11 +1,13 @@
 """GGUF files at the same bytes: llama.cpp's quantiser and ours; benchmarks/results/gguf_sizes.json.
 
     SPQ_DATA_DIR=... python benchmarks/gguf_sizes.py [--kinds q4_k_m q2_k ...] [--recover | --quick]
-        [--model demo] [--windows 20] [--python PYTHON] [--threads 1] [--keep DIR]
+        [--calibration-windows 32] [--model demo] [--windows 20] [--python PYTHON] [--threads 1]
+        [--keep DIR]
 
 For each file type llama.cpp quantises the float32 file with and without an importance matrix,
 E[x²] over the windows that ours is calibrated on: those of the recipe `default`, or with `--quick`
-a quarter of them, of wikitext2_valid, and GPTQ without descent. The bytes of the file with the
+a quarter of them, of wikitext2_valid, and GPTQ without descent; `--calibration-windows` takes
+fewer, for both sides, on a slow machine. The bytes of the file with the
 matrix are the target size of `spq compress --for gguf`; `spq export` writes ours. llama.cpp itself
 scores every file on the first windows of 1,024 tokens of WikiText-2 (raw, test): Δ is the loss
 above that of the float32 file, and the divergence is KL from its predictions. PYTHON is one with
@@ -56,7 +58,7 @@ PLAIN, WEIGHED, QUICK, OURS, TRAINED = (
 def asked(arguments: argparse.Namespace) -> tuple[str, Recipe]:
     """What ours is made by, and how."""
     if arguments.quick:
-        return QUICK, quick()
+        return QUICK, quick(arguments.calibration_windows)
     return (TRAINED if arguments.recover else OURS), load_recipe("default")
 
 
@@ -93,15 +95,17 @@ class Bench:
 
     @property
     def importance(self) -> Path:
-        return self.folder / f"importance-{self.recipe.calibration.source}.npz"
+        given = self.recipe.calibration
+        return self.folder / f"importance-{given.source}-{given.windows}.npz"
 
     def scored(self, file: Path) -> dict:
         files = (file, self.folder / "windows.npy", self.folder / "dense.npy")
         return json.loads(self.worker("score_gguf.py", *files, self.arguments.threads))
 
     def held(self, kind: str, by: str) -> dict | None:
-        wanted = (self.arguments.model, kind, by, self.recipe.calibration.source)
-        fields = ("model", "kind", "by", "calibration")
+        text = self.recipe.calibration
+        wanted = (self.arguments.model, kind, by, text.source, text.windows)
+        fields = ("model", "kind", "by", "calibration", "calibration_windows")
         rows = self.stored["rows"]
         return next((r for r in rows if tuple(r[name] for name in fields) == wanted), None)
 
@@ -141,6 +145,7 @@ class Bench:
             "kind": kind,
             "by": by,
             "calibration": self.recipe.calibration.source,
+            "calibration_windows": self.recipe.calibration.windows,
             "bytes": file.stat().st_size,
             **self.scored(file),
             "windows": self.arguments.windows,
@@ -197,6 +202,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--recover", action="store_true", help="also train ours")
     parser.add_argument("--quick", action="store_true", help="ours in minutes, and a little worse")
+    parser.add_argument("--calibration-windows", type=int, default=32, help="with --quick")
     parser.add_argument("--without-plain", action="store_true", help="only with the matrix")
     parser.add_argument("--python", default=python_of(default_folder(), "llama.cpp"))
     parser.add_argument("--windows", type=int, default=WINDOWS)

@@ -23,11 +23,17 @@ def section(stored: dict) -> str:
         for kind in sorted(kinds, key=lambda kind: -_largest(rows, kind))
     ]
     machines, _ = lettered(rows)
+    texts = ", ".join(
+        dict.fromkeys(
+            f"{row['calibration_windows']} windows of 512 tokens of `{row['calibration']}`"
+            for row in rows
+        )
+    )
     return f"""## GGUF files of the same bytes
 
 Command: `python benchmarks/gguf_sizes.py`. SmolLM2-135M-Instruct (`demo`). llama.cpp's quantiser makes a file of
 each of its file types. Ours is given the bytes of the one with the importance matrix. The matrix and ours
-have seen the same text, that of the recipe `default`. llama.cpp itself scores all files on the first
+have seen the same text, {texts}. llama.cpp itself scores all files on the first
 {rows[0]["windows"]} windows of 1,024 tokens of WikiText-2 (raw, test), in one thread. Each cell has MB, Δ (loss above that of
 the float32 file, nats per token) and the KL divergence from that file's predictions. llama.cpp rounds activations
 to 8 bits, which is in all figures.
