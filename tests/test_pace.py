@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spqlm.calibration.gather import CalibrationConfig
-from spqlm.calibration.work import Fit, Spectrum, Work
+from spqlm.calibration.work import Elimination, Fit, Spectrum, Work
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
@@ -45,9 +45,35 @@ def test_a_budget_fits_every_option_to_some_rows_and_one_to_all():
     assert work.read == work.moments == (8 + 2) * 16
 
 
-def test_what_prices_decide_is_not_counted():
-    view = ModelView(tiny_model("llama"))
-    assert Budget(target_bytes=1, ranks=(0.5,)).work(view, TEXT) is None
+def test_searches_for_ranks_and_widths_are_counted(pace):
+    view = ModelView(tiny_model("llama", hidden_size=128, intermediate_size=256))
+    layers, forms = len(view.layers), (FORM, Int8())
+    plain = Budget(target_bytes=1, formats=forms).work(view, TEXT)
+    ranked = Budget(target_bytes=1, formats=forms, ranks=(0.9,), mlp_ranks=(0.9,)).work(view, TEXT)
+    assert (plain.read, plain.moments) == (2 * 8 * 16, 2 * 8 * 16)
+    assert (ranked.read, ranked.moments) == (4 * 8 * 16, 4 * 8 * 16)
+    # Each weight is decomposed to estimate, and for each of the options that are rounded.
+    assert sum(ranked.spectra.values()) == 3 * 5 * layers  # k and v have too few rows
+    cut = Budget(target_bytes=1, formats=forms, widths=(0.75, 0.5), key_value_groups=(0.5,))
+    orders = [found for found in cut.work(view, TEXT).spectra if isinstance(found, Elimination)]
+    assert {(found.sizes, found.left) for found in orders} == {(2, 0.5), (1, 0.5)}
+    assert pace.seconds(plain) < pace.seconds(ranked)
+    sparse = Budget(target_bytes=1, formats=forms, sparsities=(0.5,)).work(view, TEXT)
+    assert pace.seconds(plain) < pace.seconds(sparse)
+    # Without a target nothing is searched.
+    assert Budget(formats=forms, widths=(0.5,)).work(view, TEXT).read == 0
+
+
+def test_layers_that_may_go_are_run_without():
+    view = ModelView(tiny_model("llama", num_hidden_layers=4))
+    plain, fewer = (Budget(target_bytes=1, left_out=count).work(view, TEXT) for count in (0, 2))
+    assert fewer.heads == fewer.read - plain.read == 2 * 16 * (1 + 4 + 4 * 2)
+
+
+def test_removing_inputs_can_be_timed():
+    found = Elimination(rows=8, columns=96, channels=8, left=0.5, sizes=2)
+    assert found.scaled(0.5) == Elimination(4, 48, 4, 0.5, 2)
+    found.run()
 
 
 def test_distillation_reads_the_dense_model_and_held_out_text():

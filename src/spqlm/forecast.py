@@ -12,6 +12,7 @@ from spqlm.data import GENERATED
 from spqlm.errors import SpqError
 from spqlm.layerwise.held_metrics import groups_within, matrix_bytes
 from spqlm.model.activation_checkpointing import HELD_BYTES, held_bytes
+from spqlm.model.bytes_read import bytes_read
 from spqlm.model.view import ModelView, Named
 from spqlm.pace import Pace
 from spqlm.recipe import Recipe
@@ -49,12 +50,15 @@ def forecast(outline: Outline, recipe: Recipe, limit: int | None = None) -> Fore
     peak = needs.peak_by_layer(moments) if by_layer else whole
     if limit is not None and peak > limit:
         _refuse(outline, needs.peak_by_layer(0), whole)
+    disk = outline.bytes - sum(saved for saved, _ in known) if complete else None
+    read = bytes_read(outline.view.model)
     return Forecast(
-        disk=outline.bytes - sum(saved for saved, _ in known) if complete else None,
+        disk=disk,
         smallest=outline.bytes - sum(most for _, most in known) if complete else None,
         peak=peak,
         states=needs.states * (len(view.layers) + 2) if by_layer and needs.gradients else 0,
         layer_by_layer=by_layer,
+        read=None if disk is None else read * disk // outline.bytes,
         moments=moments,
     )
 
@@ -162,7 +166,7 @@ class _Needs:
             walked=1 + gradients + any(found.beside for found in gathers),
             gradients=gradients,
             logits=2 * text.context * config.vocab_size * size if gradients or trains else 0,
-            activations=min(held, HELD_BYTES) + held // len(layers) if gradients else 0,
+            activations=min(held, HELD_BYTES) + held // len(layers) if gradients or trains else 0,
             activations_of_layer=2 * held // len(layers),
             layer=max(map(_bytes_of, layers), default=0),
             outer=_bytes_of(view.embedding.module, view.lm_head.module),
@@ -170,7 +174,7 @@ class _Needs:
             apart=all(found.apart for found in gathers),
             weight=4 * max((leaf.entries for held in leaves for leaf in held), default=0),
             tables=table * max((found.tables for found in needs), default=0),
-            training=16 * sum(map(_bytes_of, layers)) // size if trains else 0,
+            training=max((found.training for found in needs), default=0),
         )
 
     def peak(self, source: int, result: int) -> int:
@@ -179,7 +183,7 @@ class _Needs:
             self.states + self.logits + self.activations,
             self._fitting(None),
             self.states + self.tables,
-            self.training,
+            self.training + self.logits + self.activations,
         )
         return self.process + source + result + work
 

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,14 +12,13 @@ from torch import Tensor
 from spqlm.ambient import standard_torch
 from spqlm.calibration.generated_text import drawn, written
 from spqlm.calibration.sensitivity import collect_sensitivities
-from spqlm.calibration.work import Fit, Pruning, Spectrum, Work
+from spqlm.calibration.work import Elimination, Fit, Pruning, Spectrum, Work
 from spqlm.kernels.gram import add_gram
 from spqlm.kernels.widening import widened_products
 from spqlm.model.activation_checkpointing import HELD_BYTES, held_bytes
 from spqlm.model.opening import open_layers
 from spqlm.model.view import LayerView, ModelView, text_config
 from spqlm.native.decoder import MOST_SEQUENCES
-from spqlm.numerics.low_rank import truncate, variances
 from spqlm.numerics.metric import Metric
 from spqlm.numerics.objectives import next_token
 from spqlm.numerics.threads import at_once, share_out
@@ -44,7 +43,7 @@ class Pace:
         self._view, self._context = view, context
         self._depth = len(view.layers)
         self._fits: dict[Fit | Pruning, tuple[float, float]] = {}
-        self._spectra: dict[Spectrum, float] = {}
+        self._spectra: dict[Spectrum | Elimination, float] = {}
 
     @standard_torch
     def seconds(self, work: Work) -> float:
@@ -189,15 +188,12 @@ class Pace:
             self._fits[fit] = max(few - ROWS[0] * row, 0.0), row
         return self._fits[fit]
 
-    def _decomposed(self, found: Spectrum) -> float:
-        """Of the Gram matrix of a weight, and of its eigenvalues, with the vectors where asked."""
+    def _decomposed(self, found: Spectrum | Elimination) -> float:
+        """Of the Gram matrix of a weight and its eigenvalues, or of removing its inputs."""
         scale = min(1.0, COLUMNS / min(found.rows, found.columns))
-        small = found._replace(rows=int(found.rows * scale), columns=int(found.columns * scale))
+        small = found.scaled(scale)
         if small not in self._spectra:
-            weight = torch.randn(small.rows, small.columns)
-            rank = max(min(weight.shape) // 2, 1)
-            work = partial(truncate, weight, rank) if small.vectors else partial(variances, weight)
-            self._spectra[small] = timed(work)
+            self._spectra[small] = timed(small.run)
         return self._spectra[small] / scale**3
 
     def _timed_fit(self, fit: Fit | Pruning, hessian: Tensor, rows: int) -> float:

@@ -25,6 +25,7 @@ from spqlm.data.sources import public_name
 from spqlm.foretelling import foretold
 from spqlm.kernels.widening import widened_products
 from spqlm.layerwise.gradients import LayerByLayer
+from spqlm.model.bytes_read import bytes_read
 from spqlm.model.digest import weights_digest
 from spqlm.model.limits import check_tokenizer
 from spqlm.model.mapped import bounded, is_bounded, watch
@@ -361,6 +362,7 @@ def _manifest(
             disk=0,
             resident=resident_bytes(loaded.model),
             fp32=source.parameters * 4,
+            read=bytes_read(loaded.model),
         ),
         versions=versions(),
         forecast=told,

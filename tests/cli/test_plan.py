@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tests.helpers import tiny_model
 from tests.profiles import profile_of
 
 import spqlm
@@ -82,3 +83,18 @@ def test_a_plan_refuses_a_speed_or_a_cache_that_cannot_be_had(run, source, tmp_p
     assert (code, err.count("\n")) == (1, 1) and "a prefill of" in err
     code, _, err = run("plan", source, "--target-decode", "fast", *options)
     assert (code, err.count("\n")) == (1, 1) and "write for example 2x" in err
+
+
+def test_of_experts_those_count_as_read_that_a_token_is_sent_to(run, tmp_path):
+    model = tiny_model("qwen3_moe")  # 2 of 4 experts
+    model.save_pretrained(tmp_path / "model")
+    told = spqlm.foretell(tmp_path / "model", recipe="int8")
+    assert told.read < told.disk
+    found = spqlm.compress(tmp_path / "model", tmp_path / "out", recipe="int8").manifest
+    assert found.sizes.read == pytest.approx(told.read, rel=0.25)
+    code, out, err = run("inspect", tmp_path / "out")
+    assert code == 0, err
+    assert f"{found.sizes.read / 1e6:.1f} MB read for a token" in " ".join(out.split())
+    assert "weights read for a token" in (tmp_path / "out" / "README.md").read_text()
+    code, out, _ = run("plan", tmp_path / "model", "--recipe", "int8")
+    assert code == 0 and "weights read for a token" in out

@@ -17,6 +17,7 @@ class Needs:
         dense: whether `apply` compares with the model as it was before the first stage.
         beside: whether `apply` takes windows through the layers as they were beside them.
         apart: whether second moments may be gathered for some weights of a layer after others.
+        training: bytes that training end to end takes, beside the model and its activations.
         tables: float32 tables of the embedding's size that are held to price or to round it.
     """
 
@@ -27,6 +28,7 @@ class Needs:
     dense: bool = False
     beside: bool = False
     apart: bool = False
+    training: int = 0
     tables: int = 0
 
     @property

@@ -4,12 +4,15 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from spqlm.formats import Format
 from spqlm.formats.base import Rounding
 from spqlm.formats.group_sparse import GroupSparse
+from spqlm.numerics.elimination import elimination_order, refit
 from spqlm.numerics.group_pruning import Pattern, Saliency
+from spqlm.numerics.low_rank import truncate, variances
 from spqlm.numerics.metric import Metric
 
 
@@ -53,6 +56,53 @@ class Spectrum(NamedTuple):
     columns: int
     vectors: bool
 
+    def scaled(self, scale: float) -> "Spectrum":
+        """Of a weight of so large a share of both sides."""
+        return self._replace(rows=int(self.rows * scale), columns=int(self.columns * scale))
+
+    def run(self) -> None:
+        """Do it to a random weight."""
+        weight = torch.randn(self.rows, self.columns)
+        if self.vectors:
+            truncate(weight, max(min(weight.shape) // 2, 1))
+        else:
+            variances(weight)
+
+
+class Elimination(NamedTuple):
+    """A weight [rows, columns] that loses inputs, a few at a time, and is refitted at some sizes.
+
+    Attributes:
+        rows: of the weight.
+        columns: of the weight.
+        channels: inputs that leave as one.
+        left: share of the inputs that stays at last.
+        sizes: at which it is refitted.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    left: float
+    sizes: int
+
+    def scaled(self, scale: float) -> "Elimination":
+        """Of a weight of so large a share of both sides."""
+        channels = max(int(self.channels * scale), 1)
+        columns = max(int(self.columns * scale) // channels, 1) * channels
+        rows = max(int(self.rows * scale), 1)
+        return self._replace(rows=rows, columns=columns, channels=channels)
+
+    def run(self) -> None:
+        """Do it to a random weight."""
+        weight = torch.randn(self.rows, self.columns)
+        hessian = torch.eye(self.columns)
+        gone = int(self.columns // self.channels * (1 - self.left))
+        elimination_order(weight, hessian, torch.ones(self.rows), gone, self.channels)
+        kept = torch.arange(max(int(self.columns * (1 + self.left) / 2), 1))
+        for _ in range(self.sizes):
+            refit(weight, hessian, kept)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -67,7 +117,7 @@ class Work:
         reread: tokens through one decoder layer.
         retraced: tokens through one decoder layer and back, where its weights are trained.
         fits: how many weights of each kind become codes.
-        spectra: how many weights of each shape are decomposed.
+        spectra: how many weights of each shape are decomposed, or lose inputs.
     """
 
     read: int = 0
@@ -78,7 +128,7 @@ class Work:
     reread: int = 0
     retraced: int = 0
     fits: Counter[Fit | Pruning] = field(default_factory=Counter)
-    spectra: Counter[Spectrum] = field(default_factory=Counter)
+    spectra: Counter[Spectrum | Elimination] = field(default_factory=Counter)
 
     def __add__(self, other: Self) -> "Work":
         """Both."""

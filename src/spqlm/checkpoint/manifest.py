@@ -64,6 +64,8 @@ class Sizes(BaseModel):
         disk: weight files of the checkpoint.
         resident: weights as loaded.
         fp32: weights of the source, were they float32 (the convention of the SPQ paper).
+        read: weights that a decoding step reads for one token, of experts those that it is sent to;
+            None in earlier versions.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -72,6 +74,7 @@ class Sizes(BaseModel):
     disk: int
     resident: int
     fp32: int
+    read: int | None = None
 
 
 class Forecast(BaseModel):
@@ -83,6 +86,8 @@ class Forecast(BaseModel):
         peak: most bytes of memory that the process holds.
         states: bytes of hidden states on disk beside the output, at most.
         layer_by_layer: whether the model is read one layer at a time, since it does not fit.
+        read: bytes of weights that a decoding step reads for one token, of experts those that it is
+            sent to, were all weights compressed alike; None where `disk` is.
         moments: most bytes that second moments of a layer's weights may take at once; None for as
             many as there are.
         seconds: that the stages and their calibration take on this machine's CPU, by a short
@@ -97,6 +102,7 @@ class Forecast(BaseModel):
     peak: int
     states: int
     layer_by_layer: bool
+    read: int | None = None
     moments: int | None = None
     seconds: float | None = None
 

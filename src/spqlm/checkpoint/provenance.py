@@ -32,12 +32,14 @@ def inputs(manifest: Manifest) -> list[str]:
 def weights(manifest: Manifest) -> dict[str, int]:
     """Bytes of all weights, before and after."""
     sizes = manifest.sizes
-    return {
+    found = {
         f"source weights, {manifest.source.dtype}": sizes.source,
         "weight files on disk": sizes.disk,
         "weights in memory": sizes.resident,
+        "weights read for a token": sizes.read,
         "source in float32 (the SPQ paper's baseline)": sizes.fp32,
     }
+    return {what: size for what, size in found.items() if size is not None}
 
 
 def stages(manifest: Manifest) -> list[tuple[str, ...]]:

@@ -53,6 +53,7 @@ def command(
     Reads the config and the headers of the weight files, and no weights. With --against it also
     measures the loss of each module.
     """
+    from spqlm.checkpoint.manifest import read_manifest
     from spqlm.report.layers import layers
     from spqlm.report.measured import measure_checkpoint
 
@@ -66,12 +67,15 @@ def command(
     shown = table(str(directory), *columns, *(["measured"] if against else []))
     for row in rows:
         shown.add_row(*_cells(row), *([_nats(row.measured_loss)] if against else []))
-    total = sum(row.bytes for row in rows)
+    size = megabytes(sum(row.bytes for row in rows))
+    manifest = read_manifest(directory)
+    if manifest is not None and manifest.sizes.read is not None:
+        size += f", {megabytes(manifest.sizes.read)} read for a token"
     notes = ["predicted loss in nats per token"]
     if against:
         scored = f"{windows} windows of {context} tokens of {text}"
         notes.append(f"measured: KL divergence to the dense model with this module alone, {scored}")
-    show(shown, f"{len(rows)} modules, {megabytes(total)}; {'; '.join(notes)}")
+    show(shown, f"{len(rows)} modules, {size}; {'; '.join(notes)}")
 
 
 def _cells(row: "Layer") -> list[str]:

@@ -81,6 +81,8 @@ def _show(found: "Forecast") -> None:
     rows.add_row("weight files", unknown if found.disk is None else megabytes(found.disk))
     if found.smallest is not None and found.smallest != found.disk:
         rows.add_row("smallest target", megabytes(found.smallest))
+    if found.read is not None:
+        rows.add_row("weights read for a token", megabytes(found.read))
     rows.add_row("peak memory", megabytes(found.peak))
     if found.states:
         rows.add_row("hidden states on disk meanwhile", megabytes(found.states))

@@ -141,6 +141,12 @@ class Stage(BaseModel, ABC):
         """
 
 
+def inner_entries(view: ModelView) -> int:
+    """How many entries the weights of the decoder layers have, dense or compressed."""
+    modules = [named.module for named in view.leaves(("attention", "mlp"))]
+    return sum(module.in_features * module.out_features for module in modules)
+
+
 def planned_savings(stage: Stage, view: ModelView) -> tuple[int, int]:
     """`Stage.savings` of a stage that plans by shapes alone."""
     saved = stage.plan(view, Statistics()).bytes_saved

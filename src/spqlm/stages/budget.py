@@ -14,10 +14,10 @@ from spqlm.allocation.left_out import layers_left_out
 from spqlm.allocation.limits import Limits, Target, targets
 from spqlm.allocation.menu import Menu
 from spqlm.allocation.price_cache import cached
-from spqlm.allocation.pricing import PROBED_ROWS, sampled_rows
 from spqlm.allocation.reach import reach
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.allocation.search import Search, Shares, dense_weights, priced_weights
+from spqlm.allocation.search_work import left_out_work, priced_fits, search_work
 from spqlm.allocation.sizes import Sizes
 from spqlm.allocation.spending import spend, summary
 from spqlm.calibration.gather import CalibrationConfig
@@ -262,28 +262,25 @@ class Budget(Stage):
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work | None:
         """Every option is fitted to some rows, then one of them to all."""
-        if any(getattr(self, name) for name in (*ARITHMETIC, "sparsities", "left_out")):
-            return None  # the shapes that are looked at depend on prices
         fits: Counter[Fit | Pruning] = Counter()
         menu, priced = self._menu(), self.needs(view).any_windows
         for named in priced_weights(view):
             rows, columns = named.module.weight.shape
             options = menu.options(named, rows, columns)
             if priced:
-                sampled = len(sampled_rows(rows))
-                rounded = ((option, menu.sampled_rounding_of(option)) for option in options)
-                fits.update(Fit(*option, sampled, columns) for option in rounded)
-                if (probe := menu.descent_probe(options)) is not None:
-                    few = min(rows, PROBED_ROWS)
-                    fits.update(Fit(probe, how, few, columns) for how in ("gptq", "descent"))
+                fits.update(priced_fits(menu, named))
             # Which one it will be is not known; those between are fitted alike.
             chosen = options[len(options) // 2] if priced else _widest_of(options)
             fits[Fit(chosen, menu.rounding_of(chosen), rows, columns)] += 1
-        windows = text.windows + min(self.priced_windows, text.windows) if priced else 0
-        tokens = windows * text.context
+        shown = min(self.priced_windows, text.windows) * text.context if priced else 0
+        tokens = shown + (text.windows * text.context if priced else 0)
         held_out = int(text.windows * HELD_OUT)
-        trained = self.reconstruction.work(len(view.layers), held_out, text.context)
-        return trained + Work(read=tokens, moments=tokens, fits=fits)
+        total = self.reconstruction.work(len(view.layers), held_out, text.context)
+        total += Work(read=tokens, moments=tokens, fits=fits)
+        if not self._targeted:
+            return total
+        total += search_work(view, menu, self._shares, shown)
+        return total + left_out_work(view, self.left_out, text.context)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Price the options of every weight, then spend the budget."""

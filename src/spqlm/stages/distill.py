@@ -24,7 +24,7 @@ from spqlm.model.view import ModelView
 from spqlm.modules.latent import rounded_once
 from spqlm.numerics.objectives import divergence, next_token
 from spqlm.progress import track
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage, inner_entries
 from spqlm.training.best_state import BestState
 from spqlm.training.master_weights import Masters, Wanted, trainable
 from spqlm.training.reconstruction import trainable_codes
@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 # Of the calibration text, kept for choosing among what training passed through.
 HELD_OUT_SHARE = 0.1
+# Bytes for each entry of a weight: its position with gradient, moments and dense value; or what
+# scales and the weight that gives their gradient come to.
+CODES, SCALES = 20, 1
 # The step that says how long all of them will take; the first ones are slower.
 FORETOLD_AT = 2
 WHAT = {
@@ -105,7 +108,8 @@ class Distill(Stage):
 
     def needs(self, view: ModelView) -> Needs:
         """Text, and the dense model where its predictions are the objective."""
-        return Needs(text=True, dense=self.compares)
+        training = (CODES if self.parameters == "codes" else SCALES) * inner_entries(view)
+        return Needs(text=True, dense=self.compares, training=training)
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work:
         """Every step reads the dense model too, and so does every look at held-out text."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from spqlm.calibration.gather import CalibrationConfig
+from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics, draw_windows
 from spqlm.calibration.work import Work
 from spqlm.changes import Plan
@@ -21,7 +22,7 @@ from spqlm.model.activation_checkpointing import bounded_activations
 from spqlm.model.view import ModelView
 from spqlm.modules.lora import LoraLinear
 from spqlm.progress import track
-from spqlm.stages.base import NO_INPUTS, Inputs, Stage
+from spqlm.stages.base import NO_INPUTS, Inputs, Stage, inner_entries
 from spqlm.training.training_state import TrainingState, adam_state, load_adam_state
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,12 @@ class Recover(Stage):
     def shapes_decide(self) -> bool:
         """Always."""
         return True
+
+    def needs(self, view: ModelView) -> Needs:
+        """Text; adapters with their state, and every weight as floats for the way back."""
+        modules = [named.module for named in view.leaves(("attention", "mlp"))]
+        widths = sum(module.in_features + module.out_features for module in modules)
+        return Needs(text=True, training=4 * inner_entries(view) + 16 * self.rank * widths)
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work:
         """Every step goes there and back."""

@@ -7,7 +7,8 @@ from tests.helpers import ORDINARY, VOCABULARY, tiny_model
 import spqlm
 from spqlm.errors import SpqError
 from spqlm.evaluation.speed import Measure
-from spqlm.evaluation.speed.timing import bytes_read, products, seconds
+from spqlm.evaluation.speed.timing import products, seconds
+from spqlm.model.bytes_read import bytes_read
 from spqlm.model.opening import open_layers
 
 PREFILL = Measure("prefill", 1, 16, 16)
@@ -139,3 +140,4 @@ def test_of_experts_a_step_reads_those_of_its_token(opened):
     if opened:
         open_layers(model)
     assert bytes_read(model) == 4 * (others + experts / 2) + buffers
+    assert bytes_read(model.to("meta")) == 4 * (others + experts / 2) + buffers

@@ -6,6 +6,7 @@ import spqlm
 from spqlm.errors import SpqError
 from spqlm.evaluation.speed import Measure, timing, worker
 from spqlm.evaluation.speed.worker import Request, Worker, load, open_model
+from spqlm.model.bytes_read import bytes_read
 
 PREFILL = Measure("prefill", 1, 16, 16)
 
@@ -21,7 +22,7 @@ def test_loading_is_described(source):
     assert loaded.dtype == "float32"
     assert loaded.seconds > 0 and loaded.first_seconds > 0
     assert loaded.peak_bytes >= max(0, loaded.resident_bytes)
-    assert loaded.bytes_read == timing.bytes_read(model)
+    assert loaded.bytes_read == bytes_read(model)
     assert loaded.products == timing.products(model)
 
 

@@ -1,4 +1,4 @@
-"""Seconds of a prefill, of decode steps, and of `generate`; bytes and products that they take."""
+"""Seconds of a prefill, of decode steps, and of `generate`; products that they take."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spqlm.model.experts import PerExpert, expert_count, is_packed
 from spqlm.model.limits import check_context
 
 
@@ -114,36 +113,6 @@ def _prompt(model: PreTrainedModel, batch: int, tokens: int) -> Tensor:
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (batch, tokens), generator=generator)
     return ids.to(model.device)
-
-
-def bytes_read(model: PreTrainedModel) -> int:
-    """Bytes of weights that one decode step reads: all but an embedding that is only looked up.
-
-    An embedding table counts where the output projection shares its storage. Of experts those
-    count that a token is sent to, as a share of all in their block.
-    """
-    shares = _active_shares(model)
-    lookup = model.get_input_embeddings()
-    inside = set() if lookup is None else set(lookup.modules())
-    others = [module for module in model.modules() if module not in inside]
-    sizes = {
-        tensor.data_ptr(): tensor.nbytes * shares.get(module, 1.0)
-        for module in others
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    }
-    return round(sum(sizes.values()))
-
-
-def _active_shares(model: PreTrainedModel) -> dict[nn.Module, float]:
-    """Share of its experts that a token is sent to, of blocks of experts and what is in them."""
-    chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", None)
-    blocks = [m for m in model.modules() if isinstance(m, PerExpert) or is_packed(m)]
-    return {
-        module: min(chosen / expert_count(block), 1.0)
-        for block in blocks
-        if chosen
-        for module in block.modules()
-    }
 
 
 def products(model: PreTrainedModel) -> int:

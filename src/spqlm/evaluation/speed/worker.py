@@ -23,6 +23,7 @@ from spqlm.decoding.optimize import optimize
 from spqlm.errors import SpqError
 from spqlm.evaluation.speed import timing
 from spqlm.evaluation.speed.timing import Measure
+from spqlm.model.bytes_read import bytes_read
 from spqlm.model.memory import PeakMemory, library_bytes
 from spqlm.sources.load import load_model
 
@@ -114,7 +115,7 @@ def load(request: Request) -> tuple[PreTrainedModel, LoadCost]:
         first_seconds=first,
         dtype=str(model.dtype).removeprefix("torch."),
         int8_activations=rounds_activations(model),
-        bytes_read=timing.bytes_read(model),
+        bytes_read=bytes_read(model),
         products=timing.products(model),
     )
 
