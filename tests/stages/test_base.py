@@ -55,3 +55,16 @@ def test_a_limit_is_taken_whole_or_not_at_all(key):
     limited = stage.within(1234)
     assert limited is None or limited.byte_limit == 1234
     assert (limited is not None) == (key == "budget")
+
+
+def test_stages_say_what_memory_they_take(model):
+    view = ModelView(model)
+    budget = stage_class("budget")(target_bytes=1000)
+    assert budget.needs(view).apart and not budget.needs(view).beside
+    trained = budget.model_copy(update={"asymmetric": 0.5}).needs(view)
+    assert trained.beside and not trained.apart
+    scales, codes = (
+        stage_class("distill")(parameters=kind).needs(view).training for kind in ("all", "codes")
+    )
+    adapters = stage_class("recover")().needs(view).training
+    assert 0 < scales < adapters and scales < codes

@@ -1,6 +1,6 @@
 """What a stage wants gathered before it plans and changes a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spqlm.calibration.statistics import Observation
 
@@ -8,6 +8,8 @@ from spqlm.calibration.statistics import Observation
 @dataclass(frozen=True)
 class Needs:
     """A stage's answer to the one question that it is asked; the default is nothing.
+
+    Two are equal where they want the same, whatever memory that takes.
 
     Attributes:
         observations: activation statistics that `plan` reads.
@@ -26,10 +28,10 @@ class Needs:
     windows: bool = False
     text: bool = False
     dense: bool = False
-    beside: bool = False
-    apart: bool = False
-    training: int = 0
-    tables: int = 0
+    beside: bool = field(default=False, compare=False)
+    apart: bool = field(default=False, compare=False)
+    training: int = field(default=0, compare=False)
+    tables: int = field(default=0, compare=False)
 
     @property
     def any_windows(self) -> bool:
