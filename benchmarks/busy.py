@@ -5,9 +5,9 @@
 Threads that wait for each other lose far more than the share of the cores that the other process
 takes, if they spin while they wait. On two cores everything should take at most 2.5 times as long
 as alone, and alone no longer than with OpenMP's own way of waiting. The ways of a command follow
-one another, and its figures are medians of as many rounds as there is time for. A run that takes
-three times as long as alone is ended there and shown with `>`. Exit status 1 says that something
-took too long, or was not measured for want of time.
+one another, and its figures are medians of as many rounds as there is time for; `--only` leaves
+commands out. A run that takes three times as long as alone is ended there and shown with `>`. Exit
+status 1 says that something took too long, or was not measured for want of time.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,26 +53,25 @@ ROUNDED = {
 # Of the recipe `paper`, in which training takes minutes.
 STEPS = 20
 
+RECIPES = ("paper", "gptq")
+COMMANDS = ("eval", "decode", *(f"compress, {name}" for name in RECIPES))
+
 Taken = dict[str, dict[str, list[float]]]
 
 
 def commands(model: str, folder: Path) -> dict[str, list[str]]:
-    """What is measured, by name; `eval` and `decode` read what the first one wrote."""
-    out, context, tokens = str(folder / "out"), str(fitting(model, CONTEXT)), fitting(model, TOKENS)
-    recipes = {"paper": short_paper(), "gptq": ROUNDED}
-    for name, recipe in recipes.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
-    found = {
-        f"compress, {name}": ["compress", model, out, "--recipe", f"{folder}/{name}.yaml"]
-        for name in recipes
-    }
-    for words in found.values():
-        words.append("--overwrite")
-    return {
-        **found,
-        "eval": ["eval", out, "--limit", "4", "--context", context, "--no-cache"],
-        "decode": ["generate", out, "--prompt", "The sea", "--max-new-tokens", f"{tokens // 2}"],
-    }
+    """What is measured, by name, the shortest first; `eval` and `decode` read `folder`/int8."""
+    context, tokens = str(fitting(model, CONTEXT)), fitting(model, TOKENS)
+    found, int8 = {}, str(folder / "int8")
+    found["eval"] = ["eval", int8, "--limit", "4", "--context", context, "--no-cache"]
+    found["decode"] = ["generate", int8, "--prompt", "The sea"]
+    found["decode"] += ["--max-new-tokens", f"{tokens // 2}"]
+    for name, recipe in zip(RECIPES, (short_paper(), ROUNDED), strict=True):
+        file = folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(recipe))
+        out = str(folder / "out")
+        found[f"compress, {name}"] = ["compress", model, out, "--recipe", str(file), "--overwrite"]
+    return found
 
 
 def short_paper() -> dict[str, object]:
@@ -133,12 +132,13 @@ def one_round(words: list[str], folder: Path, taken: dict[str, list[float]]) -> 
             taken.setdefault(way, []).append(seconds(words, folder, extra, limit))
 
 
-def measure(model: str, minutes: float) -> Taken:
+def measure(model: str, minutes: float, only: Sequence[str] = COMMANDS) -> Taken:
     """Seconds of each command in each way: a round of all, then others while there is time."""
     end = time.perf_counter() + 60 * minutes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wanted = commands(model, folder)
+        wanted = {n: words for n, words in commands(model, folder).items() if n in only}
+        seconds(["compress", model, str(folder / "int8"), "--recipe", "int8"], folder, {}, None)
         taken: Taken = {command: {} for command in wanted}
         longest = dict.fromkeys(wanted, 0.0)
         while wanted:
@@ -179,12 +179,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=COMMANDS, metavar="NAME")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     # As an exception, which ends the command that is measured, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     load = os.getloadavg()[0]
-    taken = measure(arguments.model, arguments.minutes)
+    taken = measure(arguments.model, arguments.minutes, arguments.only)
     table, wrong = lines(taken)
     print("\n".join(table))
     print(f"{machine()}; {os.cpu_count()} cores; load at the start {load:.1f}")

@@ -28,11 +28,13 @@ LINEARS = {"embedding_formats": ["dense"]}
 
 WEIGHTS = {"budget": {"formats": ["int8"], **LINEARS}}
 BOTH = {"budget": {"formats": ["w8a8"], **LINEARS}}
+GPTQ = {"budget": {**BOTH["budget"], "rounding_int8": "gptq"}}
 VARIANTS = {
     "int8 weights": [WEIGHTS],
     "W8A8": [BOTH],
     "W8A8, α = 0.5": [{"smooth": {"strength": 0.5}}, BOTH],
-    "W8A8, α searched": [{"smooth": {}}, BOTH],
+    "W8A8, factors searched": [{"smooth": {}}, BOTH],
+    "W8A8, factors searched, GPTQ": [{"smooth": {}}, GPTQ],
 }
 
 

@@ -1,13 +1,15 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spqlm.numerics import integer
 from spqlm.numerics.smoothing import (
     LARGEST_EXPONENT,
+    Reader,
     channels_of,
     exponents,
+    fitted_exponents,
     int8_loss,
     largest_of,
 )
@@ -69,4 +71,79 @@ def test_int8_loss_is_the_weighed_error_of_rounding_both(shift):
     error = rounded(entered) @ ((wide / scale).round() * scale).T - entered @ wide.T
     weighed = (tokens.double()[:, None] * error**2).sum(0) / tokens.double().sum()
     wanted = 0.5 * float((output.double() * weighed).sum())
-    assert int8_loss(weight, rows, tokens, output, exponents) == pytest.approx(wanted, rel=1e-3)
+    reader = Reader(weight, tokens, output)
+    assert int8_loss(reader, rows, exponents) == pytest.approx(wanted, rel=1e-3)
+
+
+def readers_of(generator: torch.Generator, columns: int, tokens: int) -> list[Reader]:
+    return [
+        Reader(
+            torch.randn(rows, columns, generator=generator),
+            torch.rand(tokens, generator=generator),
+            torch.rand(rows, generator=generator),
+        )
+        for rows in (24, 40)
+    ]
+
+
+def loss_of(readers: list[Reader], rows: torch.Tensor, found: torch.Tensor) -> float:
+    return sum(int8_loss(reader, rows, found) for reader in readers)
+
+
+def expected(readers: list[Reader], rows: torch.Tensor, found: torch.Tensor) -> float:
+    """What `fitted_exponents` lowers, as its docstring has it."""
+    factors, total = 2.0 ** found.double(), 0.0
+    for weight, tokens, output in readers:
+        shares = tokens.double() / tokens.double().sum()
+        wide, entered = weight.double() * factors, rows.double() / factors
+        of_tokens, of_rows = (v.abs().amax(1) / 127 for v in (entered, wide))
+        total += float((shares @ of_tokens**2) * (output.double() @ wide**2).sum()) / 24
+        total += float((output.double() @ of_rows**2) * (shares @ entered**2).sum()) / 24
+    return total
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000), st.sampled_from([1, 2]))
+def test_fitted_exponents_lower_the_expected_loss(seed, width):
+    generator = torch.Generator().manual_seed(seed)
+    channels, tokens = 32, 64
+    channel = channels_of(channels * width, channels, 1)
+    readers = readers_of(generator, len(channel), tokens)
+    rows = torch.randn(tokens, len(channel), generator=generator)
+    rows *= torch.randn(channels, generator=generator).mul(2).exp()[channel]
+    inputs = largest_of(rows.abs().amax(0), channel)
+    weights = largest_of(torch.cat([r.weight for r in readers]).abs().amax(0), channel)
+    start = exponents(inputs, weights, 0.5)
+    found = fitted_exponents(readers, rows, channel, start)
+    assert torch.equal(found, found.round())
+    before = expected(readers, rows, start[channel])
+    assert expected(readers, rows, found[channel]) <= before * (1 + 1e-5)
+
+
+def test_what_is_expected_is_what_comes():
+    generator = torch.Generator().manual_seed(4)
+    readers, rows = readers_of(generator, 256, 128), torch.randn(128, 256, generator=generator)
+    start = torch.zeros(256)
+    assert expected(readers, rows, start) == pytest.approx(loss_of(readers, rows, start), rel=0.05)
+
+
+def test_fitted_exponents_find_what_one_strength_cannot():
+    """Two kinds of outliers: many tokens have one, and a single token has the other."""
+    generator = torch.Generator().manual_seed(5)
+    readers = readers_of(generator, 32, 128)
+    rows = torch.randn(128, 32, generator=generator)
+    rows[:, 3] *= 30
+    rows[0, 4:20] *= 30
+    channel = torch.arange(32)
+    weights = torch.cat([r.weight for r in readers]).abs().amax(0)
+    tried = [exponents(rows.abs().amax(0), weights, step / 20) for step in range(21)]
+    best = min(tried, key=lambda found: loss_of(readers, rows, found))
+    found = fitted_exponents(readers, rows, channel, best)
+    assert loss_of(readers, rows, found) < 0.8 * loss_of(readers, rows, best)
+
+
+def test_inputs_that_are_all_zero_leave_the_start_as_it_is():
+    readers = readers_of(torch.Generator().manual_seed(1), 8, 16)
+    start = torch.zeros(8)
+    found = fitted_exponents(readers, torch.zeros(16, 8), torch.arange(8), start)
+    assert torch.equal(found, start)

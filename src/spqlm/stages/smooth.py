@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import ClassVar, Literal
 
 import torch
@@ -19,7 +20,14 @@ from spqlm.layerwise.loop import LayerLoop, Step
 from spqlm.layerwise.walk import evaluating
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import module_bytes
-from spqlm.numerics.smoothing import channels_of, exponents, int8_loss, largest_of
+from spqlm.numerics.smoothing import (
+    Reader,
+    channels_of,
+    exponents,
+    fitted_exponents,
+    int8_loss,
+    largest_of,
+)
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage
 
 NOT_LINKED = "whose inputs no known norm or projection writes alone"
@@ -27,7 +35,7 @@ NOT_ALONE = "in layers that cannot be run by themselves"
 NOT_EXACT = "where factors would change what the layer gives"
 EVEN = "whose channels are even already"
 NO_GAIN = "that no factors serve"
-# α that are tried where none is given.
+# α that are tried where none is given; a descent begins at the best.
 STRENGTHS = tuple(step / 20 for step in range(4, 20, 2))
 # Tokens that they are tried on, evenly spread over the text.
 TRIED_TOKENS = 1024
@@ -48,7 +56,7 @@ class Smooth(Stage):
         le=1,
         description="α of SmoothQuant (arXiv 2211.10438, equation 4): how much of the difference "
         "between channels the weights take over; null searches, for weights that read the same, "
-        "what costs them the fewest nats in int8 with int8 inputs",
+        "the factors that cost them the fewest nats in int8 with int8 inputs",
     )
     modules: tuple[Literal["attention", "mlp"], ...] = Field(
         ("attention", "mlp"), min_length=1, description="which linear layers"
@@ -167,26 +175,32 @@ class Smooth(Stage):
 def _best(
     link: Link, entered: Entered, sensitivities: Mapping[str, Sensitivity], tried: list[Tensor]
 ) -> tuple[Tensor, float]:
-    """The exponents that cost the readers the least in int8, and how much less than none do."""
+    """The exponents that cost the readers the least in int8, and how much less than none do.
+
+    From the best of those that are tried, a descent looks for better ones.
+    """
     places, rows = entered.sample(link.readers[0].name)
-    channel = link.channel.to(rows.device)
+    channel, places = link.channel.to(rows.device), places.to(rows.device)
+    readers = [
+        Reader(
+            named.module.weight.detach().float(),
+            sensitivities[named.name].norms.flatten()[places],
+            sensitivities[named.name].output,
+        )
+        for named in link.readers
+    ]
 
     def loss(found: Tensor) -> float:
-        return sum(
-            int8_loss(
-                named.module.weight.detach().float(),
-                rows,
-                sensitivities[named.name].norms.flatten()[places.to(rows.device)],
-                sensitivities[named.name].output,
-                found[channel],
-            )
-            for named in link.readers
-        )
+        return sum(int8_loss(reader, rows, found[channel]) for reader in readers)
 
     without = torch.zeros_like(tried[0])
-    losses = [loss(found) for found in (without, *tried)]
-    best = min(range(len(losses)), key=losses.__getitem__)
-    return [without, *tried][best], losses[0] - losses[best]
+    losses = [(loss(found), found) for found in (without, *tried)]
+    least, best = min(losses, key=itemgetter(0))
+    fitted = fitted_exponents(readers, rows, channel, best)
+    lower = loss(fitted)
+    if lower < least:
+        least, best = lower, fitted
+    return best, losses[0][0] - least
 
 
 def _parameters(view: ModelView, change: Change) -> dict[str, Tensor]:
