@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spqlm.numerics.threads import LARGE, SMALL, at_once, share_out, threads_for
 
@@ -73,3 +74,20 @@ def test_large_weights_follow_one_another(threads):
     assert at_once([LARGE, 1]) == 2 and at_once([LARGE + 1, 1]) == 1 and at_once([]) == 0
     found = share_out(lambda _: torch.get_num_threads(), [1, 2], lambda _: LARGE + 1, CPU)
     assert found == [4, 4]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_modes_of_the_caller_do_not_look_at_each_operation(count, threads):
+    seen = []
+
+    class Looking(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **kwargs or {})
+
+    torch.set_num_threads(count)
+    with Looking():
+        found = share_out(lambda item: torch.ones(item).sum() + 1, [1, 2, 3], lambda item: 1, CPU)
+        assert not seen
+        torch.ones(1)
+    assert seen and [value.item() for value in found] == [2, 3, 4]

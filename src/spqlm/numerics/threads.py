@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -40,7 +41,10 @@ def share_out(
     threads = torch.get_num_threads()
     workers = at_once(map(size, waiting))
     if workers < 2 or device.type != "cpu":
-        return [work(item) for item in waiting]
+        # As in threads of a pool, nothing looks at each operation: rounding a weight has thousands
+        # of small ones, each of which would take several times as long.
+        with _disable_current_modes():
+            return [work(item) for item in waiting]
     graded = torch.is_grad_enabled()
 
     def one(place: int) -> tuple[int, _Result]:
