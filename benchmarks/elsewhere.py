@@ -50,7 +50,7 @@ STAGES = {
     "90 MB, nl2 to nl5 and int8": [budget(NONLINEAR, 90)],
     "paper": load_recipe("paper").without_training().to_dict()["stages"],
     "pruned heads": [
-        {"prune": {"maximum": 0.34, "modules": "attention"}},
+        {"prune": {"maximum": 0.34, "modules": ["attention"]}},
         *load_recipe("int8").to_dict()["stages"],
     ],
     "group-sparse": [
