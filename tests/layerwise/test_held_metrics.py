@@ -52,3 +52,12 @@ def test_metrics_are_those_of_all_weights_together(view, frozen):
             assert set(held.by_weighting[0]) == {named.name for named in leaves}
             with pytest.raises(KeyError):
                 held.by_weighting[0]["another"]
+
+
+def test_a_weight_without_metrics_is_not_forgotten(view):
+    windows = torch.randint(0, 64, (4, 16))
+    [first, *others] = view.layers[0].leaves
+    sensitivities = collect_sensitivities(view, windows, [named.name for named in others])
+    step = next(iter(LayerLoop(view, windows, "test", frozen=True)))
+    held = HeldMetrics(step, sensitivities, split(len(windows), 0.5))
+    assert list(held.groups([first, *others])) == [others, [first]]

@@ -91,13 +91,18 @@ class HeldMetrics:
         self.by_weighting = [_Metrics(self, index) for index in range(len(weightings))]
 
     def groups(self, weights: Iterable[Named]) -> Iterator[list[Named]]:
-        """Some of the weights, those together that are held together; they are held by then."""
+        """All of the weights, those together that are held together; they are held by then.
+
+        Those that have no metrics come last.
+        """
         left = {named.name: named for named in weights}
         for names in self._names:
-            group = [left[name] for name in names if name in left]
+            group = [left.pop(name) for name in names if name in left]
             if group:
                 self.held(group[0].name)
                 yield group
+        if left:
+            yield list(left.values())
 
     def held(self, name: str) -> list[dict[str, Metric]]:
         """Metrics by weighting and full name, that of a weight among them.
