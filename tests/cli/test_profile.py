@@ -22,7 +22,8 @@ def test_every_format_and_a_checkpoint_have_a_row(run, model, monkeypatch):
     monkeypatch.chdir(model.parent)
     spqlm.compress("model", "out", recipe="int8")
     code, out, err = run("profile", "model", "out", *OPTIONS)
-    assert (code, err) == (0, "")
+    # Nothing is warned of but other work on the machine.
+    assert code == 0 and all("busy with something else" in line for line in err.splitlines())
     names = [line.strip().split("  ")[0] for line in out.splitlines()]
     assert {"dense", "int8 per_channel", "int4 group 64", "out"} <= set(names)
 

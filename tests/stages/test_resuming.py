@@ -93,11 +93,11 @@ class Kills:
             if where == place and len(seen) == count:
                 raise KeyboardInterrupt
 
-        def observing(step, on_rows, on_dense=None):
+        def observing(step, *observers, **options):
             if not step._frozen:
                 self.observed.append(step.layer.name)
                 at("observe", self.observed)
-            observe(step, on_rows, on_dense)
+            observe(step, *observers, **options)
 
         def keeping(finished, name, changed):
             self.kept.append(name)
