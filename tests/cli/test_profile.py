@@ -20,10 +20,11 @@ def model(tmp_path, monkeypatch):
 
 def test_every_format_and_a_checkpoint_have_a_row(run, model, monkeypatch):
     monkeypatch.chdir(model.parent)
+    # Other work on the machine, of which it would warn, is none of this test's business.
+    monkeypatch.setattr("spqlm.profiling.rests.UNDISTURBED", 0.0)
     spqlm.compress("model", "out", recipe="int8")
     code, out, err = run("profile", "model", "out", *OPTIONS)
-    # Nothing is warned of but other work on the machine.
-    assert code == 0 and all("busy with something else" in line for line in err.splitlines())
+    assert (code, err) == (0, "")
     names = [line.strip().split("  ")[0] for line in out.splitlines()]
     assert {"dense", "int8 per_channel", "int4 group 64", "out"} <= set(names)
 
