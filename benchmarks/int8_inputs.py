@@ -21,6 +21,7 @@ from spqlm.evaluation import perplexity
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe
 from spqlm.sources.load import load_model
+from spqlm.stages.base import Inputs
 
 CONTEXT = 1024
 LINEARS = {"embedding_formats": ["dense"]}
@@ -45,7 +46,7 @@ def made(dense: PreTrainedModel, recipe: Recipe, tokenizer: Any) -> tuple[PreTra
         calibration = Calibration(recipe.calibration, view, tokenizer, seed=0)
         statistics = calibration.statistics(stage.needs(view))
         plan = stage.plan(view, statistics)
-        stage.apply(view, plan)
+        stage.apply(view, plan, Inputs(statistics))
         said.append(plan.summary)
     return view.model, "; ".join(said)
 

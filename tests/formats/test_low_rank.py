@@ -51,3 +51,10 @@ def test_the_left_factor_makes_up_for_the_rounding_of_the_right_one():
     )
     naive = definition(apart) @ definition(stored.right)
     assert metric.loss(stored.restore() - weight) < metric.loss(naive.float() - weight)
+
+
+def test_a_factor_that_would_overflow_shares_its_magnitude_with_the_other():
+    weight = torch.full((16, 8), 60_000.0)
+    stored = of_factors(torch.eye(16)[:, :8] / 8, weight[:8] * 8).cast(torch.float16)
+    assert all(bool(torch.isfinite(t).all()) for t in stored.tensors().values())
+    assert torch.equal(stored.restore(torch.float32)[:8], weight[:8].half().float())

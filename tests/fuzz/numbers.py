@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 import spqlm
 from spqlm import pipeline
+from spqlm.model.view import ModelView
 
 SECONDS = 60.0
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -95,21 +96,33 @@ def change(model: PreTrainedModel, random: Random) -> str:
 
 
 def _compress(model: PreTrainedModel, recipe: spqlm.Recipe) -> None:
-    """Prints what stages are through when it fails, and what is wrong where it does not."""
+    """Prints what was done when it is refused, and what is wrong where it is not."""
     through: list[str] = []
-    run_stage = pipeline._run_stage
+    run_stage, replace = pipeline._run_stage, ModelView.replace
 
     def told(stage: Any, *arguments: Any) -> Any:
         record = run_stage(stage, *arguments)
         through.append(stage.key)
         return record
 
+    def replaced(view: ModelView, name: str, module: Any) -> None:
+        replace(view, name, module)
+        if name not in through:
+            through.append(name)
+
+    finite = _is_finite(model)
     pipeline._run_stage = told
+    ModelView.replace = replaced  # type: ignore[method-assign]
     try:
         made = spqlm.compress(model, "made", recipe=recipe, tokenizer=tiny_tokenizer()).model
     except spqlm.SpqError:
         print(*through, end="")
         raise
-    with torch.inference_mode():
-        if not bool(torch.isfinite(made(input_ids=torch.arange(3, 27)[None]).logits).all()):
-            print("what it gives is not finite", end="")
+    if finite and not _is_finite(made):
+        print("what it gives is not finite", end="")
+
+
+@torch.inference_mode()
+def _is_finite(model: PreTrainedModel) -> bool:
+    """Whether it gives numbers on tokens that it need not have been tried on before."""
+    return bool(torch.isfinite(model(input_ids=torch.arange(3, 27)[None]).logits).all())

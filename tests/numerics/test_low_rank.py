@@ -315,3 +315,26 @@ def test_half_precision_weights_are_decomposed_in_float64():
         low_rank.weighted_basis(w, hessian, output) for w in (weight, weight.float())
     )
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("place", PLACES)
+def test_factors_of_the_largest_weights_can_be_stored(dtype, place):
+    largest = torch.finfo(torch.float16).max
+    weight = torch.full((16, 8), largest, dtype=torch.float16).to(dtype)
+    factors = low_rank.truncate(weight, 2, place)
+    left, right = (f.to(dtype) for f in low_rank.in_range(*factors, dtype))
+    assert torch.allclose(left.double() @ right.double(), weight.double(), rtol=2**-7)
+    if dtype != torch.float16:
+        assert all(map(torch.equal, (left, right), (f.to(dtype) for f in factors)))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_in_float16_nothing_between_factors_is_beyond_what_they_give(place):
+    weight, inputs = decaying(32, 24), random(24, 500, seed=3)
+    left, right = low_rank.in_range(*low_rank.truncate(weight, 5, place), torch.float16)
+    between, given = right @ inputs, left @ right @ inputs
+    assert bool((between.abs().amax(0) <= given.abs().amax(0)).all())
+    torch.testing.assert_close(
+        left @ right, low_rank.truncate(weight, 5)[0] @ (low_rank.truncate(weight, 5)[1])
+    )

@@ -45,6 +45,18 @@ def test_sparsegpt_crosses_blocks(monkeypatch):
         assert int((pruned[:, start : start + 16] == 0).sum()) == 40
 
 
+def test_a_row_that_cannot_be_stored_when_refitted_is_as_it_was():
+    weight, hessian = problem(3, 24, 7)
+    weight[1] = 60_000
+    hessian = torch.full((24, 24), 0.9) + 0.1 * torch.eye(24)
+    largest = torch.finfo(torch.float16).max
+    free = sparse.sparsegpt(weight, hessian, 0.5, (2, 4))
+    assert free.abs().amax(1)[1] > largest
+    pruned = sparse.sparsegpt(weight, hessian, 0.5, (2, 4), largest=largest)
+    assert torch.equal(pruned[[0, 2]], free[[0, 2]])
+    assert torch.equal(pruned[1], weight[1] * (free[1] != 0))
+
+
 def test_sparsegpt_removes_what_costs_least_first():
     weight, hessian = problem(1, 12, 5)
     damped = hessian.double() + torch.eye(12) * 0.01 * hessian.double().diagonal().median()

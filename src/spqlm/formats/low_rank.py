@@ -63,8 +63,12 @@ class LowRankWeight(StoredWeight):
         return replace(self, right=self.right.take_columns(index))
 
     def cast(self, dtype: torch.dtype) -> Self:
-        """Both factors."""
-        return replace(self, left=self.left.cast(dtype), right=self.right.cast(dtype))
+        """Both factors; of dense ones a power of two moves, where one would overflow."""
+        left, right = self.left, self.right
+        if isinstance(left, DenseWeight) and isinstance(right, DenseWeight):
+            pair = low_rank.in_range(left.weight, right.weight, dtype)
+            left, right = (DenseWeight(Dense(), factor) for factor in pair)
+        return replace(self, left=left.cast(dtype), right=right.cast(dtype))
 
     def detach(self) -> Self:
         """Both factors."""

@@ -5,6 +5,7 @@ retained variance sums, and cost a fraction of a full decomposition. Its leading
 the best rank-r approximation as a projection, so no singular value is ever divided by.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -15,11 +16,25 @@ from spqlm.numerics.threads import threads_for
 SingularValuesIn = Literal["left", "right", "both"]
 # Share of the mean E[g²] that an output without gradients counts for.
 DEAD_OUTPUT = 1e-6
+# Of a matrix with larger or smaller powers of two, squares may leave float32's range.
+MODERATE = 32
+# Largest magnitude of a factor in float16 that keeps its digits.
+SMALLEST_PEAK = 2.0**-6
+
+
+def _normalised(weight: Tensor) -> tuple[Tensor, float]:
+    """W / p², float32, whose squares are in range, and p, a power of two."""
+    weight = weight.to(torch.float32)
+    peak = float(torch.linalg.vector_norm(weight, torch.inf))
+    exponent = math.frexp(peak)[1] if math.isfinite(peak) else 0
+    if abs(exponent) < MODERATE:
+        return weight, 1.0
+    root = 2.0 ** (exponent // 2)
+    return weight / root / root, root
 
 
 def _gram(weight: Tensor) -> Tensor:
-    """W Wᵀ or Wᵀ W, float32 [n, n] with n = min(W.shape)."""
-    weight = weight.to(torch.float32)
+    """W Wᵀ or Wᵀ W of float32 W, [n, n] with n = min(W.shape)."""
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
     return wide @ wide.T
 
@@ -41,9 +56,10 @@ def variances(weight: Tensor) -> Tensor:
         float64 [min(out, in)], non-negative. Computed in float32: shares of the total below about
         1e-6 are rounding.
     """
+    weight, root = _normalised(weight)
     gram = _gram(weight)
     with threads_for(len(gram)):
-        return torch.linalg.eigvalsh(gram).flip(0).clamp_min_(0).double()
+        return torch.linalg.eigvalsh(gram).flip(0).clamp_min_(0).double() * root**4
 
 
 def rank_for_variance(variances: Tensor, variance: float) -> int:
@@ -97,7 +113,7 @@ def truncate(
     Returns:
         left [out, r] and right [r, in], float32, with left @ right ≈ weight.
     """
-    weight = weight.to(torch.float32)
+    weight, root = _normalised(weight)
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.T
     basis = _eigh(_gram(weight))[1].flip(1)[:, :rank].clone()
     projected = basis.T @ wide
@@ -112,7 +128,40 @@ def truncate(
             if values_are_in == "right"
             else (left / moved, right * moved[:, None])
         )
-    return left.contiguous(), right.contiguous()
+    grown = {"left": (root**2, 1.0), "right": (1.0, root**2), "both": (root, root)}
+    by_left, by_right = grown[singular_values_in]
+    return (left * by_left).contiguous(), (right * by_right).contiguous()
+
+
+def in_range(left: Tensor, right: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Move a power of two between factors, so that a dtype holds them and what lies between them.
+
+    ‖R x‖∞ ≤ √out ‖L R x‖∞ / σ_min(L): in float16, L grows until what R gives is no more than what
+    the product gives, as far as R keeps its digits. Other dtypes have range enough for that.
+
+    Args:
+        left: L [out, r].
+        right: R [r, in].
+        dtype: that they are to be stored in.
+
+    Returns:
+        factors of the same product; as they are where nothing is beyond the range, or one is not
+        finite.
+    """
+    peaks = [float(torch.linalg.vector_norm(factor, torch.inf)) for factor in (left, right)]
+    if not 0 < min(peaks) <= max(peaks) < math.inf:
+        return left, right
+    range_left, range_right = (math.log2(torch.finfo(dtype).max / peak) for peak in peaks)
+    wanted = math.ceil(_between(left)) if dtype == torch.float16 else 0
+    spare = math.floor(math.log2(peaks[1] / SMALLEST_PEAK))
+    shift = max(min(wanted, spare, math.floor(range_left)), math.ceil(-range_right))
+    return (left * 2.0**shift, right / 2.0**shift) if shift else (left, right)
+
+
+def _between(left: Tensor) -> float:
+    """log2 of √out / σ_min(L), no less than 0."""
+    least = float(torch.linalg.svdvals(left.float())[-1])
+    return max(math.log2(len(left)) / 2 - math.log2(max(least, torch.finfo(torch.float32).tiny)), 0)
 
 
 def weighted_basis(weight: Tensor, hessian: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:

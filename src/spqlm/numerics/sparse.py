@@ -6,6 +6,7 @@ from torch import Tensor
 from spqlm.numerics.gptq import inverse_factor
 
 BLOCK = 128
+LARGEST = torch.finfo(torch.float32).max
 
 
 def keep_largest(scores: Tensor, sparsity: float, by_row: bool) -> Tensor:
@@ -74,11 +75,13 @@ def sparsegpt(
     sparsity: float,
     group: tuple[int, int] | None = None,
     damping: float = 0.01,
+    largest: float = LARGEST,
 ) -> Tensor:
     """Zero weights and let those to their right make up for it (SparseGPT, algorithm 1).
 
     A weight's score is w² / [H⁻¹]_jj, where H⁻¹ is that of its column and those to its right.
-    Blocks of 128 columns are decided at once, groups when their turn comes.
+    Blocks of 128 columns are decided at once, groups when their turn comes. A row that cannot be
+    stored when it has made up for what it lost does not: it is as it was, with its zeros.
 
     Args:
         weight: [rows, columns].
@@ -86,6 +89,7 @@ def sparsegpt(
         sparsity: share of every block that goes, from whichever rows.
         group: (n, m) prunes n of every m of a row instead.
         damping: see `spqlm.numerics.gptq.damped`.
+        largest: magnitude that can be stored.
 
     Returns:
         float32 [rows, columns].
@@ -93,7 +97,8 @@ def sparsegpt(
     Raises:
         ValueError: the Hessian is not one, or the group does not divide the columns.
     """
-    weight = weight.to(torch.float32).clone()
+    dense, kept = weight, torch.ones_like(weight, dtype=torch.bool)
+    weight = dense.to(torch.float32, copy=True)
     if group is not None and weight.shape[1] % group[1]:
         raise ValueError(f"groups of {group[1]} do not divide {weight.shape[1]} columns")
     factor, _ = inverse_factor(hessian, damping)
@@ -117,6 +122,10 @@ def sparsegpt(
             block.addr_(errors[:, at], factor[column, start:stop], alpha=-1)
             block[:, at].mul_(keep[:, at])
         weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
+        kept[:, start:stop] = keep
+    # Of NaN, too.
+    beyond = ~(weight.abs().amax(1) <= largest)
+    weight[beyond] = dense[beyond].to(torch.float32) * kept[beyond]
     return weight
 
 

@@ -12,6 +12,7 @@ from spqlm.changes import Change, Plan, Zeroed
 from spqlm.errors import SpqError
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.loop import LayerLoop, replace_layer_by_layer
+from spqlm.model.soundness import fitting
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import linear_from, module_bytes
 from spqlm.numerics import sparse
@@ -97,7 +98,11 @@ class Mask(Stage):
         if self.method == "wanda":
             pruned = sparse.wanda(weight, metric, self.sparsity, group)
         else:
-            pruned = sparse.sparsegpt(weight, metric, self.sparsity, group, self.damping)
+            largest = torch.finfo(weight.dtype).max
+            with fitting(named.name):
+                pruned = sparse.sparsegpt(
+                    weight, metric, self.sparsity, group, self.damping, largest
+                )
         return linear_from(pruned.to(weight.dtype), named.module.bias)
 
 
