@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     __version__: str
     from spqlm.allocation.limits import Limits
     from spqlm.conversion import Exported, export
-    from spqlm.foretelling import foretell
+    from spqlm.estimating import estimate
     from spqlm.loading import load
     from spqlm.measuring import evaluate
     from spqlm.pipeline import CompressionResult, compress, plan
@@ -29,9 +29,9 @@ __all__ = [
     "Recipe",
     "SpqError",
     "compress",
+    "estimate",
     "evaluate",
     "export",
-    "foretell",
     "load",
     "load_recipe",
     "plan",
@@ -44,9 +44,9 @@ _HOMES = {
     "Limits": "spqlm.allocation.limits",
     "Recipe": "spqlm.recipe",
     "compress": "spqlm.pipeline",
+    "estimate": "spqlm.estimating",
     "evaluate": "spqlm.measuring",
     "export": "spqlm.conversion",
-    "foretell": "spqlm.foretelling",
     "load": "spqlm.loading",
     "load_recipe": "spqlm.recipe",
     "plan": "spqlm.pipeline",

@@ -78,7 +78,7 @@ def counted(outline: Outline, recipe: Recipe) -> Work | None:
     return total
 
 
-def foretold_seconds(outline: Outline, recipe: Recipe) -> float | None:
+def estimated_seconds(outline: Outline, recipe: Recipe) -> float | None:
     """What `counted` takes on this machine's CPU, by a measurement of some seconds.
 
     None where it cannot be counted, and of a class that cannot be made with few layers.

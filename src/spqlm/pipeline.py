@@ -22,7 +22,7 @@ from spqlm.calibration.probe import probe
 from spqlm.calibration.sensitivity import Passes, whole_model
 from spqlm.checkpoint.manifest import Forecast, Manifest, Sizes, StageRecord
 from spqlm.data.sources import public_name
-from spqlm.foretelling import foretold
+from spqlm.estimating import estimated
 from spqlm.kernels.widening import widened_products
 from spqlm.layerwise.gradients import LayerByLayer
 from spqlm.model.bytes_read import bytes_read
@@ -143,7 +143,7 @@ def compress(
             directory, overwrite=overwrite, inputs=[i for i in inputs if isinstance(i, str | Path)]
         )
     on_cpu = device is None or torch.device(device).type == "cpu"
-    told = foretold(model, steps, ratio, dtype, memory, TIMED_FROM if on_cpu else None)
+    told = estimated(model, steps, ratio, dtype, memory, TIMED_FROM if on_cpu else None)
     if told is not None and told.seconds:
         logger.info("this takes about %s", spoken(told.seconds))
     walked = told is not None and told.layer_by_layer

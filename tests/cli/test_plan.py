@@ -55,18 +55,18 @@ def test_a_model_without_room_is_read_by_layers(run, source, monkeypatch):
 
 
 def test_the_smallest_target_is_the_one_that_a_run_names(source):
-    smallest = spqlm.foretell(source, target_ratio=0.6).smallest
+    smallest = spqlm.estimate(source, target_ratio=0.6).smallest
     with pytest.raises(SpqError, match="cannot be reached; the smallest"):
-        spqlm.foretell(source, target_size=smallest - 1)
-    spqlm.foretell(source, target_size=smallest)
+        spqlm.estimate(source, target_size=smallest - 1)
+    spqlm.estimate(source, target_size=smallest)
 
 
-def test_objects_and_checkpoints_of_ours_are_not_foretold(source, model, tmp_path):
+def test_objects_and_checkpoints_of_ours_are_not_estimated(source, model, tmp_path):
     spqlm.compress(source, tmp_path / "out", recipe="int8")
     assert outline(str(tmp_path / "out")) is None
     for name in (model, tmp_path / "out"):
         with pytest.raises(SpqError, match="not compressed"):
-            spqlm.foretell(name)
+            spqlm.estimate(name)
 
 
 def test_a_plan_refuses_a_speed_or_a_cache_that_cannot_be_had(run, source, tmp_path):
@@ -88,7 +88,7 @@ def test_a_plan_refuses_a_speed_or_a_cache_that_cannot_be_had(run, source, tmp_p
 def test_of_experts_those_count_as_read_that_a_token_is_sent_to(run, tmp_path):
     model = tiny_model("qwen3_moe")  # 2 of 4 experts
     model.save_pretrained(tmp_path / "model")
-    told = spqlm.foretell(tmp_path / "model", recipe="int8")
+    told = spqlm.estimate(tmp_path / "model", recipe="int8")
     assert told.read < told.disk
     found = spqlm.compress(tmp_path / "model", tmp_path / "out", recipe="int8").manifest
     assert found.sizes.read == pytest.approx(told.read, rel=0.25)

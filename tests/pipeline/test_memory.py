@@ -104,17 +104,17 @@ def test_codes_that_no_text_decides_go_to_files_too(source, tmp_path, monkeypatc
     assert not (tmp_path / f"small{UNFINISHED}").exists()
 
 
-def test_what_was_foretold_is_in_the_manifest(source, tmp_path, budget):
+def test_what_was_estimated_is_in_the_manifest(source, tmp_path, budget):
     recipe = tmp_path / "budget.yaml"
     recipe.write_text(json.dumps(budget.to_dict()))
     # In a process of its own: this one holds what other tests left.
     command = ("compress", source, tmp_path / "out", "--recipe", recipe, "--target-ratio", "0.3")
     subprocess.run([sys.executable, "-m", "spqlm", *command], check=True)
     manifest = read_manifest(tmp_path / "out")
-    foretold, disk = manifest.forecast, manifest.sizes.disk
-    assert foretold.smallest <= disk <= foretold.disk < 1.25 * disk
+    estimated, disk = manifest.forecast, manifest.sizes.disk
+    assert estimated.smallest <= disk <= estimated.disk < 1.25 * disk
     peak = max(stage.peak_bytes for stage in manifest.stages)
-    assert abs(foretold.peak - peak) < 0.4 * peak
+    assert abs(estimated.peak - peak) < 0.4 * peak
 
 
 def test_a_limit_that_is_too_low_is_refused_before_anything_is_loaded(

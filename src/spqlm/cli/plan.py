@@ -56,9 +56,9 @@ def command(
     Refuses a target that cannot be reached, and a limit of memory that is too low. `spq compress
     --dry-run` decides on every weight, which takes longer.
     """
-    from spqlm.foretelling import foretell
+    from spqlm.estimating import estimate
 
-    found = foretell(
+    found = estimate(
         model,
         recipe=recipe,
         target_size=target_size,

@@ -39,7 +39,7 @@ HELD_OUT_SHARE = 0.1
 # scales and the weight that gives their gradient come to.
 CODES, SCALES = 20, 1
 # The step that says how long all of them will take; the first ones are slower.
-FORETOLD_AT = 2
+TIMED_AT = 2
 WHAT = {
     "scales": "scales",
     "all": "scales, norm weights and biases",
@@ -157,7 +157,7 @@ class Distill(Stage):
                         self._diverged(wrong, run.step)
                         break
                     run.step += 1
-                    if run.step == FORETOLD_AT:
+                    if run.step == TIMED_AT:
                         minutes = (time.perf_counter() - started) * len(batches) / 60
                         logger.info("distill: %d steps in about %.0f min", self.steps, minutes)
                     if run.step % self.check_every == 0 or run.step == self.steps:

@@ -88,11 +88,11 @@ def test_experts_are_unpacked_into_their_own_layout(tmp_path):
 def test_a_plan_counts_what_the_codes_are_unpacked_to(tmp_path):
     layout = Awq()
     write(tmp_path / "packed", layout, layout.settings)
-    told = spqlm.foretell(tmp_path / "packed", recipe="int8")
+    told = spqlm.estimate(tmp_path / "packed", recipe="int8")
     made = spqlm.compress(tmp_path / "packed", tmp_path / "out", recipe="int8").manifest.sizes
     assert told.disk == pytest.approx(made.resident, rel=0.01)
     with pytest.raises(SpqError, match=r"one layer at a time: AWQ \(4 bits, groups of 32\) is"):
-        spqlm.foretell(tmp_path / "packed", recipe="int8", memory=1000)
+        spqlm.estimate(tmp_path / "packed", recipe="int8", memory=1000)
 
 
 def test_settings_of_writing_come_along(tmp_path):

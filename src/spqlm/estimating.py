@@ -1,4 +1,4 @@
-"""What a run will take, told before weights are read."""
+"""What a run will take, estimated before weights are read."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from spqlm.allocation.limits import Limits
 from spqlm.allocation.restriction import Alike
 from spqlm.checkpoint.manifest import Forecast
 from spqlm.errors import SpqError
-from spqlm.forecast import forecast, foretold_seconds
+from spqlm.forecast import estimated_seconds, forecast
 from spqlm.profiling.timed import timed
 from spqlm.recipe import Recipe
 from spqlm.requested import requested
@@ -19,7 +19,7 @@ from spqlm.sources.outline import outline
 from spqlm.units import parse_size
 
 
-def foretell(
+def estimate(
     model: str | Path | PreTrainedModel,
     *,
     recipe: str | Path | Recipe | None = None,
@@ -59,18 +59,20 @@ def foretell(
     Example:
         import spqlm
 
-        print(spqlm.foretell("demo", target_size="90MB").smallest, "bytes at least")
+        print(spqlm.estimate("demo", target_size="90MB").smallest, "bytes at least")
     """
     steps, ratio = requested(
         recipe, target_size, target_ratio, alike, export_target, calibration, recover, limits
     )
-    found = foretold(model, steps, ratio, dtype, memory)
+    found = estimated(model, steps, ratio, dtype, memory)
     if found is None:
-        raise SpqError("only models that are read from files, and are not compressed, are foretold")
+        raise SpqError(
+            "only models that are read from files, and are not compressed, can be estimated"
+        )
     return found
 
 
-def foretold(
+def estimated(
     model: str | Path | PreTrainedModel,
     steps: Recipe,
     ratio: float | None,
@@ -89,7 +91,7 @@ def foretold(
         timed_from: bytes of the smallest model whose time on this CPU is told; None for none.
 
     Raises:
-        SpqError: as for `foretell`.
+        SpqError: as for `estimate`.
     """
     limit = None if memory is None else parse_size(memory)
     found = None if isinstance(model, nn.Module) else outline(str(model), dtype)
@@ -105,7 +107,7 @@ def foretold(
     steps = timed(steps, found.view)
     told = forecast(found, steps, limit)
     if timed_from is not None and found.bytes >= timed_from:
-        told = told.model_copy(update={"seconds": foretold_seconds(found, steps)})
+        told = told.model_copy(update={"seconds": estimated_seconds(found, steps)})
     if told.layer_by_layer and ranks.several():
         raise SpqError("a model that has to be read one layer at a time is work for one process")
     return told
