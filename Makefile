@@ -40,7 +40,7 @@ demo: $(INSTALLED) ## compress a small model, measure it before and after, print
 test: $(TOOLS) ## run the checks, then the tests
 	@checks=0; { $(CHECKS); } || { checks=$$?; \
 		echo "The checks failed (see above): the tests run now, and make test will fail."; }; \
-	SPQ_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
+	SPQ_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 GOMP_SPINCOUNT=3000 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
 		$(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS) && exit $$checks
 
 check: $(TOOLS) ## lint, formatting, types, import rules

@@ -22,6 +22,11 @@ def pytest_report_header():
     return f"native kernels: {', '.join(native.instruction_sets(found))}"
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests come first: as the last ones they would leave a second process with no work."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """Before every fixture: random weights do not depend on which tests ran before."""

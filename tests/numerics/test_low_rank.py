@@ -317,7 +317,7 @@ def test_half_precision_weights_are_decomposed_in_float64():
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("place", PLACES)
 def test_factors_of_the_largest_weights_can_be_stored(dtype, place):
     largest = torch.finfo(torch.float16).max

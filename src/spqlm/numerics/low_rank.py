@@ -151,7 +151,8 @@ def in_range(left: Tensor, right: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
     peaks = [float(torch.linalg.vector_norm(factor, torch.inf)) for factor in (left, right)]
     if not 0 < min(peaks) <= max(peaks) < math.inf:
         return left, right
-    range_left, range_right = (math.log2(torch.finfo(dtype).max / peak) for peak in peaks)
+    most = math.log2(torch.finfo(dtype).max)
+    range_left, range_right = (most - math.log2(peak) for peak in peaks)
     wanted = math.ceil(_between(left)) if dtype == torch.float16 else 0
     spare = math.floor(math.log2(peaks[1] / SMALLEST_PEAK))
     shift = max(min(wanted, spare, math.floor(range_left)), math.ceil(-range_right))
