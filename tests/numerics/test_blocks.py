@@ -7,7 +7,7 @@ import torch
 from tests.numerics.grids import GRIDS, each_grid
 from tests.stored_weights import random
 
-from spqlm.numerics.blocks import Blocks
+from spqlm.numerics.blocks import FEW, Blocks, Grid
 
 
 @each_grid
@@ -87,3 +87,22 @@ def test_codes_of_positions_stay_in_range_and_their_spacing_is_that_of_the_neigh
         count = min(code + 1, last) - max(code - 1, 0)
         found = float(grid.spacing(torch.tensor([float(code)])))
         assert found == pytest.approx((above - below) / count)
+
+
+@pytest.mark.parametrize("count", [3, 3 * FEW])
+def test_few_and_many_positions_get_the_nearest_code(count):
+    levels = (-8, -3, 0, 1, 7)
+    grid = Grid(levels=levels, block=32, group=32)
+    near = torch.linspace(-20, 20, 81).repeat(-(-count // 81))[:count]
+    position = torch.stack([near, near + 1e-3, near - 1e-3])
+    codes = grid.nearest(position)
+    # Of two that are as near, the lower one.
+    assert torch.equal(codes, (position[..., None] - torch.tensor(levels)).abs().argmin(-1))
+    assert torch.equal(grid.nearest_level(position), grid.level(codes))
+
+
+@pytest.mark.parametrize("count", [3, 3 * FEW])
+def test_positions_that_are_not_finite_get_codes_that_exist(count):
+    grid = Grid(levels=(-8, -3, 0, 1, 7), block=32, group=32)
+    for value, expected in ((torch.inf, {4}), (-torch.inf, {0}), (torch.nan, {0, 4})):
+        assert {*grid.nearest(torch.full((count,), value)).tolist()} <= expected

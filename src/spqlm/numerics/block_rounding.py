@@ -168,7 +168,7 @@ def _integers(
         return multiple, None
     # Of least error beside the step as it is now.
     step = (scale * multiple)[:, None]
-    levels = grid.level(grid.nearest((values - offset) / step))
+    levels = grid.nearest_level((values - offset) / step)
     best = ((values - step * levels) * importance).sum(1) / importance.sum()
     return multiple, (best / shift).round_().clamp_(0, grid.multiples[1])
 

@@ -8,6 +8,8 @@ from spqlm.numerics.integer import SMALLEST_SCALE
 
 # Shares of a group's range that its levels are tried over.
 SHARES = tuple(1.0 - 0.05 * step for step in range(10))
+# Weights at several shares that are tried together: few ones take as long as one share of them.
+AT_ONCE = 1 << 17
 # Below this share of what it may be, a determinant is that of levels that are all the same.
 FLAT = 1e-6
 TINY = torch.finfo(torch.float32).tiny
@@ -39,18 +41,20 @@ def search(values: Tensor, cost: Tensor, grid: Grid) -> tuple[Tensor, Tensor | N
     best = torch.full_like(whole, torch.inf)
     step, shift = whole, middle
     sums = _Sums(values, cost, shifted=grid.shifted)
-    for share in SHARES:
-        tried = whole * share
+    every = torch.tensor(SHARES, device=values.device)[:, None, None]
+    for shares in every.split(max(AT_ONCE // max(values.numel(), 1), 1)):
+        tried = whole * shares
         moved = values
         if middle is not None:
             moved = values - (middle - tried * ((lowest + highest) / 2))[..., None]
-        levels = grid.level(grid.nearest(moved / tried[..., None]))
-        error, found, offset = sums.fitted(levels, tried)
-        better = error < best
-        best = torch.where(better, error, best)
-        step = torch.where(better, found, step)
-        if shift is not None and offset is not None:
-            shift = torch.where(better, offset, shift)
+        levels = grid.nearest_level(moved / tried[..., None])
+        errors, found, offsets = sums.fitted(levels, tried)
+        for place, error in enumerate(errors):
+            better = error < best
+            best = torch.where(better, error, best)
+            step = torch.where(better, found[place], step)
+            if shift is not None and offsets is not None:
+                shift = torch.where(better, offsets[place], shift)
     step = torch.where(step.abs() < SMALLEST_SCALE, SMALLEST_SCALE, step)
     return step, shift
 
@@ -65,19 +69,19 @@ class _Sums:
         self._values = self._weighted.sum(2)
 
     def fitted(self, levels: Tensor, tried: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Error less what no fit changes, step and shift, each [rows, groups].
+        """Error less what no fit changes, step and shift, each [shares, rows, groups].
 
         Args:
-            levels: [rows, groups, columns].
-            tried: the step that they come from, [rows, groups].
+            levels: [shares, rows, groups, columns].
+            tried: the steps that they come from, [shares, rows, groups].
         """
-        by_levels = (self._weighted * levels).sum(2)
+        by_levels = (self._weighted * levels).sum(3)
         costly = levels * self._cost
-        squares = (costly * levels).sum(2)
+        squares = (costly * levels).sum(3)
         alone = by_levels / squares.clamp_min(TINY)
         if not self._shifted:
             return -alone * by_levels, alone, None
-        sums = costly.sum(2)
+        sums = costly.sum(3)
         determinant = self._ones * squares - sums.square()
         step = (self._ones * by_levels - sums * self._values) / determinant
         # Where all levels are the same, or the values fall as levels rise.

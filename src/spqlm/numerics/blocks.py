@@ -16,6 +16,9 @@ from torch import Tensor
 
 from spqlm.numerics.integer import code_range
 
+# Below so many positions a search among borders is faster than a table.
+FEW = 1024
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -45,8 +48,35 @@ class Grid:
         if self.even:
             lowest = self.levels[0]
             return (position - lowest).round_().clamp_(0, len(self.levels) - 1)
-        borders = self._borders.to(position.device)
-        return torch.bucketize(position.contiguous(), borders)
+        if position.numel() < FEW:
+            return torch.bucketize(position.contiguous(), self._borders.to(position.device))
+        return (
+            _of_halves(self, position.device)[0]
+            .index_select(0, self._halves(position))
+            .view(position.shape)
+        )
+
+    def nearest_level(self, position: Tensor) -> Tensor:
+        """`level` of `nearest`, floats of the same shape."""
+        if self.even:
+            return self.nearest(position).add_(self.levels[0])
+        if position.numel() < FEW:
+            return self.level(self.nearest(position))
+        return (
+            _of_halves(self, position.device)[1]
+            .index_select(0, self._halves(position))
+            .view(position.shape)
+        )
+
+    def _halves(self, position: Tensor) -> Tensor:
+        """Positions rounded up to halves, counted from the lowest level: int32 [entries].
+
+        Every border between levels is a half, so this is all that the nearest one depends on.
+        """
+        low, high = 2 * self.levels[0], 2 * self.levels[-1]
+        halves = (position.reshape(-1) * 2).ceil_().clamp_(low, high).sub_(low)
+        # NaN becomes some integer.
+        return halves.int().clamp_(0, high - low)
 
     def at_random(self, position: Tensor, generator: torch.Generator) -> Tensor:
         """Codes of the level below or above weights in steps, right on average.
@@ -74,7 +104,8 @@ class Grid:
         if self.even:
             return codes + self.levels[0]
         dtype = codes.dtype if codes.is_floating_point() else torch.float32
-        return _table(self.levels, dtype, codes.device)[codes.long()]
+        table = _table(self.levels, dtype, codes.device)
+        return table.index_select(0, codes.reshape(-1).int()).view(codes.shape)
 
     def code(self, position: Tensor) -> Tensor:
         """The codes that positions between codes round to, whole floats of the same shape."""
@@ -106,6 +137,14 @@ class Grid:
         below = _table((gaps[0], *gaps), codes.dtype, codes.device)
         index = codes.long()
         return torch.where(apart > 0, apart / above[index], apart / below[index])
+
+
+@cache
+def _of_halves(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """By halves from the lowest level on: codes, int64, and levels, float32, of what is nearest."""
+    halves = torch.arange(2 * grid.levels[0], 2 * grid.levels[-1] + 1)
+    codes = torch.bucketize(halves / 2, grid._borders).to(device)
+    return codes, _table(grid.levels, torch.float32, device)[codes]
 
 
 @cache
