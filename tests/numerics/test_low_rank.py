@@ -338,3 +338,10 @@ def test_in_float16_nothing_between_factors_is_beyond_what_they_give(place):
     torch.testing.assert_close(
         left @ right, low_rank.truncate(weight, 5)[0] @ (low_rank.truncate(weight, 5)[1])
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
+def test_factors_within_the_range_stay_as_they_are(dtype, size):
+    factors = low_rank.truncate(decaying(8, 12) * size, 3)
+    assert all(a is b for a, b in zip(low_rank.in_range(*factors, dtype), factors, strict=True))

@@ -50,11 +50,7 @@ class Grid:
             return (position - lowest).round_().clamp_(0, len(self.levels) - 1)
         if position.numel() < FEW:
             return torch.bucketize(position.contiguous(), self._borders.to(position.device))
-        return (
-            _of_halves(self, position.device)[0]
-            .index_select(0, self._halves(position))
-            .view(position.shape)
-        )
+        return self._looked_up(position, _of_halves(self, position.device)[0])
 
     def nearest_level(self, position: Tensor) -> Tensor:
         """`level` of `nearest`, floats of the same shape."""
@@ -62,21 +58,18 @@ class Grid:
             return self.nearest(position).add_(self.levels[0])
         if position.numel() < FEW:
             return self.level(self.nearest(position))
-        return (
-            _of_halves(self, position.device)[1]
-            .index_select(0, self._halves(position))
-            .view(position.shape)
-        )
+        return self._looked_up(position, _of_halves(self, position.device)[1])
 
-    def _halves(self, position: Tensor) -> Tensor:
-        """Positions rounded up to halves, counted from the lowest level: int32 [entries].
+    def _looked_up(self, position: Tensor, table: Tensor) -> Tensor:
+        """Entries of a table by positions that are rounded up to halves, from the lowest level on.
 
-        Every border between levels is a half, so this is all that the nearest one depends on.
+        Every border between levels is a half, so the nearest one depends on nothing else.
         """
         low, high = 2 * self.levels[0], 2 * self.levels[-1]
         halves = (position.reshape(-1) * 2).ceil_().clamp_(low, high).sub_(low)
         # NaN becomes some integer.
-        return halves.int().clamp_(0, high - low)
+        index = halves.int().clamp_(0, high - low)
+        return table.index_select(0, index).view(position.shape)
 
     def at_random(self, position: Tensor, generator: torch.Generator) -> Tensor:
         """Codes of the level below or above weights in steps, right on average.

@@ -154,7 +154,7 @@ def in_range(left: Tensor, right: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
     most = math.log2(torch.finfo(dtype).max)
     range_left, range_right = (most - math.log2(peak) for peak in peaks)
     wanted = math.ceil(_between(left)) if dtype == torch.float16 else 0
-    spare = math.floor(math.log2(peaks[1] / SMALLEST_PEAK))
+    spare = max(math.floor(math.log2(peaks[1] / SMALLEST_PEAK)), 0)
     shift = max(min(wanted, spare, math.floor(range_left)), math.ceil(-range_right))
     return (left * 2.0**shift, right / 2.0**shift) if shift else (left, right)
 
