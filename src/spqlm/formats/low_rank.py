@@ -63,7 +63,7 @@ class LowRankWeight(StoredWeight):
         return replace(self, right=self.right.take_columns(index))
 
     def cast(self, dtype: torch.dtype) -> Self:
-        """Both factors; of dense ones a power of two moves, where one would overflow."""
+        """Both factors; dense ones share their magnitude, so that neither overflows."""
         left, right = self.left, self.right
         if isinstance(left, DenseWeight) and isinstance(right, DenseWeight):
             pair = low_rank.in_range(left.weight, right.weight, dtype)

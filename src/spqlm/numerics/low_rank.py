@@ -128,9 +128,11 @@ def truncate(
             if values_are_in == "right"
             else (left / moved, right * moved[:, None])
         )
-    grown = {"left": (root**2, 1.0), "right": (1.0, root**2), "both": (root, root)}
-    by_left, by_right = grown[singular_values_in]
-    return (left * by_left).contiguous(), (right * by_right).contiguous()
+    if root != 1.0:
+        grown = {"left": (root**2, 1.0), "right": (1.0, root**2), "both": (root, root)}
+        by_left, by_right = grown[singular_values_in]
+        left, right = left * by_left, right * by_right
+    return left.contiguous(), right.contiguous()
 
 
 def in_range(left: Tensor, right: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -161,8 +163,8 @@ def in_range(left: Tensor, right: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
 
 def _between(left: Tensor) -> float:
     """log2 of √out / σ_min(L), no less than 0."""
-    least = float(torch.linalg.svdvals(left.float())[-1])
-    return max(math.log2(len(left)) / 2 - math.log2(max(least, torch.finfo(torch.float32).tiny)), 0)
+    least = max(float(variances(left)[-1]), torch.finfo(torch.float32).tiny)
+    return max(math.log2(len(left) / least) / 2, 0)
 
 
 def weighted_basis(weight: Tensor, hessian: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
