@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 import psutil
+import torch
 from torch import nn
 
 from spqlm.calibration.work import Work
@@ -68,7 +69,12 @@ def counted(outline: Outline, recipe: Recipe) -> Work | None:
     view, text = outline.view, recipe.calibration
     tokens = text.windows * text.context
     reads = any(stage.needs(view).any_windows or stage.trains for stage in recipe.stages)
-    total = Work(written=text.windows if reads and text.source == GENERATED else 0)
+    written = reads and text.source == GENERATED
+    total = Work(written=text.windows if written else 0)
+    if view.model.dtype == torch.float16 and not written:
+        # All that is observed is tried before: see `probe`.
+        observes = any(stage.needs(view).any_windows for stage in recipe.stages)
+        total += Work(read=tokens if observes else 0)
     for stage in recipe.stages:
         needs, work = stage.needs(view), stage.work(view, text)
         if work is None:

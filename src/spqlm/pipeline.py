@@ -263,7 +263,9 @@ def _check_sound(recipe: Recipe, view: ModelView, text: Calibration) -> None:
     needs = [stage.needs(view) for stage in recipe.stages]
     # What the model writes itself is written when a stage asks for it.
     if text.given and any(need.any_windows or need.text for need in needs):
-        probe(view, needs, text.ids.ids)
+        observed = text.windows if any(need.any_windows for need in needs) else None
+        with widened_products(view.model.dtype):
+            probe(view, needs, text.ids.ids, observed)
 
 
 def _plans(

@@ -56,19 +56,34 @@ def test_gradients_that_are_not_finite_are_refused_before_any_stage(stage, tmp_p
     assert "svd: " not in caplog.text
 
 
-def test_what_the_text_makes_of_a_model_counts(tmp_path):
+def overflowing_at(letter):
+    """A model of which one token alone has a first channel, which is too much."""
     model = tiny_model(dtype=torch.float16)
-    letter = tiny_tokenizer()("q", add_special_tokens=False)["input_ids"][0]
+    letter = tiny_tokenizer()(letter, add_special_tokens=False)["input_ids"][0]
     first = model.model.layers[0]
-    with torch.no_grad():  # Of all tokens one alone has a first channel, which is too much.
+    with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = 0
         model.model.embed_tokens.weight[letter] = 0
         model.model.embed_tokens.weight[letter, 0] = 1
         first.self_attn.o_proj.weight[0] = 0
         first.mlp.up_proj.weight[:, 0] = 6e4
+    return model
+
+
+def test_what_the_text_makes_of_a_model_counts(tmp_path):
+    model = overflowing_at("q")
     check_runs(ModelView(model))
     with pytest.raises(SpqError, match=r"not finite in float16.*--dtype float32"):
         compress(model, tmp_path, FIRST, {"prune": {"multiple_of": 8}})
+
+
+@pytest.mark.parametrize("stage", ["mask", "factorize", "smooth", "prune"])
+def test_in_float16_all_that_is_observed_is_tried(stage, tmp_path, caplog):
+    caplog.set_level("INFO", logger="spqlm")
+    model, text = overflowing_at("q"), "a" * 300 + "q" * 300
+    with pytest.raises(SpqError, match=r"not finite in float16.*--dtype float32"):
+        compress(model, tmp_path, FIRST, {stage: LATE[stage]}, text=text)
+    assert "svd: " not in caplog.text
 
 
 def test_a_sound_model_passes_with_every_stage(tmp_path):
@@ -76,9 +91,9 @@ def test_a_sound_model_passes_with_every_stage(tmp_path):
     assert bool(torch.isfinite(logits(model)).all())
 
 
-def compress(model, folder, *stages):
-    text = folder / "text.txt"
-    text.write_text(TEXT)
-    calibration = {"source": str(text), "windows": 8, "context": 32}
+def compress(model, folder, *stages, text=TEXT):
+    file = folder / "text.txt"
+    file.write_text(text)
+    calibration = {"source": str(file), "windows": 8, "context": 32}
     recipe = spqlm.Recipe.from_dict({"stages": list(stages), "calibration": calibration})
     return spqlm.compress(model, recipe=recipe, tokenizer=tiny_tokenizer()).model

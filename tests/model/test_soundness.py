@@ -6,6 +6,7 @@ from tests.helpers import TEXT, logits, tiny_model, tiny_tokenizer
 
 import spqlm
 from spqlm.errors import SpqError
+from spqlm.model.limits import fixed_prompt
 from spqlm.model.soundness import check_gradients, check_inputs, check_magnitudes, check_runs
 from spqlm.model.view import ModelView
 from spqlm.numerics.integer import LARGEST_SCALE
@@ -114,3 +115,12 @@ def test_a_weight_that_was_looked_at_is_given_back(monkeypatch):
     check_magnitudes(model, 1e6)
     matrices = [weight for weight in model.parameters() if weight.ndim == 2]
     assert {id(weight) for weight in given} == {id(weight) for weight in matrices}
+
+
+def test_what_the_result_is_tried_on_is_tried_before():
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[fixed_prompt(model)[0, 20]] = torch.inf
+    with pytest.raises(SpqError, match=r"'model\.layers\.0' gives is not finite"):
+        check_runs(ModelView(model))
+    assert fixed_prompt(tiny_model(max_position_embeddings=8)).shape == (1, 8)

@@ -77,6 +77,14 @@ def test_training_brings_layers_nearer_to_the_dense_ones(caplog):
     assert not torch.equal(one.codes, other.codes)
 
 
+def test_gradients_too_small_to_be_squared_leave_all_tokens_alike():
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight *= 1e-24
+    view, _ = run(model, calibrated(model, count=8), reconstruction=SHORT)
+    assert bool(torch.isfinite(logits(view.model)).all())
+
+
 def test_sparsity_can_go_where_it_costs_least():
     model = tiny_model()
     with torch.no_grad():

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from hashlib import sha256
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from spqlm import ranks
@@ -91,6 +92,16 @@ class Calibration:
             )
         return self._ids
 
+    @property
+    def windows(self) -> Tensor:
+        """What stages observe, int64 [windows, context].
+
+        Raises:
+            SpqError: as for `ids`, or the windows do not suit the model.
+        """
+        size = self._config.context, self._config.windows
+        return draw_windows(self._view.model, self.ids, *size, self._seed)
+
     def _read(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Text, EncodedText]:
         config = self._config
         if config.source == GENERATED:
@@ -112,8 +123,7 @@ class Calibration:
         """
         if not needs.any_windows:
             return Statistics()
-        view, config = self._view, self._config
-        windows = draw_windows(view.model, self.ids, config.context, config.windows, self._seed)
+        view, windows = self._view, self.windows
         statistics = Statistics(cached_moments(view, windows, needs.observations), windows=windows)
         if needs.sensitivities:
             found = cached_sensitivities(view, windows, needs.sensitivities, self._passes)

@@ -5,18 +5,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spqlm.errors import CheckpointError
+from spqlm.model.limits import fixed_prompt
 
-PROMPT_TOKENS = 24
 TOLERANCE = 1e-3
 
 
 @torch.inference_mode()
 def fixed_logits(model: PreTrainedModel) -> Tensor:
-    """Logits on a fixed prompt: float32 [PROMPT_TOKENS, vocabulary]."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(
-        model.config.get_text_config().vocab_size, (1, PROMPT_TOKENS), generator=generator
-    )
+    """Logits on `fixed_prompt`: float32 [tokens, vocabulary]."""
+    ids = fixed_prompt(model)
     return model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu()
 
 

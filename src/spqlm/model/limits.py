@@ -2,10 +2,13 @@
 
 import sys
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.errors import SpqError
+
+PROMPT_TOKENS = 24
 
 
 def check_context(model: PreTrainedModel, context: int) -> None:
@@ -28,6 +31,17 @@ def room(model: PreTrainedModel, tokens: int) -> int:
     """Positions that are left behind so many tokens; negative where those are too many already."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return (sys.maxsize if positions is None else positions) - tokens
+
+
+def fixed_prompt(model: PreTrainedModel) -> Tensor:
+    """Token ids that a model is tried on, before anything is done and when all is done.
+
+    Returns:
+        int64 [1, tokens], on the CPU: PROMPT_TOKENS, or as many as the model has positions for.
+    """
+    tokens = PROMPT_TOKENS + min(room(model, PROMPT_TOKENS), 0)
+    size = model.config.get_text_config().vocab_size
+    return torch.randint(size, (1, tokens), generator=torch.Generator().manual_seed(0))
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spqlm.errors import SpqError
-from spqlm.model.limits import room
+from spqlm.model.limits import fixed_prompt
 from spqlm.model.mapped import release
 from spqlm.model.view import ModelView
 from spqlm.names import first_of
 
-TOKENS = 16
 # Of what enters a linear layer: squares of more, over a million tokens, are beyond float32.
 LARGEST_INPUT = 1e15
 
@@ -48,18 +47,16 @@ def check_runs(view: ModelView, ids: Tensor | None = None) -> None:
 
     Args:
         view: the model.
-        ids: of a text, int64 [tokens]; None is a few tokens of the vocabulary.
+        ids: of a text, int64 [tokens]; None is the prompt that the result is tried on, too.
 
     Raises:
         SpqError: NaN or Inf; names the first layer that gives them.
     """
     model = view.model
-    if ids is None:
-        size = model.config.get_text_config().vocab_size
-        ids = torch.arange(TOKENS + min(room(model, TOKENS), 0)) % size
+    windows = fixed_prompt(model) if ids is None else ids[None]
     broken: list[str] = []
     with _watched(view, broken):
-        logits = model(input_ids=ids[None].to(model.device), use_cache=False).logits
+        logits = model(input_ids=windows.to(model.device), use_cache=False).logits
     if broken or not bool(torch.isfinite(logits).all()):
         place = broken[0] if broken else view.lm_head.name
         raise _not_finite(f"what {place!r} gives is", model.dtype)

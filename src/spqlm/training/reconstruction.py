@@ -100,11 +100,14 @@ def target_of(states: Tensor, found: Sensitivity, power: float, held_out: int) -
     Args:
         states: of the dense model, [windows, context, hidden].
         found: of the layer's last linear layer, whose output is added to the hidden states.
-        power: tokens count by this power of their squared gradient.
+        power: tokens count by this power of their squared gradient, and alike where that is too
+            small for float32 at each.
         held_out: windows that are not trained on.
     """
     tokens = found.norms.pow(power)
-    return Target(states, tokens / tokens.mean(), found.output, held_out)
+    mean = tokens.mean()
+    tokens = tokens / mean if mean > 0 else torch.ones_like(tokens)
+    return Target(states, tokens, found.output, held_out)
 
 
 def reconstruct(
