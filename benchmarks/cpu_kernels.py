@@ -25,7 +25,7 @@ from spqlm.evaluation.machine import processor
 from spqlm.formats import StoredWeight, format_class
 from spqlm.formats.int8 import Int8
 from spqlm.kernels.product import FEW_ROWS, linear
-from spqlm.native.weights import matrix_of
+from spqlm.kernels.weights import matrix_of
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 COUNTS = (1, 2, 4, 8, 16, 32, 512)

@@ -24,7 +24,7 @@ from torch.nn import functional
 from spqlm import native
 from spqlm.evaluation.machine import processor
 from spqlm.kernels.product import linear
-from spqlm.native.weights import GROUPED
+from spqlm.kernels.weights import GROUPED
 
 RESULTS = Path(__file__).parent / "results" / "widths.json"
 SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576", "1536x576", "49152x576")

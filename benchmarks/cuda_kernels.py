@@ -31,7 +31,7 @@ from spqlm import formats
 from spqlm.formats import StoredWeight
 from spqlm.formats.group_sparse import pack
 from spqlm.formats.int8 import Int8
-from spqlm.native.weights import GROUPED
+from spqlm.kernels.weights import GROUPED
 
 if TYPE_CHECKING:
     from spqlm.kernels.triton.sparse_linear import Stored

@@ -24,7 +24,7 @@ from spqlm import native
 from spqlm.evaluation.machine import processor
 from spqlm.formats import StoredWeight
 from spqlm.formats.group_sparse import GroupSparse
-from spqlm.native.weights import Schedule, sparse_linear
+from spqlm.kernels.weights import Schedule, sparse_linear
 from spqlm.numerics.group_sparse import offsets_of, pack_mask
 
 RESULTS = Path(__file__).parent / "results" / "group_sparse.json"

@@ -34,6 +34,8 @@ from spqlm.layerwise.metrics import Weighting, layer_metrics
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import linear_from
 from spqlm.numerics import gptq, integer, sparse
+from spqlm.numerics.blocks import Grid, even_grid
+from spqlm.numerics.in_order import Places
 from spqlm.sources.load import load_model
 from spqlm.sources.loaded import LoadedModel
 from spqlm.stages.base import Inputs
@@ -46,45 +48,36 @@ COUNT, LENGTH, POWER, GROUP = 96, 512, 0.5, 64
 # Of BQPO, for each layer.
 STEPS = 50
 
-Replace = Callable[[int, Tensor], Tensor]
-
 
 def two_bits(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
     """GPTQ with four levels from the least to the largest weight of each group."""
-    found = torch.empty_like(weight)
+    grid, steps, lows = Grid((0, 1, 2, 3), GROUP, GROUP, shifted=True), [], []
 
-    def round_group(group: slice, values: Tensor, _: Tensor) -> Replace:
-        low, high = values.aminmax(dim=1, keepdim=True)
-        step = ((high - low) / 3).clamp_min(1e-8)
+    def round_piece(columns: Tensor, piece: slice, _: Tensor) -> tuple[Grid, Places]:
+        low, high = columns[piece].aminmax(dim=0)
+        steps.append(((high - low) / 3).clamp_min(1e-8))
+        lows.append(low)
+        return grid, Places(steps[-1], low)
 
-        def replace(place: int, value: Tensor) -> Tensor:
-            codes = ((value[:, None] - low) / step).round().clamp(0, 3)
-            found[:, group.start + place] = (codes * step + low)[:, 0]
-            return found[:, group.start + place]
-
-        return replace
-
-    gptq.sweep(weight, hessian, GROUP, damping, round_group)
-    return found
+    factor, _ = gptq.inverse_factor(hessian, damping)
+    codes = gptq.sweep(weight, factor, GROUP, round_piece).float()
+    step, low = torch.stack(steps, 1)[..., None], torch.stack(lows, 1)[..., None]
+    return (codes.unflatten(1, (-1, GROUP)) * step + low).flatten(1)
 
 
 def two_of_four(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
     """SparseGPT's 2:4 and 4-bit codes in one pass; masks are chosen for a group of 64 at a time."""
-    found = torch.empty_like(weight)
+    grid, scales, kept = even_grid(4, GROUP), [], []
 
-    def round_group(group: slice, values: Tensor, importance: Tensor) -> Replace:
-        keep = sparse.keep_of_each(values.square() * importance, 2, 4)
-        scale = integer.search_group_scale(values * keep, importance, GROUP)
+    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Places]:
+        values, costs = columns[piece].T, importance[piece]
+        kept.append(sparse.keep_of_each(values.square() * costs, 2, 4))
+        scales.append(integer.search_group_scale(values * kept[-1], costs, GROUP))
+        return grid, Places(scales[-1][:, 0], kept=kept[-1].T)
 
-        def replace(place: int, value: Tensor) -> Tensor:
-            codes = integer.quantize_groups(value[:, None], scale)
-            found[:, group.start + place] = (codes * scale)[:, 0] * keep[:, place]
-            return found[:, group.start + place]
-
-        return replace
-
-    gptq.sweep(weight, hessian, GROUP, damping, round_group)
-    return found
+    factor, _ = gptq.inverse_factor(hessian, damping)
+    codes = gptq.sweep(weight, factor, GROUP, round_piece) + grid.levels[0]
+    return integer.dequantize_groups(codes, torch.cat(scales, 1)) * torch.cat(kept, 1)
 
 
 def four_bits(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:

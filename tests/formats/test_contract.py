@@ -14,7 +14,7 @@ from spqlm.errors import SpqError
 from spqlm.formats import Format, StoredWeight
 from spqlm.formats.base import Rounding
 from spqlm.kernels import product
-from spqlm.native.weights import GROUPED, consistent
+from spqlm.kernels.weights import GROUPED, consistent
 from spqlm.numerics.metric import Metric
 
 # Fields that have no default, and more than one choice of others; else the defaults.

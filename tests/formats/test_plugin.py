@@ -19,10 +19,10 @@ from spqlm.checkpoint.manifest import read_manifest
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.formats import Layout
 from spqlm.kernels.product import fast_product, linear
+from spqlm.kernels.weights import matrix_of
 from spqlm.modules.embedding import CompressedEmbedding
 from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.ops import select, stored_weight
-from spqlm.native.weights import matrix_of
 from spqlm.recipe import Recipe
 from spqlm.report.layers import layers
 

@@ -6,6 +6,7 @@ from tests.stored_weights import definition, int4, int8, random, random_codes
 from torch._subclasses import FakeTensorMode
 
 from spqlm.kernels import gpu, product
+from spqlm.native import gpu as native_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def other(request, nvidia, monkeypatch):
     if request.param == "rocm":
         monkeypatch.setattr(torch.version, "hip", "6.4")
     if request.param == "no triton":
-        monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+        monkeypatch.setattr(native_gpu, "find_spec", lambda name: None)
     if request.param == "old":
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     return "mps" if request.param == "mps" else "cuda", REASONS[request.param]

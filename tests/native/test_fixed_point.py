@@ -5,7 +5,7 @@ import torch
 from tests.stored_weights import grouped, int8, random_codes
 
 from spqlm import native
-from spqlm.native.weights import matrix_of
+from spqlm.kernels.weights import matrix_of
 from spqlm.numerics.packing import PLANES
 
 GROUP = 32

@@ -6,7 +6,7 @@ from tests import stored_weights
 from tests.stored_weights import random
 
 from spqlm import native
-from spqlm.native.weights import matrix_of
+from spqlm.kernels.weights import matrix_of
 
 # What vectors of 16, tiles of 4 by 2 and panels of 48 leave over.
 SHAPES = [(1, 3), (2, 16), (47, 33), (48, 64), (97, 200)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spqlm import native
 from spqlm.formats import StoredWeight
-from spqlm.native.weights import GROUPED, matrix_of
+from spqlm.kernels.weights import GROUPED, matrix_of
 from spqlm.numerics import integer
 from spqlm.numerics.packing import MULTIPLE
 

@@ -7,7 +7,7 @@ from tests.stored_weights import random, random_codes
 
 from spqlm import native
 from spqlm.formats import group_sparse
-from spqlm.native.weights import GROUPED, matrix_of
+from spqlm.kernels.weights import GROUPED, matrix_of
 
 COUNTS = ([1], [1, 1, 1], [2, 1, 5, 17], [1, 0, 3], [70, 1])
 

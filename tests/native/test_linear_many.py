@@ -9,7 +9,7 @@ from tests.stored_weights import definition, random, random_codes
 
 from spqlm import native
 from spqlm.formats import StoredWeight, group_sparse
-from spqlm.native.weights import GROUPED, matrix_of
+from spqlm.kernels.weights import GROUPED, matrix_of
 
 ROWS = (1, 15, 16, 47, 48, 97, 290)
 # What tiles of 8, groups of 16 and 32, and runs of 256 inputs leave over.

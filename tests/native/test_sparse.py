@@ -12,7 +12,7 @@ from torch import Tensor
 from spqlm import native
 from spqlm.formats import group_sparse
 from spqlm.formats.group_sparse import GroupSparseWeight
-from spqlm.native.weights import GROUP_SIZES, Schedule, matrix_of, sparse_linear
+from spqlm.kernels.weights import GROUP_SIZES, Schedule, matrix_of, sparse_linear
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 

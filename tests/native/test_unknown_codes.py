@@ -11,7 +11,7 @@ from spqlm import native
 from spqlm.decoding import program
 from spqlm.formats.group_sparse import pack
 from spqlm.formats.int8 import Int8
-from spqlm.native.weights import matrix_of
+from spqlm.kernels.weights import matrix_of
 
 # What comes next, what lies far off, and what is below all.
 FORMATS = (7, 8, 99, -1)

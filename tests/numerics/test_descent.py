@@ -3,7 +3,7 @@ import torch
 from tests.numerics.gptq_cases import correlated, cost, exact, random
 from torch import Tensor
 
-from spqlm.numerics import descent, gptq, integer
+from spqlm.numerics import descent, gptq, in_order, integer
 
 ROWS, COLUMNS, GROUP = 12, 48, 16
 
@@ -32,7 +32,7 @@ def test_it_takes_a_part_of_the_error_that_gptq_leaves(bits):
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_a_pass_is_the_one_column_after_the_other_of_its_definition(bits, monkeypatch):
-    monkeypatch.setattr(descent, "BLOCK", 20)
+    monkeypatch.setattr(in_order, "BLOCK", 20)
     weight, codes, scale, hessian = rounded(bits)
     found = descent.best_codes(weight, codes, scale, hessian, bits)
     low, high = integer.code_range(bits)

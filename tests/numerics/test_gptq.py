@@ -16,6 +16,8 @@ from tests.numerics.gptq_cases import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spqlm.numerics import gptq, integer
+from spqlm.numerics.blocks import even_grid
+from spqlm.numerics.in_order import Places
 
 
 @pytest.mark.parametrize("group_size", [32, 64])
@@ -134,11 +136,11 @@ def test_a_sweep_waits_for_its_result_alone(columns):
         gptq.round_groups(weight, hessian, 32, 4, factor=factor)
     assert groups.count == 1  # whether there are scales for all of it
 
-    def round_group(group, values, importance):
-        return lambda place, value: value.round()
+    def round_piece(columns, piece, importance):
+        return even_grid(4, 32), Places(torch.ones(8))
 
     with Waits() as swept:
-        gptq.sweep(weight, factor, 32, round_group)
+        gptq.sweep(weight, factor, 32, round_piece)
     assert swept.count == 0
     with Waits() as counted:
         assert float(weight.sum()) != 0

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spqlm import native
+from spqlm.kernels.weights import matrix_of
 from spqlm.model.families import family_for, known
 from spqlm.model.view import LayerView, ModelView
 from spqlm.modules.low_rank_linear import LowRankLinear
 from spqlm.modules.ops import embed_scale, plain, stored_weight, watched
 from spqlm.native import decoder
-from spqlm.native.weights import matrix_of
 
 CHANGING_ROTARY = ("dynamic", "longrope")
 """Kinds of rotary embedding whose angles depend on the length of the text."""

@@ -8,7 +8,7 @@ from spqlm import native
 from spqlm.formats.int8 import Int8, Int8Weight
 from spqlm.kernels.gpu import kernels_for
 from spqlm.kernels.product import FEW_ROWS, needs_gradient
-from spqlm.native.weights import matrix_of
+from spqlm.kernels.weights import matrix_of
 from spqlm.numerics.integer import quantize_tokens
 
 # Rows that are multiplied at a time: the sums take four bytes each.
@@ -51,12 +51,12 @@ def dynamic_int8_linear(
     for start in range(0, len(rows), BLOCK_ROWS):
         rounded, step = quantize_tokens(rows[start : start + BLOCK_ROWS])
         if INTEGERS_ARE_FAST or not codes.is_cpu:
-            sums = torch._int_mm(rounded, codes.T) * step
-            y[start : start + BLOCK_ROWS] = sums.mul_(scale.float())
+            found = (torch._int_mm(rounded, codes.T) * step).mul_(scale.float())
         else:
-            y[start : start + BLOCK_ROWS] = _in_floats(rounded, codes, scale) * step
-    y = y.view(*x.shape[:-1], len(codes))
-    return y if bias is None else y.add_(bias.to(x.dtype))
+            found = _in_floats(rounded, codes, scale).mul_(step)
+        # Rounded once, as a compiled model does.
+        y[start : start + BLOCK_ROWS] = found if bias is None else found.add_(bias.float())
+    return y.view(*x.shape[:-1], len(codes))
 
 
 def _native(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:

@@ -21,8 +21,8 @@ from spqlm import native
 from spqlm.formats import StoredWeight
 from spqlm.kernels import operation
 from spqlm.kernels.gpu import kernels_for
+from spqlm.kernels.weights import matrix_of
 from spqlm.kernels.widening import arithmetic
-from spqlm.native.weights import matrix_of
 
 FEW_ROWS = 16
 """Up to here the kernels for few rows are the faster ones."""

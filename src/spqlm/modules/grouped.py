@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from spqlm import native
+from spqlm.kernels.weights import matrix_of
 from spqlm.modules.ops import plain, stored_weight, watched
-from spqlm.native.weights import matrix_of
 
 
 class _Known(NamedTuple):

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "attention.h"
+#include "columns.h"
 #include "decoder.h"
 #include "exported.h"
 
@@ -20,6 +21,7 @@ EXPORTED int64_t spq_size_of(const char* name) {
   } structures[] = {
       {"Matrix", sizeof(Matrix)},   {"Linear", sizeof(Linear)}, {"Layer", sizeof(Layer)},
       {"Decoder", sizeof(Decoder)}, {"States", sizeof(States)}, {"Attention", sizeof(Attention)},
+      {"Columns", sizeof(Columns)},
   };
   for (const auto& structure : structures)
     if (!strcmp(structure.name, name)) return structure.size;

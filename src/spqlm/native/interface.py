@@ -66,6 +66,7 @@ def declare(found: ctypes.CDLL) -> None:
     found.spq_int8_inputs.argtypes = [matrix, pointer, small, whole, pointer, small]
     found.spq_gram.argtypes = [pointer, pointer, whole, whole, pointer, small]
     found.spq_attention.argtypes = [pointer, small]
+    found.spq_round_columns.argtypes = [pointer, small]
     decoder = ctypes.POINTER(Decoder)
     found.spq_decode_room.argtypes, found.spq_decode_room.restype = [decoder, small], whole
     found.spq_decode.argtypes = [decoder, pointer, whole, pointer, pointer, small]

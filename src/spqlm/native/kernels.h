@@ -1,6 +1,7 @@
 // The arithmetic that is compiled once for every instruction set.
 #pragma once
 
+#include "columns.h"
 #include "matrix.h"
 
 struct Kernels {
@@ -30,6 +31,9 @@ struct Kernels {
 
   // out = x / rms(x) * weight (RMSNorm, arXiv 1910.07467), [size].
   void (*normalize)(const float* x, const float* weight, float epsilon, int64_t size, float* out);
+
+  // Columns of the rows from `first` on, COLUMN_ROWS at most, with room for column_room() floats.
+  void (*round_columns)(const Columns&, int64_t first, float* room);
 };
 
 extern const Kernels kernels_portable;

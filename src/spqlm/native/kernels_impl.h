@@ -1,6 +1,7 @@
 // The kernels, written once over a vector type V; included by one file for each instruction set.
 #pragma once
 
+#include "columns_impl.h"
 #include "kernels.h"
 #include "planes.h"
 #include "sparse_impl.h"
@@ -448,7 +449,7 @@ void attend(const float* queries, int64_t count, const void* keys, const void* v
 
 template <class V>
 constexpr Kernels make_kernels() {
-  return {Tiles<V>::product, sparse<V>, dequantize<V>, attend<V>, gated, normalize};
+  return {Tiles<V>::product, sparse<V>, dequantize<V>, attend<V>, gated, normalize, round_columns};
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #endif
 
 #include "attention.h"
+#include "columns.h"
 #include "exported.h"
 #include "gram.h"
 #include "kernels.h"
@@ -359,6 +360,17 @@ EXPORTED Status spq_gram(const void* x, const float* by, int64_t count, int64_t 
                          int32_t threads) {
   if (!chosen->gram) return DECLINED;
   chosen->gram((const uint16_t*)x, by, count, columns, total, threads);
+  return DONE;
+}
+
+// See columns.h.
+EXPORTED Status spq_round_columns(const Columns* columns, int32_t threads) {
+  const int64_t parts = (columns->rows + COLUMN_ROWS - 1) / COLUMN_ROWS;
+  const int64_t multiplications = columns->rows * columns->count * columns->count / 2;
+  in_parallel(threads, parts, multiplications, [&](int64_t part) {
+    float* room = room_of<float>(Purpose::COLUMNS, column_room(*columns));
+    kernels().round_columns(*columns, part * COLUMN_ROWS, room);
+  });
   return DONE;
 }
 

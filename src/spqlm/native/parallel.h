@@ -20,7 +20,7 @@ void in_parallel(int threads, int64_t blocks, int64_t multiplications, const Tas
 }
 
 // What a thread keeps memory for, from call to call.
-enum class Purpose { INPUT, SPARSE, ARRANGED, MANY, PANEL_ROWS, PANEL, PANEL_SUMS, GRAM, WRITTEN_OUT, COUNT };
+enum class Purpose { INPUT, SPARSE, ARRANGED, MANY, PANEL_ROWS, PANEL, PANEL_SUMS, GRAM, WRITTEN_OUT, COLUMNS, COUNT };
 
 // The calling thread's memory for a purpose, at least so many bytes from the start of a line of the
 // cache on. What it held may be lost.

@@ -93,7 +93,18 @@ class Attention(ctypes.Structure):
     )
 
 
-STRUCTURES = (Matrix, Linear, Layer, Decoder, States, Attention)
+class Columns(ctypes.Structure):
+    """Mirrors `Columns` in columns.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("state", "start", "update", "divisors")),
+        *((name, ctypes.c_void_p) for name in ("step", "offset", "kept", "code_at", "level_at")),
+        *((name, _WHOLE) for name in ("count", "rows", "lowest", "highest")),
+        *((name, ctypes.c_void_p) for name in ("codes", "errors")),
+    )
+
+
+STRUCTURES = (Matrix, Linear, Layer, Decoder, States, Attention, Columns)
 
 
 def matrices(argument: object) -> Iterator[Matrix]:

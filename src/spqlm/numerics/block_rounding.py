@@ -4,8 +4,6 @@ When a block's turn comes its floats are searched, when a group's turn comes its
 then its columns are rounded one after the other.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -13,6 +11,7 @@ from spqlm.numerics.block_search import search
 from spqlm.numerics.blocks import Blocks, Grid, times
 from spqlm.numerics.descent import ROUNDS, best_scales, descend
 from spqlm.numerics.gptq import sweep
+from spqlm.numerics.in_order import Places
 from spqlm.numerics.integer import check_scales, round_scale
 
 # Of steps, and of shifts where there are some.
@@ -34,43 +33,30 @@ def round_blocks(weight: Tensor, factor: Tensor, grid: Grid) -> Blocks:
     Raises:
         ValueError: a weight is not finite, or too large for a scale.
     """
-    codes = torch.empty(weight.shape[::-1], dtype=torch.int16, device=weight.device)
     # Scales and shifts, and then the integers of each.
     floats: list[Parts] = []
     integers: list[Parts] = []
 
-    def round_block(
-        block: slice, values: Tensor, importance: Tensor
-    ) -> Callable[[int, Tensor], Tensor]:
-        floats.append(_floats(values, importance, grid))
-        laid = floats[-1]
+    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Places]:
+        if piece.start % grid.block == 0:
+            block = slice(piece.start, piece.start + grid.block)
+            floats.append(_floats(columns[block].T.contiguous(), importance[block], grid))
+        if grid.multiples is None:
+            return grid, Places(*floats[-1])
+        if piece.start % grid.group == 0:
+            # What was rounded before has moved them.
+            group = slice(piece.start, piece.start + grid.group)
+            values = columns[group].T.contiguous()
+            found = _integers(values, importance[group], *floats[-1], grid)
+            integers.append(found)
+        return grid, Places(*_product(floats[-1], integers[-1]))
 
-        def replace(place: int, value: Tensor) -> Tensor:
-            nonlocal laid
-            if grid.multiples is not None and place % grid.group == 0:
-                # What was rounded before has moved them.
-                group = slice(place, place + grid.group)
-                found = _integers(values[:, group], importance[group], *floats[-1], grid)
-                integers.append(found)
-                laid = _product(floats[-1], found)
-            codes[block.start + place], rounded = _onto(grid, value, *laid)
-            return rounded
-
-        return replace
-
-    sweep(weight, factor, grid.block, round_block)
+    codes = sweep(weight, factor, grid.block, round_piece, grid.group)
     (scale, shift), (multiples, shift_multiples) = _together(floats), _together(integers)
     for part in (scale, shift):
         check_scales(torch.zeros(1) if part is None else part)
     assert scale is not None
-    return Blocks(codes.T.contiguous(), scale, shift, _whole(multiples), _whole(shift_multiples))
-
-
-def _onto(grid: Grid, values: Tensor, step: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Codes of values, and what they stand for."""
-    codes = grid.nearest((values if offset is None else values - offset) / step)
-    rounded = grid.level(codes).mul_(step)
-    return codes, rounded if offset is None else rounded.add_(offset)
+    return Blocks(codes, scale, shift, _whole(multiples), _whole(shift_multiples))
 
 
 def _product(floats: Parts, integers: Parts) -> Parts:
@@ -122,18 +108,14 @@ def _best_floats(weight: Tensor, found: Blocks, hessian: Tensor, grid: Grid) -> 
 
 def _best_codes(weight: Tensor, found: Blocks, hessian: Tensor, grid: Grid) -> Tensor:
     """Codes after one pass over the columns."""
-    steps = found.steps().repeat_interleave(grid.group, 1).T.contiguous()
     shifts = found.shifts()
-    offsets = None if shifts is None else shifts.repeat_interleave(grid.group, 1).T.contiguous()
-    codes = torch.empty_like(found.codes.T, memory_format=torch.contiguous_format)
+    steps = found.steps().T.contiguous()
+    offsets = None if shifts is None else shifts.T.contiguous()
 
-    def nearest(column: int, best: Tensor) -> Tensor:
-        offset = None if offsets is None else offsets[column]
-        codes[column], rounded = _onto(grid, best, steps[column], offset)
-        return rounded
+    def places(group: int) -> Places:
+        return Places(steps[group], None if offsets is None else offsets[group])
 
-    descend(weight, found.restore(grid).T.contiguous(), hessian, nearest)
-    return codes.T.contiguous()
+    return descend(weight, found.restore(grid).T.contiguous(), hessian, grid, places)
 
 
 def _floats(values: Tensor, importance: Tensor, grid: Grid) -> Parts:

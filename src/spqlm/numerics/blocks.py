@@ -46,8 +46,8 @@ class Grid:
     def nearest(self, position: Tensor) -> Tensor:
         """Codes of the levels next to weights in steps, whole floats or int64, of any shape."""
         if self.even:
-            lowest = self.levels[0]
-            return (position - lowest).round_().clamp_(0, len(self.levels) - 1)
+            lowest, highest = self.levels[0], self.levels[-1]
+            return position.round().clamp_(lowest, highest).sub_(lowest)
         if position.numel() < FEW:
             return torch.bucketize(position.contiguous(), self._borders.to(position.device))
         return self._looked_up(position, _of_halves(self, position.device)[0])
@@ -70,6 +70,11 @@ class Grid:
         # NaN becomes some integer.
         index = halves.int().clamp_(0, high - low)
         return table.index_select(0, index).view(position.shape)
+
+    def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """By halves from the lowest level on: codes, int32, and levels, float32, of the nearest."""
+        codes, levels = _of_halves(self, device)
+        return codes.int(), levels
 
     def at_random(self, position: Tensor, generator: torch.Generator) -> Tensor:
         """Codes of the level below or above weights in steps, right on average.

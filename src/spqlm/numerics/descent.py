@@ -10,8 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spqlm.numerics.gptq import BLOCK
-from spqlm.numerics.integer import LARGEST_SCALE, code_range, round_scale
+from spqlm.numerics import in_order
+from spqlm.numerics.blocks import Grid, even_grid
+from spqlm.numerics.in_order import Places
+from spqlm.numerics.integer import LARGEST_SCALE, round_scale
 
 # Scales, then codes. Three rounds get most of what there is.
 ROUNDS = 3
@@ -85,43 +87,51 @@ def best_codes(weight: Tensor, codes: Tensor, scale: Tensor, hessian: Tensor, bi
     Returns:
         int8 [rows, columns].
     """
-    # A column of the weight lies together: it is what is read and changed.
-    steps = scale.repeat_interleave(len(hessian) // scale.shape[1], 1).T.contiguous()
-    limits = code_range(bits)
-    found = torch.empty_like(codes.T, memory_format=torch.contiguous_format)
-
-    def nearest(column: int, best: Tensor) -> Tensor:
-        found[column] = best.div_(steps[column]).round_().clamp_(*limits)
-        return found[column] * steps[column]
-
-    descend(weight, codes.T * steps, hessian, nearest)
-    return found.T.contiguous()
+    grid = even_grid(bits, len(hessian) // scale.shape[1])
+    steps = scale.T.contiguous()
+    values = codes.T * steps.repeat_interleave(grid.group, 0)
+    found = descend(weight, values, hessian, grid, lambda group: Places(steps[group]))
+    return found.add_(grid.levels[0]).to(torch.int8)
 
 
 def descend(
-    weight: Tensor, values: Tensor, hessian: Tensor, nearest: Callable[[int, Tensor], Tensor]
-) -> None:
-    """One pass over the columns, each replaced by what is best beside all others.
+    weight: Tensor, values: Tensor, hessian: Tensor, grid: Grid, places: Callable[[int], Places]
+) -> Tensor:
+    """Codes after one pass over the columns, each given what is best beside all others.
 
     Args:
         weight: float32 [rows, columns].
         values: what stands for it now, float32 [columns, rows]: a column lies together.
         hessian: float32 [columns, columns], positive definite.
-        nearest: from a column's number and what its entries would best be, [rows], to what they
-            become.
+        grid: of the codes.
+        places: from a group's number to what its codes stand for.
+
+    Returns:
+        codes from 0 on, int16 [rows, columns].
     """
-    # Half the gradient of the error by each value, with the sign turned.
-    pull = hessian @ (weight.T - values)
-    diagonal = hessian.diagonal().tolist()
-    for start in range(0, len(values), BLOCK):
-        stop = min(start + BLOCK, len(values))
-        moved = torch.empty_like(values[start:stop])
-        for column in range(start, stop):
-            best = values[column] + pull[column] / diagonal[column]
-            change = values[column] - nearest(column, best)
-            pull[column:stop].addr_(hessian[column:stop, column], change)
-            moved[column - start] = change
-        pull[stop:].addmm_(hessian[stop:, start:stop], moved)
+    diagonal = hessian.diagonal()
+    # What each column would best be beside the others as they are. One that changes takes its part
+    # of the gradient from those behind it.
+    best = (hessian @ (weight.T - values)).div_(diagonal[:, None]).add_(values)
+    codes = torch.empty_like(best, dtype=torch.int16)
+    ones = torch.ones_like(diagonal)
+
+    def update(earlier: slice, later: slice) -> Tensor:
+        return hessian[earlier, later] / -diagonal[later]
+
+    def replace(piece: slice) -> Tensor:
+        codes[piece], moved = in_order.round_columns(
+            best[piece],
+            update(piece, piece),
+            ones[piece],
+            grid,
+            places(piece.start // grid.group),
+            values[piece],
+        )
+        return moved
+
+    in_order.sweep(best, update, grid.group, grid.group, replace)
+    return codes.T.contiguous()
 
 
 def best_values(weight: Tensor, values: Tensor, hessian: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """Rounding that corrects itself: GPTQ (arXiv 2210.17323) with any positive metric.
 
 Columns are rounded one after the other; what each rounding got wrong is made up for by the columns
-not yet rounded, in the least-squares sense of the metric H. Updates reach the columns of a block at
-once and the rest of the matrix after the block.
+not yet rounded, in the least-squares sense of the metric H.
 """
 
 from collections.abc import Callable
@@ -10,15 +9,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spqlm.numerics.integer import check_scales, code_range, quantize, search_group_scale
+from spqlm.numerics import in_order
+from spqlm.numerics.blocks import Grid, even_grid
+from spqlm.numerics.in_order import Places
+from spqlm.numerics.integer import check_scales, search_group_scale
 from spqlm.numerics.threads import threads_for
 
-BLOCK = 128
 # Share of the median of H's diagonal that is added to all of it.
 DAMPING = 0.1
-# Raised damping starts and ends here.
+# Raised damping starts here.
 SMALLEST_DAMPING = 1e-6
-LARGEST_DAMPING = 1e4
 
 
 def damped(hessian: Tensor, share: float) -> Tensor:
@@ -91,13 +91,17 @@ def _cholesky(hessian: Tensor, share: float) -> tuple[Tensor, float]:
     # One copy: the ridge of each attempt is that of H itself.
     hessian = hessian.to(torch.float64, copy=True)
     diagonal = hessian.diagonal().clone()
-    while share <= LARGEST_DAMPING:
-        hessian.diagonal().copy_(diagonal + ridge(diagonal, share))
+    # A ridge that outweighs all else mends whatever rounding made of a sum of squares.
+    enough = len(diagonal) * float(diagonal.max())
+    while True:
+        added = ridge(diagonal, share)
+        hessian.diagonal().copy_(diagonal + added)
         lower, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
             return lower, share
+        if float(added.max()) > enough:
+            raise ValueError("the Hessian is not positive semi-definite")
         share = _raised(share)
-    raise ValueError("the Hessian is not positive semi-definite")
 
 
 def _raised(share: float) -> float:
@@ -107,38 +111,40 @@ def _raised(share: float) -> float:
 def sweep(
     weight: Tensor,
     factor: Tensor,
-    group_size: int,
-    round_group: Callable[[slice, Tensor, Tensor], Callable[[int, Tensor], Tensor]],
-) -> None:
-    """Replace column after column; those to the right make up for what each replacement changes.
+    block: int,
+    round_piece: Callable[[Tensor, slice, Tensor], tuple[Grid, Places]],
+    group: int | None = None,
+) -> Tensor:
+    """Round column after column; those to the right make up for what each rounding changes.
 
     Args:
         weight: [rows, columns]; left as it is.
         factor: of the metric of errors, see `inverse_factor`.
-        group_size: columns that are looked at together when their turn comes.
-        round_group: from a group's columns, its weights as they are by then [rows, group_size] and
-            what an error in each costs after later columns have made up for it [group_size], to
-            what a column [rows] is replaced with, given its place in the group.
+        block: columns that are looked at together when their turn comes.
+        round_piece: from all columns [columns, rows], those from the piece's block on as they are
+            by then, the piece, and what an error in each column costs after later ones have made up
+            for it [columns], to what the codes of the piece stand for.
+        group: divides the block; a piece lies within one. None is the block itself.
+
+    Returns:
+        codes from 0 on, int16 [rows, columns].
     """
     # A column of the weight lies together: it is what is read and changed.
     columns = weight.to(torch.float32).T.clone(memory_format=torch.contiguous_format)
+    codes = torch.empty_like(columns, dtype=torch.int16)
     diagonal = factor.diagonal()
-    # As tensors: numbers would have to be waited for on a GPU.
-    importance, divisors = diagonal.square().reciprocal(), diagonal.unbind()
-    step = max(BLOCK // group_size, 1) * group_size
-    for start in range(0, len(columns), step):
-        stop = min(start + step, len(columns))
-        errors = torch.empty_like(columns[start:stop])
-        for column in range(start, stop):
-            place = column % group_size
-            if place == 0:
-                group = slice(column, column + group_size)
-                replace = round_group(group, columns[group].T, importance[group])
-            value = columns[column]
-            error = (value - replace(place, value)).div_(divisors[column])
-            columns[column:stop].addr_(factor[column, column:stop], error, alpha=-1)
-            errors[column - start] = error
-        columns[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    importance = diagonal.square().reciprocal()
+
+    def replace(piece: slice) -> Tensor:
+        grid, places = round_piece(columns, piece, importance)
+        within = factor[piece, piece]
+        codes[piece], errors = in_order.round_columns(
+            columns[piece], within, diagonal[piece], grid, places
+        )
+        return errors
+
+    in_order.sweep(columns, lambda a, b: factor[a, b], block, group or block, replace)
+    return codes.T.contiguous()
 
 
 def round_groups(
@@ -166,27 +172,20 @@ def round_groups(
         ValueError: a weight is not finite, or too large for a scale.
     """
     factor = inverse_factor(hessian, damping)[0] if factor is None else factor
-    # As the sweep holds the weight: a column lies together.
-    codes = torch.empty(weight.shape[::-1], dtype=torch.int8, device=weight.device)
-    scales, limits = [], code_range(bits)
+    grid, scales = even_grid(bits, group_size), []
 
-    def round_group(
-        group: slice, values: Tensor, importance: Tensor
-    ) -> Callable[[int, Tensor], Tensor]:
-        scale = search_group_scale(values, importance, group_size, bits, checked=False)[:, 0]
-        scales.append(scale)
+    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Places]:
+        if piece.start % group_size == 0:
+            group = slice(piece.start, piece.start + group_size)
+            values, costs = columns[group].T, importance[group]
+            scale = search_group_scale(values, costs, group_size, bits, checked=False)
+            scales.append(scale[:, 0])
+        return grid, Places(scales[-1])
 
-        def replace(place: int, value: Tensor) -> Tensor:
-            rounded = (value / scale).round_().clamp_(*limits)
-            codes[group.start + place] = rounded
-            return rounded.mul_(scale)
-
-        return replace
-
-    sweep(weight, factor, group_size, round_group)
+    codes = sweep(weight, factor, group_size, round_piece)
     found = torch.stack(scales, dim=1)
     check_scales(found)
-    return codes.T.contiguous(), found
+    return codes.add_(grid.levels[0]).to(torch.int8), found
 
 
 def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = DAMPING) -> Tensor:
@@ -201,19 +200,11 @@ def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = 
     Returns:
         int8 [rows, columns].
     """
-    scale = scale.to(torch.float32)
     factor, _ = inverse_factor(hessian, damping)
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-
-    def round_group(group: slice, _: Tensor, __: Tensor) -> Callable[[int, Tensor], Tensor]:
-        def replace(place: int, value: Tensor) -> Tensor:
-            codes[:, group.start] = quantize(value[:, None], scale)[:, 0]
-            return codes[:, group.start] * scale
-
-        return replace
-
-    sweep(weight, factor, 1, round_group)
-    return codes
+    places = Places(scale.to(torch.float32).expand(len(weight)).contiguous())
+    grid = even_grid(8, in_order.BLOCK)
+    codes = sweep(weight, factor, in_order.BLOCK, lambda *_: (grid, places))
+    return codes.add_(grid.levels[0]).to(torch.int8)
 
 
 def predicted_loss(error: Tensor, hessian: Tensor, output: Tensor) -> float:

@@ -1,12 +1,13 @@
 """Which groups of a weight to drop, and how the rest makes up for them (GQSA, arXiv 2412.17560)."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from spqlm.numerics.blocks import Grid, even_grid
 from spqlm.numerics.gptq import DAMPING, damped, inverse, inverse_factor, sweep
+from spqlm.numerics.in_order import Places
 from spqlm.numerics.integer import (
     absmax_scale,
     check_scales,
@@ -201,25 +202,19 @@ def round_kept(
         int8 codes [rows, columns], float32 scales [rows, groups], and zeros like them or None.
     """
     group_size = weight.shape[1] // keep.shape[1]
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scales, zeros = [], []
+    grid, scales, zeros = even_grid(bits, group_size), [], []
 
-    def round_group(
-        group: slice, values: Tensor, importance: Tensor
-    ) -> Callable[[int, Tensor], Tensor]:
-        kept = keep[:, group.start // group_size]
-        scale, zero = group_grid(values, importance, bits, zero_point)
-        scales.append(scale)
-        zeros.append(zero)
+    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Places]:
+        if piece.start % group_size == 0:
+            group = slice(piece.start, piece.start + group_size)
+            found = group_grid(columns[group].T, importance[group], bits, zero_point)
+            scales.append(found[0])
+            zeros.append(found[1])
+        kept = keep[:, piece.start // group_size].expand(piece.stop - piece.start, -1)
+        return grid, Places(scales[-1][:, 0], zeros[-1][:, 0], kept)
 
-        def replace(place: int, value: Tensor) -> Tensor:
-            rounded = nearest(value[:, None], scale, zero, bits)[:, 0]
-            codes[:, group.start + place] = rounded
-            return (rounded * scale[:, 0] + zero[:, 0]) * kept
-
-        return replace
-
-    sweep(weight, inverse_factor(hessian, damping)[0], group_size, round_group)
+    factor = inverse_factor(hessian, damping)[0]
+    codes = sweep(weight, factor, group_size, round_piece).add_(grid.levels[0]).to(torch.int8)
     found = torch.cat(scales, 1)
     check_scales(found)
     return codes, found, torch.cat(zeros, 1) if zero_point else None

@@ -33,6 +33,7 @@ from spqlm.kernels.triton.int8_inputs import int8_by_int8, round_rows  # noqa: E
 from spqlm.kernels.triton.many_rows import many_rows  # noqa: E402
 from spqlm.kernels.triton.one_row import one_row, one_row_of_words  # noqa: E402
 from spqlm.kernels.triton.tiles import GROUP_TILES, WARP_TILES, Tile  # noqa: E402
+from spqlm.native.columns_triton import columns_in_order  # noqa: E402
 from spqlm.numerics.nonlinear import LEVELS  # noqa: E402
 
 TYPES = {
@@ -52,13 +53,20 @@ TYPES = {
     "y_ptr": "*bf16",
     "out_ptr": "*bf16",
     "step_ptr": "*fp32",
+    "code_at_ptr": "*i32",
 }
+FLOATS = (
+    *("state_ptr", "start_ptr", "update_ptr", "divisors_ptr", "step_ptr"),
+    *("offset_ptr", "level_at_ptr", "errors_ptr"),
+)
 OWN = {
     few_rows: {"x_ptr": "*i32"},  # Where codes are packed.
     round_rows: {"codes_ptr": "*i8"},
     int8_by_int8: {"x_ptr": "*i8", "weight_ptr": "*i8"},
+    columns_in_order: dict.fromkeys(FLOATS, "*fp32") | {"codes_ptr": "*i16", "kept_ptr": "*u8"},
 }
 BF16 = {"DTYPE": tl.bfloat16}
+IN_ORDER = {"OFFSET": True, "KEPT": True, "COLUMNS": 128, "ROWS": 16}
 CODES = {
     **{f"int{bits}": {"BITS": bits, "NONLINEAR": False} for bits in (3, 4, 7)},
     **{f"nl{bits}": {"BITS": bits, "NONLINEAR": True} for bits in LEVELS},
@@ -95,6 +103,7 @@ KERNELS = [
     (kept_groups_times_inputs, BF16 | {"PACKED": True, "WORDS": 2, "GROUPS": 32}),
     (dequantize_groups, {"PACKED": True, "WIDTH": 8, "GROUPS": 64}),
     (round_rows, {"BLOCK": 1024}),
+    *((columns_in_order, IN_ORDER | {"EVEN": even, "STARTED": not even}) for even in (True, False)),
     *((int8_by_int8, of_int8(tile)) for tile in TILES),
     *((many_rows, of_tile(tile, codes)) for tile in TILES for codes in (INT8, *CODES.values())),
 ]

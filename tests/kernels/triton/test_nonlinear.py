@@ -6,7 +6,7 @@ from tests.kernels.triton.test_linear import DTYPES, assert_near, linear, on, ra
 from tests.kernels.triton.test_widths import make
 
 from spqlm.kernels import triton
-from spqlm.native.weights import NONLINEAR
+from spqlm.kernels.weights import NONLINEAR
 
 KINDS = pytest.mark.parametrize("kind", NONLINEAR)
 

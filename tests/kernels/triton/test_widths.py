@@ -8,8 +8,8 @@ from torch import Tensor
 
 from spqlm.formats import StoredWeight, group_sparse
 from spqlm.kernels import product, triton
+from spqlm.kernels.weights import EVEN, GROUPED
 from spqlm.modules.embedding import CompressedEmbedding
-from spqlm.native.weights import EVEN, GROUPED
 
 
 def make(

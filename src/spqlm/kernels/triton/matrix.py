@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spqlm.formats import StoredWeight
-from spqlm.native.weights import GROUPED, NONLINEAR, consistent
+from spqlm.kernels.weights import GROUPED, NONLINEAR, consistent
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """What Triton calls the dtypes of inputs."""

@@ -14,8 +14,8 @@ from spqlm.kernels.triton.group_sparse import kept_groups_times_inputs
 from spqlm.kernels.triton.launching import Launch, Slot
 from spqlm.kernels.triton.matrix import DTYPES, in_pairs, in_words, launchable
 from spqlm.kernels.triton.ready import FewRows
+from spqlm.kernels.weights import consistent
 from spqlm.native import FLOATS
-from spqlm.native.weights import consistent
 from spqlm.numerics.group_sparse import unpack_mask
 
 FEW_ROWS = 6

@@ -17,8 +17,8 @@ from tests.stored_weights import (
 from spqlm.formats import Layout, StoredWeight, group_sparse
 from spqlm.formats._grouped import GroupedWeight
 from spqlm.formats.low_rank import of_factors
+from spqlm.kernels.weights import CODINGS, GROUPED, KINDS, WIDEST, consistent, matrix_of
 from spqlm.native import DTYPES, Matrix
-from spqlm.native.weights import CODINGS, GROUPED, KINDS, WIDEST, consistent, matrix_of
 
 CODES, PACKED = torch.zeros(4, 6, dtype=torch.int8), torch.zeros(4, 6, dtype=torch.uint8)
 
@@ -122,7 +122,7 @@ def test_what_has_no_address_or_no_kernel_has_no_matrix(weight):
 
 def test_rows_that_a_kernel_for_stored_groups_cannot_address_have_no_matrix(monkeypatch):
     assert WIDEST == 2**26
-    monkeypatch.setattr("spqlm.native.weights.WIDEST", 12 * 16)
+    monkeypatch.setattr("spqlm.kernels.weights.WIDEST", 12 * 16)
     assert matrix_of(sparse(), None) is None
 
 
