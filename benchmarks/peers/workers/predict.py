@@ -37,13 +37,17 @@ def with_llama_cpp(checkpoint):
 
 
 def with_mlx(checkpoint):
-    """In the dtype of the file, on a CPU; each call goes on from the tokens of the last one."""
+    """In float32, on a CPU, where MLX sums products of integers in the dtype of what enters.
+
+    Each call goes on from the tokens of the last one.
+    """
     import mlx.core as mx
     from mlx_lm import load
     from mlx_lm.models.cache import make_prompt_cache
 
     mx.set_default_device(mx.cpu)
     model, _ = load(checkpoint)
+    model.set_dtype(mx.float32)
     cache, seen = make_prompt_cache(model), []
 
     def logits(ids):

@@ -1,6 +1,9 @@
 """Multiplied out, layers of one size: an ordinary checkpoint, for every other tool."""
 
+from pathlib import Path
 from typing import ClassVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.allocation.restriction import Restriction
 from spqlm.checkpoint.card import transformers_snippet
@@ -8,6 +11,7 @@ from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import WeightSpec
 from spqlm.model.view import ModelView
 from spqlm.targets._directory import PretrainedTarget
+from spqlm.targets._earlier_config import state_earlier_names
 
 
 class DenseTarget(PretrainedTarget):
@@ -29,6 +33,18 @@ class DenseTarget(PretrainedTarget):
 
     def check_fits(self, view: ModelView) -> None:
         """Nothing is refused."""
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        place: Path,
+        max_shard_size: str,
+    ) -> int:
+        """With rotary positions by the names that older programs read, too."""
+        size = super().write(model, tokenizer, place, max_shard_size)
+        state_earlier_names(place / "config.json", by_kind=False)
+        return size
 
     def usage(self, name: str, manifest: Manifest | None) -> str:
         """Plain transformers."""

@@ -23,6 +23,7 @@ from spqlm.modules.linear import Compressed
 from spqlm.modules.ops import stored_weight
 from spqlm.numerics.integer import dequantize_groups
 from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
+from spqlm.targets._earlier_config import state_earlier_names
 from spqlm.targets._integers import (
     OFFERED,
     Integers,
@@ -105,6 +106,7 @@ class MlxTarget(Target):
             state[f"{name}.biases"] = _bias(weight).contiguous()
         size = save_tensors(model, tokenizer, state, None, place, max_shard_size)
         _state_quantization(place / "config.json", schemes)
+        state_earlier_names(place / "config.json")
         return size
 
     def usage(self, name: str, manifest: Manifest | None) -> str:
