@@ -73,6 +73,7 @@ VARIANTS: dict[str, dict] = {
     "GPTQ without descent": {"rounding": "gptq"},
     "asymmetric calibration": {"asymmetric": 0.5},
     "an embedding in 8 bits": {"embedding_formats": ["int8"]},
+    "64 windows": {"windows": 64},
     "48 windows": {"windows": 48},
     "q, k and v alike, gate and up alike": {"alike": "fused"},
     "one format for all layers": {"alike": "uniform"},

@@ -22,6 +22,7 @@ from spqlm.calibration.probe import probe
 from spqlm.calibration.sensitivity import Passes, whole_model
 from spqlm.checkpoint.manifest import Forecast, Manifest, Sizes, StageRecord
 from spqlm.data.sources import public_name
+from spqlm.decoding import prompt_attention
 from spqlm.estimating import estimated
 from spqlm.kernels.widening import widened_products
 from spqlm.layerwise.gradients import LayerByLayer
@@ -322,7 +323,9 @@ def _run_stage(
     run: RunState,
     plans: Plans,
 ) -> StageRecord:
-    with PeakMemory() as memory, widened_products(view.model.dtype):
+    models = [view.model] if dense is None else [view.model, dense]
+    widened = widened_products(view.model.dtype)
+    with PeakMemory() as memory, widened, prompt_attention.used(*models):
         needs = stage.needs(view)
         statistics = text.statistics(needs)
         plan = plans.of(stage, view, statistics)

@@ -171,6 +171,20 @@ def test_afterwards_the_model_attends_as_it_did():
 
 
 @needs_kernel
+def test_within_a_block_models_attend_so_and_those_that_did_stay_so():
+    model, other = wide_model(), wide_model()
+    with prompt_attention.used(model):
+        assert_as_close(other, run(model))
+        assert model.config._attn_implementation == prompt_attention.NAME
+    assert model.config._attn_implementation == prompt_attention.REPLACED
+    with optimized(model):
+        with prompt_attention.used(model, other):
+            assert other.config._attn_implementation == prompt_attention.NAME
+        assert model.config._attn_implementation == prompt_attention.NAME
+        assert other.config._attn_implementation == prompt_attention.REPLACED
+
+
+@needs_kernel
 def test_what_is_saved_says_nothing_of_it(tmp_path):
     fast = optimize(wide_model())
     fast.save_pretrained(tmp_path)

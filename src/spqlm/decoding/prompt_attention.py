@@ -4,6 +4,8 @@ PyTorch's attention on a CPU takes as long for a prompt of a small model as all 
 together, and longer where a batch is padded (docs/kernel-measurements.md).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +33,19 @@ def leave(model: PreTrainedModel) -> None:
     """Undo `use`."""
     if model.config._attn_implementation == NAME:
         model.set_attn_implementation(REPLACED)
+
+
+@contextmanager
+def used(*models: PreTrainedModel) -> Iterator[None]:
+    """`use` within the block, of models that attend by PyTorch."""
+    found = [model for model in models if model.config._attn_implementation == REPLACED]
+    for model in found:
+        use(model)
+    try:
+        yield
+    finally:
+        for model in found:
+            leave(model)
 
 
 def attend(

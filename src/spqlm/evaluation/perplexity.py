@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from spqlm.data import EncodedText, consecutive
+from spqlm.decoding import prompt_attention
 from spqlm.errors import SpqError
 from spqlm.evaluation.agreement import Agreement, Reference, compare
 from spqlm.evaluation.journal import Journal, digest
@@ -184,7 +185,8 @@ def _window(
 
 def _logits(model: PreTrainedModel, window: Tensor, first: int) -> Tensor:
     """Shape [context - first, vocabulary]: those that predict the tokens from `first` on."""
-    with torch.inference_mode(), widened_products(model.dtype):
+    widened = widened_products(model.dtype)
+    with torch.inference_mode(), widened, prompt_attention.used(model):
         output = model(input_ids=window[None].to(model.device), use_cache=False)
     logits: Tensor = output.logits[0, first - 1 : -1]
     return logits
