@@ -4,9 +4,9 @@
 
 The tests of the kernels in Triton, compiled this time; products of every width and many shapes
 against float64 (cuda_checks.py); the time of every kernel beside PyTorch's in bfloat16, few rows of
-input and many (cuda_kernels.py); and decoding of a model in the shape of a large one
-(cuda_decode.py). Each part
-has its share of the time, and is stopped when that is over; what it found by then is kept. Prints a
+input and many (cuda_kernels.py); rounding of a weight (cuda_fitting.py); and decoding of a model in
+the shape of a large one (cuda_decode.py). Each part has its share of the time, and is stopped when
+that is over; what it found by then is kept. Prints a
 line for each part and writes benchmarks/results/gpu.json. Exits with 1 where a part fails or is
 stopped.
 """
@@ -49,17 +49,21 @@ class Part(NamedTuple):
 PARTS = (
     Part(
         "checks",
-        150,
+        140,
         (
             # Most of the time goes into compiling, on the processor.
             *("-m", "pytest", "-q", "-n", "6", "-m", "not slow"),
-            *("tests/kernels/triton", "tests/kernels/test_gpu.py"),
+            *(
+                "tests/kernels/triton",
+                "tests/kernels/test_gpu.py",
+                "tests/numerics/test_in_order.py",
+            ),
         ),
     ),
     Part("numbers", 60, ("benchmarks/cuda_checks.py", "--json", "{json}")),
     Part(
         "few rows",
-        75,
+        70,
         (
             *("benchmarks/cuda_kernels.py", "--shape", "4096x4096", "--json", "{json}"),
             *("--rows", "1", "--rows", "16", "--rows", "64", "--repeats", "10"),
@@ -67,13 +71,14 @@ PARTS = (
     ),
     Part(
         "many rows",
-        75,
+        70,
         (
             *("benchmarks/cuda_kernels.py", "--shape", "4096x4096", "--json", "{json}"),
             *("--rows", "512", "--rows", "128", "--rows", "2048", "--repeats", "10"),
         ),
     ),
-    Part("decoding", 110, ("benchmarks/cuda_decode.py", "--layers", "8", "--json", "{json}")),
+    Part("fitting", 40, ("benchmarks/cuda_fitting.py", "--json", "{json}")),
+    Part("decoding", 100, ("benchmarks/cuda_decode.py", "--layers", "8", "--json", "{json}")),
 )
 
 

@@ -24,7 +24,7 @@ def script(monkeypatch, device):
         return __import__(name)
 
     yield imported
-    for short in ("cuda_kernels", "cuda_checks", "cuda_decode", "random_model"):
+    for short in ("cuda_kernels", "cuda_checks", "cuda_decode", "cuda_fitting", "random_model"):
         sys.modules.pop(short, None)  # Others import theirs.
 
 
@@ -55,6 +55,26 @@ def test_a_product_that_is_off_fails_and_is_named(script, arguments, monkeypatch
     monkeypatch.setattr(linear, "product", wrong)
     with pytest.raises(SystemExit, match=r"\[\('12x128', 'int8', '?2'?\)\]"):
         checks.main()
+
+
+def by_triton(monkeypatch):
+    """Tensors on the CPU go the way of a GPU's."""
+    columns = importlib.import_module("spqlm.native.columns")
+    monkeypatch.setattr(columns, "why_not", lambda _: None)
+    monkeypatch.setattr(columns, "_on_cpu", lambda *given: columns._on_gpu(*given))
+
+
+def test_fitting_is_held_to_that_of_the_cpu(script, arguments, monkeypatch):
+    fitting = script("cuda_fitting")
+    monkeypatch.setattr(fitting, "FORMATS", fitting.FORMATS[:2])
+    by_triton(monkeypatch)
+    fitting.main()
+    results = json.loads(arguments.read_text())["results"]
+    assert [row["format"] for row in results] == ["int4", "nl4"]
+    assert all(abs(row["of_cpu_loss"] - 1) < 0.02 for row in results)
+    monkeypatch.setattr(fitting, "BOUND", -1.0)
+    with pytest.raises(SystemExit, match="not as on the CPU"):
+        fitting.main()
 
 
 def test_every_way_is_measured_or_says_why_not(script, monkeypatch):
