@@ -66,11 +66,13 @@ def by_triton(monkeypatch):
 
 def test_fitting_is_held_to_that_of_the_cpu(script, arguments, monkeypatch):
     fitting = script("cuda_fitting")
-    monkeypatch.setattr(fitting, "FORMATS", fitting.FORMATS[:2])
+    monkeypatch.setattr(fitting, "FORMATS", fitting.FORMATS[1:2])
+    # The interpreter takes its time for each column.
+    monkeypatch.setattr("spqlm.numerics.block_rounding.ROUNDS", 1)
     by_triton(monkeypatch)
     fitting.main()
     results = json.loads(arguments.read_text())["results"]
-    assert [row["format"] for row in results] == ["int4", "nl4"]
+    assert [row["format"] for row in results] == ["nl4"]
     assert all(abs(row["of_cpu_loss"] - 1) < 0.02 for row in results)
     monkeypatch.setattr(fitting, "BOUND", -1.0)
     with pytest.raises(SystemExit, match="not as on the CPU"):
