@@ -11,9 +11,9 @@ Sizes that are stored for the same label, calibration and recovery are not measu
 `--again` is given: a run that was stopped goes on.
 
 Perplexity over the first 20 windows of 1,024 tokens of WikiText-2 (raw, test) and of C4, model
-reloaded in float32; Δ = ln(ppl / dense ppl). Gradients are collected once: the first size includes
-that time, the others do not. Rows are added to those that are stored.
-`make results` puts them into docs/results.md.
+reloaded in float32; Δ = ln(ppl / dense ppl), and KL from the dense model's predictions. Gradients
+are collected once: the first size includes that time, the others do not. Rows are added to those
+that are stored. `make results` puts them into docs/results.md.
 """
 
 import argparse
@@ -31,7 +31,8 @@ from compress import CONTEXT, WINDOWS, machine
 
 import spqlm
 from spqlm.data import encode, load_text
-from spqlm.evaluation import perplexity
+from spqlm.evaluation import Perplexity, perplexity
+from spqlm.evaluation.agreement import Reference
 from spqlm.formats import dump
 from spqlm.formats.low_rank import LowRank
 from spqlm.numerics.nonlinear import LEVELS
@@ -80,10 +81,14 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-def scores(directory: Path, tokens: dict[str, torch.Tensor]) -> dict[str, float]:
+def scores(
+    directory: Path, tokens: dict[str, torch.Tensor], reference: Reference
+) -> dict[str, Perplexity]:
+    """By text."""
     model = load_model(directory, dtype=torch.float32).model
     return {
-        task: perplexity(model, ids, CONTEXT, limit=WINDOWS).nll for task, ids in tokens.items()
+        task: perplexity(model, ids, CONTEXT, limit=WINDOWS, reference=reference)
+        for task, ids in tokens.items()
     }
 
 
@@ -159,19 +164,27 @@ def main() -> None:
             task: encode(tokenizer, load_text(task, "evaluation").text, CONTEXT)
             for task in ("wikitext2", "c4")
         }
+        dense = Reference("dense", load_model(folder / "dense", dtype=torch.float32).model)
         if "dense" not in stored:
-            stored["dense"] = scores(folder / "dense", tokens)
+            own = scores(folder / "dense", tokens, dense)
+            stored["dense"] = {task: score.nll for task, score in own.items()}
         for size, (label, recipe) in product(arguments.sizes, variants(arguments)):
             if not arguments.again and held(stored, size, label, arguments):
                 continue
             row = measure(folder, size, label, recipe, arguments)
-            nll = scores(folder / "out", tokens)
-            row["delta"] = {task: nll[task] - stored["dense"][task] for task in nll}
+            found = scores(folder / "out", tokens, dense)
+            row["delta"] = {task: found[task].nll - stored["dense"][task] for task in found}
+            row["divergence"] = {task: _divergence(score) for task, score in found.items()}
             print(json.dumps(row), flush=True)
             keep(stored, row)
     finally:
         if arguments.keep is None:
             shutil.rmtree(folder)
+
+
+def _divergence(score: Perplexity) -> float:
+    assert score.agreement is not None
+    return score.agreement.divergence
 
 
 def held(stored: dict, size: float, label: str, arguments: argparse.Namespace) -> bool:

@@ -16,8 +16,9 @@ Command: `SPQ_DATA_DIR=... python benchmarks/sizes.py` (with `--recover` for the
 `spq compress demo out --target-size ...` on SmolLM2-135M-Instruct (bfloat16, 269.1 MB). Δ is
 ln(perplexity / dense perplexity) over the first 20 windows of 1,024 tokens of WikiText-2 (raw,
 test) and of the first 100 documents of a C4 sample, reloaded in float32; dense:
-{dense["wikitext2"]:.2f} and {dense["c4"]:.2f}. Sizes are all weights on disk. "Predicted" is the
-sum of prices, on calibration text held out from what weights were fitted to. The first row of a
+{dense["wikitext2"]:.2f} and {dense["c4"]:.2f}. KL is the divergence from the dense model's predictions on
+WikiText-2. Sizes are all weights on disk. "Predicted" is the sum of prices, on calibration text held
+out from what weights were fitted to. The first row of a
 calibration pays for its gradients and prices; "load" is what ran on the machine (two busy threads are 2).
 
 {table(HEADER, rows)}
@@ -34,7 +35,7 @@ the run was stopped.
 
 HEADER = (
     *("target", "recipe", "calibration", "distilled", "MB on disk", "stored as"),
-    *("predicted Δ", "Δ WikiText-2", "Δ C4", "time", "load", "machine"),
+    *("predicted Δ", "Δ WikiText-2", "Δ C4", "KL", "time", "load", "machine"),
 )
 
 
@@ -49,6 +50,7 @@ def _row(row: dict, letter: str) -> list[str]:
         f"{row['predicted']:.4f}",
         f"{row['delta']['wikitext2']:.4f}",
         f"{row['delta']['c4']:.4f}",
+        f"{row['divergence']['wikitext2']:.4f}" if "divergence" in row else "",
         f"{row['seconds']:.0f} s",
         f"{row['load']:.1f}",
         letter,
