@@ -77,6 +77,15 @@ def test_a_changed_code_is_found(tmp_path, monkeypatch):
         CompressedTensorsTarget().verify(view.model, tmp_path / "out")
 
 
+def test_a_package_that_packs_otherwise_is_not_asked(tmp_path, monkeypatch):
+    view = mixed()
+    written(view, tmp_path / "out")
+    monkeypatch.setattr(compressed_tensors.Package, "installed", True)
+    monkeypatch.setattr("spqlm.targets.base.version_of", lambda _: "0.17.1")
+    said = CompressedTensorsTarget().verify(view.model, tmp_path / "out")
+    assert "compressed_tensors 0.18 or newer, and 0.17.1 is installed" in said
+
+
 def test_the_files_hold_no_code_of_ours(tmp_path):
     written(mixed(), tmp_path / "out")
     names = load_file(tmp_path / "out" / "model.safetensors")

@@ -42,7 +42,8 @@ from spqlm.targets._integers import (
 )
 from spqlm.targets.base import Package, Target
 
-PACKAGE = Package("compressed_tensors", "pip install compressed-tensors")
+# Earlier ones have a layout of their own for 3, 5, 6 and 7 bits, in which words are not full.
+PACKAGE = Package("compressed_tensors", "pip install -U compressed-tensors", "0.18")
 # Columns that fill whole words of 32 bits at every width from two bits on.
 MULTIPLE = 16
 # Bytes of the tensor that states a weight's shape.
@@ -137,7 +138,7 @@ class CompressedTensorsTarget(Target):
     def verify(self, model: PreTrainedModel, place: Path) -> str:
         """Every weight is the same number for number, as transformers unpacks it."""
         schemes = dict(_schemes(ModelView(model)))
-        if PACKAGE.installed:
+        if PACKAGE.missing is None:
             loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=model.dtype)
             fixed_logits(loaded)  # it unpacks weights in its first forward pass
             found = {name: loaded.get_submodule(name).weight for name in schemes}
@@ -145,7 +146,7 @@ class CompressedTensorsTarget(Target):
         else:
             stored = read_tensors(place)
             found = {name: _restored(stored, name, weight) for name, weight in schemes.items()}
-            how = "us, for want of the package compressed-tensors"
+            how = f"us, for want of {PACKAGE.missing}"
         for name, weight in found.items():
             if not torch.equal(weight.cpu(), dense_weight(model.get_submodule(name)).cpu()):
                 raise CheckpointError(f"the weight of {name!r} did not read back as it was")
