@@ -165,6 +165,12 @@ def measure(folder: Path, given: argparse.Namespace, name: str, title: str) -> d
     return row | {"machine": machine()}
 
 
+def place_of(row: dict) -> tuple[str, int, int]:
+    """In the table."""
+    program, name = row["program"], row["checkpoint"]
+    return row["model"], list(STAGES).index(name), list(PROGRAMS).index(program)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="demo")
@@ -190,7 +196,7 @@ def main() -> None:
                 kept = [
                     r for r in stored["rows"] if (r["model"], r["checkpoint"], r["program"]) != key
                 ]
-                stored["rows"] = [*kept, row]
+                stored["rows"] = sorted([*kept, row], key=place_of)
                 RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
     finally:
         if given.keep is None:
