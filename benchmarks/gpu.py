@@ -77,7 +77,7 @@ PARTS = (
         ),
     ),
     Part("fitting", 40, ("benchmarks/cuda_fitting.py", "--json", "{json}")),
-    Part("decoding", 100, ("benchmarks/cuda_decode.py", "--layers", "8", "--json", "{json}")),
+    Part("decoding", 95, ("benchmarks/cuda_decode.py", "--layers", "8", "--json", "{json}")),
 )
 
 

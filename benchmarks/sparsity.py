@@ -35,7 +35,7 @@ from spqlm.model.view import ModelView
 from spqlm.modules.ops import linear_from
 from spqlm.numerics import gptq, integer, sparse
 from spqlm.numerics.blocks import Grid, even_grid
-from spqlm.numerics.in_order import Places
+from spqlm.numerics.in_order import Affine
 from spqlm.sources.load import load_model
 from spqlm.sources.loaded import LoadedModel
 from spqlm.stages.base import Inputs
@@ -53,11 +53,11 @@ def two_bits(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
     """GPTQ with four levels from the least to the largest weight of each group."""
     grid, steps, lows = Grid((0, 1, 2, 3), GROUP, GROUP, shifted=True), [], []
 
-    def round_piece(columns: Tensor, piece: slice, _: Tensor) -> tuple[Grid, Places]:
+    def round_piece(columns: Tensor, piece: slice, _: Tensor) -> tuple[Grid, Affine]:
         low, high = columns[piece].aminmax(dim=0)
         steps.append(((high - low) / 3).clamp_min(1e-8))
         lows.append(low)
-        return grid, Places(steps[-1], low)
+        return grid, Affine(steps[-1], low)
 
     factor, _ = gptq.inverse_factor(hessian, damping)
     codes = gptq.sweep(weight, factor, GROUP, round_piece).float()
@@ -69,11 +69,11 @@ def two_of_four(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
     """SparseGPT's 2:4 and 4-bit codes in one pass; masks are chosen for a group of 64 at a time."""
     grid, scales, kept = even_grid(4, GROUP), [], []
 
-    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Places]:
+    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Affine]:
         values, costs = columns[piece].T, importance[piece]
         kept.append(sparse.keep_of_each(values.square() * costs, 2, 4))
         scales.append(integer.search_group_scale(values * kept[-1], costs, GROUP))
-        return grid, Places(scales[-1][:, 0], kept=kept[-1].T)
+        return grid, Affine(scales[-1][:, 0], kept=kept[-1].T)
 
     factor, _ = gptq.inverse_factor(hessian, damping)
     codes = gptq.sweep(weight, factor, GROUP, round_piece) + grid.levels[0]

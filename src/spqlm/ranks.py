@@ -7,7 +7,7 @@ is not shared is computed by all of them alike.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -107,6 +107,9 @@ def check_same(value: str, what: str) -> None:
     found = together(value)
     others = [rank for rank, other in enumerate(found) if other != found[0]]
     if others:
+        # Who ends first would cut off those that are still told.
+        with suppress(RuntimeError):
+            distributed.barrier()
         raise SpqError(
             f"process {others[0]} has another {what} than process 0; give all of them the same"
         )

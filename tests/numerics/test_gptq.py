@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spqlm.numerics import gptq, integer
 from spqlm.numerics.blocks import even_grid
-from spqlm.numerics.in_order import Places
+from spqlm.numerics.in_order import Affine
 
 
 @pytest.mark.parametrize("group_size", [32, 64])
@@ -137,7 +137,7 @@ def test_a_sweep_waits_for_its_result_alone(columns):
     assert groups.count == 1  # whether there are scales for all of it
 
     def round_piece(columns, piece, importance):
-        return even_grid(4, 32), Places(torch.ones(8))
+        return even_grid(4, 32), Affine(torch.ones(8))
 
     with Waits() as swept:
         gptq.sweep(weight, factor, 32, round_piece)

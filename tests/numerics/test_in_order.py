@@ -10,7 +10,7 @@ from spqlm import native
 from spqlm.native import columns
 from spqlm.numerics import in_order
 from spqlm.numerics.blocks import even_grid
-from spqlm.numerics.in_order import Places
+from spqlm.numerics.in_order import Affine
 
 COUNT = 24
 
@@ -39,35 +39,35 @@ def by_triton():
 
 
 def case(rows, grid):
-    """State, update, divisors and places, of which some have offsets and dropped entries."""
+    """State, update, divisors and affine, of which some have offsets and dropped entries."""
     update = random(COUNT, COUNT, seed=1) / COUNT
     step = 0.5 + random(rows, seed=2).abs()
     offset = random(rows, seed=3) if grid.shifted else None
     kept = random(COUNT, rows, seed=4) > -0.5 if grid.multiples else None
     spread = max(map(abs, grid.levels))
     state = 0.8 * spread * random(COUNT, rows, seed=5)
-    return state, update, 0.5 + random(COUNT, seed=6).abs(), Places(step, offset, kept)
+    return state, update, 0.5 + random(COUNT, seed=6).abs(), Affine(step, offset, kept)
 
 
 @each_grid
 @pytest.mark.parametrize("rows", [1, 64, 150])
 def test_each_column_takes_the_nearest_level_and_later_ones_make_up_for_it(arithmetic, grid, rows):
-    state, update, divisors, places = case(rows, grid)
+    state, update, divisors, affine = case(rows, grid)
     start = random(COUNT, rows, seed=7) if rows == 64 else None
     before = state.clone()
-    codes, errors = in_order.round_columns(state, update, divisors, grid, places, start)
+    codes, errors = in_order.round_columns(state, update, divisors, grid, affine, start)
     assert torch.equal(state, before)
     assert codes.dtype == torch.int16 and errors.dtype == torch.float32
     levels = torch.tensor(grid.levels).double()
     now = state.double()
     for column in range(COUNT):
-        offset = 0 if places.offset is None else places.offset.double()
-        away = ((now[column] - offset) / places.step)[:, None] - levels
+        offset = 0 if affine.offset is None else affine.offset.double()
+        away = ((now[column] - offset) / affine.step)[:, None] - levels
         chosen_level = away.gather(1, codes[column].long()[:, None])[:, 0]
         assert bool((chosen_level.abs() <= away.abs().amin(1) + 1e-4).all())
-        rounded = levels[codes[column].long()] * places.step + offset
-        if places.kept is not None:
-            rounded *= places.kept[column]
+        rounded = levels[codes[column].long()] * affine.step + offset
+        if affine.kept is not None:
+            rounded *= affine.kept[column]
         source = now[column] if start is None else start[column].double()
         expected = (source - rounded) / divisors[column]
         torch.testing.assert_close(errors[column].double(), expected, rtol=1e-4, atol=1e-3)
@@ -90,9 +90,9 @@ def test_threads_change_nothing(library):
 @pytest.mark.parametrize("grid", [GRIDS["uneven"], even_grid(8, 32)], ids=["uneven", "even"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
 def test_codes_exist_whatever_the_numbers(arithmetic, grid, value):
-    state, update, divisors, places = case(5, grid)
+    state, update, divisors, affine = case(5, grid)
     state[3, 2] = value
-    codes, errors = in_order.round_columns(state, update, divisors, grid, places)
+    codes, errors = in_order.round_columns(state, update, divisors, grid, affine)
     assert 0 <= int(codes.min()) and int(codes.max()) < len(grid.levels)
     others = torch.arange(5) != 2
     assert bool(torch.isfinite(errors[:, others]).all())
@@ -112,9 +112,9 @@ def test_pieces_and_steps_add_up_to_a_pass_over_all_columns(block, group, width,
     def replace(piece):
         pieces.append(piece)
         assert piece.start // group == (piece.stop - 1) // group
-        grid, places = even_grid(8, group), Places(torch.ones(5))
+        grid, affine = even_grid(8, group), Affine(torch.ones(5))
         parts = values[piece], update[piece, piece], torch.ones(piece.stop - piece.start)
-        _, errors = in_order.round_columns(*parts, grid, places)
+        _, errors = in_order.round_columns(*parts, grid, affine)
         return errors
 
     in_order.sweep(values, lambda a, b: update[a, b], block, group, replace)

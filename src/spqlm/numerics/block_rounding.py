@@ -11,7 +11,7 @@ from spqlm.numerics.block_search import search
 from spqlm.numerics.blocks import Blocks, Grid, times
 from spqlm.numerics.descent import ROUNDS, best_scales, descend
 from spqlm.numerics.gptq import sweep
-from spqlm.numerics.in_order import Places
+from spqlm.numerics.in_order import Affine
 from spqlm.numerics.integer import check_scales, round_scale
 
 # Of steps, and of shifts where there are some.
@@ -37,19 +37,19 @@ def round_blocks(weight: Tensor, factor: Tensor, grid: Grid) -> Blocks:
     floats: list[Parts] = []
     integers: list[Parts] = []
 
-    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Places]:
+    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Affine]:
         if piece.start % grid.block == 0:
             block = slice(piece.start, piece.start + grid.block)
             floats.append(_floats(columns[block].T.contiguous(), importance[block], grid))
         if grid.multiples is None:
-            return grid, Places(*floats[-1])
+            return grid, Affine(*floats[-1])
         if piece.start % grid.group == 0:
             # What was rounded before has moved them.
             group = slice(piece.start, piece.start + grid.group)
             values = columns[group].T.contiguous()
             found = _integers(values, importance[group], *floats[-1], grid)
             integers.append(found)
-        return grid, Places(*_product(floats[-1], integers[-1]))
+        return grid, Affine(*_product(floats[-1], integers[-1]))
 
     codes = sweep(weight, factor, grid.block, round_piece, grid.group)
     (scale, shift), (multiples, shift_multiples) = _together(floats), _together(integers)
@@ -112,10 +112,10 @@ def _best_codes(weight: Tensor, found: Blocks, hessian: Tensor, grid: Grid) -> T
     steps = found.steps().T.contiguous()
     offsets = None if shifts is None else shifts.T.contiguous()
 
-    def places(group: int) -> Places:
-        return Places(steps[group], None if offsets is None else offsets[group])
+    def affine(group: int) -> Affine:
+        return Affine(steps[group], None if offsets is None else offsets[group])
 
-    return descend(weight, found.restore(grid).T.contiguous(), hessian, grid, places)
+    return descend(weight, found.restore(grid).T.contiguous(), hessian, grid, affine)
 
 
 def _floats(values: Tensor, importance: Tensor, grid: Grid) -> Parts:

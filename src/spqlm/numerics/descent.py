@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spqlm.numerics import in_order
 from spqlm.numerics.blocks import Grid, even_grid
-from spqlm.numerics.in_order import Places
+from spqlm.numerics.in_order import Affine
 from spqlm.numerics.integer import LARGEST_SCALE, round_scale
 
 # Scales, then codes. Three rounds get most of what there is.
@@ -90,12 +90,12 @@ def best_codes(weight: Tensor, codes: Tensor, scale: Tensor, hessian: Tensor, bi
     grid = even_grid(bits, len(hessian) // scale.shape[1])
     steps = scale.T.contiguous()
     values = codes.T * steps.repeat_interleave(grid.group, 0)
-    found = descend(weight, values, hessian, grid, lambda group: Places(steps[group]))
+    found = descend(weight, values, hessian, grid, lambda group: Affine(steps[group]))
     return found.add_(grid.levels[0]).to(torch.int8)
 
 
 def descend(
-    weight: Tensor, values: Tensor, hessian: Tensor, grid: Grid, places: Callable[[int], Places]
+    weight: Tensor, values: Tensor, hessian: Tensor, grid: Grid, affine: Callable[[int], Affine]
 ) -> Tensor:
     """Codes after one pass over the columns, each given what is best beside all others.
 
@@ -104,7 +104,7 @@ def descend(
         values: what stands for it now, float32 [columns, rows]: a column lies together.
         hessian: float32 [columns, columns], positive definite.
         grid: of the codes.
-        places: from a group's number to what its codes stand for.
+        affine: from a group's number to what its codes stand for.
 
     Returns:
         codes from 0 on, int16 [rows, columns].
@@ -125,7 +125,7 @@ def descend(
             update(piece, piece),
             ones[piece],
             grid,
-            places(piece.start // grid.group),
+            affine(piece.start // grid.group),
             values[piece],
         )
         return moved

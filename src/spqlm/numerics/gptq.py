@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spqlm.numerics import in_order
 from spqlm.numerics.blocks import Grid, even_grid
-from spqlm.numerics.in_order import Places
+from spqlm.numerics.in_order import Affine
 from spqlm.numerics.integer import check_scales, search_group_scale
 from spqlm.numerics.threads import threads_for
 
@@ -112,7 +112,7 @@ def sweep(
     weight: Tensor,
     factor: Tensor,
     block: int,
-    round_piece: Callable[[Tensor, slice, Tensor], tuple[Grid, Places]],
+    round_piece: Callable[[Tensor, slice, Tensor], tuple[Grid, Affine]],
     group: int | None = None,
 ) -> Tensor:
     """Round column after column; those to the right make up for what each rounding changes.
@@ -136,10 +136,10 @@ def sweep(
     importance = diagonal.square().reciprocal()
 
     def replace(piece: slice) -> Tensor:
-        grid, places = round_piece(columns, piece, importance)
+        grid, affine = round_piece(columns, piece, importance)
         within = factor[piece, piece]
         codes[piece], errors = in_order.round_columns(
-            columns[piece], within, diagonal[piece], grid, places
+            columns[piece], within, diagonal[piece], grid, affine
         )
         return errors
 
@@ -174,13 +174,13 @@ def round_groups(
     factor = inverse_factor(hessian, damping)[0] if factor is None else factor
     grid, scales = even_grid(bits, group_size), []
 
-    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Places]:
+    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Affine]:
         if piece.start % group_size == 0:
             group = slice(piece.start, piece.start + group_size)
             values, costs = columns[group].T, importance[group]
             scale = search_group_scale(values, costs, group_size, bits, checked=False)
             scales.append(scale[:, 0])
-        return grid, Places(scales[-1])
+        return grid, Affine(scales[-1])
 
     codes = sweep(weight, factor, group_size, round_piece)
     found = torch.stack(scales, dim=1)
@@ -201,9 +201,9 @@ def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = 
         int8 [rows, columns].
     """
     factor, _ = inverse_factor(hessian, damping)
-    places = Places(scale.to(torch.float32).expand(len(weight)).contiguous())
+    affine = Affine(scale.to(torch.float32).expand(len(weight)).contiguous())
     grid = even_grid(8, in_order.BLOCK)
-    codes = sweep(weight, factor, in_order.BLOCK, lambda *_: (grid, places))
+    codes = sweep(weight, factor, in_order.BLOCK, lambda *_: (grid, affine))
     return codes.add_(grid.levels[0]).to(torch.int8)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spqlm.numerics.blocks import Grid, even_grid
 from spqlm.numerics.gptq import DAMPING, damped, inverse, inverse_factor, sweep
-from spqlm.numerics.in_order import Places
+from spqlm.numerics.in_order import Affine
 from spqlm.numerics.integer import (
     absmax_scale,
     check_scales,
@@ -204,14 +204,14 @@ def round_kept(
     group_size = weight.shape[1] // keep.shape[1]
     grid, scales, zeros = even_grid(bits, group_size), [], []
 
-    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Places]:
+    def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Affine]:
         if piece.start % group_size == 0:
             group = slice(piece.start, piece.start + group_size)
             found = group_grid(columns[group].T, importance[group], bits, zero_point)
             scales.append(found[0])
             zeros.append(found[1])
         kept = keep[:, piece.start // group_size].expand(piece.stop - piece.start, -1)
-        return grid, Places(scales[-1][:, 0], zeros[-1][:, 0], kept)
+        return grid, Affine(scales[-1][:, 0], zeros[-1][:, 0], kept)
 
     factor = inverse_factor(hessian, damping)[0]
     codes = sweep(weight, factor, group_size, round_piece).add_(grid.levels[0]).to(torch.int8)

@@ -18,7 +18,7 @@ from spqlm.numerics.blocks import Grid
 BLOCK = 128
 
 
-class Places(NamedTuple):
+class Affine(NamedTuple):
     """What the codes of some columns stand for: step · level + offset, and nothing if not kept.
 
     Attributes:
@@ -85,7 +85,7 @@ def round_columns(
     update: Tensor,
     divisors: Tensor,
     grid: Grid,
-    places: Places,
+    affine: Affine,
     start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Round a piece of columns, one after the other.
@@ -96,7 +96,7 @@ def round_columns(
             float32 [count, count].
         divisors: float32 [count]; an error is the difference that rounding makes over this.
         grid: of the levels.
-        places: of the codes.
+        affine: of the codes.
         start: what differences are counted from, float32 [count, rows]; None is what a column is
             when its turn comes.
 
@@ -105,9 +105,9 @@ def round_columns(
     """
     ends = grid.levels[0], grid.levels[-1]
     tables = None if grid.even else grid.tables(state.device)
-    floats = places.step, places.offset
-    found = native.round_columns(state, start, update, divisors, floats, places.kept, ends, tables)
-    return found or _one_by_one(state.clone(), update, divisors, grid, places, start)
+    floats = affine.step, affine.offset
+    found = native.round_columns(state, start, update, divisors, floats, affine.kept, ends, tables)
+    return found or _one_by_one(state.clone(), update, divisors, grid, affine, start)
 
 
 def _one_by_one(
@@ -115,11 +115,11 @@ def _one_by_one(
     update: Tensor,
     divisors: Tensor,
     grid: Grid,
-    places: Places,
+    affine: Affine,
     start: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     codes, errors = torch.empty_like(state, dtype=torch.int16), torch.empty_like(state)
-    step, offset, kept = places
+    step, offset, kept = affine
     # As tensors: numbers would have to be waited for on a GPU.
     for column, divisor in enumerate(divisors.unbind()):
         value = state[column]
