@@ -14,7 +14,8 @@ from spqlm.errors import SpqError
 from spqlm.layerwise.held_metrics import groups_within, matrix_bytes
 from spqlm.model.activation_checkpointing import HELD_BYTES, held_bytes
 from spqlm.model.bytes_read import bytes_read
-from spqlm.model.view import ModelView, Named
+from spqlm.model.mapped import supported
+from spqlm.model.view import Named
 from spqlm.pace import Pace
 from spqlm.recipe import Recipe
 from spqlm.sources.outline import Outline
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 PROCESS, WORD = 520_000_000, 900
 # Second moments of a weight that are held to price it, for two sets of windows.
 PRICED = 2
+# Bytes for each entry of a weight that is unpacked: its codes, twice in float32, and in two bytes.
+UNPACKED = 12
 
 
 def forecast(outline: Outline, recipe: Recipe, limit: int | None = None) -> Forecast:
@@ -43,14 +46,14 @@ def forecast(outline: Outline, recipe: Recipe, limit: int | None = None) -> Fore
     view, savings = outline.view, [stage.savings(outline.view) for stage in recipe.stages]
     known = [saved for saved in savings if saved is not None]
     complete = len(known) == len(savings)
-    needs = _Needs.of(view, recipe)
+    needs = _Needs.of(outline, recipe)
     whole = needs.peak(outline.bytes, outline.bytes - sum(saved for saved, _ in known))
     room = _free() if limit is None else limit
-    by_layer = whole > room and outline.whole is None
+    by_layer = whole > room and supported()
     moments = needs.moments_within(room) if by_layer else None
     peak = needs.peak_by_layer(moments) if by_layer else whole
     if limit is not None and peak > limit:
-        _refuse(outline, needs.peak_by_layer(0), whole)
+        _refuse(needs.peak_by_layer(0), whole)
     disk = outline.bytes - sum(saved for saved, _ in known) if complete else None
     read = bytes_read(outline.view.model)
     return Forecast(
@@ -61,6 +64,7 @@ def forecast(outline: Outline, recipe: Recipe, limit: int | None = None) -> Fore
         layer_by_layer=by_layer,
         read=None if disk is None else read * disk // outline.bytes,
         moments=moments,
+        unpacked=outline.bytes if by_layer and not outline.mapped else 0,
     )
 
 
@@ -103,15 +107,15 @@ def _free() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _refuse(outline: Outline, layers: int, whole: int) -> None:
-    if outline.whole is None:
+def _refuse(layers: int, whole: int) -> None:
+    if supported():
         raise SpqError(
             f"this needs about {gigabytes(layers)} of memory even one layer at a time; give more, "
             "or calibrate on fewer windows or shorter ones"
         )
     raise SpqError(
         f"this needs about {gigabytes(whole)} of memory, and the model cannot be read one layer at "
-        f"a time: {outline.whole}"
+        "a time: this system does not take memory of mapped files back"
     )
 
 
@@ -132,6 +136,7 @@ class _Needs:
         weights: of the layer whose second moments take the most, as far as they are gathered.
         apart: whether these may be held for some weights after others.
         weight: the largest of a layer, in float32.
+        unpacked: the largest weight, where files do not hold it as it is loaded.
         tables: float32 tables of an embedding's size.
         training: what training end to end takes beside the model.
     """
@@ -148,11 +153,13 @@ class _Needs:
     weights: list[Named]
     apart: bool
     weight: int
+    unpacked: int
     tables: int
     training: int
 
     @classmethod
-    def of(cls, view: ModelView, recipe: Recipe) -> "_Needs":
+    def of(cls, outline: Outline, recipe: Recipe) -> "_Needs":
+        view = outline.view
         text, needs = recipe.calibration, [stage.needs(view) for stage in recipe.stages]
         size = view.model.dtype.itemsize
         config = view.model.config.get_text_config()
@@ -179,6 +186,7 @@ class _Needs:
             weights=max(leaves, key=lambda held: matrix_bytes(held, PRICED), default=[]),
             apart=all(found.apart for found in gathers),
             weight=4 * max((leaf.entries for held in leaves for leaf in held), default=0),
+            unpacked=0 if outline.mapped else UNPACKED * _largest(view.model),
             tables=table * max((found.tables for found in needs), default=0),
             training=max((found.training for found in needs), default=0),
         )
@@ -204,7 +212,7 @@ class _Needs:
             self._fitting(moments) + self.layer,
             self.states + self.tables + self.outer,
         )
-        return self.process + work + self.training
+        return self.process + max(work + self.training, self.unpacked)
 
     def moments_within(self, room: int) -> int | None:
         """What second moments may take so that all stays within the room; None for any."""
@@ -224,3 +232,7 @@ class _Needs:
 def _bytes_of(*modules: nn.Module) -> int:
     distinct = {id(p): p for module in modules for p in module.parameters()}
     return sum(p.numel() * p.element_size() for p in distinct.values())
+
+
+def _largest(module: nn.Module) -> int:
+    return max((p.numel() for p in module.parameters()), default=0)

@@ -41,6 +41,7 @@ from spqlm.recipe import Recipe
 from spqlm.requested import kept_to, requested
 from spqlm.sources.load import load_model
 from spqlm.sources.loaded import LoadedModel
+from spqlm.sources.offloaded import offloaded
 from spqlm.stages.base import Inputs, Stage
 from spqlm.targets import NATIVE, Output, target_class
 from spqlm.versions import versions
@@ -150,7 +151,7 @@ def compress(
     walked = told is not None and told.layer_by_layer
     memory_of_layers = bounded(told.moments) if told and walked else nullcontext()
     with memory_of_layers, RunState(directory) as run:
-        loaded = load_model(model, dtype=dtype, device_map=device, merge_adapter=True, verify=True)
+        loaded = _loaded(model, told, run, dtype=dtype, device_map=device)
         digest = weights_digest(loaded.model)
         ranks.check_same(digest, "model")
         ranks.check_same(str(steps.to_dict()), "recipe")
@@ -252,6 +253,14 @@ def plan(
         tokenizer=tokenizer,
         limits=limits,
     ).manifest
+
+
+def _loaded(
+    model: str | Path | PreTrainedModel, told: Forecast | None, run: RunState, **options: Any
+) -> LoadedModel:
+    unpacked = told is not None and told.unpacked
+    with offloaded(run.directory("weights", "unpacked")) if unpacked else nullcontext():
+        return load_model(model, merge_adapter=True, verify=True, **options)
 
 
 def _check_sound(recipe: Recipe, view: ModelView, text: Calibration) -> None:

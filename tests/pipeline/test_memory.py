@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import gguf
 import pytest
 import torch
+from tests.helpers import tiny_model
 from tests.pipeline.files import contents, refused
+from tests.sources.gguf_files import write
 
 import spqlm
 import spqlm.forecast
@@ -125,14 +128,6 @@ def test_a_limit_that_is_too_low_is_refused_before_anything_is_loaded(
     refused(
         source, tmp_path / "out", memory="20MB", match=r"one layer at a time; give more", **options
     )
-    refused(
-        source,
-        tmp_path / "out",
-        memory="20MB",
-        dtype="bfloat16",
-        match="cannot be read one layer at a time: its files hold another dtype",
-        **options,
-    )
     refused(source, tmp_path / "out", memory="much", match="is not a size", **options)
 
 
@@ -141,6 +136,36 @@ def test_a_target_out_of_reach_is_refused_before_anything_is_loaded(
 ):
     monkeypatch.setattr(spqlm.pipeline, "load_model", lambda *_a, **_o: pytest.fail("loaded"))
     refused(source, tmp_path / "out", recipe=budget, target_size="9KB", match="cannot be reached")
+
+
+def test_a_system_that_does_not_take_memory_back_is_told(tmp_path, monkeypatch, budget):
+    file = write(tmp_path / "m.gguf", tiny_model("llama"))
+    monkeypatch.setattr(spqlm.forecast, "supported", lambda: False)
+    refused(
+        file,
+        tmp_path / "out",
+        recipe=budget,
+        target_ratio=0.6,
+        memory="20MB",
+        match="cannot be read one layer at a time: this system",
+    )
+
+
+def test_what_no_file_holds_as_it_is_loaded_is_unpacked_to_files(
+    tmp_path, monkeypatch, budget, tokenizer, no_room
+):
+    file = write(tmp_path / "m.gguf", tiny_model("llama"), quantized=gguf.GGMLQuantizationType.Q8_0)
+    options = {"recipe": budget, "target_ratio": 0.5, "tokenizer": tokenizer}
+    found = spqlm.compress(file, tmp_path / "small", **options)
+    told = found.manifest.forecast
+    assert told.layer_by_layer
+    assert told.unpacked == pytest.approx(found.manifest.source.bytes, rel=0.01)
+    assert not (tmp_path / f"small{UNFINISHED}").exists()
+    monkeypatch.undo()
+    monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "another"))
+    whole = spqlm.compress(file, tmp_path / "whole", **options)
+    assert whole.manifest.forecast.unpacked == 0
+    assert weights(tmp_path / "small") == weights(tmp_path / "whole")
 
 
 def test_a_limit_does_not_go_with_an_object(model, budget):

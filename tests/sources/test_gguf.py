@@ -2,79 +2,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter
 from tests.helpers import logits, tiny_model
-from transformers import modeling_gguf_pytorch_utils as reader
+from tests.sources.gguf_files import write
 
 from spqlm.errors import SpqError
-from spqlm.sources.gguf import _our_reading
 from spqlm.sources.gguf_reader import quick_gguf_reader
 from spqlm.sources.load import load_model
-
-ARCHITECTURES = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma3_text": "gemma3",
-}
-
-
-def _tensors(model, architecture):
-    """A model's weights under their names in a GGUF file, laid out as llama.cpp does."""
-    config = model.config
-    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    tied = config.tie_word_embeddings
-    for name, tensor in model.state_dict().items():
-        if tied and name.startswith("lm_head"):
-            continue
-        if architecture == "llama":
-            for part, heads in (
-                ("q", config.num_attention_heads),
-                ("k", config.num_key_value_heads),
-            ):
-                if f"{part}_proj" in name:
-                    tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-        if architecture == "gemma3" and "norm" in name:
-            tensor = tensor + 1
-        stem, _, suffix = name.rpartition(".")
-        yield f"{names.get_name(stem)}.{suffix}", tensor.float().contiguous().numpy()
-
-
-def _write(path, model, keys=(), extra=(), dropped="nothing", quantized=None):
-    """A GGUF file of a model with further keys and tensors."""
-    config, architecture = model.config, ARCHITECTURES[model.config.model_type]
-    writer = GGUFWriter(path, architecture)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim if hasattr(config, "head_dim") else 16)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    rope = config.rope_parameters
-    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
-    writer.add_rope_dimension_count(16)
-    writer.add_vocab_size(config.vocab_size)
-    for key, value in dict(keys).items():
-        kind = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
-        kind[type(value)](f"{architecture}.{key}", value)
-    for name, values in (*_tensors(model, architecture), *dict(extra).items()):
-        if dropped in name:
-            continue
-        if quantized is not None and values.ndim == 2:
-            raw = gguf.quantize(values, quantized)
-            writer.add_tensor(name, raw, raw_dtype=quantized)
-        else:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -110,7 +43,7 @@ def _scaled(model_type, scaling):
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_scaling_that_a_file_states_is_that_of_the_model(tmp_path, model_type, scaling):
     model = _scaled(model_type, scaling)
-    file = _write(tmp_path / "m.gguf", model, KEYS[scaling["rope_type"]])
+    file = write(tmp_path / "m.gguf", model, KEYS[scaling["rope_type"]])
     found = load_model(file, dtype=torch.float32).model
     assert torch.allclose(logits(found), logits(model), atol=1e-4)
     plain = _scaled(model_type, {"rope_type": "default"})
@@ -123,7 +56,7 @@ def test_llama_3_s_factors_are_known_by_their_values(tmp_path):
     plain = 500000.0 ** -(torch.arange(0, 16, 2) / 16)
     factors = (plain / model.model.rotary_emb.inv_freq).numpy().astype(np.float32)
     found = load_model(
-        _write(tmp_path / "m.gguf", model, extra={"rope_freqs.weight": factors})
+        write(tmp_path / "m.gguf", model, extra={"rope_freqs.weight": factors})
     ).model
     assert found.config.rope_parameters == rope
     assert torch.allclose(logits(found), logits(model), atol=1e-4)
@@ -132,7 +65,7 @@ def test_llama_3_s_factors_are_known_by_their_values(tmp_path):
 def test_other_factors_hold_at_every_length(tmp_path, model):
     factors = np.array([1, 1, 1, 2, 4, 8, 8, 8], np.float32)
     found = load_model(
-        _write(tmp_path / "m.gguf", model, extra={"rope_freqs.weight": factors})
+        write(tmp_path / "m.gguf", model, extra={"rope_freqs.weight": factors})
     ).model
     model.model.rotary_emb.inv_freq /= torch.from_numpy(factors)
     for length in (24, 128):
@@ -141,19 +74,19 @@ def test_other_factors_hold_at_every_length(tmp_path, model):
 
 def test_only_layers_with_full_attention_are_scaled(tmp_path):
     model = _scaled("gemma3_text", LINEAR)
-    found = load_model(_write(tmp_path / "m.gguf", model, KEYS["linear"])).model
+    found = load_model(write(tmp_path / "m.gguf", model, KEYS["linear"])).model
     assert found.config.rope_parameters["full_attention"]["rope_type"] == "linear"
     assert found.config.rope_parameters["sliding_attention"]["rope_type"] == "default"
 
 
 def test_unknown_scaling_is_refused(tmp_path, model):
-    file = _write(tmp_path / "m.gguf", model, {"rope.scaling.type": "spiral"})
+    file = write(tmp_path / "m.gguf", model, {"rope.scaling.type": "spiral"})
     with pytest.raises(SpqError, match="rotary scaling of the type 'spiral'"):
         load_model(file)
 
 
 def test_a_file_that_lacks_a_tensor_is_refused(tmp_path, model):
-    file = _write(tmp_path / "m.gguf", model, dropped="blk.1.ffn_up")
+    file = write(tmp_path / "m.gguf", model, dropped="blk.1.ffn_up")
     with pytest.raises(SpqError, match=r"lacks the tensor 'model.layers.1.mlp.up_proj.weight'"):
         load_model(file)
 
@@ -161,19 +94,19 @@ def test_a_file_that_lacks_a_tensor_is_refused(tmp_path, model):
 def test_a_file_with_a_tensor_that_nothing_takes_is_refused(tmp_path, model):
     extra = {"blk.0.attn_q.bias": np.ones(64, np.float32)}
     with pytest.raises(SpqError, match=r"holds the tensor 'blk.0.attn_q.bias'"):
-        load_model(_write(tmp_path / "m.gguf", model, extra=extra))
+        load_model(write(tmp_path / "m.gguf", model, extra=extra))
 
 
 def test_an_infinite_value_is_refused(tmp_path, model):
     model.model.norm.weight.data[3] = torch.inf
     with pytest.raises(SpqError, match="holds NaN or Inf"):
-        load_model(_write(tmp_path / "m.gguf", model))
+        load_model(write(tmp_path / "m.gguf", model))
 
 
 @pytest.mark.parametrize("kind", ["Q5_0", "Q5_1", "Q4_0", "Q8_0"])
 def test_every_type_that_the_package_unpacks_is_read(tmp_path, model, kind):
     quantized = gguf.GGMLQuantizationType[kind]
-    found = load_model(_write(tmp_path / "m.gguf", model, quantized=quantized), dtype="float32")
+    found = load_model(write(tmp_path / "m.gguf", model, quantized=quantized), dtype="float32")
     assert "quantised blocks" in found.source.note
     for name, tensor in model.state_dict().items():
         if "mlp" in name:
@@ -184,25 +117,18 @@ def test_every_type_that_the_package_unpacks_is_read(tmp_path, model, kind):
 
 @pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b"GGML" + b[4:], lambda b: b""])
 def test_a_damaged_file_is_one_sentence(tmp_path, model, damage):
-    file = _write(tmp_path / "m.gguf", model)
+    file = write(tmp_path / "m.gguf", model)
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(SpqError, match=r"cannot load 'm.gguf' as a GGUF model"):
         load_model(file)
 
 
-def test_the_gguf_reader_s_own_bar_is_not_drawn(capfd):
-    theirs = reader.tqdm
-    with _our_reading():
-        assert list(reader.tqdm([1, 2], desc="Converting")) == [1, 2]
-    assert capfd.readouterr().err == ""
-    assert reader.tqdm is theirs
-
-
 def test_files_are_read_by_plain_arrays_to_the_same_values(tmp_path, model):
-    _write(tmp_path / "model.gguf", model)
+    write(tmp_path / "model.gguf", model)
     usual = gguf.GGUFReader
     with quick_gguf_reader():
         quick = gguf.GGUFReader(tmp_path / "model.gguf")
+        assert gguf.GGUFReader(tmp_path / "model.gguf") is quick
     assert gguf.GGUFReader is usual and type(quick.data) is np.ndarray
     plain = gguf.GGUFReader(tmp_path / "model.gguf")
     assert quick.fields.keys() == plain.fields.keys()

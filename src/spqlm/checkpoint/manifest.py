@@ -90,6 +90,8 @@ class Forecast(BaseModel):
             sent to, were all weights compressed alike; None where `disk` is.
         moments: most bytes that second moments of a layer's weights may take at once; None for as
             many as there are.
+        unpacked: bytes of weights on disk beside the output while the run lasts, where a model is
+            read one layer at a time whose files do not hold its weights as they are loaded.
         seconds: that the stages and their calibration take on this machine's CPU, by a short
             measurement; None where they cannot be counted or nothing was measured. What an earlier
             run left in the cache comes off.
@@ -104,6 +106,7 @@ class Forecast(BaseModel):
     layer_by_layer: bool
     read: int | None = None
     moments: int | None = None
+    unpacked: int = 0
     seconds: float | None = None
 
 

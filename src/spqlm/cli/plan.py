@@ -86,6 +86,8 @@ def _show(found: "Forecast") -> None:
     rows.add_row("peak memory", megabytes(found.peak))
     if found.states:
         rows.add_row("hidden states on disk meanwhile", megabytes(found.states))
+    if found.unpacked:
+        rows.add_row("weights on disk meanwhile", megabytes(found.unpacked))
     known = "not known beforehand" if found.seconds is None else spoken(found.seconds)
     rows.add_row("time on this machine", known)
     show(rows)

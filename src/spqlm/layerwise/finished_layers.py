@@ -12,7 +12,7 @@ from spqlm.checkpoint.headers import check_tensors, read_header
 from spqlm.checkpoint.spec import WeightSpec, parse_spec, spec_of
 from spqlm.checkpoint.structure import check_values
 from spqlm.kept_files import keep, read_tensors, recall
-from spqlm.model.mapped import is_bounded, mark
+from spqlm.model.mapped import is_bounded, mark, release
 from spqlm.model.view import ModelView
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class FinishedLayers:
             parameter.requires_grad_(name in trains)
         mark(modules)
         check_values(modules)
+        release(modules.parameters())
         return modules
 
     def keep(self, name: str, changed: list[str]) -> None:

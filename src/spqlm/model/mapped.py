@@ -22,7 +22,8 @@ from torch.utils.hooks import RemovableHandle
 from spqlm.model.view import ModelView
 
 _MAPPINGS = Path("/proc/self/maps")
-_SUFFIX = ".safetensors"
+# A file that was deleted stays as long as it is mapped.
+_SUFFIXES = (".safetensors", ".safetensors (deleted)")
 # On a tensor of a mapped file: autograd's count of changes to it when it was mapped.
 _MARK = "_spq_mapped"
 
@@ -129,7 +130,7 @@ def _file_spans() -> list[tuple[int, int]]:
     """Addresses, start and end, at which safetensors files are mapped, ascending."""
     spans = []
     for line in _MAPPINGS.read_text().splitlines():
-        if line.endswith(_SUFFIX):
+        if line.endswith(_SUFFIXES):
             start, _, end = line.split(maxsplit=1)[0].partition("-")
             spans.append((int(start, 16), int(end, 16)))
     return sorted(spans)

@@ -16,13 +16,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    modeling_gguf_pytorch_utils,
 )
 
 from spqlm.changes import SourceKind
 from spqlm.errors import SpqError
-from spqlm.progress import track
 from spqlm.sources.accounting import check_loaded
+from spqlm.sources.gguf_blocks import by_blocks
 from spqlm.sources.gguf_file import GgufFile, read_gguf
 from spqlm.sources.gguf_reader import quick_gguf_reader
 from spqlm.sources.gguf_rotary import ROTARY_TENSORS, rope_parameters
@@ -122,7 +121,7 @@ def _read_model(file: GgufFile, options: dict[str, Any]) -> PreTrainedModel:
     )
     if options["dtype"] == "auto":
         wanted["dtype"] = file.dtype or torch.bfloat16
-    with _our_reading() as dropped:
+    with by_blocks() as dropped:
         found: Any = AutoModelForCausalLM.from_pretrained(**wanted)
     model, info = found
     left = {name for name in (*dropped, *info["unexpected_keys"]) if name not in ROTARY_TENSORS}
@@ -144,40 +143,3 @@ def _reading(file: Path) -> Iterator[None]:
         raise
     except (*LOADING_ERRORS, struct.error) as error:
         raise SpqError(f"cannot load {file.name!r} as a GGUF model: {error}") from error
-
-
-class _Names(dict[str, str]):
-    """The model's names of a file's tensors; remembers the tensors that it has no name for."""
-
-    def __init__(self, names: dict[str, str], dropped: list[str]) -> None:
-        super().__init__(names)
-        self._dropped = dropped
-
-    def __contains__(self, name: object) -> bool:
-        known = super().__contains__(name)
-        if not known and isinstance(name, str):
-            self._dropped.append(name)
-        return known
-
-
-@contextmanager
-def _our_reading() -> Iterator[list[str]]:
-    """Yields the tensors that transformers' GGUF reader passes over, which it does not tell.
-
-    Draws our bar in place of the reader's, which heeds no setting.
-    """
-    reader: Any = modeling_gguf_pytorch_utils
-    bar, naming = reader.tqdm, reader.get_gguf_hf_weights_map
-    dropped: list[str] = []
-
-    def named(*arguments: Any, **others: Any) -> _Names:
-        # It calls itself for inner modules, whose names are not all.
-        reader.get_gguf_hf_weights_map = naming
-        return _Names(naming(*arguments, **others), dropped)
-
-    reader.tqdm = lambda tensors, **_: track(tensors, "unpacking GGUF")
-    reader.get_gguf_hf_weights_map = named
-    try:
-        yield dropped
-    finally:
-        reader.tqdm, reader.get_gguf_hf_weights_map = bar, naming

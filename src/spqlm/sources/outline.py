@@ -7,17 +7,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from spqlm.changes import SourceKind
 from spqlm.checkpoint.headers import TensorHeader
 from spqlm.errors import SpqError
-from spqlm.model.mapped import supported
 from spqlm.model.opening import open_layers
 from spqlm.model.view import ModelView
 from spqlm.sources.adapter import ADAPTER
 from spqlm.sources.gguf import demo_file, gguf_config
 from spqlm.sources.load import source_kind
 from spqlm.sources.opened import stated_dtype, without_codes
-from spqlm.sources.packed import Packing
 from spqlm.sources.pretrained import (
     LOADING_ERRORS,
     first_line,
@@ -33,12 +30,11 @@ class Outline:
 
     Attributes:
         view: on the meta device.
-        whole: why its weights have to be in memory all at once; None where layers can be read from
-            the files one at a time.
+        mapped: whether its files hold the weights as they are loaded, so that they can be mapped.
     """
 
     view: ModelView
-    whole: str | None
+    mapped: bool
 
     @property
     def bytes(self) -> int:
@@ -59,12 +55,13 @@ def outline(name: str, dtype: str | torch.dtype = "auto") -> Outline | None:
     kind, path = source_kind(name), Path(name)
     if (path / ADAPTER).is_file():
         return None
+    file = demo_file() if kind == "demo" else path if kind == "gguf" else None
     try:
-        if kind in ("demo", "gguf"):
-            config, headers = gguf_config(demo_file() if kind == "demo" else path), None
+        if file is not None:
+            config, headers, packing = gguf_config(file), None, None
         else:
             config, headers = read_config(name)
-        packing = None if kind in ("demo", "gguf") else others_packing(name, config)
+            packing = others_packing(name, config)
         if packing is None and getattr(config, "quantization_config", None) is not None:
             return None
         wanted, config = stated_dtype(config, dtype), without_codes(config)
@@ -74,28 +71,16 @@ def outline(name: str, dtype: str | torch.dtype = "auto") -> Outline | None:
         raise
     except LOADING_ERRORS as error:
         raise SpqError(f"cannot load model {name!r}: {first_line(error)}") from error
-    whole = _in_the_way(kind, packing, model, headers or {})
+    mapped = file is None and packing is None and _as_stored(model, headers or {})
     open_layers(model)
-    return Outline(ModelView(model), whole)
+    return Outline(ModelView(model), mapped)
 
 
-def _in_the_way(
-    kind: SourceKind,
-    packing: Packing | None,
-    model: PreTrainedModel,
-    headers: Mapping[str, TensorHeader],
-) -> str | None:
-    if not supported():
-        return "this system does not take memory of mapped files back"
-    if packing is not None:
-        return f"{packing.spoken} is unpacked in memory; unpack it with the recipe `dense` first"
-    if kind in ("demo", "gguf"):
-        return "a GGUF file is unpacked in memory; unpack it with the recipe `dense` first"
+def _as_stored(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> bool:
+    """Whether the files hold every weight, in the dtype that it is loaded in."""
     kept = {header.dtype for header in headers.values() if header.dtype.is_floating_point}
     if kept and kept != {model.dtype}:
-        return "its files hold another dtype than it is loaded in"
+        return False
     made = set(model.state_dict()) - set(model.all_tied_weights_keys) - set(headers)
     made -= {f"{model.base_model_prefix}.{name}" for name in headers}
-    if headers and made:
-        return f"weights such as {min(made)!r} are put together from others as they are read"
-    return None
+    return not (headers and made)

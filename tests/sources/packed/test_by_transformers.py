@@ -8,7 +8,9 @@ from safetensors.torch import load_file, save_file
 from tests.helpers import tiny_model, tiny_tokenizer
 
 import spqlm
+from spqlm.model.mapped import bounded, mark
 from spqlm.sources.load import load_model
+from spqlm.sources.offloaded import offloaded
 
 BLOCK = 32
 LARGEST_FP8 = 448.0
@@ -75,6 +77,18 @@ def test_fp8_is_opened_with_a_note_of_what_it_was(fp8):
         assert torch.equal(state[name], weight.bfloat16())
     assert "fp8" in loaded.source.note
     assert not hasattr(loaded.model.config, "quantization_config")
+
+
+@pytest.mark.parametrize("kind", ["fp8", "mxfp4"])
+def test_a_weight_at_a_time_can_go_to_a_file(kind, request, tmp_path):
+    folder, meant = request.getfixturevalue(kind)
+    with bounded():
+        with offloaded(tmp_path / "weights"):
+            model = load_model(folder).model
+        mark(model)
+    found = dict(model.named_parameters())
+    assert all(hasattr(found[name], "_spq_mapped") for name in meant)
+    assert all(torch.equal(found[name], weight.bfloat16()) for name, weight in meant.items())
 
 
 def test_what_was_fp8_is_compressed(fp8, tmp_path):

@@ -16,7 +16,7 @@ from tests.sources.packed.layouts import (
 )
 
 import spqlm
-from spqlm.errors import SpqError
+import spqlm.forecast
 from spqlm.sources.load import load_model
 
 LAYOUTS = {
@@ -85,14 +85,16 @@ def test_experts_are_unpacked_into_their_own_layout(tmp_path):
     assert torch.equal(found[:, : len(gates[0])], torch.stack(gates).to(found.dtype))
 
 
-def test_a_plan_counts_what_the_codes_are_unpacked_to(tmp_path):
+def test_a_plan_counts_what_the_codes_are_unpacked_to(tmp_path, monkeypatch):
     layout = Awq()
     write(tmp_path / "packed", layout, layout.settings)
     told = spqlm.estimate(tmp_path / "packed", recipe="int8")
     made = spqlm.compress(tmp_path / "packed", tmp_path / "out", recipe="int8").manifest.sizes
     assert told.disk == pytest.approx(made.resident, rel=0.01)
-    with pytest.raises(SpqError, match=r"one layer at a time: AWQ \(4 bits, groups of 32\) is"):
-        spqlm.estimate(tmp_path / "packed", recipe="int8", memory=1000)
+    monkeypatch.setattr(spqlm.forecast, "_free", lambda: 0)
+    tight = spqlm.estimate(tmp_path / "packed", recipe="int8")
+    assert tight.layer_by_layer and told.unpacked == 0
+    assert tight.unpacked == pytest.approx(made.source, rel=0.01)
 
 
 def test_settings_of_writing_come_along(tmp_path):

@@ -1,0 +1,99 @@
+"""GGUF files as transformers' older reader unpacks them, some blocks at a time.
+
+It puts all tensors of a file into one dictionary, under the model's names. Here it is asked for
+those of some decoder layers, which go on to wherever weights are kept, and then for the next.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import modeling_gguf_pytorch_utils
+from transformers.integrations.gguf.reader import GgufHeader
+
+from spqlm.progress import track
+from spqlm.sources.offloaded import kept
+
+# Bytes of float32 that are unpacked together, unless one layer has more: each time the reader goes
+# through the file's vocabulary, too.
+TOGETHER = 2**28
+FLOAT32 = 4
+
+
+@contextmanager
+def by_blocks() -> Iterator[list[str]]:
+    """Inside, it reads so, and draws our bar in place of its own, which heeds no setting.
+
+    Yields:
+        names of tensors that it passes over, which it does not tell; filled as it reads.
+    """
+    reader: Any = modeling_gguf_pytorch_utils
+    usual = reader.load_gguf_checkpoint, reader.get_gguf_hf_weights_map, reader.tqdm
+    load, naming, _ = usual
+    dropped: list[str] = []
+
+    def read(path: str, return_tensors: bool = False, *others: Any, **named: Any) -> Any:
+        if not return_tensors:
+            return load(path, False, *others, **named)
+        names: dict[str, str] = {}
+        state: dict[str, Tensor] = {}
+
+        def named_once(*arguments: Any, **options: Any) -> _Names:
+            # It calls itself for inner modules, whose names are not all.
+            reader.get_gguf_hf_weights_map = naming
+            names.update(names or naming(*arguments, **options))
+            return _Names(names, dropped)
+
+        for together in track(pieces(Path(path)), "unpacking GGUF"):
+            reader.get_gguf_hf_weights_map = named_once
+            reader.tqdm = lambda tensors, wanted=together, **_: [
+                tensor for tensor in tensors if tensor.name in wanted
+            ]
+            found = load(path, True, *others, **named)
+            state |= {name: kept(name, found["tensors"].pop(name)) for name in [*found["tensors"]]}
+        return found | {"tensors": state}
+
+    reader.load_gguf_checkpoint = read
+    try:
+        yield dropped
+    finally:
+        reader.load_gguf_checkpoint, reader.get_gguf_hf_weights_map, reader.tqdm = usual
+
+
+def pieces(path: Path) -> list[set[str]]:
+    """Names of a file's tensors, in sets that are unpacked together: whole blocks, or one alone."""
+    blocks: dict[str, set[str]] = defaultdict(set)
+    sizes: dict[str, int] = defaultdict(int)
+    for tensor in GgufHeader.from_file(str(path)).tensors:
+        block = re.match(r"blk\.\d+\.", tensor.name)
+        key = block[0] if block else tensor.name
+        blocks[key].add(tensor.name)
+        sizes[key] += FLOAT32 * prod(tensor.shape)
+    found: list[set[str]] = []
+    room = 0
+    for key, names in blocks.items():
+        if found and sizes[key] <= room:
+            found[-1] |= names
+        else:
+            found, room = [*found, names], TOGETHER
+        room -= sizes[key]
+    return found
+
+
+class _Names(dict[str, str]):
+    """The model's names of a file's tensors; remembers the tensors that it has no name for."""
+
+    def __init__(self, names: dict[str, str], dropped: list[str]) -> None:
+        super().__init__(names)
+        self._dropped = dropped
+
+    def __contains__(self, name: object) -> bool:
+        known = super().__contains__(name)
+        if not known and isinstance(name, str):
+            self._dropped.append(name)
+        return known
