@@ -6,6 +6,7 @@ from tests.helpers import logits, tiny_model
 from tests.sources.gguf_files import write
 
 from spqlm.errors import SpqError
+from spqlm.sources import gguf_reader
 from spqlm.sources.gguf_reader import quick_gguf_reader
 from spqlm.sources.load import load_model
 
@@ -121,6 +122,18 @@ def test_a_damaged_file_is_one_sentence(tmp_path, model, damage):
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(SpqError, match=r"cannot load 'm.gguf' as a GGUF model"):
         load_model(file)
+
+
+@pytest.mark.parametrize("shape", [(7, 64), (3, 5, 64), (0, 64), (64,)])
+def test_blocks_are_unpacked_by_rows_to_the_same_values(shape, monkeypatch):
+    kind = gguf.GGMLQuantizationType.Q8_0
+    values = np.random.default_rng(0).standard_normal(shape, np.float32)
+    raw = gguf.quantize(values, kind)
+    expected = gguf.dequantize(raw, kind)
+    monkeypatch.setattr(gguf_reader, "ROWS_BYTES", 600)  # two rows
+    with quick_gguf_reader():
+        found = gguf.dequantize(raw, kind)
+    assert found.dtype == expected.dtype and np.array_equal(found, expected)
 
 
 def test_files_are_read_by_plain_arrays_to_the_same_values(tmp_path, model):
