@@ -22,6 +22,8 @@ DIRECTORY_VARIABLE = "SPQ_CACHE_DIR"
 UNFINISHED = ".unfinished"
 # Behind the name of a file of tensors, until it is whole.
 PARTIAL_FILE = ".partial"
+# What safetensors calls a file until it is whole.
+BEING_WRITTEN = ".tmp"
 # Of a kind, the newest few are kept.
 KEPT_FILES = 4
 # Directories of stages of runs that were stopped and never started again.
@@ -113,7 +115,10 @@ def is_state(path: Path) -> bool:
     if not path.is_dir() or path.is_symlink():
         return False
     kinds = {".safetensors", PARTIAL_FILE}
-    return all(file.is_dir() or file.suffix in kinds for file in path.rglob("*"))
+    return all(
+        file.is_dir() or file.suffix in kinds or file.name.startswith(BEING_WRITTEN)
+        for file in path.rglob("*")
+    )
 
 
 def drop_old_files(kind: str, kept: int = KEPT_FILES) -> None:

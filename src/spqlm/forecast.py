@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 PROCESS, WORD = 520_000_000, 900
 # Second moments of a weight that are held to price it, for two sets of windows.
 PRICED = 2
-# Bytes for each entry of a weight that is unpacked: its codes, twice in float32, and in two bytes.
-UNPACKED = 12
 
 
 def forecast(outline: Outline, recipe: Recipe, limit: int | None = None) -> Forecast:
@@ -64,7 +62,7 @@ def forecast(outline: Outline, recipe: Recipe, limit: int | None = None) -> Fore
         layer_by_layer=by_layer,
         read=None if disk is None else read * disk // outline.bytes,
         moments=moments,
-        unpacked=outline.bytes if by_layer and not outline.mapped else 0,
+        unpacked=outline.bytes if by_layer and outline.unpacking else 0,
     )
 
 
@@ -136,7 +134,7 @@ class _Needs:
         weights: of the layer whose second moments take the most, as far as they are gathered.
         apart: whether these may be held for some weights after others.
         weight: the largest of a layer, in float32.
-        unpacked: the largest weight, where files do not hold it as it is loaded.
+        unpacking: while weights are loaded that no file holds as they are.
         tables: float32 tables of an embedding's size.
         training: what training end to end takes beside the model.
     """
@@ -153,7 +151,7 @@ class _Needs:
     weights: list[Named]
     apart: bool
     weight: int
-    unpacked: int
+    unpacking: int
     tables: int
     training: int
 
@@ -186,7 +184,7 @@ class _Needs:
             weights=max(leaves, key=lambda held: matrix_bytes(held, PRICED), default=[]),
             apart=all(found.apart for found in gathers),
             weight=4 * max((leaf.entries for held in leaves for leaf in held), default=0),
-            unpacked=0 if outline.mapped else UNPACKED * _largest(view.model),
+            unpacking=outline.unpacking,
             tables=table * max((found.tables for found in needs), default=0),
             training=max((found.training for found in needs), default=0),
         )
@@ -212,7 +210,7 @@ class _Needs:
             self._fitting(moments) + self.layer,
             self.states + self.tables + self.outer,
         )
-        return self.process + max(work + self.training, self.unpacked)
+        return self.process + max(work + self.training, self.unpacking)
 
     def moments_within(self, room: int) -> int | None:
         """What second moments may take so that all stays within the room; None for any."""
@@ -232,7 +230,3 @@ class _Needs:
 def _bytes_of(*modules: nn.Module) -> int:
     distinct = {id(p): p for module in modules for p in module.parameters()}
     return sum(p.numel() * p.element_size() for p in distinct.values())
-
-
-def _largest(module: nn.Module) -> int:
-    return max((p.numel() for p in module.parameters()), default=0)

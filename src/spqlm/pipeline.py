@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -114,7 +115,8 @@ def compress(
         overwrite: whether a non-empty `out` may be replaced.
         max_shard_size: of one weight file.
         memory: most bytes that the process may hold: a number, or such as `8GB`; None is what is
-            free. A model that would take more is read one layer at a time, to the same result.
+            free. A model that would take more is read one layer at a time, to the same result on
+            the same text; what it writes itself may be another.
         limits: speed of a step and bytes of its cache, alone or beside a size.
 
     Returns:
@@ -259,7 +261,7 @@ def _loaded(
     model: str | Path | PreTrainedModel, told: Forecast | None, run: RunState, **options: Any
 ) -> LoadedModel:
     unpacked = told is not None and told.unpacked
-    with offloaded(run.directory("weights", "unpacked")) if unpacked else nullcontext():
+    with offloaded(run.directory("weights", f"{os.getpid()}")) if unpacked else nullcontext():
         return load_model(model, merge_adapter=True, verify=True, **options)
 
 

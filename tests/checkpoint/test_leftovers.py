@@ -45,6 +45,7 @@ def test_every_kind_is_found_and_removed(folder, tmp_path):
         made(folder / f".results.json.partial-{HEX}"),
         made(folder / f"there.replaced-{HEX}", "config.json"),
         made(cache_directory() / "prices-key" / "layer.123.partial"),
+        made(cache_directory() / "prices-key" / ".tmpAbCdEf"),
         made(tmp_path / "scratch" / "spq-scratch-abc", "out/config.json"),
     ]
     made(folder / "there", "config.json")
@@ -70,7 +71,7 @@ def test_an_output_that_was_being_replaced_gets_its_name_back(folder):
 
 
 def test_what_a_run_goes_on_from_is_kept_until_it_is_asked_for(folder):
-    state = made(folder / "out.unfinished", "budget-key/layers.0.safetensors")
+    state = made(folder / "out.unfinished", "budget-key/layers.0.safetensors", "weights-1/.tmpAb")
     kept = made(cache_directory() / "run-mask-key", "layers.0.safetensors")
     assert fates(clean([folder])) == {state.name: "kept", kept.name: "kept"}
     assert state.exists() and kept.exists()

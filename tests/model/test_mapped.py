@@ -7,7 +7,7 @@ from tests.helpers import logits, tiny_model
 
 import spqlm
 from spqlm.layerwise.loop import LayerLoop
-from spqlm.model.mapped import bounded, is_bounded, mark, release, supported, watch
+from spqlm.model.mapped import bounded, in_file, is_bounded, mark, release, supported, watch
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import linear_from
 from spqlm.sources.load import load_model
@@ -73,6 +73,22 @@ def test_what_was_changed_stays(directory):
         release(copied.parameters())
         assert torch.equal(weight, changed)
         assert all(map(torch.equal, model.parameters(), copied.parameters()))
+
+
+def test_what_was_moved_stays(directory):
+    with bounded():
+        model = load_model(directory).model
+        weight = model.model.layers[0].mlp.up_proj.weight
+        weight.data = weight.data.double()  # as widened products do
+        moved = weight.clone()
+        release(model.parameters())
+        assert torch.equal(weight, moved)
+
+
+def test_where_a_tensor_lies_is_told(directory):
+    weight = load_model(directory).model.model.layers[0].mlp.up_proj.weight
+    assert in_file(weight)
+    assert not in_file(weight.clone())
 
 
 def test_what_is_no_file_is_counted(directory):

@@ -12,7 +12,7 @@ from tests.sources.packed.layouts import Gptq, write
 
 import spqlm.sources.offloaded
 from spqlm.errors import SpqError
-from spqlm.model.mapped import bounded, mark
+from spqlm.model.mapped import bounded, in_file, mark
 from spqlm.sources.load import load_model
 from spqlm.sources.offloaded import offloaded
 
@@ -51,7 +51,25 @@ def test_matrices_lie_in_mapped_files_that_have_no_name(made, tmp_path):
     expected = usual.state_dict()
     assert expected.keys() == found.state_dict().keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
-    assert not list((tmp_path / "weights").iterdir())
+    assert not (tmp_path / "weights").exists()
+
+
+def test_what_is_mapped_already_stays_where_it_is(tmp_path, monkeypatch):
+    source = of_another_dtype(tmp_path)
+    monkeypatch.setattr(spqlm.sources.offloaded, "save_file", lambda *_: pytest.fail("written"))
+    with offloaded(tmp_path / "weights"):
+        found = load_model(source, dtype=torch.float32).model
+    assert all(map(in_file, found.parameters()))
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    source = of_another_dtype(tmp_path)
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(SpqError, match=r"cannot be written to '.*weights': .*[Nn]ot a directory"),
+        offloaded(tmp_path / "file" / "weights"),
+    ):
+        load_model(source, dtype=torch.bfloat16)
 
 
 def test_a_disk_that_is_full_ends_it_in_a_sentence(tmp_path, monkeypatch):

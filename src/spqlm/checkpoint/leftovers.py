@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from spqlm.cache import PARTIAL_FILE, UNFINISHED, cache_directory, is_state
+from spqlm.cache import BEING_WRITTEN, PARTIAL_FILE, UNFINISHED, cache_directory, is_state
 from spqlm.locks import SCRATCH, SETTLED_SECONDS, claimed
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ _BESIDE_OUTPUTS = (
 )
 _IN_THE_CACHE = (
     _Kind(f"**/*{PARTIAL_FILE}", "half of a file"),
+    _Kind(f"**/{BEING_WRITTEN}*", "half of a file"),
     _Kind("run-*", "what the same command goes on from", goes_on=True, settled=_DAY),
 )
 _SCRATCH = (_Kind(f"{SCRATCH}*", "scratch files"),)

@@ -163,7 +163,7 @@ Memory = Annotated[
     str | None,
     typer.Option(
         help="Most memory to use: 8GB. A model that would take more is read layer by layer, to the "
-        "same result.",
+        "same result on the same text.",
         show_default="what is free",
         rich_help_panel=MACHINE,
     ),

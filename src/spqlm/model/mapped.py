@@ -24,7 +24,8 @@ from spqlm.model.view import ModelView
 _MAPPINGS = Path("/proc/self/maps")
 # A file that was deleted stays as long as it is mapped.
 _SUFFIXES = (".safetensors", ".safetensors (deleted)")
-# On a tensor of a mapped file: autograd's count of changes to it when it was mapped.
+# On a tensor of a mapped file: where it was, and autograd's count of changes to it. Neither tells
+# what a fused optimiser does to it; here those train copies.
 _MARK = "_spq_mapped"
 
 _hooks: ContextVar[list[RemovableHandle] | None] = ContextVar("hooks", default=None)
@@ -74,10 +75,19 @@ def mark(module: nn.Module) -> int:
     left = 0
     for parameter in module.parameters():
         if _inside(parameter, spans):
-            setattr(parameter, _MARK, parameter._version)
+            setattr(parameter, _MARK, _state(parameter))
         else:
             left += parameter.numel() * parameter.element_size()
     return left
+
+
+def in_file(tensor: Tensor) -> bool:
+    """Whether a tensor lies in a mapped safetensors file now."""
+    return _inside(tensor, _file_spans())
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor._version
 
 
 def watch(view: ModelView) -> None:
@@ -97,12 +107,12 @@ def _on_forward(module: nn.Module, *_: Any) -> None:
 def release(tensors: Iterable[Tensor]) -> None:
     """Give back the memory of tensors that `mark` took note of; outside `bounded`, nothing.
 
-    A tensor that was changed since is memory of its own and stays.
+    A tensor that was changed or moved since is memory of its own and stays.
     """
     if not is_bounded():
         return
     for tensor in tensors:
-        if getattr(tensor, _MARK, None) != tensor._version:
+        if getattr(tensor, _MARK, None) != _state(tensor):
             continue
         # Whole pages: what lies beside the tensor may be changed memory.
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

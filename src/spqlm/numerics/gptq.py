@@ -14,6 +14,7 @@ from spqlm.numerics.blocks import Grid, even_grid
 from spqlm.numerics.in_order import Affine
 from spqlm.numerics.integer import check_scales, search_group_scale
 from spqlm.numerics.threads import threads_for
+from spqlm.numerics.triangular import invert_lower_
 
 # Share of the median of H's diagonal that is added to all of it.
 DAMPING = 0.1
@@ -66,6 +67,10 @@ def inverse(hessian: Tensor, share: float = DAMPING) -> Tensor:
 def inverse_factor(hessian: Tensor, share: float = DAMPING) -> tuple[Tensor, float]:
     """Upper Cholesky factor of the inverse of the damped H.
 
+    With rows and columns in reverse order H is L Lᵀ. In their own order L is upper, and what is
+    wanted is its inverse: no inverse of H, and one factorisation. That is in float64, see
+    `inverse`; the factor is inverted in float32.
+
     Returns:
         U float32 [n, n] with Uᵀ U = (H + damping)⁻¹, and the share that was used, which is raised
         as for `inverse`.
@@ -74,15 +79,10 @@ def inverse_factor(hessian: Tensor, share: float = DAMPING) -> tuple[Tensor, flo
         ValueError: as for `inverse`.
     """
     with threads_for(len(hessian)):
-        while True:
-            lower, share = _cholesky(hessian, share)
-            inverted = torch.cholesky_inverse(lower)
-            del lower
-            upper, failed = torch.linalg.cholesky_ex(inverted, upper=True)
-            del inverted
-            if not failed:
-                return upper.to(torch.float32), share
-            share = _raised(share)
+        lower, share = _cholesky(hessian.flip(0, 1), share)
+        narrow = lower.to(torch.float32)
+        del lower
+        return invert_lower_(narrow).flip(0, 1), share
 
 
 def _cholesky(hessian: Tensor, share: float) -> tuple[Tensor, float]:

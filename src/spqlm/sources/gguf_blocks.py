@@ -55,7 +55,9 @@ def by_blocks() -> Iterator[list[str]]:
                 tensor for tensor in tensors if tensor.name in wanted
             ]
             found = load(path, True, *others, **named)
-            state |= {name: kept(name, found["tensors"].pop(name)) for name in [*found["tensors"]]}
+            for name in [*found["tensors"]]:
+                # Experts come in float32, whatever was asked for.
+                state[name] = kept(name, found["tensors"].pop(name).to(named.get("torch_dtype")))
         return found | {"tensors": state}
 
     reader.load_gguf_checkpoint = read

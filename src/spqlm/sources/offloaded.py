@@ -7,7 +7,7 @@ model is what `model.mapped` makes of one whose files are mapped as they are.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import core_model_loading
 
 from spqlm.errors import SpqError
-from spqlm.model.mapped import trim
+from spqlm.model.mapped import in_file, trim
 from spqlm.units import megabytes
 
 # Transformers reads ahead in threads, into as much memory as they fill, unless this says no.
@@ -32,11 +32,12 @@ _files: ContextVar["_Files | None"] = ContextVar("files", default=None)
 def offloaded(folder: Path) -> Iterator[None]:
     """Inside, every matrix that transformers loads on the CPU lies in a mapped file.
 
-    Vectors stay in memory. A file has no name any more once it is mapped: its room on the disk is
-    free again with the last tensor of it, however the process ends.
+    Vectors stay in memory, and what is mapped already stays where it is. A file has no name any
+    more once it is mapped: its room on the disk is free again with the last tensor of it, however
+    the process ends.
 
     Args:
-        folder: where files are written; made if it is not there.
+        folder: of this process alone, where files are written; made and removed again.
 
     Raises:
         SpqError: one cannot be written, as on a disk that is full.
@@ -54,6 +55,8 @@ def offloaded(folder: Path) -> Iterator[None]:
     finally:
         _files.reset(token)
         trim()
+        with suppress(OSError):  # It was never made, or one of its files is half written.
+            folder.rmdir()
         loader.set_param_for_module = usual
         if before is None:
             del os.environ[_ONE_BY_ONE]
@@ -72,21 +75,20 @@ def kept(name: str, value: Any) -> Any:
 class _Files:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        # Where tensors of its files begin, so that none is written twice.
-        self._mapped: set[int] = set()
+        self._written = 0
 
     def kept(self, name: str, value: Tensor) -> Tensor:
-        if value.data_ptr() in self._mapped:
+        if in_file(value):
             return value
         trim()  # of what was unpacked before
         mapped = self._in_file(name, value.detach())
-        self._mapped.add(mapped.data_ptr())
         if isinstance(value, nn.Parameter):
             return nn.Parameter(mapped, requires_grad=value.requires_grad)
         return mapped
 
     def _in_file(self, name: str, value: Tensor) -> Tensor:
-        file = self._folder / f"{name}.{os.getpid()}.safetensors"
+        file = self._folder / f"{self._written}.safetensors"
+        self._written += 1
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             save_file({_NAME: value.contiguous()}, file)
@@ -97,5 +99,6 @@ class _Files:
             where = str(self._folder)
             raise SpqError(f"{what} cannot be written to {where!r}: {error}") from error
         finally:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink()
         return mapped

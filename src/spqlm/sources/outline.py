@@ -15,6 +15,7 @@ from spqlm.sources.adapter import ADAPTER
 from spqlm.sources.gguf import demo_file, gguf_config
 from spqlm.sources.load import source_kind
 from spqlm.sources.opened import stated_dtype, without_codes
+from spqlm.sources.packed import Packing
 from spqlm.sources.pretrained import (
     LOADING_ERRORS,
     first_line,
@@ -23,6 +24,11 @@ from spqlm.sources.pretrained import (
     read_config,
 )
 
+# Bytes for each entry of a weight while it is unpacked: its codes, twice in float32, and in two
+# bytes; and what others' codes take, as measured.
+UNPACKED, UNPACKED_CODES = 12, 20
+EXPERTS_NDIM = 3
+
 
 @dataclass(frozen=True)
 class Outline:
@@ -30,11 +36,12 @@ class Outline:
 
     Attributes:
         view: on the meta device.
-        mapped: whether its files hold the weights as they are loaded, so that they can be mapped.
+        unpacking: bytes that are in memory while a weight is loaded that no file holds as it is;
+            0 where files hold all of them, so that they can be mapped.
     """
 
     view: ModelView
-    mapped: bool
+    unpacking: int
 
     @property
     def bytes(self) -> int:
@@ -71,13 +78,27 @@ def outline(name: str, dtype: str | torch.dtype = "auto") -> Outline | None:
         raise
     except LOADING_ERRORS as error:
         raise SpqError(f"cannot load model {name!r}: {first_line(error)}") from error
-    mapped = file is None and packing is None and _as_stored(model, headers or {})
+    plain = file is None and packing is None
+    unpacking = 0 if plain and _as_stored(model, headers) else _unpacking(model, file, packing)
     open_layers(model)
-    return Outline(ModelView(model), mapped)
+    return Outline(ModelView(model), unpacking)
 
 
-def _as_stored(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> bool:
-    """Whether the files hold every weight, in the dtype that it is loaded in."""
+def _unpacking(model: PreTrainedModel, file: Path | None, packing: Packing | None) -> int:
+    largest = max((p.numel() for p in model.parameters()), default=0)
+    # A GGUF file's experts of one layer are unpacked together.
+    experts = [p.numel() for p in model.parameters() if p.ndim == EXPERTS_NDIM]
+    together = 2 * max(experts, default=0) if file is not None else 0
+    return largest * (UNPACKED if packing is None else UNPACKED_CODES) + 4 * together
+
+
+def _as_stored(model: PreTrainedModel, headers: Mapping[str, TensorHeader] | None) -> bool:
+    """Whether the files hold every weight, in the dtype that it is loaded in.
+
+    Of a model on the hub nothing is known; what is mapped as it is loaded is left as it is.
+    """
+    if headers is None:
+        return False
     kept = {header.dtype for header in headers.values() if header.dtype.is_floating_point}
     if kept and kept != {model.dtype}:
         return False
