@@ -108,5 +108,15 @@ def test_more_speed_costs_more_and_sizes_stand_first(tmp_path):
         draw(whole, tmp_path / "chart.gif")
 
 
+def test_limits_of_the_recipe_hold_for_every_point():
+    [plain] = found(110_000, limits=Limits()).points
+    profile = profile_of(tiny_model(), INT4, Int8())
+    recipe = RECIPE.limited(Limits(kv=0.5, context=16, profile=profile))
+    options = {"recipe": recipe, "tokenizer": tiny_tokenizer()}
+    [held] = frontier(tiny_model(), [110_000], limits=Limits(), **options).points
+    assert held.predicted_loss > plain.predicted_loss
+    assert held == frontier(tiny_model(), [110_000], **options).points[0]
+
+
 def test_speeds_alone_take_no_sizes():
     assert [point.speed for point in by_speed(prefills=["1.1x"]).points] == ["1.1x"]

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from spqlm.ambient import standard_torch
 from spqlm.model.view import ModelView
+from spqlm.sources.adapter import underneath
 from spqlm.sources.load import load_model
 from spqlm.targets import Output, target_class
 
@@ -67,8 +68,8 @@ def export(
         print(spqlm.export("out", "dense", "out-dense").usage)
     """
     writer, place = target_class(target)(), Path(dest)
-    writer.check_output(place, overwrite=overwrite, inputs=[model])
-    loaded = load_model(model, dtype=dtype)
+    writer.check_output(place, overwrite=overwrite, inputs=[model, *underneath(model)])
+    loaded = load_model(model, dtype=dtype, merge_adapter=True)
     view = ModelView(loaded.model)
     writer.check_model(loaded.model, loaded.tokenizer)
     notes = writer.prepare(view, as_floats=as_floats)

@@ -125,7 +125,7 @@ def frontier(
         raise SpqError(
             "the recipe changes the model before it spends bytes; take one that does not"
         )
-    held = limits or stage.limits
+    held = stage.limits if limits is None else limits.over(stage.limits)
     speeds: list[tuple[Kind, str]] = [
         *(("decode", speed) for speed in decodes),
         *(("prefill", speed) for speed in prefills),

@@ -40,6 +40,7 @@ from spqlm.profiling.timed import timed
 from spqlm.progress import spoken
 from spqlm.recipe import Recipe
 from spqlm.requested import kept_to, requested
+from spqlm.sources.adapter import underneath
 from spqlm.sources.load import load_model
 from spqlm.sources.loaded import LoadedModel
 from spqlm.sources.offloaded import offloaded
@@ -142,7 +143,7 @@ def compress(
     target = target_class(NATIVE)()
     directory = None if out is None else Path(out)
     if directory is not None:
-        inputs = (model, recipe, steps.calibration.source)
+        inputs = (model, *underneath(model), recipe, steps.calibration.source)
         target.check_output(
             directory, overwrite=overwrite, inputs=[i for i in inputs if isinstance(i, str | Path)]
         )

@@ -143,6 +143,20 @@ def test_records_are_saved_again_while_they_are_true(source, tmp_path):
     assert not (tmp_path / "other" / MANIFEST).exists()
 
 
+@pytest.mark.parametrize("place", ["elsewhere", "out"])
+def test_records_of_what_was_there_before_go(source, tmp_path, place):
+    spqlm.compress(source, tmp_path / "out", recipe="int8")
+    model = load(tmp_path / "out")
+    model.save_pretrained(tmp_path / place)
+    spqlm.load(tmp_path / place, verify=True)
+    assert (tmp_path / place / CARD).exists()
+    model.resize_token_embeddings(VOCABULARY + 4)
+    model.save_pretrained(tmp_path / place)
+    assert not (tmp_path / place / MANIFEST).exists()
+    assert not (tmp_path / place / CARD).exists()
+    assert torch.equal(logits(spqlm.load(tmp_path / place, verify=True)), logits(model))
+
+
 def test_a_push_carries_the_card(source, tmp_path, monkeypatch):
     spqlm.compress(source, tmp_path / "out", recipe="int8")
     pushed = {}

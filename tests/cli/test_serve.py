@@ -35,6 +35,15 @@ def test_vllm_takes_this_process_over_where_it_is_installed(installed, monkeypat
     assert run == [[*server, *expected]]
 
 
+def test_what_vllm_does_not_take_goes_to_transformers(installed, tmp_path):
+    installed("vllm")
+    with pytest.raises(SpqError, match="serving needs fastapi"):
+        serve.command(str(tmp_path))  # an adapter, which has no config of a model
+    (tmp_path / "config.json").touch()
+    with pytest.raises(SpqError, match="serving needs fastapi"):
+        serve.command(str(tmp_path), device="cpu")
+
+
 def test_vllm_is_refused_where_it_cannot_serve(installed, tmp_path):
     installed()
     with pytest.raises(SpqError, match=r"vLLM is not installed; install 0\.32 or newer"):

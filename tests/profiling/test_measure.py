@@ -1,5 +1,7 @@
 """Profiles as they are made: what is timed, kept and refused."""
 
+import sys
+
 import pytest
 import torch
 from tests.helpers import tiny_model
@@ -34,6 +36,17 @@ def test_every_format_is_timed_in_every_shape_and_both_steps():
         ("decode", 1, 4),
         ("prefill", 4, 0),
     ]
+
+
+def test_a_context_without_room_to_decode_is_refused_before_anything_is_timed(monkeypatch):
+    monkeypatch.setattr(
+        sys.modules[measure.__module__], "time_products", lambda *_: pytest.fail("timed")
+    )
+    most = tiny_model().config.max_position_embeddings
+    with pytest.raises(
+        SpqError, match=f"use a prompt or context of at most {most - rests.DECODED}"
+    ):
+        measure(tiny_model(), [], prompt=most)
 
 
 def test_a_step_adds_up_to_at_least_its_rest():

@@ -37,6 +37,21 @@ def test_an_adapter_brings_its_model(source, adapter, adapted):
     assert loaded.tokenizer is not None and not loaded.model.training
 
 
+def test_an_adapter_is_exported_with_its_model(adapter, adapted, tmp_path):
+    spqlm.export(adapter, "dense", tmp_path / "merged")
+    merged = load_model(tmp_path / "merged").model
+    assert torch.allclose(logits(merged), logits(adapted), atol=1e-4)
+
+
+def test_the_model_under_an_adapter_is_not_written_over(source, adapter):
+    before = (source / "model.safetensors").read_bytes()
+    with pytest.raises(SpqError, match="which replacing it would delete"):
+        spqlm.compress(adapter, source, recipe="int8", overwrite=True)
+    with pytest.raises(SpqError, match="which replacing it would delete"):
+        spqlm.export(adapter, "dense", source, overwrite=True)
+    assert (source / "model.safetensors").read_bytes() == before
+
+
 def test_an_adapter_that_names_no_model_is_refused(adapter):
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))

@@ -12,6 +12,7 @@ from spqlm.errors import CheckpointError, SpqError
 from spqlm.formats import parse
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
+from spqlm.model.opening import open_layers
 from spqlm.model.view import ModelView
 from spqlm.targets import compressed_tensors
 from spqlm.targets.compressed_tensors import CompressedTensorsTarget
@@ -92,6 +93,21 @@ def test_the_files_hold_no_code_of_ours(tmp_path):
     assert not [name for name in names if name.endswith((".codes", ".scale"))]
     assert names["model.layers.0.self_attn.q_proj.weight_shape"].tolist() == [64, 64]
     assert names["model.layers.0.self_attn.q_proj.weight_packed"].dtype == torch.int32
+
+
+@pytest.mark.parametrize(("family", "kind"), [("gpt2", "Conv1D"), ("falcon", "FalconLinear")])
+def test_layers_that_others_do_not_find_as_linear_are_refused(family, kind):
+    model = tiny_model(family)
+    open_layers(model)
+    with pytest.raises(SpqError, match=f"linear layers alone, and '.*' of '{family}' is a {kind}"):
+        CompressedTensorsTarget().check_model(model, None)
+
+
+def test_rotary_positions_stand_under_their_earlier_names_too(tmp_path):
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    view = ModelView(tiny_model(rope_parameters=rope))
+    written(view, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["rope_theta"] == 5e5
 
 
 def test_tables_pruned_layers_and_sets_that_are_half_floats_are_refused():

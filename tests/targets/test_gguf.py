@@ -148,12 +148,28 @@ def test_a_scale_beyond_float16_is_refused():
         GgufTarget().prepare(view)
 
 
+# Scaled where Gemma has a sliding window.
+SCALED = {
+    "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+}
+
+
 @pytest.mark.parametrize(
     ("family", "options", "reason"),
     [
         ("opt", {}, "no place for model type 'opt'"),
         ("llama", {"hidden_act": "gelu"}, "activation 'gelu'"),
         ("gemma3_text", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar 7"),
+        (
+            "gemma3_text",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "full attention elsewhere than at every sixth place",
+        ),
+        ("gemma3_text", {"rope_parameters": SCALED}, "scaled rotary embeddings in layers with a"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "attention to later tokens"),
+        ("gemma3_text", {"attention_bias": True}, "biases in attention"),
+        ("qwen3", {"attention_bias": True}, "biases in attention"),
         (
             "qwen2",
             {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}},
@@ -189,6 +205,23 @@ def test_the_tokenizer_is_complete(tmp_path):
     assert fields["tokenizer.ggml.bos_token_id"] == tokenizer.bos_token_id
     assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
     assert fields["tokenizer.ggml.add_bos_token"] is False
+
+
+def test_several_chat_templates_keep_their_names(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    GgufTarget().write(tiny_model(), tokenizer, tmp_path / "model.gguf", "4GB")
+    fields = fields_of(tmp_path / "model.gguf")
+    assert fields["tokenizer.chat_template"] == "{{ messages }}"
+    assert fields["tokenizer.chat_template.tool_use"] == "{{ tools }}"
+
+
+def test_a_token_beyond_the_embedding_is_refused_although_there_are_few():
+    tokenizer = byte_tokenizer()
+    vocabulary = tokenizer.get_vocab()
+    tokenizer.get_vocab = lambda: {**vocabulary, "far": 300}
+    with pytest.raises(SpqError, match="301 tokens, more than the 260 rows"):
+        check_tokenizer(tokenizer, 260)
 
 
 def test_a_tokenizer_like_sentencepieces_has_scores_in_the_order_of_its_merges(tmp_path):

@@ -87,6 +87,12 @@ class Limits(BaseModel):
         """Whether anything is limited."""
         return self.timed or self.kv is not None
 
+    def over(self, others: "Limits") -> "Limits":
+        """These limits, and of others what these leave as it is where nothing is said."""
+        own, unsaid = dict(self), {k: field.default for k, field in Limits.model_fields.items()}
+        kept = {k: value for k, value in dict(others).items() if own[k] == unsaid[k]}
+        return Limits(**{**own, **kept})
+
     @property
     def timed(self) -> bool:
         """Whether a speed is asked for, which takes a profile."""

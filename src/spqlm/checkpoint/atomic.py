@@ -204,9 +204,14 @@ def write_text(file: Path, text: str) -> None:
             partial.unlink(missing_ok=True)
 
 
+# Bytes of a file's name that are seen in the name of what is not that file yet.
+LONGEST_NAME = 100
+
+
 def _beside_file(file: Path) -> Path:
     """A free name for what will be `file`; what killed runs left there is removed."""
-    hidden = file.with_name(f".{file.name[:100]}")
+    name = file.name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    hidden = file.with_name(f".{name}")
     remove_left(hidden)
     return hidden.with_name(f"{hidden.name}{PARTIAL}{secrets.token_hex(4)}")
 

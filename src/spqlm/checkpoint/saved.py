@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spqlm.checkpoint.hashes import hash_files, hash_tensors
-from spqlm.checkpoint.manifest import CARD, read_manifest, write_manifest
+from spqlm.checkpoint.manifest import CARD, FILE, read_manifest, write_manifest
 from spqlm.model.mixins import Mixin
 
 if TYPE_CHECKING:
@@ -48,16 +48,18 @@ class Saved(Mixin):
             return
         shutil.copyfile(LOADER, directory / LOADER.name)
         origin = self._spq_origin
-        if origin is None or origin.resolve() == directory.resolve():
-            return
-        manifest = read_manifest(origin)
+        manifest = None if origin is None else read_manifest(origin)
         # One of an earlier version has no hashes, so nothing says whether it is still true.
-        if manifest is None or not manifest.tensors or manifest.tensors != hash_tensors(directory):
+        same = origin is not None and origin.resolve() == directory.resolve()
+        if same and manifest is not None and not manifest.tensors:
+            return
+        if manifest is None or manifest.tensors != hash_tensors(directory):
+            _drop_records(directory)
             return
         # The config is written anew, and a tokenizer may follow: what is there now is hashed.
         known = {"files": hash_files(directory)}
         write_manifest(manifest.model_copy(update=known), directory)
-        if (origin / CARD).exists():
+        if origin is not None and not same and (origin / CARD).exists():
             shutil.copyfile(origin / CARD, directory / CARD)
 
     def resize_token_embeddings(self, *arguments: Any, **options: Any) -> Any:
@@ -67,6 +69,13 @@ class Saved(Mixin):
         """
         _thaw_embeddings(self)  # type: ignore[arg-type]
         return super().resize_token_embeddings(*arguments, **options)  # type: ignore[misc]
+
+
+def _drop_records(directory: Path) -> None:
+    """Remove a manifest that an earlier save left, and its card: they are of other weights."""
+    if (directory / FILE).exists():
+        (directory / FILE).unlink()
+        (directory / CARD).unlink(missing_ok=True)
 
 
 def _thaw_embeddings(model: "PreTrainedModel") -> None:

@@ -49,6 +49,7 @@ def command(
             help="Threads of PyTorch.",
             show_default="PyTorch's choice",
             min=1,
+            max=1024,
             rich_help_panel=MACHINE,
         ),
     ] = None,
@@ -77,7 +78,7 @@ def command(
     try:
         asked = [parse(name) for name in listed(formats, "--formats")]
     except ValueError as error:
-        raise SpqError(f"--formats: {error}") from None
+        raise SpqError(f"--formats: {_one_line(error)}") from None
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = {str(path): load_model(path).model for path in checkpoints or ()}
@@ -127,3 +128,13 @@ def _show(
             f"{before['prefill'] / prefill:.2f}×",
         )
     show(shown, f"{profile.processor}, {profile.threads} threads, {profile.dtype}.")
+
+
+def _one_line(error: ValueError) -> str:
+    """What is wrong with a format; of several things, the first."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    [first, *_] = error.errors()
+    return f"{error.title} needs {'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -41,11 +41,17 @@ def command(
     transformers' own server answers one after the other, and decodes natively.
     """
     if engine == "auto":
-        engine = "vllm" if find_spec("vllm") and Path(model).is_dir() else "transformers"
+        engine = "vllm" if _suits_vllm(model, device) else "transformers"
     if engine == "vllm":
         _vllm(model, host, port, dtype, device)
     else:
         _transformers(model, host, port, dtype, device)
+
+
+def _suits_vllm(model: str, device: str | None) -> bool:
+    return (
+        find_spec("vllm") is not None and device is None and (Path(model) / "config.json").exists()
+    )
 
 
 def _vllm(model: str, host: str, port: int, dtype: str, device: str | None) -> None:

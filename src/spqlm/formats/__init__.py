@@ -46,7 +46,7 @@ def parse(value: Any) -> Format:
     if isinstance(value, Format):
         return value
     if isinstance(value, str):
-        return format_class(value)()
+        return _validated(value, {})
     if not isinstance(value, dict):
         raise ValueError(f"a format is a name or a mapping, not {value!r}")
     if "format" in value:

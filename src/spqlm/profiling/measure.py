@@ -18,11 +18,11 @@ from spqlm.formats.dense import Dense
 from spqlm.kept_files import keep, recall
 from spqlm.model.experts import PerExpert, is_packed
 from spqlm.model.extent import Extent
-from spqlm.model.view import ModelView
+from spqlm.model.view import ModelView, text_config
 from spqlm.modules.ops import stored_weight
 from spqlm.profile import Product, Profile, Weight
 from spqlm.profiling.products import Shape, time_products
-from spqlm.profiling.rests import REST, measure_rests
+from spqlm.profiling.rests import DECODED, REST, measure_rests
 from spqlm.progress import track
 
 # Raised whenever what is measured changes, so that older files are not read.
@@ -30,6 +30,16 @@ COMPUTATION = 2
 # Shapes of two factors are timed at this share of the rank at which they are as large as a weight.
 FACTORED = 0.5
 RANK_MULTIPLE = 64
+
+
+def _check_positions(model: PreTrainedModel, prompt: int) -> None:
+    """Decoding is timed behind the prompt."""
+    most = getattr(text_config(model), "max_position_embeddings", None)
+    if most is not None and prompt + DECODED > most:
+        raise SpqError(
+            f"a step behind {prompt} tokens is timed over {DECODED} more, and the model has {most} "
+            f"positions; use a prompt or context of at most {most - DECODED}"
+        )
 
 
 def measure(
@@ -62,6 +72,7 @@ def measure(
         raise SpqError(f"a profile is made on the CPU, and the model is on {model.device}")
     if any(is_packed(module) or isinstance(module, PerExpert) for module in model.modules()):
         raise SpqError("a mixture of experts cannot be profiled: its speed depends on the routing")
+    _check_positions(model, prompt)
     every = list(dict.fromkeys([Dense(), REST, *formats]))
     facts = _facts(model)
     key = _key(facts, every, _shapes(view), batch, prompt, COMPUTATION)

@@ -12,12 +12,25 @@ from transformers import PreTrainedModel
 
 from spqlm.errors import SpqError
 from spqlm.sources.accounting import check_loaded
+from spqlm.sources.json_file import json_object
 
 # What peft writes beside an adapter.
 ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 # Of DoRA: a parameter of the layer in the file, and of a module of its own in the model.
 _MAGNITUDE = ".lora_magnitude_vector"
+
+
+def underneath(model: object) -> list[str]:
+    """The model that an adapter is read with; of anything else, nothing.
+
+    Raises:
+        SpqError: as for `base_of`, or its config is not a JSON object.
+    """
+    file = Path(model) / ADAPTER if isinstance(model, str | Path) else None
+    if file is None or not file.is_file():
+        return []
+    return [base_of(file.parent, json_object(file))]
 
 
 def base_of(path: Path, config: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Where models come from: a hub id, a directory, a GGUF file, `demo`, or an object in memory."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from spqlm.sources.accounting import check_finite
 from spqlm.sources.adapter import ADAPTER, base_of, put_on
 from spqlm.sources.companions import companions
 from spqlm.sources.gguf import demo_file, load_gguf
+from spqlm.sources.json_file import json_object
 from spqlm.sources.loaded import LoadedModel, describe_source
 from spqlm.sources.objects import plain_model
 from spqlm.sources.pretrained import LOADING_ERRORS, first_line, load_tokenizer, read_pretrained
@@ -72,7 +72,7 @@ def load_model(
     if kind in ("demo", "gguf"):
         loaded = load_gguf(name, demo_file() if kind == "demo" else path, options)
     elif (path / ADAPTER).is_file():
-        base = base_of(path, _json_object(path / ADAPTER))
+        base = base_of(path, json_object(path / ADAPTER))
         loaded = load_model(base, verify=verify, **options)
         try:
             loaded.model = put_on(loaded.model, path, merge=merge_adapter)
@@ -144,10 +144,10 @@ def _check_directory(path: Path) -> None:
     config = path / "config.json"
     if not config.is_file():
         raise SpqError(f"directory {str(path)!r} holds no config.json, so it is not a model")
-    stated = _json_object(config)
+    stated = json_object(config)
     writing = path / "generation_config.json"
     if writing.is_file():
-        _json_object(writing)  # transformers would go on without it
+        json_object(writing)  # transformers would go on without it
     quantized, layers = stated.get("quantization_config"), stated.get("num_hidden_layers")
     modules = quantized.get("modules") if isinstance(quantized, dict) else None
     if isinstance(modules, dict) and isinstance(layers, int):
@@ -159,22 +159,3 @@ def _check_directory(path: Path) -> None:
                 f"config.json in {str(path)!r} states {len(modules)} compressed modules, more than "
                 f"a model of {layers} layers has"
             )
-
-
-def _constant(word: str) -> float:
-    if word == "NaN":
-        raise ValueError("it holds NaN")
-    return float(word)
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    place = f"{file.name} in {str(file.parent)!r}"
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"), parse_constant=_constant)
-    except RecursionError:
-        raise CheckpointError(f"{place} is nested too deeply to be a config") from None
-    except ValueError as error:
-        raise CheckpointError(f"{place} is not valid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{place} is not a JSON object")
-    return fields

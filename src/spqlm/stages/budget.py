@@ -180,10 +180,11 @@ class Budget(Stage):
         return self.model_copy(update={"target_bytes": target_bytes})
 
     def limited(self, limits: Limits) -> Self:
-        """The same options for other limits, with such as buy arithmetic and cache where none do.
+        """The same options for these limits too, with such as buy arithmetic and cache.
 
         Floats are among them: where bytes are not short, integers need not be faster.
         """
+        limits = limits.over(self.limits)
         update: dict[str, Any] = {"limits": limits}
         for menu in ("formats", "embedding_formats"):
             update[menu] = tuple(dict.fromkeys([*getattr(self, menu), Dense()]))

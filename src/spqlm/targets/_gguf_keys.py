@@ -25,7 +25,9 @@ class Architecture:
             head, so that rows of queries and keys change places.
         norm_shift: what is added to norm weights.
         frequencies: whether it reads factors of rotary frequencies.
-        windows: whether it has layers with a sliding window.
+        windows: whether it has layers with a sliding window: five of six, the sixth being the full
+            one. It reads no other pattern of them.
+        biases: whether attention may have any that its config states.
     """
 
     name: str
@@ -34,11 +36,14 @@ class Architecture:
     norm_shift: float = 0.0
     frequencies: bool = False
     windows: bool = False
+    biases: bool = False
 
 
-LLAMA = Architecture("llama", pairs=True, frequencies=True)
+# Layers from one with full attention to the next.
+PERIOD = 6
+LLAMA = Architecture("llama", pairs=True, frequencies=True, biases=True)
 # Llama with sizes of its own in every layer.
-DECI = Architecture("deci", pairs=True, frequencies=True)
+DECI = Architecture("deci", pairs=True, frequencies=True, biases=True)
 ARCHITECTURES = {
     "llama": LLAMA,
     "mistral": LLAMA,
@@ -74,8 +79,19 @@ def _unlike(config: PretrainedConfig, known: Architecture) -> str | None:
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation != known.activation:
         return f"the activation {activation!r}, not {known.activation!r}"
-    if not known.windows and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+    kinds = getattr(config, "layer_types", None) or ()
+    if not known.windows and "sliding_attention" in kinds:
         return "layers with a sliding window"
+    if known.windows:
+        usual = [(index + 1) % PERIOD != 0 for index in range(len(kinds))]
+        if [kind == "sliding_attention" for kind in kinds] != usual:
+            return "layers with full attention elsewhere than at every sixth place"
+        if config.rope_parameters["sliding_attention"].get("rope_type", "default") != "default":
+            return "scaled rotary embeddings in layers with a sliding window"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "attention to later tokens"
+    if getattr(config, "attention_bias", False) and not known.biases:
+        return "biases in attention"
     if getattr(config, "query_pre_attn_scalar", None) not in (None, _scaled_by(config)):
         return f"query_pre_attn_scalar {config.query_pre_attn_scalar}"
     kind = _rope(config).get("rope_type", "default")

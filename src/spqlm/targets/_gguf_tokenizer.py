@@ -44,7 +44,7 @@ def write_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase,
         tokenizer.save_pretrained(folder)
         special = gguf.SpecialVocab(folder, load_merges=bytes_level, n_vocab=rows)
     special.add_special_token = _added(tokenizer)
-    special.chat_template = tokenizer.chat_template
+    special.chat_template = _templates(tokenizer)
     special.add_to_gguf(writer, quiet=True)
 
 
@@ -56,11 +56,20 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase | None, rows: int) -> Non
     """
     if tokenizer is None:
         raise SpqError("gguf holds a model with its tokenizer, and this model has none beside it")
-    if len(tokenizer) > rows:
+    tokens = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+    if tokens > rows:
         raise SpqError(
-            f"the tokenizer has {len(tokenizer)} tokens, more than the {rows} rows of the embedding"
+            f"the tokenizer has {tokens} tokens, more than the {rows} rows of the embedding"
         )
     _splits(_stated(tokenizer))
+
+
+def _templates(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Chat templates as the package gguf takes them: one, or several with their names."""
+    found: Any = tokenizer.chat_template
+    if not isinstance(found, dict):
+        return found
+    return [{"name": name, "template": template} for name, template in found.items()]
 
 
 def _stated(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.allocation.restriction import Alike
@@ -20,14 +20,16 @@ from spqlm.allocation.sizes import Sizes
 from spqlm.checkpoint.card import transformers_snippet
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import EmbeddingPlace, WeightSpec
+from spqlm.checkpoint.structure import skeleton
 from spqlm.checkpoint.verify import fixed_logits
-from spqlm.errors import CheckpointError
+from spqlm.errors import CheckpointError, SpqError
 from spqlm.formats import Format
 from spqlm.model.view import ModelView, Named
 from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.ops import dense_weight
 from spqlm.numerics.integer import dequantize_groups
 from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
+from spqlm.targets._earlier_config import state_earlier_names
 from spqlm.targets._integers import (
     OFFERED,
     Integers,
@@ -79,8 +81,19 @@ class CompressedTensorsTarget(Target):
     def check_model(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
-        """No experts: each engine reads them in another layout."""
+        """No experts: each engine reads them in another layout. And linear layers are linear.
+
+        Others find a layer by its class, and fill one that they do not find with random numbers.
+        """
         refuse_experts(self.key, model)
+        classes = {name: type(module) for name, module in skeleton(model).named_modules()}
+        for named in ModelView(model).leaves():
+            kind = classes.get(named.name, nn.Linear)
+            if kind is not nn.Linear:
+                raise SpqError(
+                    f"{self.key} is read into linear layers alone, and {named.name!r} of "
+                    f"{model.config.model_type!r} is a {kind.__name__}"
+                )
 
     def refusal(self, spec: WeightSpec) -> str | None:
         """Tables have no integers there, and scales belong to whole groups."""
@@ -129,7 +142,9 @@ class CompressedTensorsTarget(Target):
             state[f"{name}.weight_packed"] = packed(weight)
             state[f"{name}.weight_shape"] = torch.tensor(weight.codes.shape)
         config = _config(schemes, _floats(view, schemes)) if schemes else None
-        return save_tensors(model, tokenizer, state, config, place, max_shard_size)
+        disk = save_tensors(model, tokenizer, state, config, place, max_shard_size)
+        state_earlier_names(place / "config.json", by_kind=False)
+        return disk
 
     def usage(self, name: str, manifest: Manifest | None) -> str:
         """Transformers, which reads it with the package compressed-tensors."""
