@@ -1,8 +1,10 @@
 """Models that are larger than memory: the same result, layer by layer."""
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 
 import gguf
 import pytest
@@ -13,6 +15,7 @@ from tests.sources.gguf_files import write
 
 import spqlm
 import spqlm.forecast
+import spqlm.layerwise.held_metrics
 import spqlm.pipeline
 from spqlm.cache import UNFINISHED
 from spqlm.checkpoint.manifest import read_manifest
@@ -89,6 +92,29 @@ def test_second_moments_of_one_weight_at_a_time_give_the_same(
     plans = [result.manifest.stages[0].plan for result in (found, whole)]
     assert plans[0] == plans[1]
     assert weights(tmp_path / "small") == weights(tmp_path / "whole")
+
+
+def test_second_moments_of_a_layer_are_gone_when_the_next_ones_are_gathered(
+    source, tmp_path, budget, monkeypatch, no_room
+):
+    seen, alive, usual = [], [], spqlm.layerwise.held_metrics.layer_metrics
+
+    def gathered(*arguments, **options):
+        alive.append(sum(one() is not None for one in seen))
+        found = usual(*arguments, **options)
+        seen.extend(weakref.ref(metric) for metrics in found for metric in metrics.values())
+        return found
+
+    monkeypatch.setattr(spqlm.layerwise.held_metrics, "layer_metrics", gathered)
+    fields = budget.to_dict()
+    fields["stages"][0]["budget"]["reconstruction"] = {"steps": 0}
+    gc.disable()
+    try:
+        spqlm.compress(source, tmp_path / "out", recipe=Recipe.from_dict(fields), target_ratio=0.3)
+    finally:
+        gc.enable()
+    assert len(alive) == 2 * 2 * 7  # two layers, priced and rounded, a weight at a time
+    assert set(alive) == {0}
 
 
 def test_codes_that_no_text_decides_go_to_files_too(source, tmp_path, monkeypatch, no_room):

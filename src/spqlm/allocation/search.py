@@ -237,6 +237,7 @@ class Search:
             metrics = HeldMetrics(step, wanted, self._weightings, noise=noise)
             fit, held_out = metrics.by_weighting
             price(step.layer, Pricer(self.menu, fit, held_out, self.resources), metrics)
+            del metrics, fit, held_out  # before the next layer's take their memory
 
     def _members(self, layer: LayerView, kind: Prunable) -> list[Named]:
         found = [named for named in layer.leaves if named.role == kind]

@@ -51,10 +51,6 @@ class HeldMetrics:
     """`layer_metrics` of some weights at a time: the layer runs again for the next ones.
 
     Within `mapped.moments_limit`; where that is None, all are held, and the layer runs once.
-
-    Attributes:
-        by_weighting: metrics by full name, for each weighting; one that is not held takes the place
-            of those that are, with its group.
     """
 
     def __init__(
@@ -88,7 +84,15 @@ class HeldMetrics:
         self._held: list[dict[str, Metric]] = [{} for _ in weightings]
         if len(self._names) < 2:
             self._held = layer_metrics(step, sensitivities, weightings, drift, noise)
-        self.by_weighting = [_Metrics(self, index) for index in range(len(weightings))]
+
+    @property
+    def by_weighting(self) -> list[Mapping[str, Metric]]:
+        """Metrics by full name, for each weighting.
+
+        One that is not held takes the place of those that are, with its group. Whatever is held
+        goes with the last of these: nothing here refers to them in turn.
+        """
+        return [_Metrics(self, index) for index in range(len(self._weightings))]
 
     def groups(self, weights: Iterable[Named]) -> Iterator[list[Named]]:
         """All of the weights, those together that are held together; they are held by then.
