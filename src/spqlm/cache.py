@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spqlm import ranks
 from spqlm.locks import in_use
-from spqlm.model.digest import add_tensors
+from spqlm.model.digest import tensor_digest
 from spqlm.model.view import ModelView
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ def work_key(view: ModelView, windows: Tensor, *words: str) -> str:
     digest.update("\0".join([str(tuple(windows.shape)), *words]).encode())
     digest.update(windows.cpu().numpy().tobytes())
     digest.update(view.model.config.to_json_string().encode())
-    add_tensors(digest, view.model.named_parameters())
+    for name, parameter in view.model.named_parameters():
+        digest.update(f"{name} {tensor_digest(parameter)}".encode())
     return digest.hexdigest()
 
 

@@ -86,6 +86,11 @@ def in_file(tensor: Tensor) -> bool:
     return _inside(tensor, _file_spans())
 
 
+def unchanged(tensor: Tensor) -> bool:
+    """Whether `mark` took note of a tensor, and it holds what its file does."""
+    return getattr(tensor, _MARK, None) == _state(tensor)
+
+
 def _state(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor._version
 
@@ -112,7 +117,7 @@ def release(tensors: Iterable[Tensor]) -> None:
     if not is_bounded():
         return
     for tensor in tensors:
-        if getattr(tensor, _MARK, None) != _state(tensor):
+        if not unchanged(tensor):
             continue
         # Whole pages: what lies beside the tensor may be changed memory.
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
