@@ -29,7 +29,7 @@ calibration pays for its gradients and prices; "load" is what ran on the machine
 recipe `default` as it was when it knew 4 and 8 bits, ranks and widths; "with learned rounding" has
 `reconstruction: {{steps: 100}}` in its stage `budget` (`--recipe`, `--label`). "Evenly spaced levels
 only" has int2 to int5 in place of nl2 to nl5. Distilled rows of `default` had a learning rate of
-3e-3; it is 1e-3 since. The time of `default` at 110 MB includes minutes in which the run was stopped.
+3e-3; it is 1e-3 since.
 """
 
 
