@@ -1,6 +1,5 @@
 """A weight while its codes are trained: where each is between two codes, and what places values."""
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -78,11 +77,6 @@ class Latent(nn.Module):
         shift = None if self.shift is None else floats(self.shift)
         integers = self.multiples, self.shift_multiples
         return Blocks(self.position, floats(self.scale), shift, *integers)
-
-    @property
-    def code_bits(self) -> float:
-        """Of a code; not whole where the grid's levels are no power of two."""
-        return math.log2(len(self._grid.levels))
 
     def grids(self) -> list[nn.Parameter]:
         """What places the values that codes stand for: scales, shifts."""

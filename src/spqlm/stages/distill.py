@@ -67,10 +67,7 @@ class Distill(Stage):
         "codes, by positions between them in float32 (20 bytes each while training)",
     )
     learning_rate: float = Field(
-        1e-3,
-        gt=0,
-        description="Adam's peak rate, as a share of each tensor's mean magnitude, for "
-        "codes of three bits or dropped groups; half of it for each bit more",
+        1e-3, gt=0, description="Adam's peak rate, as a share of each tensor's mean magnitude"
     )
     steps: int = Field(100, ge=1, description="optimiser steps")
     batch_size: int = Field(2, ge=1, description="windows per step")

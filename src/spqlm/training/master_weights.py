@@ -1,23 +1,17 @@
 """What is trained end to end, kept in float32 beside a model that holds it rounded."""
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from spqlm.formats._latent import Latent
-from spqlm.formats.group_sparse import GroupSparse
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.numerics.integer import LARGEST_SCALE, SMALLEST_SCALE, round_scale
 from spqlm.training.training_state import adam_state, load_adam_state
 
 Wanted = Literal["all", "scales", "codes"]
-
-# Bits of codes for which the rate is what it says. A scale that is off by a share ε adds ε² of the
-# weight's energy to what rounding to b bits adds, some 4^-b of it.
-RATED_BITS = 3.0
 
 
 class Masters:
@@ -32,8 +26,7 @@ class Masters:
         Args:
             view: the model.
             wanted: what to train, see `trainable`.
-            rate: Adam's peak rate, as a share of each tensor's mean magnitude, for codes of three
-                bits; each bit more halves it. Norms and biases have that of the mean.
+            rate: Adam's peak rate, as a share of each tensor's mean magnitude.
             code_rate: that of positions between codes, in codes.
         """
         self._view = view
@@ -46,7 +39,6 @@ class Masters:
         self._flags = [(p, p.requires_grad) for p in model.parameters()]
         model.requires_grad_(False).eval()
         self._masters = {}
-        shares = _shares(self._view)
         groups = []
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(True)
@@ -55,8 +47,7 @@ class Masters:
             master = parameter.detach() if between else parameter.detach().float().clone()
             self._masters[name] = master
             rate, code_rate = self._rates
-            share = shares[name.rpartition(".")[0] if _of_codes(self._view, name) else ""]
-            peak = code_rate if between else share * rate * float(master.abs().mean())
+            peak = code_rate if between else rate * float(master.abs().mean())
             groups.append({"params": [master], "lr": peak, "peak": peak})
         self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         return self
@@ -120,30 +111,6 @@ class Masters:
         """Go back to a state; masters stay as they are."""
         for name, value in state.items():
             self._parameters[name].copy_(value)
-
-
-def _shares(view: ModelView) -> dict[str, float]:
-    """Of the rate, by modules that hold codes; by no name, that of all others."""
-    found = {name: _codes(module) for name, module in view.model.named_modules()}
-    coded = {name: codes for name, codes in found.items() if codes is not None}
-    total = sum(entries for _, entries in coded.values())
-    mean = sum(bits * entries for bits, entries in coded.values()) / total if total else RATED_BITS
-    every = {"": mean, **{name: bits for name, (bits, _) in coded.items()}}
-    return {name: 2 ** (RATED_BITS - bits) for name, bits in every.items()}
-
-
-def _codes(module: nn.Module) -> tuple[float, int] | None:
-    """Bits of a module's codes, and how many entries its weight has; None where it has no codes.
-
-    What is lost with dropped groups is no less than what three bits lose, however fine the others.
-    """
-    if isinstance(module, Latent):
-        return module.code_bits if module.keep is None else RATED_BITS, module.position.numel()
-    if isinstance(module, Compressed) and module.format.code_bits is not None:
-        sparse = isinstance(module.format, GroupSparse)
-        bits = RATED_BITS if sparse else module.format.code_bits
-        return bits, math.prod(module.stored_weight.shape)
-    return None
 
 
 def _of_latent(view: ModelView, name: str) -> bool:
