@@ -10,6 +10,7 @@ import gguf
 import pytest
 import torch
 from tests.helpers import tiny_model
+from tests.model.test_mapped import resident
 from tests.pipeline.files import contents, refused
 from tests.sources.gguf_files import write
 
@@ -22,6 +23,7 @@ from spqlm.checkpoint.manifest import read_manifest
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.held_metrics import HeldMetrics
 from spqlm.recipe import Recipe
+from spqlm.targets.native import NativeTarget
 
 RECORDS = ("spq_manifest.json", "README.md")  # with times
 
@@ -131,6 +133,22 @@ def test_codes_that_no_text_decides_go_to_files_too(source, tmp_path, monkeypatc
     spqlm.compress(source, tmp_path / "whole", recipe="int8")
     assert weights(tmp_path / "small") == weights(tmp_path / "whole")
     assert not (tmp_path / f"small{UNFINISHED}").exists()
+
+
+def test_codes_that_were_written_are_given_back_before_they_are_read_again(
+    tmp_path, monkeypatch, no_room
+):
+    model = tiny_model(hidden_size=512, intermediate_size=2048, num_attention_heads=8)
+    model.save_pretrained(tmp_path / "source")
+    held, usual = [], NativeTarget.verify
+
+    def verify(self, model, place):
+        held.append(resident(tmp_path / f"out{UNFINISHED}"))
+        return usual(self, model, place)
+
+    monkeypatch.setattr(NativeTarget, "verify", verify)
+    found = spqlm.compress(tmp_path / "source", tmp_path / "out", recipe="int8")
+    assert held and held[0] < found.manifest.sizes.resident / 4
 
 
 def test_what_was_estimated_is_in_the_manifest(source, tmp_path, budget):

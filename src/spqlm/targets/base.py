@@ -27,6 +27,7 @@ from spqlm.checkpoint.stated_sizes import state_sizes
 from spqlm.checkpoint.structure import describe, is_factor
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.formats import Format, StoredWeight
+from spqlm.model.mapped import release
 from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView, Role
 from spqlm.modules.ops import stored_weight
@@ -347,6 +348,7 @@ class Target(ABC):
         needed = int(resident * NEEDED_SPACE)
         with atomic(place, overwrite=overwrite, needed_bytes=needed) as partial:
             disk = self.write(model, tokenizer, partial, output.max_shard_size)
+            release(model.parameters())  # before what was written is read back
             if not self.one_file:
                 _bring_along(output.companions, partial)
             if output.byte_limit is not None and disk > output.byte_limit:
