@@ -88,7 +88,7 @@ class Limits(BaseModel):
         return self.timed or self.kv is not None
 
     def over(self, others: "Limits") -> "Limits":
-        """These limits, and of others what these leave as it is where nothing is said."""
+        """These limits, and those of `others` wherever these have the default."""
         own, unsaid = dict(self), {k: field.default for k, field in Limits.model_fields.items()}
         kept = {k: value for k, value in dict(others).items() if own[k] == unsaid[k]}
         return Limits(**{**own, **kept})

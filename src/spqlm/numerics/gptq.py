@@ -71,6 +71,10 @@ def inverse_factor(hessian: Tensor, share: float = DAMPING) -> tuple[Tensor, flo
     wanted is its inverse: no inverse of H, and one factorisation. That is in float64, see
     `inverse`; the factor is inverted in float32.
 
+    Args:
+        hessian: H, floats [n, n]; left as it is.
+        share: damping, see `damped`.
+
     Returns:
         U float32 [n, n] with Uᵀ U = (H + damping)⁻¹, and the share that was used, which is raised
         as for `inverse`.

@@ -68,7 +68,11 @@ def by_blocks() -> Iterator[list[str]]:
 
 
 def pieces(path: Path) -> list[set[str]]:
-    """Names of a file's tensors, in sets that are unpacked together: whole blocks, or one alone."""
+    """Names of a file's tensors, in sets that are unpacked together: whole blocks, or one alone.
+
+    Raises:
+        ValueError, struct.error: it is not a GGUF file, or damaged.
+    """
     blocks: dict[str, set[str]] = defaultdict(set)
     sizes: dict[str, int] = defaultdict(int)
     for tensor in GgufHeader.from_file(str(path)).tensors:

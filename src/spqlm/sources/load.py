@@ -14,7 +14,7 @@ from spqlm.checkpoint.manifest import read_manifest
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.model.mapped import mark
 from spqlm.sources.accounting import check_finite
-from spqlm.sources.adapter import ADAPTER, base_of, put_on
+from spqlm.sources.adapter import ADAPTER, put_on, underneath
 from spqlm.sources.companions import companions
 from spqlm.sources.gguf import demo_file, load_gguf
 from spqlm.sources.json_file import json_object
@@ -72,7 +72,7 @@ def load_model(
     if kind in ("demo", "gguf"):
         loaded = load_gguf(name, demo_file() if kind == "demo" else path, options)
     elif (path / ADAPTER).is_file():
-        base = base_of(path, json_object(path / ADAPTER))
+        [base] = underneath(path)
         loaded = load_model(base, verify=verify, **options)
         try:
             loaded.model = put_on(loaded.model, path, merge=merge_adapter)

@@ -65,7 +65,16 @@ def offloaded(folder: Path) -> Iterator[None]:
 
 
 def kept(name: str, value: Any) -> Any:
-    """A tensor where it is to stay: inside `offloaded` in a mapped file, else where it is."""
+    """A tensor where it is to stay: inside `offloaded` in a mapped file, else where it is.
+
+    Args:
+        name: of the weight, for messages.
+        value: whatever transformers loads; only matrices, and tensors of more dimensions, on the
+            CPU go to a file, in the dtype that they have.
+
+    Raises:
+        SpqError: as for `offloaded`.
+    """
     files = _files.get()
     if files is None or not isinstance(value, Tensor) or value.ndim < 2 or not value.is_cpu:
         return value
