@@ -68,6 +68,9 @@ def definition(weight: StoredWeight) -> Tensor:
     values = codes.double() if bits == 8 else _planes(codes, bits)
     if name.startswith("nl"):
         values = torch.tensor(LEVELS[bits]).double()[values.long() + 2 ** (bits - 1)]
+    if name.startswith("nl") and weight.format.scales == "int8":
+        mantissa, exponent = torch.frexp(scale * tensors["multiples"].double() / 127)
+        scale = torch.ldexp((mantissa * 256).round() / 256, exponent)
     if name != "group_sparse":
         return values * scale.repeat_interleave(weight.format.group_size, 1)
     values = values * scale[:, None]

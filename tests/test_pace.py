@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spqlm.calibration.gather import CalibrationConfig
-from spqlm.calibration.work import Elimination, Fit, Spectrum, Work
+from spqlm.calibration.work import Elimination, Fit, Inverse, Spectrum, Work
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
@@ -14,6 +14,7 @@ from spqlm.pace import COLUMNS, Pace, shortened
 from spqlm.recipe import load_recipe
 from spqlm.stages.budget import Budget
 from spqlm.stages.distill import Distill
+from spqlm.stages.quantize import Quantize
 from spqlm.stages.sparsify import Sparsify
 from spqlm.stages.svd import Svd
 from tests.helpers import tiny_model
@@ -42,7 +43,29 @@ def test_a_budget_fits_every_option_to_some_rows_and_one_to_all():
     work = Budget(target_bytes=1, formats=(FORM, Int8()), priced_windows=2).work(view, TEXT)
     weights = 7 * len(view.layers) + 2  # the embedding and the lm_head
     assert sum(work.fits.values()) == 3 * weights
-    assert work.read == work.moments == (8 + 2) * 16
+    # Once to price, and twice to round: what a layer sees, and what it makes of that.
+    assert (work.read, work.moments) == ((2 + 2 * 8) * 16, (2 + 8) * 16)
+
+
+def test_what_is_likely_to_be_chosen_comes_to_the_budget_and_is_inverted_for():
+    view = ModelView(tiny_model("llama"))
+    whole = sum(p.nbytes for p in view.model.parameters())
+    weights = 7 * len(view.layers) + 2
+    for share, inverted in ((0.05, 2 * weights), (0.9, weights)):
+        stage = Budget(target_bytes=int(share * whole), formats=(FORM, Int8()))
+        found = stage.work(view, TEXT).spectra
+        # Each for the options that are priced, and once more where what is chosen is corrected.
+        assert sum(n for kind, n in found.items() if isinstance(kind, Inverse)) == inverted
+    between = Budget(target_bytes=int(0.2 * whole), formats=(FORM, Int8())).work(view, TEXT)
+    assert weights < sum(between.spectra.values()) < 2 * weights
+    # Nothing is priced where nothing is asked for.
+    untold = Budget(formats=(FORM, Int8())).work(view, TEXT)
+    assert sum(untold.fits.values()) == weights and not untold.spectra
+
+
+def test_second_moments_can_be_inverted():
+    assert Inverse(columns=96).scaled(0.5) == Inverse(columns=48)
+    Inverse(columns=48).run()
 
 
 def test_searches_for_ranks_and_widths_are_counted(pace):
@@ -50,10 +73,11 @@ def test_searches_for_ranks_and_widths_are_counted(pace):
     layers, forms = len(view.layers), (FORM, Int8())
     plain = Budget(target_bytes=1, formats=forms).work(view, TEXT)
     ranked = Budget(target_bytes=1, formats=forms, ranks=(0.9,), mlp_ranks=(0.9,)).work(view, TEXT)
-    assert (plain.read, plain.moments) == (2 * 8 * 16, 2 * 8 * 16)
-    assert (ranked.read, ranked.moments) == (4 * 8 * 16, 4 * 8 * 16)
+    assert (plain.read, plain.moments) == (3 * 8 * 16, 2 * 8 * 16)
+    assert (ranked.read, ranked.moments) == (5 * 8 * 16, 4 * 8 * 16)
     # Each weight is decomposed to estimate, and for each of the options that are rounded.
-    assert sum(ranked.spectra.values()) == 3 * 5 * layers  # k and v have too few rows
+    decomposed = [n for kind, n in ranked.spectra.items() if isinstance(kind, Spectrum)]
+    assert sum(decomposed) == 3 * 5 * layers  # k and v have too few rows
     cut = Budget(target_bytes=1, formats=forms, widths=(0.75, 0.5), key_value_groups=(0.5,))
     orders = [found for found in cut.work(view, TEXT).spectra if isinstance(found, Elimination)]
     assert {(found.sizes, found.left) for found in orders} == {(2, 0.5), (1, 0.5)}
@@ -79,8 +103,11 @@ def test_removing_inputs_can_be_timed():
 def test_distillation_reads_the_dense_model_and_held_out_text():
     stage = Distill(steps=40, batch_size=1, context=16, held_out=4, check_every=20)
     work = stage.work(ModelView(tiny_model("llama")), TEXT)
-    assert work.traced == 40 * 16
+    assert work.tuned == 40 * 16
     assert work.read == work.heads == (40 + 2 * 3 * 4) * 16
+    assert work.compared == (40 + 3 * 4) * 16
+    text = Distill(objective="next_token", steps=40, batch_size=1, context=16, held_out=4)
+    assert text.work(ModelView(tiny_model("llama")), TEXT).compared == 0
 
 
 def test_work_adds_up():
@@ -106,6 +133,23 @@ def test_moments_are_summed_at_every_weight(pace):
     assert pace.seconds(Work(moments=16)) == pytest.approx(4 * 7)
 
 
+def test_training_is_timed_there_and_back_through_all_layers(pace):
+    # Whatever is timed takes a second: two layers and the lm_head, or the lm_head alone.
+    assert pace.seconds(Work(tuned=16)) == pytest.approx(1.0)
+    assert pace.seconds(Work(adapted=16)) == pytest.approx(1.0)
+    assert pace.seconds(Work(compared=32)) == pytest.approx(2.0)
+    # One window takes as long as two, so all of it is the step, of two layers at once.
+    assert pace.seconds(Work(retraced=1000, layer_steps=4)) == pytest.approx(2.0)
+
+
+def test_a_weight_that_is_tied_is_rounded_once():
+    view = ModelView(tiny_model("llama", tie_word_embeddings=True))
+    fits = Quantize().work(view, TEXT).fits
+    assert sum(fits.values()) == 7 * len(view.layers) + 1
+    apart = ModelView(tiny_model("llama", tie_word_embeddings=False))
+    assert sum(Quantize().work(apart, TEXT).fits.values()) == 7 * len(apart.layers) + 2
+
+
 def test_a_wider_weight_takes_longer_by_its_columns(pace, monkeypatch):
     monkeypatch.setattr(Pace, "_fitted", lambda self, fit: (1.0, 0.5))
     near, far = (Fit(FORM, "gptq", 10, columns) for columns in (COLUMNS, 3 * COLUMNS))
@@ -118,7 +162,8 @@ def test_everything_can_be_timed_on_this_machine():
     with torch.device("meta"):
         view = ModelView(type(model)(model.config))
     fits = {Fit(FORM, "descent", 64, 64): 3}
-    work = Work(read=16, heads=16, traced=16, moments=16, written=2, fits=fits)
+    trained = {"tuned": 16, "adapted": 16, "compared": 16, "retraced": 16, "layer_steps": 1}
+    work = Work(read=16, heads=16, traced=16, moments=16, written=2, fits=fits, **trained)
     before = torch.random.get_rng_state()
     assert 0 < Pace(view, TEXT.context).seconds(work) < 600
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -150,6 +195,7 @@ def test_pruned_groups_are_counted_with_the_training_of_each_layer(pace):
     work = stage.work(view, TEXT)
     assert sum(work.fits.values()) == 7 * len(view.layers)
     assert work.retraced == len(view.layers) * 10 * 2 * 16
+    assert work.layer_steps == len(view.layers) * 10
     assert work.reread == len(view.layers) * 3 * 2 * 16
     assert (work.read, work.moments) == (2 * 8 * 16, 8 * 16)
     assert pace.seconds(work) > pace.seconds(Work(read=work.read, moments=work.moments))

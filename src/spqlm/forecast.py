@@ -96,7 +96,7 @@ def estimated_seconds(outline: Outline, recipe: Recipe) -> float | None:
         return None if work is None else 0.0
     try:
         return Pace(outline.view, recipe.calibration.context).seconds(work)
-    except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
+    except (SpqError, ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
         logger.info("the time was not measured: %s", error)
         return None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from spqlm.ambient import standard_torch
 from spqlm.calibration.generated_text import drawn, written
 from spqlm.calibration.sensitivity import collect_sensitivities
-from spqlm.calibration.work import Elimination, Fit, Pruning, Spectrum, Work
+from spqlm.calibration.work import Decomposition, Fit, Pruning, Work
 from spqlm.kernels.gram import add_gram
 from spqlm.kernels.widening import widened_products
 from spqlm.model.activation_checkpointing import HELD_BYTES, held_bytes
@@ -22,10 +22,11 @@ from spqlm.native.decoder import MOST_SEQUENCES
 from spqlm.numerics.metric import Metric
 from spqlm.numerics.objectives import next_token
 from spqlm.numerics.threads import at_once, share_out
+from spqlm.training_pace import Pass, TrainingPace
 
 LAYERS = 2
 # Rows that fitting is timed at, and the most columns; what is larger is reckoned from these.
-ROWS, COLUMNS = (32, 128), 1024
+ROWS, COLUMNS = (32, 512), 1024
 # Tokens that are written to time one.
 LENGTHS = (4, 20)
 
@@ -43,7 +44,7 @@ class Pace:
         self._view, self._context = view, context
         self._depth = len(view.layers)
         self._fits: dict[Fit | Pruning, tuple[float, float]] = {}
-        self._spectra: dict[Spectrum | Elimination, float] = {}
+        self._spectra: dict[Decomposition, float] = {}
 
     @standard_torch
     def seconds(self, work: Work) -> float:
@@ -54,6 +55,8 @@ class Pace:
     def _seconds(self, work: Work) -> float:
         total = sum(count * self._fit(fit) for fit, count in work.fits.items())
         total += sum(count * self._decomposed(found) for found, count in work.spectra.items())
+        if work.adapted:
+            total += work.adapted * self._passed(self._training.adapters)
         with widened_products(self._view.model.dtype):
             if work.read:
                 total += work.read * self._depth * self._reading
@@ -63,8 +66,13 @@ class Pace:
                 total += work.traced * (self._depth * self._tracing + self._loss)
             if work.reread:
                 total += work.reread * self._reading
-            if work.retraced:
-                total += work.retraced * self._tracing
+            if work.layer_steps:
+                token, step = self._training.codes
+                total += work.retraced * token + work.layer_steps * step
+            if work.tuned:
+                total += work.tuned * self._passed(self._training.scales)
+            if work.compared:
+                total += work.compared * self._training.compared
             if work.moments:
                 total += work.moments * self._moments
             if work.written:
@@ -86,13 +94,22 @@ class Pace:
         return torch.randint(vocabulary, (1, self._context))
 
     @cached_property
+    def _training(self) -> TrainingPace:
+        return TrainingPace(self._sample, self._windows, timed)
+
+    def _passed(self, found: Pass) -> float:
+        return self._depth * found.layer + found.head
+
+    @cached_property
     def _reading(self) -> float:
         """Of a token in a layer, there."""
         decoder: Any = self._sample.model.get_decoder()
+        # Made out here: what is made in inference mode cannot be trained on.
+        windows = self._windows
 
         def read() -> None:
             with torch.inference_mode():
-                decoder(input_ids=self._windows, use_cache=False)
+                decoder(input_ids=windows, use_cache=False)
 
         return timed(read) / self._context / len(self._sample.layers)
 
@@ -114,10 +131,11 @@ class Pace:
     @cached_property
     def _head(self) -> float:
         """Of a token in the lm_head."""
+        head, states = self._sample.lm_head.module, self._states
 
         def read() -> None:
             with torch.inference_mode():
-                self._sample.lm_head.module(self._states)
+                head(states)
 
         return timed(read) / self._context
 
@@ -188,23 +206,24 @@ class Pace:
             self._fits[fit] = max(few - ROWS[0] * row, 0.0), row
         return self._fits[fit]
 
-    def _decomposed(self, found: Spectrum | Elimination) -> float:
-        """Of the Gram matrix of a weight and its eigenvalues, or of removing its inputs."""
-        scale = min(1.0, COLUMNS / min(found.rows, found.columns))
+    def _decomposed(self, found: Decomposition) -> float:
+        """Of the eigenvalues of a Gram matrix, of its inverse, or of removing inputs."""
+        scale = min(1.0, COLUMNS / found.side)
         small = found.scaled(scale)
         if small not in self._spectra:
             self._spectra[small] = timed(small.run)
         return self._spectra[small] / scale**3
 
     def _timed_fit(self, fit: Fit | Pruning, hessian: Tensor, rows: int) -> float:
-        weight, metric = torch.randn(rows, fit.columns), Metric([(hessian, torch.ones(rows))])
+        weight = torch.randn(rows, fit.columns).to(self._view.model.dtype)
+        metric = Metric([(hessian, torch.ones(rows))])
         metric.factor  # noqa: B018 - all that is fitted in one metric shares it
         together = range(max(at_once([weight.numel()] * torch.get_num_threads()), 1))
 
         def fit_all() -> None:
             with torch.no_grad():
                 share_out(
-                    lambda _: fit.run(weight, metric),
+                    lambda _: fit.run(weight.float(), metric),
                     together,
                     lambda _: weight.numel(),
                     weight.device,

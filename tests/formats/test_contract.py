@@ -23,7 +23,10 @@ EXAMPLES = {
     "w8a8": [{}, {"granularity": "per_tensor"}],
     "int3": [{}, {"group_size": 32}],
     "int4": [{}, {"group_size": 32}],
-    "nl5": [{}, {"group_size": 32}],
+    "nl2": [{}, {"scales": "int8"}],
+    "nl3": [{}, {"group_size": 32, "scales": "int8"}],
+    "nl4": [{}, {"scales": "int8"}],
+    "nl5": [{}, {"group_size": 32}, {"group_size": 32, "scales": "int8"}],
     "group_sparse": [
         {"kept": 7},
         {"kept": 40, "bits": 8, "zero": True},

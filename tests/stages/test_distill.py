@@ -158,13 +158,14 @@ def test_after_an_error_the_best_state_is_there(monkeypatch, parameters):
     # Rates fall over all steps: here the first four are those of the run above, and one goes on.
     inner = distill.Masters.step
 
-    def step(self, share):
-        calls.append(share)
+    def step(self, *rates):
+        calls.append(rates)
         if len(calls) > 5:
             raise SpqError("stopped")
-        inner(self, 1 - (len(calls) - 1) / 4 if len(calls) < 5 else 1.0)
+        left = 1 - (len(calls) - 1) / 4 if len(calls) < 5 else 1.0
+        inner(self, *(left * peak for peak in calls[0]))
 
-    calls: list[float] = []
+    calls: list[tuple[float, ...]] = []
     monkeypatch.setattr(distill.Masters, "step", step)
     with pytest.raises(SpqError, match="stopped"):
         tune(view, dense, steps=8, **fields)
@@ -198,11 +199,38 @@ def test_a_rate_that_ruins_the_model_gives_back_what_it_got():
     assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())
 
 
+def test_the_rate_follows_the_root_of_what_there_is_to_gain(monkeypatch):
+    seen = []
+    inner = distill.Masters.step
+
+    def step(self, rate, code_rate):
+        seen.append((rate, code_rate))
+        inner(self, rate, code_rate)
+
+    monkeypatch.setattr(distill.Masters, "step", step)
+    for how in ({"formats": (Int4(group_size=32),)}, {"formats": (Int2(group_size=32),)}):
+        dense = tiny_model()
+        view = ModelView(copy.deepcopy(dense))
+        stage = Budget(**how, embedding_formats=(Int8(),), rounding="nearest")
+        stage.apply(view, stage.plan(view, None))
+        tuned = Distill(**SHORT | {"steps": 2})
+        _, held_out = tuned._windows(view, Inputs(ids=ids(), dense=dense))
+        before = distill._mean_loss(view.model, dense, held_out)
+        tuned.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense))
+        # Down to nothing behind the last step; positions between codes have a rate of their own.
+        peak = distill.OF_ROOT * before**0.5
+        assert seen[-2:] == [(peak, tuned.code_rate), (0.5 * peak, 0.5 * tuned.code_rate)]
+    assert seen[0] < seen[2]
+    tune(view, dense, steps=1, objective="next_token")
+    tune(view, dense, steps=1, learning_rate=0.25)
+    assert [rate for rate, _ in seen[-2:]] == [distill.USUAL, 0.25]
+
+
 def test_training_that_gains_nothing_ends_early_and_is_not_taken_up_again(monkeypatch, caplog):
     counted = []
     inner = distill.Masters.step
     monkeypatch.setattr(
-        distill.Masters, "step", lambda self, share: (counted.append(share), inner(self, share))
+        distill.Masters, "step", lambda self, *rates: (counted.append(rates), inner(self, *rates))
     )
     stage = Distill(**SHORT | {"check_every": 1}, learning_rate=10.0, patience=3)
     for _ in range(2):
@@ -292,11 +320,11 @@ def resumed(monkeypatch, stage, stop):
     dense, view = compressed()
     inner, done = distill.Masters.step, []
 
-    def step(self, share):
+    def step(self, *rates):
         if len(done) == stop:
             raise KeyboardInterrupt
-        inner(self, share)
-        done.append(share)
+        inner(self, *rates)
+        done.append(rates)
 
     def inputs():
         return Inputs(ids=ids(), dense=dense, run=RunState())

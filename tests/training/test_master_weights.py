@@ -49,14 +49,14 @@ def test_codes_of_more_bits_than_asked_for_are_left_alone(view):
 def test_steps_go_down_the_gradient_and_can_be_taken_back(view):
     before = copy.deepcopy(view.model.state_dict())
     flags = {name: p.requires_grad for name, p in view.model.named_parameters()}
-    with Masters(view, "all", 1e-2, 1e-2) as masters:
+    with Masters(view, "all") as masters:
         start = masters.state()
         signs = {}
         for name, parameter in trainable(view, "all").items():
             assert parameter.requires_grad
             parameter.grad = torch.randn_like(parameter)
             signs[name] = parameter.grad.sign()
-        masters.step(1.0)
+        masters.step(1e-2, 1e-2)
         for name, parameter in trainable(view, "all").items():
             assert parameter.grad is None
             # Adam's first step is of its rate's size, whatever the gradient's.
@@ -76,10 +76,10 @@ def test_a_scale_that_must_be_positive_stays_so(view):
     layer = head or view.embedding.module
     with torch.no_grad():
         layer.scale[::2] = 2.0**-20
-    with Masters(view, "scales", 0.5, 0.0) as masters:
+    with Masters(view, "scales") as masters:
         for _ in range(3):
             for parameter in trainable(view, "scales").values():
                 parameter.grad = torch.ones_like(parameter)
-            masters.step(1.0)
+            masters.step(0.5, 0.0)
     layer.stored_weight.check()
     assert bool((layer.scale > 0).all())

@@ -7,6 +7,7 @@ and 0.9 to 3.2 options.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import cast
 
 from spqlm.allocation.left_out import AGAIN, WINDOWS
@@ -14,7 +15,7 @@ from spqlm.allocation.menu import Menu
 from spqlm.allocation.pricing import PROBED_ROWS, sampled_rows
 from spqlm.allocation.search import Shares
 from spqlm.allocation.units import AT_ONCE
-from spqlm.calibration.work import Elimination, Fit, Pruning, Spectrum, Work
+from spqlm.calibration.work import Decomposition, Elimination, Fit, Inverse, Pruning, Spectrum, Work
 from spqlm.formats import Format
 from spqlm.formats.group_sparse import GroupSparse
 from spqlm.formats.low_rank import LowRank
@@ -40,6 +41,38 @@ def priced_fits(menu: Menu, named: Named) -> Counter[Fit | Pruning]:
         few = min(rows, PROBED_ROWS)
         fits.update(Fit(probe, how, few, columns) for how in ("gptq", "descent"))
     return fits
+
+
+def rounding_work(menu: Menu, weights: Iterable[Named], share: float, *, priced: bool) -> Work:
+    """What rounding takes: every option of a weight on some rows if it is priced, then one on all.
+
+    Prices decide which one. What is counted leaves all weights together nearest to the share.
+
+    Args:
+        menu: options of each weight.
+        weights: that are rounded.
+        share: of a dense weight's bytes that the result may have.
+        priced: whether options are priced.
+    """
+    fits: Counter[Fit | Pruning] = Counter()
+    inverses: Counter[Decomposition] = Counter()
+    room = 0.0
+    for named in weights:
+        weight = named.module.weight
+        rows, columns = weight.shape
+        options = menu.options(named, rows, columns)
+        if priced:
+            fits.update(priced_fits(menu, named))
+            ways = {menu.rounding_of(option) for option in options}
+            inverses[Inverse(columns)] += ways != {"nearest"}
+        room += share * weight.numel() * weight.element_size()
+        left = [room - menu.stored_bytes(named, option, rows, columns) for option in options]
+        room = min(left, key=abs)
+        chosen = options[left.index(room)]
+        rounding = menu.rounding_of(chosen)
+        fits[Fit(chosen, rounding, rows, columns)] += 1
+        inverses[Inverse(columns)] += rounding != "nearest"
+    return Work(fits=fits, spectra=+inverses)
 
 
 def search_work(view: ModelView, menu: Menu, shares: Shares, tokens: int) -> Work:
@@ -103,7 +136,7 @@ def _options_work(menu: Menu, named: Named, tried: int) -> Work:
     rows, columns = named.module.weight.shape
     low, sparse = menu.low_rank(named, rows, columns), menu.sparse(named, rows, columns)
     fits: Counter[Fit | Pruning] = Counter()
-    spectra: Counter[Spectrum | Elimination] = Counter()
+    spectra: Counter[Decomposition] = Counter()
     if low:
         option = cast(LowRank, low[len(low) // 2])
         rounding, factor = menu.rounding_of(option), cast(Format, option.factor)

@@ -11,6 +11,7 @@ from spqlm.formats import Format
 from spqlm.formats.base import Rounding
 from spqlm.formats.group_sparse import GroupSparse
 from spqlm.numerics.elimination import elimination_order, refit
+from spqlm.numerics.gptq import inverse_factor
 from spqlm.numerics.group_pruning import Pattern, Saliency
 from spqlm.numerics.low_rank import truncate, variances
 from spqlm.numerics.metric import Metric
@@ -56,6 +57,11 @@ class Spectrum(NamedTuple):
     columns: int
     vectors: bool
 
+    @property
+    def side(self) -> int:
+        """The smaller one of the weight."""
+        return min(self.rows, self.columns)
+
     def scaled(self, scale: float) -> "Spectrum":
         """Of a weight of so large a share of both sides."""
         return self._replace(rows=int(self.rows * scale), columns=int(self.columns * scale))
@@ -67,6 +73,26 @@ class Spectrum(NamedTuple):
             truncate(weight, max(min(weight.shape) // 2, 1))
         else:
             variances(weight)
+
+
+class Inverse(NamedTuple):
+    """The second moments [columns, columns] that a weight is rounded by: the factor of H⁻¹."""
+
+    columns: int
+
+    @property
+    def side(self) -> int:
+        """Of the matrix."""
+        return self.columns
+
+    def scaled(self, scale: float) -> "Inverse":
+        """Of so large a share of the inputs."""
+        return self._replace(columns=int(self.columns * scale))
+
+    def run(self) -> None:
+        """Do it to second moments of random inputs."""
+        inputs = torch.randn(2 * self.columns, self.columns)
+        inverse_factor(inputs.T @ inputs)
 
 
 class Elimination(NamedTuple):
@@ -86,6 +112,11 @@ class Elimination(NamedTuple):
     left: float
     sizes: int
 
+    @property
+    def side(self) -> int:
+        """The smaller one of the weight."""
+        return min(self.rows, self.columns)
+
     def scaled(self, scale: float) -> "Elimination":
         """Of a weight of so large a share of both sides."""
         channels = max(int(self.channels * scale), 1)
@@ -104,6 +135,9 @@ class Elimination(NamedTuple):
             refit(weight, hessian, kept)
 
 
+Decomposition = Spectrum | Elimination | Inverse
+
+
 @dataclass(frozen=True)
 class Work:
     """Counts of what takes time.
@@ -115,9 +149,13 @@ class Work:
         moments: tokens whose second moments are summed at every weight of the decoder layers.
         written: sequences of calibration text that the model writes itself.
         reread: tokens through one decoder layer.
-        retraced: tokens through one decoder layer and back, where its weights are trained.
+        retraced: tokens through one decoder layer and back, where its codes are trained.
+        layer_steps: steps of training the codes of one decoder layer.
+        tuned: tokens through the whole model and back, where scales are trained.
+        adapted: the same, where LoRA adapters are.
+        compared: tokens whose predictions by two models are compared.
         fits: how many weights of each kind become codes.
-        spectra: how many weights of each shape are decomposed, or lose inputs.
+        spectra: how many matrices of each shape are decomposed, or lose inputs.
     """
 
     read: int = 0
@@ -127,8 +165,12 @@ class Work:
     written: int = 0
     reread: int = 0
     retraced: int = 0
+    layer_steps: int = 0
+    tuned: int = 0
+    adapted: int = 0
+    compared: int = 0
     fits: Counter[Fit | Pruning] = field(default_factory=Counter)
-    spectra: Counter[Spectrum | Elimination] = field(default_factory=Counter)
+    spectra: Counter[Decomposition] = field(default_factory=Counter)
 
     def __add__(self, other: Self) -> "Work":
         """Both."""

@@ -45,8 +45,8 @@ class _Builder:
         if found is None:
             raise Unsuitable(_FOREIGN)
         # Another view of the same memory, which stays even if the parameter is given other data.
-        held = [*weight.tensors().values(), bias]
-        self.held += [part.detach() for part in held if part is not None]
+        held = [part for part in (*found.kept, bias) if isinstance(part, Tensor)]
+        self.held += [part.detach() for part in held]
         return found
 
     def linear(self, module: nn.Module) -> decoder.Linear:

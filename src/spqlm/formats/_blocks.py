@@ -50,6 +50,11 @@ class BlockWeight(StoredWeight):
         return len(self.codes), self.scale.shape[1] * self.format.grid.block
 
     @property
+    def plain(self) -> "BlockWeight":
+        """The same numbers as ggml or kernels have them."""
+        return self
+
+    @property
     def unpacked(self) -> Blocks:
         """The same numbers, one in an element."""
         form, codes = self.format, packing.unpack(self.codes, self.format.bits)

@@ -93,6 +93,11 @@ class StoredWeight(ABC):
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in named if isinstance(value, Tensor)}
 
+    @property
+    def plain(self) -> "StoredWeight":
+        """The same numbers as kernels read them, sharing what tensors it can; most are so."""
+        return self
+
     def cast(self, dtype: torch.dtype) -> Self:
         """The same with float tensors in `dtype`; codes stay."""
         named = self.tensors().items()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spqlm.formats import StoredWeight
 from spqlm.kernels.gpu import kernels_for
+from spqlm.numerics.identity import state_of
 
 
 class Remembered:
@@ -46,7 +47,7 @@ class Remembered:
         if torch.is_grad_enabled() or type(x) is not Tensor or not x.is_contiguous():
             return None
         tensors = list(tensors)
-        places = [None if t is None else (t.data_ptr(), t.dtype, version(t)) for t in tensors]
+        places = [None if t is None else state_of(t) for t in tensors]
         if places != self._places:
             self._places, self._products = places, {}
         key = x.dtype, x.shape[-1:], x.numel(), x.get_device()
@@ -58,8 +59,3 @@ class Remembered:
                 return None
             self._products[key] = found
         return found(x)
-
-
-def version(tensor: Tensor) -> int | None:
-    """How often a tensor was written to; unknown where it was made in inference mode."""
-    return None if tensor.is_inference() else tensor._version

@@ -92,8 +92,11 @@ def matrix_of(weight: StoredWeight, bias: Tensor | None) -> Matrix | None:
     """How the kernels see a weight, or None where there are none for it.
 
     Args:
-        weight: [out, in]; its tensors must outlive the result.
+        weight: [out, in].
         bias: [out] or None.
+
+    Returns:
+        what holds on to its tensors, and not to the bias.
     """
     layout = weight.layout()
     if layout is None:
@@ -103,7 +106,7 @@ def matrix_of(weight: StoredWeight, bias: Tensor | None) -> Matrix | None:
         return None
     if mask is not None and (group_size not in GROUP_SIZES or columns >= WIDEST):
         return None
-    return Matrix(
+    made = Matrix(
         codes.data_ptr(),
         None if scale is None else scale.data_ptr(),
         None if bias is None else bias.data_ptr(),
@@ -119,6 +122,9 @@ def matrix_of(weight: StoredWeight, bias: Tensor | None) -> Matrix | None:
         None if mask is None else mask.data_ptr(),
         None if offsets is None else offsets.data_ptr(),
     )
+    # Some are made for the kernels, and are nowhere else.
+    made.kept = layout
+    return made
 
 
 def sparse_linear(found: ctypes.CDLL, x: Tensor, matrix: Matrix, schedule: Schedule) -> Tensor:

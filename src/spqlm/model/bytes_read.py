@@ -1,9 +1,10 @@
 """Bytes of weights that a decoding step reads: of experts, those that a token is sent to."""
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spqlm.model.experts import PerExpert, expert_count, is_packed
+from spqlm.modules.linear import Compressed
 
 
 def bytes_read(model: PreTrainedModel) -> int:
@@ -20,9 +21,20 @@ def bytes_read(model: PreTrainedModel) -> int:
         # Without memory, what is shared is one and the same tensor.
         tensor.data_ptr() or id(tensor): tensor.nbytes * shares.get(module, 1.0)
         for module in others
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        for tensor in _read(module)
     }
     return round(sum(sizes.values()))
+
+
+def _read(module: nn.Module) -> list[Tensor]:
+    """Tensors of a module itself, of a stored weight those that kernels read."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if not isinstance(module, Compressed):
+        return own
+    weight = module.stored_weight
+    stored = {id(tensor) for tensor in weight.tensors().values()}
+    beside = [tensor for tensor in own if id(tensor) not in stored]
+    return [*weight.plain.tensors().values(), *beside]
 
 
 def _active_shares(model: PreTrainedModel) -> dict[nn.Module, float]:

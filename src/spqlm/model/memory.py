@@ -11,6 +11,7 @@ import psutil
 from torch import nn
 
 from spqlm.errors import SpqError
+from spqlm.modules.linear import Compressed
 
 SAMPLING_SECONDS = 0.02
 LIBRARY = re.compile(r"\.so(\.\d+)*$|\.dll$|\.pyd$")
@@ -19,11 +20,13 @@ LIBRARY = re.compile(r"\.so(\.\d+)*$|\.dll$|\.pyd$")
 def resident_bytes(model: nn.Module) -> int:
     """Bytes held by a model's parameters and buffers, each distinct storage once.
 
-    Whole storages count: a parameter that is a view keeps all of what it views alive. Tensors on
-    the meta device hold nothing.
+    What kernels make of them counts, too. Whole storages count: a parameter that is a view keeps
+    all of what it views alive. Tensors on the meta device hold nothing.
     """
     sizes: dict[tuple[str, int], int] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
+    compressed = [module for module in model.modules() if isinstance(module, Compressed)]
+    made = [t for module in compressed for t in module.stored_weight.plain.tensors().values()]
+    for tensor in (*model.parameters(), *model.buffers(), *made):
         if tensor.device.type == "meta":
             continue
         storage = tensor.untyped_storage()

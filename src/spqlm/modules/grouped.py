@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from spqlm import native
 from spqlm.kernels.weights import matrix_of
 from spqlm.modules.ops import plain, stored_weight, watched
+from spqlm.numerics.identity import state_of
 
 
 class _Known(NamedTuple):
     """What the kernels are told of a layer, while its tensors are where they were."""
 
     layer: "weakref.ref[nn.Module]"
-    places: list[tuple[int, torch.dtype]]
+    places: list[tuple[object, ...]]
     matrix: native.Matrix | None
 
 
@@ -64,7 +65,7 @@ class GroupedProducts:
     def _matrix(self, key: Any, layer: nn.Module) -> native.Matrix | None:
         if watched(layer) or getattr(layer, "int8_inputs", False):
             return None
-        places = [(p.data_ptr(), p.dtype) for p in layer._parameters.values() if p is not None]
+        places = [state_of(p) for p in layer._parameters.values() if p is not None]
         known = self._known.get(key)
         if known is None or known.layer() is not layer or known.places != places:
             matrix = None

@@ -2,13 +2,19 @@
 
 import ctypes
 from collections.abc import Iterator
+from typing import Any
 
 _WHOLE = ctypes.c_int64
 
 
 class Matrix(ctypes.Structure):
-    """Mirrors `Matrix` in matrix.h."""
+    """Mirrors `Matrix` in matrix.h.
 
+    Attributes:
+        kept: tensors that its addresses are of; a copy inside another structure has none.
+    """
+
+    kept: tuple[Any, ...] = ()
     _fields_ = (
         ("weight", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),

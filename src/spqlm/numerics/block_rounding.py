@@ -89,7 +89,7 @@ def improve(weight: Tensor, found: Blocks, hessian: Tensor, grid: Grid) -> Block
     weight, hessian = weight.float(), hessian.float()
     for _ in range(ROUNDS):
         found = _best_floats(weight, found, hessian, grid)
-        found = found._replace(codes=_best_codes(weight, found, hessian, grid))
+        found = found._replace(codes=best_codes(weight, found, hessian, grid))
     return found
 
 
@@ -106,8 +106,18 @@ def _best_floats(weight: Tensor, found: Blocks, hessian: Tensor, grid: Grid) -> 
     return found._replace(shift=best_scales(without, held, shift, hessian))
 
 
-def _best_codes(weight: Tensor, found: Blocks, hessian: Tensor, grid: Grid) -> Tensor:
-    """Codes after one pass over the columns."""
+def best_codes(weight: Tensor, found: Blocks, hessian: Tensor, grid: Grid) -> Tensor:
+    """Codes after one pass over the columns, in which each makes the best of the others.
+
+    Args:
+        weight: float32 [rows, columns].
+        found: to start from, float32.
+        hessian: metric of errors, float32 [columns, columns], positive definite.
+        grid: that they are on.
+
+    Returns:
+        int16 [rows, columns], from 0 on.
+    """
     shifts = found.shifts()
     steps = found.steps().T.contiguous()
     offsets = None if shifts is None else shifts.T.contiguous()

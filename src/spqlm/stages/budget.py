@@ -1,6 +1,5 @@
 """A budget of bytes and time, spent on width, rank, sparsity and bits by predicted loss."""
 
-from collections import Counter
 from collections.abc import Iterable
 from math import inf
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
@@ -17,13 +16,13 @@ from spqlm.allocation.price_cache import cached
 from spqlm.allocation.reach import reach
 from spqlm.allocation.restriction import Alike, Restriction
 from spqlm.allocation.search import Search, Shares, dense_weights, priced_weights
-from spqlm.allocation.search_work import left_out_work, priced_fits, search_work
+from spqlm.allocation.search_work import left_out_work, rounding_work, search_work
 from spqlm.allocation.sizes import Sizes
 from spqlm.allocation.spending import spend, summary
 from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.needs import Needs
 from spqlm.calibration.statistics import Statistics
-from spqlm.calibration.work import Fit, Pruning, Work
+from spqlm.calibration.work import Work
 from spqlm.changes import Change, Plan
 from spqlm.formats import AnyFormat, Format
 from spqlm.formats.base import Rounding
@@ -54,6 +53,8 @@ LEFT_OUT = 4
 
 # Float32 tables of an embedding's size that are held while it is priced, or rounded.
 TABLES = 6
+# Of a model's bytes where a budget limits none: 8 bits, from 16.
+UNTOLD_SHARE = 0.5
 
 
 class Budget(Stage):
@@ -263,22 +264,16 @@ class Budget(Stage):
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work | None:
         """Every option is fitted to some rows, then one of them to all."""
-        fits: Counter[Fit | Pruning] = Counter()
-        menu, priced = self._menu(), self.needs(view).any_windows
-        for named in priced_weights(view):
-            rows, columns = named.module.weight.shape
-            options = menu.options(named, rows, columns)
-            if priced:
-                fits.update(priced_fits(menu, named))
-            # Which one it will be is not known; those between are fitted alike.
-            chosen = options[len(options) // 2] if priced else _widest_of(options)
-            fits[Fit(chosen, menu.rounding_of(chosen), rows, columns)] += 1
+        menu, priced = self._menu(), self._targeted
+        total = rounding_work(menu, priced_weights(view), self._share(view), priced=priced)
         shown = min(self.priced_windows, text.windows) * text.context if priced else 0
-        tokens = shown + (text.windows * text.context if priced else 0)
+        if self.needs(view).any_windows:
+            # Once to price; then each layer is observed, and run again when it is rounded.
+            tokens = text.windows * text.context
+            total += Work(read=shown + 2 * tokens, moments=shown + tokens)
         held_out = int(text.windows * HELD_OUT)
-        total = self.reconstruction.work(len(view.layers), held_out, text.context)
-        total += Work(read=tokens, moments=tokens, fits=fits)
-        if not self._targeted:
+        total += self.reconstruction.work(len(view.layers), held_out, text.context)
+        if not priced:
             return total
         total += search_work(view, menu, self._shares, shown)
         return total + left_out_work(view, self.left_out, text.context)
@@ -321,6 +316,12 @@ class Budget(Stage):
     @property
     def _targeted(self) -> bool:
         return self.target_bytes is not None or self.limits.any
+
+    def _share(self, view: ModelView) -> float:
+        """Of the source's bytes that the result is likely to have; a speed alone tells none."""
+        if self.target_bytes is not None:
+            return self.target_bytes / sum(p.nbytes for p in view.model.parameters())
+        return UNTOLD_SHARE if self.limits.any else 1.0
 
     def targets(self, view: ModelView) -> list[Target]:
         """What is limited."""

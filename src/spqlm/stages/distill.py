@@ -26,6 +26,7 @@ from spqlm.numerics.objectives import divergence, next_token
 from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage, inner_entries
 from spqlm.training.best_state import BestState
+from spqlm.training.float_scales import float_scales
 from spqlm.training.master_weights import Masters, Wanted, trainable
 from spqlm.training.reconstruction import trainable_codes
 from spqlm.training.starts import weights_of
@@ -38,6 +39,8 @@ HELD_OUT_SHARE = 0.1
 # Bytes for each entry of a weight: its position with gradient, moments and dense value; or what
 # scales and the weight that gives their gradient come to.
 CODES, SCALES = 20, 1
+# The peak rate where none is given: of the root of the KL divergence, and where there is none.
+OF_ROOT, USUAL = 2.4e-3, 1e-3
 # The step that says how long all of them will take; the first ones are slower.
 TIMED_AT = 2
 WHAT = {
@@ -66,8 +69,11 @@ class Distill(Stage):
         description="`scales` of codes and their zeros; `all`: norms and biases too; `codes`: and "
         "codes, by positions between them in float32 (20 bytes each while training)",
     )
-    learning_rate: float = Field(
-        1e-3, gt=0, description="Adam's peak rate, as a share of each tensor's mean magnitude"
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Adam's peak rate, as a share of each tensor's mean magnitude; null takes "
+        f"{OF_ROOT:g} times the root of the held-out KL in nats, or {USUAL:g} for `next_token`",
     )
     steps: int = Field(100, ge=1, description="optimiser steps")
     batch_size: int = Field(2, ge=1, description="windows per step")
@@ -116,7 +122,8 @@ class Distill(Stage):
         trained = self.steps * self.batch_size * self.context
         looked = (1 + self.steps // self.check_every) * self.held_out * self.context
         read = trained + 2 * looked if self.compares else looked
-        return Work(read=read, heads=read, traced=trained)
+        compared = trained + looked if self.compares else 0
+        return Work(read=read, heads=read, tuned=trained, compared=compared)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Sizes do not change; the summary says what will be trained."""
@@ -140,22 +147,25 @@ class Distill(Stage):
         training, held_out = self._windows(view, inputs)
         directory = self._directory(view, inputs, dense, torch.cat([training, held_out]))
         bounded = bounded_activations(view, self.context)
-        wanted, rates = self.parameters, (self.learning_rate, self.code_rate)
-        with bounded, self._codes(view, dense), Masters(view, wanted, *rates) as trained:
+        floats, codes = float_scales(view), self._codes(view, dense)
+        with bounded, floats, codes, Masters(view, self.parameters) as trained:
             run = BestState(trained, TrainingState(directory, trained.parameters))
             if not run.resume():
                 run.best = run.before = _mean_loss(view.model, dense, held_out)
             if self.compares and run.before < self.worthwhile:
                 logger.info("distill: held-out KL is %.5f already; nothing was trained", run.before)
                 return
+            rate = self._rate(run.before)
             try:
                 batches = () if run.through else training.split(self.batch_size)[run.step :]
                 for batch in track(batches, "distill"):
                     started = time.perf_counter()
-                    wrong = self._step(view.model, dense, batch, trained, run.step)
+                    wrong = self._gradients(view.model, dense, batch, trained)
                     if wrong:
-                        self._diverged(wrong, run.step)
+                        self._diverged(wrong, run.step, rate)
                         break
+                    left = 1 - run.step / self.steps
+                    trained.step(left * rate, left * self.code_rate)
                     run.step += 1
                     if run.step == TIMED_AT:
                         minutes = (time.perf_counter() - started) * len(batches) / 60
@@ -198,15 +208,24 @@ class Distill(Stage):
         )
         return training, checked
 
-    def _step(
+    def _rate(self, before: float) -> float:
+        """The peak rate that was given, or one for the held-out loss before training.
+
+        A step of Adam moves each tensor by about the rate, which costs as its square. So the rate
+        grows with the root of what there is to be gained.
+        """
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return OF_ROOT * math.sqrt(before) if self.compares else USUAL
+
+    def _gradients(
         self,
         model: PreTrainedModel,
         dense: PreTrainedModel | None,
         batch: Tensor,
         trained: Masters,
-        step: int,
     ) -> str:
-        """Train on a batch; in words what is not finite, where nothing could be learned."""
+        """Of a batch; in words what is not finite, where nothing can be learned."""
         with rounded_once(model, model.dtype):
             # Window by window: logits are the largest tensors there are.
             for window in batch:
@@ -217,10 +236,9 @@ class Distill(Stage):
         norm = trained.gradient_norm()
         if not math.isfinite(norm):
             return f"gradient is {norm}"
-        trained.step(1 - step / self.steps)
         return ""
 
-    def _diverged(self, wrong: str, step: int) -> None:
+    def _diverged(self, wrong: str, step: int, rate: float) -> None:
         if step == 0:
             raise SpqError(f"distillation's {wrong} before anything was trained")
         logger.warning(
@@ -228,7 +246,7 @@ class Distill(Stage):
             "learning rate below %g would be more stable",
             step,
             wrong,
-            self.learning_rate,
+            rate,
         )
 
 

@@ -1,5 +1,6 @@
 """Int8 quantisation of weights (SPQ, third stage)."""
 
+from collections import Counter
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.statistics import Statistics
-from spqlm.calibration.work import Work
+from spqlm.calibration.work import Fit, Work
 from spqlm.changes import Change, Plan
 from spqlm.formats import Format
 from spqlm.formats.int8 import Granularity, Int8
@@ -55,15 +56,20 @@ class Quantize(Stage):
         return True
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work:
-        """Next to nothing: one look at each weight."""
-        return Work()
+        """One look at each weight."""
+        weights = [named.module.weight for named in self._linears(view) if _dense(named)]
+        if _dense(view.embedding) and self._wants_embedding(view):
+            weights.append(view.embedding.module.weight)
+        # A tied pair is one.
+        shapes = {id(weight): weight.shape for weight in weights}.values()
+        return Work(fits=Counter(Fit(Int8(), "nearest", *shape) for shape in shapes))
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Choose a granularity for every weight that is not yet in integers."""
-        linears = [named for named in self._linears(view) if isinstance(named.module, nn.Linear)]
+        linears = [named for named in self._linears(view) if _dense(named)]
         threshold = self._threshold([named.module.out_features for named in linears])
         changes = [_change(named, self._granularity(named, threshold)) for named in linears]
-        if isinstance(view.embedding.module, nn.Embedding) and self._wants_embedding(view):
+        if _dense(view.embedding) and self._wants_embedding(view):
             alone: Granularity = "per_tensor" if self.mode == "per_tensor" else "per_channel"
             shared = self._granularity(view.lm_head, threshold) if view.tied else alone
             changes.append(_change(view.embedding, shared))
@@ -114,6 +120,11 @@ class Quantize(Stage):
         if tied:
             tie_head(view)
         retie(view.model)
+
+
+def _dense(named: Named) -> bool:
+    """Whether its weight is in floats."""
+    return isinstance(named.module, nn.Linear | nn.Embedding)
 
 
 def _rounded(module: Any, form: Format) -> nn.Module:

@@ -57,7 +57,7 @@ class Recover(Stage):
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work:
         """Every step goes there and back."""
-        return Work(traced=self.steps * self.batch_size * self.context)
+        return Work(adapted=self.steps * self.batch_size * self.context)
 
     def plan(self, view: ModelView, statistics: Statistics) -> Plan:
         """Sizes do not change; the summary says what will be trained."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from spqlm.calibration.gather import CalibrationConfig
 from spqlm.calibration.statistics import Statistics
-from spqlm.calibration.work import Elimination, Spectrum, Work
+from spqlm.calibration.work import Decomposition, Spectrum, Work
 from spqlm.changes import Change, Plan
 from spqlm.formats.low_rank import LowRank, of_factors
 from spqlm.layerwise.finished_layers import FinishedLayers
@@ -48,7 +48,7 @@ class Svd(Stage):
         Counted as if half of them were.
         """
         shapes = Counter((*named.module.weight.shape,) for named in view.linears(self.modules))
-        spectra: Counter[Spectrum | Elimination] = Counter()
+        spectra: Counter[Decomposition] = Counter()
         for (rows, columns), count in shapes.items():
             spectra[Spectrum(rows, columns, False)] += count
             spectra[Spectrum(rows, columns, True)] += count // 2

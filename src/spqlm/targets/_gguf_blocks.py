@@ -69,7 +69,8 @@ def exact(weight: StoredWeight) -> bool:
     found = integers(weight)
     floats: Sequence[Tensor] = () if found is None else (found.scale,)
     if isinstance(weight, BlockWeight):
-        floats = [part for part in (weight.scale, weight.shift) if part is not None]
+        plain = weight.plain
+        floats = [part for part in (plain.scale, plain.shift) if part is not None]
     return all(bool((part.to(torch.float16).float() == part.float()).all()) for part in floats)
 
 

@@ -60,7 +60,7 @@ def integers(weight: StoredWeight) -> Integers | None:
         return Integers(spread(weight.unpacked, weight.keep), scale, weight.format.bits)
     if isinstance(weight, BlockWeight) and _scaled(weight.format):
         levels = weight.format.grid.level(weight.unpacked.codes)
-        return Integers(levels.to(torch.int8), weight.scale, LEVEL_BITS)
+        return Integers(levels.to(torch.int8), weight.plain.scale, LEVEL_BITS)
     return None
 
 

@@ -20,17 +20,14 @@ class Masters:
     Inside, parameters that are wanted take gradients, no others do, and the model is in eval mode.
     """
 
-    def __init__(self, view: ModelView, wanted: Wanted, rate: float, code_rate: float) -> None:
+    def __init__(self, view: ModelView, wanted: Wanted) -> None:
         """Prepare.
 
         Args:
             view: the model.
             wanted: what to train, see `trainable`.
-            rate: Adam's peak rate, as a share of each tensor's mean magnitude.
-            code_rate: that of positions between codes, in codes.
         """
         self._view = view
-        self._rates = (rate, code_rate)
         self._parameters = trainable(view, wanted)
 
     def __enter__(self) -> "Masters":
@@ -46,9 +43,8 @@ class Masters:
             between = _between_codes(self._view, name)
             master = parameter.detach() if between else parameter.detach().float().clone()
             self._masters[name] = master
-            rate, code_rate = self._rates
-            peak = code_rate if between else rate * float(master.abs().mean())
-            groups.append({"params": [master], "lr": peak, "peak": peak})
+            magnitude = None if between else float(master.abs().mean())
+            groups.append({"params": [master], "magnitude": magnitude})
         self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
         return self
 
@@ -64,14 +60,20 @@ class Masters:
         return float(torch.nn.utils.get_total_norm(found))
 
     @torch.no_grad()
-    def step(self, share: float) -> None:
-        """One step at a share of the peak rate; then the model gets the masters, rounded."""
+    def step(self, rate: float, code_rate: float) -> None:
+        """One step of Adam; then the model gets the masters, rounded.
+
+        Args:
+            rate: as a share of each tensor's mean magnitude.
+            code_rate: of positions between codes, in codes.
+        """
         for name, parameter in self._parameters.items():
             gradient = parameter.grad
             self._masters[name].grad = None if gradient is None else gradient.float()
             parameter.grad = None
         for group in self._optimizer.param_groups:
-            group["lr"] = share * group["peak"]
+            magnitude = group["magnitude"]
+            group["lr"] = code_rate if magnitude is None else rate * magnitude
         self._optimizer.step()
         self._round()
 

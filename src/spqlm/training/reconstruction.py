@@ -65,6 +65,7 @@ class Reconstruction(BaseModel):
         return Work(
             reread=layers * looks * held_out * context,
             retraced=layers * self.steps * self.batch_size * context,
+            layer_steps=layers * self.steps,
         )
 
 
@@ -220,7 +221,7 @@ class _Run:
     def train(self, before: float, training: int, seed: int) -> float:
         settings, best, waited = self._settings, before, 0
         generator = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.Adam(self._groups(), betas=(0.9, 0.95))
+        optimizer = torch.optim.Adam(self._groups(), betas=(0.9, 0.95), fused=True)
         peaks = [group["lr"] for group in optimizer.param_groups]
         for parameter, _ in self._others:
             parameter.requires_grad_(False)

@@ -8,7 +8,6 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from spqlm.formats import StoredWeight
-from spqlm.kernels.remembered import version
 from spqlm.kernels.triton.dequantize import dequantize_groups
 from spqlm.kernels.triton.group_sparse import kept_groups_times_inputs
 from spqlm.kernels.triton.launching import Launch, Slot
@@ -17,6 +16,7 @@ from spqlm.kernels.triton.ready import FewRows
 from spqlm.kernels.weights import consistent
 from spqlm.native import FLOATS
 from spqlm.numerics.group_sparse import unpack_mask
+from spqlm.numerics.identity import version
 
 FEW_ROWS = 6
 """Up to here the codes are read as they are stored; beyond, the weight is written out."""
