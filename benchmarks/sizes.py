@@ -62,11 +62,20 @@ SHAPES = {
     "key_value_groups": [0.75, 0.5],
     "ranks": [0.9, 0.7, 0.5],
 }
+# What `default` had before scales of few-bit weights took eight bits.
+FLOAT_SCALES = [
+    *({"nl2": {"group_size": size}} for size in (32, 64)),
+    *({"nl3": {"group_size": size}} for size in (32, 64, 128)),
+    *({"nl4": {"group_size": size}} for size in (64, 128)),
+    {"nl5": {"group_size": 64}},
+    {"int6": {"group_size": 64}},
+]
 # What is other than in the recipe, of its stage `budget` or its calibration, by what it is called.
 VARIANTS: dict[str, dict] = {
     "only 4 and 8 bits": grouped(4),
     "only 4, 5, 6 and 8 bits": grouped(4, 5, 6),
     "groups of 64 only": grouped(2, 3, 4, 5, 6),
+    "a float for each group": menu(FLOAT_SCALES),
     "evenly spaced levels only": menu([dump(form) for form in MlxTarget.offered]),
     "ranks and widths, too": SHAPES,
     "gradients not weighed in the fit": {"token_power": 0},

@@ -25,11 +25,12 @@ calibration pays for its gradients and prices; "load" is what ran on the machine
 
 {machines}
 
-"Default, 240 steps at 1.2e-3" is the recipe `thorough`. "Default, ..." else is the recipe `default` with some settings changed (`--variants`). "0.1 with ..." is the
-recipe `default` as it was when it knew 4 and 8 bits, ranks and widths; "with learned rounding" has
-`reconstruction: {{steps: 100}}` in its stage `budget` (`--recipe`, `--label`). "Evenly spaced levels
-only" has int2 to int5 in place of nl2 to nl5. Distilled rows of `default` had a learning rate of
-3e-3; it is 1e-3 since.
+"Default, ..." is the recipe `default` with some settings changed (`--variants`). "A float for each
+group" is `default` as it was before scales of nl2 to nl5 took eight bits; its distilled rows had a
+learning rate of 3e-3, or what is said (240 steps: the recipe `thorough` of then). "0.1 with ..." is
+the recipe `default` as it was when it knew 4 and 8 bits, ranks and widths; "with learned rounding"
+has `reconstruction: {{steps: 100}}` in its stage `budget` (`--recipe`, `--label`). "Evenly spaced
+levels only" has int2 to int5 in place of nl2 to nl5.
 """
 
 

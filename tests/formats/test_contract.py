@@ -12,6 +12,7 @@ from torch import Tensor
 from spqlm import formats
 from spqlm.errors import SpqError
 from spqlm.formats import Format, StoredWeight
+from spqlm.formats._pieces import PIECE, fit_in_pieces
 from spqlm.formats.base import Rounding
 from spqlm.kernels import product
 from spqlm.kernels.weights import GROUPED, consistent
@@ -67,13 +68,18 @@ CASES = [
 each_case = pytest.mark.parametrize(("form", "shape"), CASES)
 
 
-@functools.cache
-def fitted(form: Format, shape: tuple[int, int], rounding: Rounding = "gptq") -> StoredWeight:
+def metric_of(shape: tuple[int, int]) -> Metric:
     rows, columns = shape
     mixing = random(columns, columns, seed=1) / columns**0.5
     hessian = mixing @ mixing.T + 0.1 * torch.eye(columns)
-    metric = Metric([(hessian, random(rows, seed=2).square() + 0.1)])
-    return form.fit(random(rows, columns), metric, rounding)
+    return Metric([(hessian, random(rows, seed=2).square() + 0.1)])
+
+
+@functools.cache
+def fitted(
+    form: Format, shape: tuple[int, int], rounding: Rounding = "gptq", piece: int = PIECE
+) -> StoredWeight:
+    return fit_in_pieces(form, random(*shape), metric_of(shape), rounding, piece)
 
 
 def exact(weight: StoredWeight) -> Tensor:
@@ -198,6 +204,17 @@ def test_columns_are_those_of_the_matrix_or_refused(form, shape, whole):
         return
     assert taken.shape == (shape[0], len(index))
     assert_near(taken.restore(), stored.restore()[:, index], torch.float32)
+
+
+@each_case
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_rows_that_are_rounded_some_at_a_time_become_the_same(form, shape, rounding):
+    whole = fitted(form, shape, rounding)
+    parts = fitted(form, shape, rounding, 2 * shape[1])
+    assert_near(parts.restore(), whole.restore(), torch.float32)
+    if form.rows_apart:
+        first = form.fit(random(*shape)[:1], metric_of(shape).rows(torch.tensor([0])), rounding)
+        assert_near(first.restore(), whole.restore()[:1], torch.float32)
 
 
 @each_case

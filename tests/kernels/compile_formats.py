@@ -26,6 +26,7 @@ OUT, IN = 48, 64
 FIELDS = {
     "dense": [{}],
     "int8": [{"granularity": "per_channel"}, {"granularity": "per_tensor"}],
+    "nl3": [{"group_size": 32}, {"group_size": 32, "scales": "int8"}],
     "w8a8": [{"granularity": "per_channel"}],
     "group_sparse": [{"kept": 90, "zero": True}, {"kept": 90, "bits": 8}],
     "low_rank": [

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from tests import stored_weights
@@ -35,8 +37,8 @@ def sparse(bits=4, *, zero=False, dtype=torch.float32) -> CompressedLinear:
     return CompressedLinear(group_sparse.pack(codes, scale, zeros, keep, bits).cast(dtype), None)
 
 
-def nl3(dtype=torch.float32) -> CompressedLinear:
-    form, eye = Nl3(group_size=SIZE), torch.eye(IN)
+def nl3(scales="float", dtype=torch.float32) -> CompressedLinear:
+    form, eye = Nl3(group_size=SIZE, scales=scales), torch.eye(IN)
     stored = form.fit(random(OUT, IN), Metric([(eye, torch.ones(OUT))]), "nearest")
     return CompressedLinear(stored.cast(dtype), None)
 
@@ -44,6 +46,7 @@ def nl3(dtype=torch.float32) -> CompressedLinear:
 MAKERS = {
     "int4": int4,
     "nl3": nl3,
+    "shared scales": partial(nl3, "int8"),
     "sparse4": sparse,
     "sparse8": lambda **options: sparse(8, **options),
     "zeros": lambda **options: sparse(zero=True, **options),

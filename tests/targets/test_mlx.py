@@ -25,6 +25,7 @@ FORMS = {
     "model.layers.0.self_attn.k_proj": Int7(group_size=32),
     "model.layers.1.mlp.down_proj": Int5(group_size=128),
     "model.layers.1.mlp.up_proj": parse({"nl3": {"group_size": 32}}),
+    "model.layers.1.mlp.gate_proj": parse({"nl4": {"group_size": 32, "scales": "int8"}}),
 }
 
 

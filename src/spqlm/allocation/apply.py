@@ -13,6 +13,7 @@ from spqlm.allocation.menu import Menu
 from spqlm.allocation.shapes import cut_metric, cut_weight
 from spqlm.calibration.statistics import Statistics
 from spqlm.changes import Change
+from spqlm.formats._pieces import fit_in_pieces
 from spqlm.layerwise.drift import Drift
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.held_metrics import HeldMetrics
@@ -174,7 +175,8 @@ def _changed(named: Named, change: Change, weight: Tensor, metric: Metric, menu:
         if bias is not None and cut.side == "output":
             bias = bias.detach()[cut.index.to(bias.device)]
     with torch.no_grad():
-        stored = form.fit(weight, metric, menu.rounding_of(form)).cast(float_dtype(module))
+        stored = fit_in_pieces(form, weight, metric, menu.rounding_of(form))
+    stored = stored.cast(float_dtype(module))
     if isinstance(module, nn.Embedding):
         return embedding_of(stored, module)
     return linear_of(stored, bias)

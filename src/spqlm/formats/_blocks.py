@@ -143,6 +143,11 @@ class InBlocks(Format):
         return self.bits
 
     @property
+    def rows_apart(self) -> bool:
+        """Each has codes and scales of its own."""
+        return True
+
+    @property
     def multiple(self) -> int:
         """Blocks are whole."""
         return self.grid.block

@@ -111,6 +111,11 @@ class Grouped(Format):
         return self.bits
 
     @property
+    def rows_apart(self) -> bool:
+        """Each has codes and scales of its own."""
+        return True
+
+    @property
     def multiple(self) -> int:
         """Groups are whole."""
         return self.group_size

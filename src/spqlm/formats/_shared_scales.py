@@ -53,11 +53,9 @@ class SharedScaleWeight(BlockWeight):
     @property
     def unpacked(self) -> Blocks:
         """The same numbers with a float for each group, one in an element."""
-        return self.plain.unpacked
-
-    def restore(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Steps times levels."""
-        return self.plain.restore(dtype)
+        codes = packing.unpack(self.codes, self.format.bits).to(torch.int16)
+        raised = codes + 2 ** (self.format.bits - 1)
+        return Blocks(raised, steps_of(self.scale, self.multiples), None, None, None)
 
     def take_columns(self, index: Tensor) -> Self:
         """Some inputs: whole groups."""
@@ -80,9 +78,10 @@ class SharedScaleWeight(BlockWeight):
         by_row = (by_step * self.multiples).sum(1, keepdim=True) / MOST
         return by_row.to(self.scale.dtype), None
 
-    def layout(self) -> Layout | None:
+    def layout(self) -> Layout:
         """With a float for each group: kernels know nothing of integers."""
-        return self.plain.layout()
+        steps, columns = steps_of(self.scale, self.multiples), self.shape[1]
+        return Layout(self.format.name, self.codes, steps, columns, steps.shape[1])
 
     def latent(self) -> Latent:
         """Positions at its codes, with a float for each group until they settle."""

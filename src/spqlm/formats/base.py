@@ -180,6 +180,11 @@ class Format(BaseModel, ABC):
         return self.name
 
     @property
+    def rows_apart(self) -> bool:
+        """Whether a weight's tensors are those of its rows, one behind the other."""
+        return False
+
+    @property
     def multiple(self) -> int:
         """What divides the columns of a weight that it fits."""
         return 1

@@ -97,6 +97,11 @@ class Int8(Format):
         """Eight."""
         return 8
 
+    @property
+    def rows_apart(self) -> bool:
+        """Where each has a scale."""
+        return self.granularity == "per_channel"
+
     def stored_bytes(self, rows: int, columns: int, float_bytes: int) -> int:
         """A byte for each weight, and the scales."""
         return rows * columns + self._scales(rows) * float_bytes

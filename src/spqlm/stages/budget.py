@@ -52,7 +52,7 @@ LEFT_OUT = 4
 """Most layers that may go, in the same budgets."""
 
 # Float32 tables of an embedding's size that are held while it is priced, or rounded.
-TABLES = 6
+TABLES = 3
 # Of a model's bytes where a budget limits none: 8 bits, from 16.
 UNTOLD_SHARE = 0.5
 

@@ -22,6 +22,7 @@ from spqlm.errors import SpqError
 from spqlm.model.activation_checkpointing import bounded_activations
 from spqlm.model.view import ModelView
 from spqlm.modules.latent import rounded_once
+from spqlm.modules.ops import stored_weight
 from spqlm.numerics.objectives import divergence, next_token
 from spqlm.progress import track
 from spqlm.stages.base import NO_INPUTS, Inputs, Stage, inner_entries
@@ -39,6 +40,8 @@ HELD_OUT_SHARE = 0.1
 # Bytes for each entry of a weight: its position with gradient, moments and dense value; or what
 # scales and the weight that gives their gradient come to.
 CODES, SCALES = 20, 1
+# And for each of the embedding: its gradient in float32, and what it is summed from.
+TABLE = 8
 # The peak rate where none is given: of the root of the KL divergence, and where there is none.
 OF_ROOT, USUAL = 2.4e-3, 1e-3
 # The step that says how long all of them will take; the first ones are slower.
@@ -115,6 +118,7 @@ class Distill(Stage):
     def needs(self, view: ModelView) -> Needs:
         """Text, and the dense model where its predictions are the objective."""
         training = (CODES if self.parameters == "codes" else SCALES) * inner_entries(view)
+        training += TABLE * math.prod(stored_weight(view.embedding.module).shape)
         return Needs(text=True, dense=self.compares, training=training)
 
     def work(self, view: ModelView, text: CalibrationConfig) -> Work:
