@@ -108,6 +108,10 @@ def test_what_has_floats_is_stated_as_it_always_was():
 
 def test_an_integer_or_a_scale_of_zero_is_refused():
     weight = fitted(SHARED)
+    beyond = weight.multiples.clone()
+    beyond[0, 0] = -128
+    with pytest.raises(ValueError, match="has a multiple below -127"):
+        SHARED.hold(weight.tensors() | {"multiples": beyond}, COLUMNS).check()
     for name in ("scale", "multiples"):
         damaged = weight.tensors()[name].clone()
         damaged[3, 0] = 0

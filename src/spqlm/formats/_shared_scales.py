@@ -65,11 +65,13 @@ class SharedScaleWeight(BlockWeight):
         return replace(self, codes=packed, multiples=self.multiples[:, kept])
 
     def check(self) -> None:
-        """No step is zero."""
+        """No step is zero, or larger than the row's scale."""
         if not bool((torch.isfinite(self.scale) & (self.scale != 0)).all()):
             raise ValueError("has a scale that is zero or not finite")
         if not bool(self.multiples.all()):
             raise ValueError("has a group whose scale is zero")
+        if int(self.multiples.min()) < -MOST:
+            raise ValueError(f"has a multiple below -{MOST}")
 
     def gradients(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Of the rows' scales, as if steps were not rounded."""
