@@ -90,7 +90,7 @@ class Inverse(NamedTuple):
         return self._replace(columns=int(self.columns * scale))
 
     def run(self) -> None:
-        """Do it to second moments of inputs that are unlike each other: time is the same for all."""
+        """Do it to those of inputs that are unlike each other; it takes as long for all."""
         inverse_factor(torch.eye(self.columns))
 
 
