@@ -12,9 +12,11 @@ from spqlm.formats import group_sparse
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import of_factors
+from spqlm.formats.nl3 import Nl3
 from spqlm.modules.embedding import CompressedEmbedding
 from spqlm.modules.linear import CompressedLinear
 from spqlm.modules.ops import linear_of
+from spqlm.numerics.metric import Metric
 
 
 def random(*shape: int) -> Tensor:
@@ -42,6 +44,12 @@ def sparse(bits: int, zero: bool, bias: Tensor | None = None) -> nn.Module:
     return CompressedLinear(group_sparse.pack(codes(6, 128, 7), scale, zeros, keep, bits), bias)
 
 
+def levels(scales: str, bias: Tensor | None) -> nn.Module:
+    metric = Metric([(torch.eye(128), torch.ones(6))])
+    form = Nl3(group_size=32, scales=scales)
+    return CompressedLinear(form.fit(random(6, 128), metric, "nearest"), bias)
+
+
 def factors(bias: Tensor | None) -> nn.Module:
     return linear_of(of_factors(random(7, 3), random(3, 9)), bias)
 
@@ -66,6 +74,8 @@ MODULES = {
     "sparse_4": lambda: sparse(4, zero=False, bias=random(6)),
     "sparse_4_zeros": lambda: sparse(4, zero=True),
     "sparse_8_zeros": lambda: sparse(8, zero=True),
+    "levels": lambda: levels("float", random(6)),
+    "levels_scales_in_int8": lambda: levels("int8", None),
     "low_rank": lambda: factors(random(7)),
     "low_rank_no_bias": lambda: factors(None),
     "embedding_channel": lambda: table("per_channel"),
@@ -123,6 +133,7 @@ INT8 = {
 }
 LOW_RANK = {"format": "low_rank", "in_features": 9, "out_features": 7, "bias": False, "rank": 3}
 INT4 = {"format": "int4", "in_features": 128, "out_features": 6, "bias": False, "group_size": 32}
+NL3 = INT4 | {"format": "nl3"}
 SPARSE = {
     "format": "group_sparse",
     "in_features": 128,
@@ -155,7 +166,7 @@ EMBEDDING4 = {
 
 @pytest.mark.parametrize(
     "entry",
-    [INT8, INT4, SPARSE, LOW_RANK, EMBEDDING, EMBEDDING4],
+    [INT8, INT4, NL3, SPARSE, LOW_RANK, EMBEDDING, EMBEDDING4],
     ids=lambda entry: entry["format"],
 )
 def test_every_field_is_needed_and_no_other_is_accepted(entry):
@@ -165,6 +176,14 @@ def test_every_field_is_needed_and_no_other_is_accepted(entry):
             parse_spec("x", {key: entry[key] for key in entry if key != field})
     with pytest.raises(CheckpointError, match="extra inputs"):
         parse_spec("x", {**entry, "step": 32})
+
+
+def test_a_field_that_came_later_may_be_missing_and_is_left_out_where_it_says_nothing():
+    assert parse_spec("x", NL3).form == Nl3(group_size=32)
+    assert spec_of(levels("float", None)).dump() == NL3
+    shared = {**NL3, "scales": "int8"}
+    assert parse_spec("x", shared).form == Nl3(group_size=32, scales="int8")
+    assert spec_of(levels("int8", None)).dump() == shared
 
 
 @pytest.mark.parametrize(

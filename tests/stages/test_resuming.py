@@ -284,11 +284,11 @@ def test_a_run_that_is_killed_inside_distill_does_not_redo_the_budget(
     monkeypatch.setattr(training_state, "SHARE", float("inf"))
     step, done = distill.Masters.step, []
 
-    def interrupted(masters, share):
+    def interrupted(masters, *rates):
         if len(done) == steps:
             raise KeyboardInterrupt
-        step(masters, share)
-        done.append(share)
+        step(masters, *rates)
+        done.append(rates)
 
     with monkeypatch.context() as patch:
         patch.setattr(distill.Masters, "step", interrupted)
@@ -296,9 +296,9 @@ def test_a_run_that_is_killed_inside_distill_does_not_redo_the_budget(
             compress(text_file, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
-    def counted(masters, share):
-        step(masters, share)
-        done.append(share)
+    def counted(masters, *rates):
+        step(masters, *rates)
+        done.append(rates)
 
     done.clear()
     monkeypatch.setattr(distill.Masters, "step", counted)

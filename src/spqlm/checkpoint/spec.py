@@ -181,7 +181,8 @@ def _parsed(entry: Any) -> ModuleSpec:
         kind, stated = EmbeddingPlace, stated.removesuffix(EMBEDDING)
     found = format_class("dense" if stated == DENSE else stated)
     where = {key: fields.pop(key) for key in kind.model_fields if key in fields}
-    missing = [key for key in found.model_fields if key not in fields and key != "factor"]
+    unstated = {"factor", *found.later}
+    missing = [key for key in found.model_fields if key not in fields and key not in unstated]
     if missing:
         raise ValueError(f"the format {stated!r} lacks the field {missing[0]!r}")
     if "factor" in fields:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 from torch import Tensor
 
 from spqlm.formats._blocks import BlockWeight, InBlocks
@@ -20,19 +20,13 @@ from spqlm.numerics.nonlinear import LEVELS
 class Nonlinear(InBlocks):
     """scale · level, group by group; codes lie in planes as those of evenly spaced levels do."""
 
+    later: ClassVar[tuple[str, ...]] = ("scales",)
+
     group_size: int = Field(64, ge=2, multiple_of=2)
     scales: Literal["float", "int8"] = Field(
         "float",
         description="`int8`: integers, times a float for each row; half the bytes of `float`",
     )
-
-    @model_serializer(mode="wrap")
-    def _stated(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Earlier versions read what has floats, and know no other scales."""
-        fields: dict[str, Any] = handler(self)
-        if self.scales == "float":
-            del fields["scales"]
-        return fields
 
     @property
     def grid(self) -> Grid:  # type: ignore[override]

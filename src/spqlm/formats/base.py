@@ -6,7 +6,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor, nn
 
 from spqlm.errors import SpqError
@@ -163,6 +168,17 @@ class Format(BaseModel, ABC):
     int8_products: ClassVar[bool] = False
     # Whether what enters the weight is rounded to int8 wherever many tokens come at once.
     rounds_inputs: ClassVar[bool] = False
+    # Fields that came after checkpoints without them. Where they have their defaults they are left
+    # out, so that earlier versions read what they can.
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _stated(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        stated: dict[str, Any] = handler(self)
+        for name in self.later:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del stated[name]
+        return stated
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
