@@ -1,4 +1,4 @@
-"""Checkpoints that version 0.1.0 wrote, one of every format and of every kind of change."""
+"""Checkpoints that earlier versions wrote: of 0.1.0 one of every format and kind of change."""
 
 import json
 from pathlib import Path
@@ -76,5 +76,24 @@ def test_it_is_saved_again_with_the_same_tensors_and_description(directory, tmp_
     stated, again = (
         json.loads((place / "config.json").read_text())["quantization_config"]
         for place in (directory, tmp_path)
+    )
+    assert again == stated
+
+
+def test_levels_with_a_float_for_each_group_load_as_before_and_are_saved_as_they_were(tmp_path):
+    place = EARLIER.with_name("earlier_0_2")
+    model = spqlm.load(place / "levels")
+    with torch.inference_mode():
+        found = model(torch.arange(3, 19)[None]).logits[0]
+    [expected] = load_file(place / "expected_logits.safetensors").values()
+    torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING[found.dtype])
+    assert {row.format for row in layers(place / "levels")} >= {"nl2 group 32", "nl3 group 32"}
+    model.save_pretrained(tmp_path)
+    first, second = tensors(place / "levels"), tensors(tmp_path)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    stated, again = (
+        json.loads((folder / "config.json").read_text())["quantization_config"]
+        for folder in (place / "levels", tmp_path)
     )
     assert again == stated
