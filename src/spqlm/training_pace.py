@@ -56,7 +56,7 @@ class TrainingPace:
     def scales(self) -> Pass:
         """Where all but codes is trained end to end."""
         with Masters(self._view, "all"):
-            return self._there_and_back()
+            return self._there_and_back(self._view)
 
     @cached_property
     def adapters(self) -> Pass:
@@ -98,8 +98,7 @@ class TrainingPace:
         layers, token = len(self._view.layers), max(two - one, 0.0) / self._windows.numel()
         return token / layers, max(one - token * self._windows.numel(), 0.0) / layers
 
-    def _there_and_back(self, view: ModelView | None = None) -> Pass:
-        view = view or self._view
+    def _there_and_back(self, view: ModelView) -> Pass:
         head = view.lm_head.module
 
         def whole() -> None:
