@@ -11,6 +11,7 @@ from spqlm.model.mapped import bounded, in_file, is_bounded, mark, release, supp
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import linear_from
 from spqlm.sources.load import load_model
+from spqlm.stages.budget import Budget
 
 pytestmark = pytest.mark.skipif(not supported(), reason="memory of files is not told here")
 
@@ -102,6 +103,24 @@ def test_a_compressed_checkpoint_stays_in_its_files(directory, tmp_path):
     spqlm.compress(directory, tmp_path / "out", recipe="int8")
     with bounded():
         assert mark(load_model(tmp_path / "out", verify=True).model) == 0
+
+
+def test_what_was_made_for_kernels_goes_with_a_layer(directory):
+    form = [{"nl3": {"group_size": 32, "scales": "int8"}}]
+    model = load_model(directory).model
+    stage = Budget.model_validate({"formats": form, "embedding_formats": ["int8"]})
+    stage.apply(ModelView(model), stage.plan(ModelView(model), None))
+
+    def made():
+        return [name for name, p in model.named_parameters() if hasattr(p, "_steps")]
+
+    expected = logits(model)
+    assert len(made()) == len(list(ModelView(model).leaves(("attention", "mlp"))))
+    with bounded():
+        watch(ModelView(model))
+        assert torch.equal(logits(model), expected)
+        assert not made()
+    assert torch.equal(logits(model), expected)
 
 
 def test_nothing_is_released_outside(directory):

@@ -1,13 +1,15 @@
+"""Distillation: what it gains, and what it leaves alone."""
+
 import copy
-import re
 
 import pytest
 import torch
 from pydantic import ValidationError
 from tests.helpers import format_of, greedy, logits, tiny_model, tiny_tokenizer
+from tests.stages.distilling import FAMILIES, SHORT, codes_of, compressed, divergence, ids, tune
 
 import spqlm
-from spqlm.cache import RunState, cache_directory
+from spqlm.cache import RunState
 from spqlm.changes import Plan
 from spqlm.errors import SpqError
 from spqlm.formats.int2 import Int2
@@ -22,40 +24,6 @@ from spqlm.stages import distill
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget
 from spqlm.stages.distill import Distill
-from spqlm.training import training_state
-
-FAMILIES = ("llama", "qwen3", "opt", "gemma3_text")
-SHORT = {"steps": 8, "batch_size": 2, "context": 24, "held_out": 4, "check_every": 2}
-
-
-def ids(count: int = 2000) -> torch.Tensor:
-    return torch.randint(3, 256, (count,), generator=torch.Generator().manual_seed(0))
-
-
-def compressed(model_type: str = "llama", **fields):
-    """A dense model and the same one in 4 bits, rounded to nearest."""
-    dense = tiny_model(model_type)
-    model = copy.deepcopy(dense)
-    stage = Budget(formats=(Int4(group_size=32),), embedding_formats=(Int8(),), **fields)
-    view = ModelView(model)
-    stage.apply(view, stage.plan(view, None))
-    return dense, view
-
-
-def codes_of(model) -> dict[str, torch.Tensor]:
-    """A copy of the codes of every compressed module, by its full name."""
-    found = {n: m for n, m in model.named_modules() if isinstance(m, Compressed)}
-    return {name: module.codes.clone() for name, module in found.items()}
-
-
-def divergence(dense, model) -> float:
-    wanted, found = logits(dense).log_softmax(-1), logits(model).log_softmax(-1)
-    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
-
-
-def tune(view, dense, **fields) -> None:
-    stage = Distill(**(SHORT | fields))
-    stage.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense))
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -269,129 +237,11 @@ def test_the_same_seed_gives_the_same_model():
     assert torch.equal(*results)
 
 
-STOPPED = r"distill stopped at step [1-9]\d*, since its \w+ is (nan|inf)"
-
-
-def test_training_that_diverges_stops_says_where_and_keeps_what_was_best(caplog):
-    dense, view = compressed()
-    before = copy.deepcopy(view.model.state_dict())
-    with caplog.at_level("WARNING"):
-        tune(view, dense, parameters="codes", learning_rate=1e30, code_rate=1e30)
-    assert re.search(STOPPED, caplog.text)
-    assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())
-
-
-def test_a_loss_that_stops_being_finite_ends_training_as_well(caplog, monkeypatch):
-    dense, view = compressed()
-    before = copy.deepcopy(view.model.state_dict())
-    inner, losses = distill._loss, []
-
-    def loss(*arguments):
-        found, logits, gradient = inner(*arguments)
-        losses.append(torch.is_grad_enabled())
-        # Held-out text is looked at without gradients.
-        late = sum(losses) > 2
-        return (found * torch.inf if late and losses[-1] else found), logits, gradient
-
-    monkeypatch.setattr(distill, "_loss", loss)
-    with caplog.at_level("WARNING"):
-        tune(view, dense, parameters="all", learning_rate=1e30)
-    assert re.search(STOPPED, caplog.text)
-    assert all(torch.equal(value, before[name]) for name, value in view.model.state_dict().items())
-
-
-def test_a_loss_that_is_not_finite_stops_the_run():
-    dense, view = compressed()
-    with torch.no_grad():
-        ModelView(dense).layers[0].query.module.weight[0, 0] = torch.nan
-    with pytest.raises(SpqError, match="loss is nan before anything was trained"):
-        tune(view, dense)
-
-
 @pytest.mark.parametrize("inputs", [Inputs(), Inputs(ids=ids())])
 def test_text_and_the_dense_model_are_asked_for(inputs):
     _, view = compressed()
     with pytest.raises(SpqError, match="needs calibration text and the dense model"):
         Distill(**SHORT).apply(view, Plan(stage="distill"), inputs)
-
-
-def resumed(monkeypatch, stage, stop):
-    """Kill training in the step after `stop`, run again; the model, and the steps of the second."""
-    dense, view = compressed()
-    inner, done = distill.Masters.step, []
-
-    def step(self, *rates):
-        if len(done) == stop:
-            raise KeyboardInterrupt
-        inner(self, *rates)
-        done.append(rates)
-
-    def inputs():
-        return Inputs(ids=ids(), dense=dense, run=RunState())
-
-    with monkeypatch.context() as patch:
-        patch.setattr(distill.Masters, "step", step)
-        with pytest.raises(KeyboardInterrupt):
-            stage.apply(view, Plan(stage="distill"), inputs())
-    done, stop = [], -1
-    monkeypatch.setattr(distill.Masters, "step", step)
-    _, view = compressed()
-    stage.apply(view, Plan(stage="distill"), inputs())
-    return view.model, done
-
-
-# At this rate the best state is not always the last one.
-ROUGH = {"learning_rate": 2e-2, "code_rate": 5e-2}
-
-
-@pytest.mark.parametrize("stop", [1, 2, 5, 7])
-@pytest.mark.parametrize("objective", ["dense_model", "next_token"])
-@pytest.mark.parametrize("parameters", ["all", "codes"])
-def test_a_killed_run_goes_on_after_its_last_check(monkeypatch, objective, parameters, stop):
-    monkeypatch.setattr(training_state, "SHARE", float("inf"))
-    stage = Distill(**SHORT, **ROUGH, objective=objective, parameters=parameters)
-    dense, view = compressed()
-    stage.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense))
-    model, done = resumed(monkeypatch, stage, stop)
-    assert len(done) == 8 - stop // 2 * 2
-    state = view.model.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("parameters", ["all", "codes"])
-def test_a_run_that_was_through_is_not_trained_again(monkeypatch, parameters):
-    stage = Distill(**SHORT, **ROUGH, parameters=parameters)
-    models = []
-    for _ in range(2):
-        dense, view = compressed()
-        stage.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense, run=RunState()))
-        monkeypatch.setattr(distill, "_loss", None)
-        models.append(view.model.state_dict())
-    assert all(torch.equal(value, models[0][name]) for name, value in models[1].items())
-
-
-def test_another_dense_model_is_another_run():
-    stage = Distill(**SHORT, **ROUGH)
-    run = RunState()
-    for scale in (1.0, 1.1):
-        dense, view = compressed()
-        with torch.no_grad():
-            dense.model.norm.weight.mul_(scale)
-        stage.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense, run=run))
-    assert len(list(cache_directory().glob("run-distill-*"))) == 2
-
-
-def test_a_damaged_state_is_logged_and_training_starts_anew(monkeypatch, caplog):
-    monkeypatch.setattr(training_state, "SHARE", float("inf"))
-    stage, models = Distill(**SHORT), []
-    for _ in range(2):
-        dense, view = compressed()
-        stage.apply(view, Plan(stage="distill"), Inputs(ids=ids(), dense=dense, run=RunState()))
-        models.append(view.model.state_dict())
-        [file] = cache_directory().glob("run-distill-*/training.safetensors")
-        file.write_bytes(file.read_bytes()[:-8])
-    assert "training.safetensors is damaged, and its work is done anew" in caplog.text
-    assert all(torch.equal(value, models[0][name]) for name, value in models[1].items())
 
 
 def test_in_a_recipe_it_sees_the_model_from_before_the_first_stage(tmp_path, text_file):

@@ -142,3 +142,9 @@ def steps_of(scale: Tensor, multiples: Tensor) -> Tensor:
     if keeps:
         multiples._steps = state, made  # type: ignore[attr-defined]
     return made
+
+
+def forget_steps(tensor: Tensor) -> None:
+    """Let go of what is kept with a tensor, if anything is: the next product makes it anew."""
+    if hasattr(tensor, "_steps"):
+        del tensor._steps

@@ -19,7 +19,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from spqlm.formats._shared_scales import forget_steps
 from spqlm.model.view import ModelView
+from spqlm.numerics.identity import state_of
 
 _MAPPINGS = Path("/proc/self/maps")
 # A file that was deleted stays as long as it is mapped.
@@ -75,7 +77,7 @@ def mark(module: nn.Module) -> int:
     left = 0
     for parameter in module.parameters():
         if _inside(parameter, spans):
-            setattr(parameter, _MARK, _state(parameter))
+            setattr(parameter, _MARK, state_of(parameter))
         else:
             left += parameter.numel() * parameter.element_size()
     return left
@@ -88,11 +90,7 @@ def in_file(tensor: Tensor) -> bool:
 
 def unchanged(tensor: Tensor) -> bool:
     """Whether `mark` took note of a tensor, and it holds what its file does."""
-    return getattr(tensor, _MARK, None) == _state(tensor)
-
-
-def _state(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor._version
+    return getattr(tensor, _MARK, None) == state_of(tensor)
 
 
 def watch(view: ModelView) -> None:
@@ -112,11 +110,13 @@ def _on_forward(module: nn.Module, *_: Any) -> None:
 def release(tensors: Iterable[Tensor]) -> None:
     """Give back the memory of tensors that `mark` took note of; outside `bounded`, nothing.
 
-    A tensor that was changed or moved since is memory of its own and stays.
+    And whatever was made for kernels of any of them. A tensor that was changed or moved since is
+    memory of its own and stays.
     """
     if not is_bounded():
         return
     for tensor in tensors:
+        forget_steps(tensor)
         if not unchanged(tensor):
             continue
         # Whole pages: what lies beside the tensor may be changed memory.
