@@ -44,6 +44,7 @@ class Latent(nn.Module):
         grid: Grid,
         settled: Callable[[Blocks], "StoredWeight"],
         keep: Tensor | None = None,
+        rounded: Callable[[Tensor], Tensor] = round_scale,
     ) -> None:
         """See the attributes.
 
@@ -52,6 +53,7 @@ class Latent(nn.Module):
             grid: of levels.
             settled: the weight as it is stored, from its numbers: codes int16, floats float32.
             keep: bool [rows, groups], or None.
+            rounded: what scales and shifts are stored as.
         """
         super().__init__()
         self.position = nn.Parameter(found.codes.float())
@@ -60,7 +62,7 @@ class Latent(nn.Module):
         self.register_buffer("multiples", found.multiples)
         self.register_buffer("shift_multiples", found.shift_multiples)
         self.register_buffer("keep", keep)
-        self._grid, self._settled = grid, settled
+        self._grid, self._settled, self._rounded = grid, settled, rounded
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """What the codes stand for, in the dtype of a product."""
@@ -68,7 +70,7 @@ class Latent(nn.Module):
 
     def forward(self) -> Tensor:
         """What the codes that it has come to stand for, float32 [rows, columns]; differentiable."""
-        held = self._blocks(_as_stored)
+        held = self._blocks(self._as_stored)
         args = self.position, held.steps(), held.shifts(), self.keep, self._grid
         rounded: Tensor = _Rounded.apply(*args)
         return rounded
@@ -109,7 +111,11 @@ class Latent(nn.Module):
     def settle(self) -> "StoredWeight":
         """The codes that it has come to, at floats rounded to what they are stored as."""
         codes = self._grid.code(self.position).to(torch.int16)
-        return self._settled(self._blocks(round_scale)._replace(codes=codes))
+        return self._settled(self._blocks(self._rounded)._replace(codes=codes))
+
+    def _as_stored(self, floats: Tensor) -> Tensor:
+        """What they will be rounded to, with the gradient of what they are."""
+        return floats + (self._rounded(floats) - floats).detach()
 
 
 class _Rounded(torch.autograd.Function):
@@ -147,8 +153,3 @@ class _Rounded(torch.autograd.Function):
         inside = (position >= 0) & (position <= len(grid.levels) - 1)
         through = (gradient * steps[..., None]).flatten(1) * inside
         return through * grid.spacing(codes), by_step, by_shift, None, None
-
-
-def _as_stored(scale: Tensor) -> Tensor:
-    """What it will be rounded to, with the gradient of what it is."""
-    return scale + (round_scale(scale) - scale).detach()

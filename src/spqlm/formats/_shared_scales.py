@@ -86,8 +86,9 @@ class SharedScaleWeight(BlockWeight):
         return Layout(self.format.name, self.codes, steps, columns, steps.shape[1])
 
     def latent(self) -> Latent:
-        """Positions at its codes, with a float for each group until they settle."""
-        return Latent(self.detach().unpacked, self.format.with_floats.grid, self._settled)
+        """Positions at its codes, with a float for each group, rounded as it will be shared."""
+        grid = self.format.with_floats.grid
+        return Latent(self.detach().unpacked, grid, self._settled, rounded=as_shared)
 
     def absorb(self, update: Tensor, generator: torch.Generator) -> Self:
         """New codes at the same steps, rounded at random."""
@@ -113,6 +114,21 @@ def shared(steps: Tensor) -> tuple[Tensor, Tensor]:
     multiples = (steps / scale * MOST).round_()
     signs = torch.where(steps < 0, -1.0, 1.0)
     return scale, torch.where(multiples == 0, signs, multiples).to(torch.int8)
+
+
+def as_shared(steps: Tensor) -> Tensor:
+    """What steps come to where a row shares one scale.
+
+    Args:
+        steps: floats [rows, groups], not 0.
+
+    Returns:
+        float32 [rows, groups], which comes to itself.
+
+    Raises:
+        ValueError: a magnitude beyond float16's range or not finite.
+    """
+    return steps_of(*shared(round_scale(steps)))
 
 
 def steps_of(scale: Tensor, multiples: Tensor) -> Tensor:

@@ -151,8 +151,12 @@ class Distill(Stage):
         training, held_out = self._windows(view, inputs)
         directory = self._directory(view, inputs, dense, torch.cat([training, held_out]))
         bounded = bounded_activations(view, self.context)
-        floats, codes = float_scales(view), self._codes(view, dense)
-        with bounded, floats, codes, Masters(view, self.parameters) as trained:
+        with (
+            bounded,
+            float_scales(view) as shared,
+            self._codes(view, dense),
+            Masters(view, self.parameters, shared) as trained,
+        ):
             run = BestState(trained, TrainingState(directory, trained.parameters))
             if not run.resume():
                 run.best = run.before = _mean_loss(view.model, dense, held_out)

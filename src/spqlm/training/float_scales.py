@@ -14,11 +14,15 @@ from spqlm.modules.ops import with_weight
 
 
 @contextmanager
-def float_scales(view: ModelView) -> Iterator[None]:
+def float_scales(view: ModelView) -> Iterator[frozenset[str]]:
     """Inside, groups that share the scale of a row have floats of their own.
 
     After, they share one again, and each float is the nearest multiple of it; where none was
     trained, a module is what it was.
+
+    Yields:
+        full names of the parameters that hold such floats. What `as_shared` gives of them stays as
+        it is when they are shared again.
     """
     tied = view.tied
     found = {}
@@ -36,7 +40,7 @@ def float_scales(view: ModelView) -> Iterator[None]:
     if tied:
         tie_head(view)
     try:
-        yield
+        yield frozenset(f"{name}.scale" for name in found)
     finally:
         for name, (module, weight, before) in found.items():
             trained = view.module(name).stored_weight

@@ -1,11 +1,13 @@
 """What is trained end to end, kept in float32 beside a model that holds it rounded."""
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from spqlm.formats._latent import Latent
+from spqlm.formats._shared_scales import as_shared
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.numerics.integer import LARGEST_SCALE, SMALLEST_SCALE, round_scale
@@ -20,14 +22,16 @@ class Masters:
     Inside, parameters that are wanted take gradients, no others do, and the model is in eval mode.
     """
 
-    def __init__(self, view: ModelView, wanted: Wanted) -> None:
+    def __init__(self, view: ModelView, wanted: Wanted, shared: Collection[str] = ()) -> None:
         """Prepare.
 
         Args:
             view: the model.
             wanted: what to train, see `trainable`.
+            shared: names of scales that will be stored as multiples of one for each row; the model
+                holds what these come to.
         """
-        self._view = view
+        self._view, self._shared = view, shared
         self._parameters = trainable(view, wanted)
 
     def __enter__(self) -> "Masters":
@@ -87,7 +91,11 @@ class Masters:
                 master.clamp_(min=SMALLEST_SCALE)
             # Beyond the range that scales have, the loss says that the rate is too high.
             held = master.clamp(-LARGEST_SCALE, LARGEST_SCALE)
-            parameter.copy_(round_scale(held) if _of_codes(self._view, name) else held)
+            if name in self._shared:
+                held = as_shared(held)
+            elif _of_codes(self._view, name):
+                held = round_scale(held)
+            parameter.copy_(held)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
