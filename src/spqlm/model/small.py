@@ -15,7 +15,7 @@ from transformers import (
 from spqlm.model.families import family_for
 
 VOCABULARY = 260
-# Grouped-query attention where there is any.
+# Grouped-query attention where there is any. What a family's own config lacks is left out.
 _FIELDS: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -41,8 +41,11 @@ def small_config(model_type: str, **overrides: Any) -> PretrainedConfig:
     Raises:
         ValueError: transformers has no such type.
     """
+    own = AutoConfig.for_model(model_type)
+    known = own.to_dict() | own.attribute_map
+    shared = {name: value for name, value in _FIELDS.items() if name in known}
     # A family leaves a field to the config's own default by None.
-    fields = _FIELDS | dict(family_for(model_type).small)
+    fields = shared | dict(family_for(model_type).small)
     wanted = {name: value for name, value in fields.items() if value is not None}
     config: PretrainedConfig = AutoConfig.for_model(model_type, **(wanted | overrides))
     return config

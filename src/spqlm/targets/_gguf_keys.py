@@ -92,16 +92,17 @@ def _unlike(config: PretrainedConfig, known: Architecture) -> str | None:
         return "attention to later tokens"
     if getattr(config, "attention_bias", False) and not known.biases:
         return "biases in attention"
-    if getattr(config, "query_pre_attn_scalar", None) not in (None, _scaled_by(config)):
-        return f"query_pre_attn_scalar {config.query_pre_attn_scalar}"
+    scaled_by = getattr(config, "query_pre_attn_scalar", None)
+    if scaled_by is not None and scaled_by != _usual_scale(config):
+        return f"query_pre_attn_scalar {scaled_by}"
     kind = _rope(config).get("rope_type", "default")
     if kind in ("default", "linear") or (kind == "llama3" and known.frequencies):
         return None
     return f"rotary embeddings scaled by {kind!r}"
 
 
-def _scaled_by(config: PretrainedConfig) -> float:
-    """What llama.cpp divides queries by the root of; the 27B model of Gemma 3 is an exception."""
+def _usual_scale(config: PretrainedConfig) -> float:
+    """Of Gemma 3, what llama.cpp divides queries by the root of; the 27B model of Gemma 3 is an exception."""
     if config.num_hidden_layers == 62:
         return float(config.hidden_size / config.num_attention_heads)
     return float(config.head_dim)
