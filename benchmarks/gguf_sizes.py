@@ -1,17 +1,20 @@
 """GGUF files at the same bytes: llama.cpp's quantiser and ours; benchmarks/results/gguf_sizes.json.
 
     SPQ_DATA_DIR=... python benchmarks/gguf_sizes.py [--kinds q4_k_m q2_k ...] [--recover | --quick]
-        [--calibration-windows 32] [--model demo] [--windows 20] [--python PYTHON] [--threads 1]
-        [--keep DIR]
+        [--own] [--calibration-windows 32] [--model demo] [--windows 20] [--python PYTHON]
+        [--threads 1] [--keep DIR]
 
 For each file type llama.cpp quantises the float32 file with and without an importance matrix,
 E[x²] over the windows that ours is calibrated on: those of the recipe `default`, or with `--quick`
 a quarter of them, of wikitext2_valid, and GPTQ without descent; `--calibration-windows` takes
 fewer, for both sides, on a slow machine. The bytes of the file with the
-matrix are the target size of `spq compress --for gguf`; `spq export` writes ours. llama.cpp itself
+matrix are the target size of `spq compress --for gguf`; `spq export` writes ours. With `--own`,
+ours takes formats that GGUF lacks, and is multiplied out into a float32 file to be scored; its
+bytes are those of its checkpoint. llama.cpp itself
 scores every file on the first windows of 1,024 tokens of WikiText-2 (raw, test): Δ is the loss
-above that of the float32 file, and the divergence is KL from its predictions. PYTHON is one with
-llama-cpp-python; `benchmarks/peers/setup.py llama.cpp` makes one.
+above that of the float32 file, and the divergence is KL from its predictions. A model that is a
+file is called by its name. PYTHON is one with llama-cpp-python; `benchmarks/peers/setup.py
+llama.cpp` makes one.
 
 Rows that are stored are not measured again.
 """
@@ -58,8 +61,10 @@ PLAIN, WEIGHED, QUICK, OURS, TRAINED = (
 def asked(arguments: argparse.Namespace) -> tuple[str, Recipe]:
     """What ours is made by, and how."""
     if arguments.quick:
-        return QUICK, quick(arguments.calibration_windows)
-    return (TRAINED if arguments.recover else OURS), load_recipe("default")
+        by, recipe = QUICK, quick(arguments.calibration_windows)
+    else:
+        by, recipe = (TRAINED if arguments.recover else OURS), load_recipe("default")
+    return (f"{by}, own formats" if arguments.own else by), recipe
 
 
 class Bench:
@@ -68,6 +73,7 @@ class Bench:
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
         self.folder, self.arguments = folder, arguments
         self.by, self.recipe = asked(arguments)
+        self.model = Path(arguments.model).stem
         self.dense = folder / "dense.gguf"
         self.stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
 
@@ -104,7 +110,7 @@ class Bench:
 
     def held(self, kind: str, by: str) -> dict | None:
         text = self.recipe.calibration
-        wanted = (self.arguments.model, kind, by, text.source, text.windows)
+        wanted = (self.model, kind, by, text.source, text.windows)
         fields = ("model", "kind", "by", "calibration", "calibration_windows")
         rows = self.stored["rows"]
         return next((r for r in rows if tuple(r[name] for name in fields) == wanted), None)
@@ -121,7 +127,7 @@ class Bench:
 
     def ours(self, kind: str, target: int) -> None:
         """A file of ours of at most so many bytes."""
-        out, file = self.folder / "out", "out.gguf"
+        out, file = self.folder / "out", self.folder / "out.gguf"
         if self.held(kind, self.by) is not None:
             return
         started = time.perf_counter()
@@ -130,18 +136,25 @@ class Bench:
             out,
             recipe=self.recipe,
             target_size=target,
-            export_target="gguf",
+            export_target=None if self.arguments.own else "gguf",
             recover=self.arguments.recover,
             overwrite=True,
         ).manifest
         seconds = time.perf_counter() - started
-        spqlm.export(out, "gguf", self.folder / file, overwrite=True)
-        self.keep(kind, self.by, self.folder / file, seconds, predicted=manifest.predicted_loss)
+        more: dict[str, object] = {"predicted": manifest.predicted_loss}
+        if self.arguments.own:
+            spqlm.export(out, "gguf", file, as_floats=True, dtype=torch.float32, overwrite=True)
+            changes = manifest.stages[0].plan.changes
+            more["bytes"] = manifest.sizes.disk
+            more["types"] = dict(Counter(change.stored_as.codes for change in changes))
+        else:
+            spqlm.export(out, "gguf", file, overwrite=True)
+        self.keep(kind, self.by, file, seconds, **more)
 
     def keep(self, kind: str, by: str, file: Path, seconds: float, **more: object) -> dict:
         tensors = gguf.GGUFReader(file).tensors
         row = {
-            "model": self.arguments.model,
+            "model": self.model,
             "kind": kind,
             "by": by,
             "calibration": self.recipe.calibration.source,
@@ -202,6 +215,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--recover", action="store_true", help="also train ours")
     parser.add_argument("--quick", action="store_true", help="ours in minutes, and a little worse")
+    parser.add_argument("--own", action="store_true", help="formats of ours, not those of GGUF")
     parser.add_argument("--calibration-windows", type=int, default=32, help="with --quick")
     parser.add_argument("--without-plain", action="store_true", help="only with the matrix")
     parser.add_argument("--python", default=python_of(default_folder(), "llama.cpp"))
