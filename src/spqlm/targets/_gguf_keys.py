@@ -102,7 +102,7 @@ def _unlike(config: PretrainedConfig, known: Architecture) -> str | None:
 
 
 def _usual_scale(config: PretrainedConfig) -> float:
-    """Of Gemma 3, what llama.cpp divides queries by the root of; the 27B model of Gemma 3 is an exception."""
+    """What llama.cpp divides the queries of Gemma 3 by the root of; its 27B is an exception."""
     if config.num_hidden_layers == 62:
         return float(config.hidden_size / config.num_attention_heads)
     return float(config.head_dim)
