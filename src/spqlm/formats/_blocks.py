@@ -18,6 +18,7 @@ from spqlm.numerics import block_rounding, gptq, packing
 from spqlm.numerics.blocks import Blocks, Grid
 from spqlm.numerics.integer import wide
 from spqlm.numerics.metric import Metric
+from spqlm.numerics.scale_gradient import gradient_of_scales
 
 UNEVEN = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """Levels of ggml's types of four bits whose codes are denser near zero."""
@@ -72,6 +73,12 @@ class BlockWeight(StoredWeight):
         dtype = self.scale.dtype if dtype is None else dtype
         exact = self.cast(wide(dtype)).unpacked
         return exact.restore(self.format.grid).to(dtype)
+
+    def gradients(self, gradient: Tensor, restored: Tensor) -> tuple[Tensor | None, ...]:
+        """Σ_j gradient · level over each group, where nothing but steps is trained."""
+        if self.shift is not None or self.multiples is not None:
+            return super().gradients(gradient, restored)
+        return gradient_of_scales(gradient, restored, self.scale), None
 
     def take_rows(self, index: Tensor) -> Self:
         """Some outputs."""

@@ -19,6 +19,7 @@ from spqlm.numerics import gptq, integer
 from spqlm.numerics.blocks import Blocks, even_grid
 from spqlm.numerics.descent import improve_groups
 from spqlm.numerics.metric import Metric
+from spqlm.numerics.scale_gradient import gradient_of_scales
 
 
 @dataclass(eq=False)
@@ -67,11 +68,9 @@ class GroupedWeight(StoredWeight):
         if not bool((torch.isfinite(self.scale) & (self.scale != 0)).all()):
             raise ValueError("has a scale that is zero or not finite")
 
-    def gradients(self, gradient: Tensor) -> tuple[Tensor]:
+    def gradients(self, gradient: Tensor, restored: Tensor) -> tuple[Tensor]:
         """Σ_j gradient · code over each group."""
-        grouped = gradient * self.unpacked.to(gradient.dtype)
-        sums = grouped.unflatten(1, (self.scale.shape[1], -1))
-        return (sums.sum(2, dtype=integer.wide(gradient.dtype)).to(self.scale.dtype),)
+        return (gradient_of_scales(gradient, restored, self.scale),)
 
     def layout(self) -> Layout:
         """Rows of packed codes."""

@@ -73,9 +73,9 @@ class SharedScaleWeight(BlockWeight):
         if int(self.multiples.min()) < -MOST:
             raise ValueError(f"has a multiple below -{MOST}")
 
-    def gradients(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(self, gradient: Tensor, restored: Tensor) -> tuple[Tensor | None, ...]:
         """Of the rows' scales, as if steps were not rounded."""
-        by_step = self.plain.gradients(gradient)[0]
+        by_step = self.plain.gradients(gradient, restored)[0]
         assert by_step is not None
         by_row = (by_step * self.multiples).sum(1, keepdim=True) / MOST
         return by_row.to(self.scale.dtype), None

@@ -119,10 +119,17 @@ class StoredWeight(ABC):
         bias = None if bias is None else bias.to(x.dtype)
         return nn.functional.linear(x, self.restore(x.dtype), bias)
 
-    def gradients(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the `trained` tensors from that of the weight, [rows, columns].
+    def gradients(self, gradient: Tensor, restored: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the `trained` tensors from that of the weight.
 
         By autograd, unless a format knows a shorter way.
+
+        Args:
+            gradient: by the weight, floats [rows, columns].
+            restored: the weight, in the same dtype.
+
+        Returns:
+            one for each name in `trained`, in its dtype; None where the weight has no such tensor.
         """
         given = {name: getattr(self, name) for name in self.trained}
         leaves = {n: t.detach().float().requires_grad_() for n, t in given.items() if t is not None}

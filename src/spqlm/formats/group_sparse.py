@@ -119,7 +119,7 @@ class GroupSparseWeight(StoredWeight):
                 f"has a mask of {int(self.offsets[-1])} groups, but {len(self.codes)} are stored"
             )
 
-    def gradients(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def gradients(self, gradient: Tensor, restored: Tensor) -> tuple[Tensor | None, ...]:
         """Σ_j gradient · code over each stored group, and Σ_j gradient for its zero."""
         kept = gradient.unflatten(1, (self.groups, -1))[self.keep].float()
         scale = (kept * self.unpacked).sum(1).to(self.scale.dtype)

@@ -66,7 +66,7 @@ class Int8Weight(StoredWeight):
         product = functional.linear(x, self.codes.to(x.dtype)) * self.scale.to(x.dtype)
         return product if bias is None else product + bias.to(x.dtype)
 
-    def gradients(self, gradient: Tensor) -> tuple[Tensor]:
+    def gradients(self, gradient: Tensor, restored: Tensor) -> tuple[Tensor]:
         """Σ_j gradient · code, over the row or over all."""
         rows = (gradient * self.codes.to(gradient.dtype)).sum(1, dtype=integer.wide(gradient.dtype))
         shared = self.format.granularity == "per_tensor"

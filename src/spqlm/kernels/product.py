@@ -91,13 +91,12 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (x,) = gradients, ctx.saved_tensors
         weight: StoredWeight = ctx.weight
-        grad_x: Tensor | None = None
         grads: tuple[Tensor | None, ...] = (None,) * len(weight.trained)
-        if ctx.needs_input_grad[0]:
-            grad_x = gradient @ restored(weight, gradient.dtype)
+        values = restored(weight, gradient.dtype)
+        grad_x = gradient @ values if ctx.needs_input_grad[0] else None
         if x is not None:
             rows = gradient.reshape(-1, gradient.shape[-1])
-            grads = weight.gradients(rows.T @ x.reshape(-1, x.shape[-1]))
+            grads = weight.gradients(rows.T @ x.reshape(-1, x.shape[-1]), values)
         return grad_x, None, *grads
 
 
