@@ -35,7 +35,6 @@ from spqlm.evaluation import Perplexity, perplexity
 from spqlm.evaluation.agreement import Reference
 from spqlm.formats import dump
 from spqlm.formats.low_rank import LowRank
-from spqlm.numerics.nonlinear import LEVELS
 from spqlm.recipe import Recipe, load_recipe
 from spqlm.sources.load import load_model, load_tokenizer
 from spqlm.targets.mlx import MlxTarget
@@ -46,10 +45,9 @@ KIND = ("label", "target", "calibration", "recovered")
 GROUP_SIZE = 64
 
 
-def grouped(*bits: int) -> dict[str, list]:
-    """A menu of int8 and of these widths in groups, as the recipe has them."""
-    kinds = [f"nl{count}" if count in LEVELS else f"int{count}" for count in bits]
-    return menu([{kind: {"group_size": GROUP_SIZE}} for kind in kinds])
+def even(*bits: int) -> dict[str, list]:
+    """A menu of int8 and of evenly spaced codes of these widths."""
+    return menu([{f"int{count}": {"group_size": GROUP_SIZE}} for count in bits])
 
 
 def menu(narrow: list) -> dict[str, list]:
@@ -72,9 +70,8 @@ FLOAT_SCALES = [
 ]
 # What is other than in the recipe, of its stage `budget` or its calibration, by what it is called.
 VARIANTS: dict[str, dict] = {
-    "only 4 and 8 bits": grouped(4),
-    "only 4, 5, 6 and 8 bits": grouped(4, 5, 6),
-    "groups of 64 only": grouped(2, 3, 4, 5, 6),
+    "only int4 and int8": even(4),
+    "only int4, int5, int6 and int8": even(4, 5, 6),
     "a float for each group": menu(FLOAT_SCALES),
     "evenly spaced levels only": menu([dump(form) for form in MlxTarget.offered]),
     "ranks and widths, too": SHAPES,
