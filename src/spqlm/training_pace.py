@@ -15,7 +15,7 @@ from spqlm.modules.lora import LoraLinear
 from spqlm.numerics.objectives import divergence
 from spqlm.stages.budget import Budget
 from spqlm.training.master_weights import Masters
-from spqlm.training.reconstruction import trainable_codes
+from spqlm.training.trainable_codes import trainable_codes
 
 RANK, ALPHA = 8, 32.0
 INNER: tuple[Role, ...] = ("attention", "mlp")

@@ -14,7 +14,7 @@ from spqlm.numerics.integer import round_scale
 from spqlm.stages.budget import Budget
 from spqlm.training.float_scales import float_scales
 from spqlm.training.master_weights import Masters, trainable
-from spqlm.training.reconstruction import trainable_codes
+from spqlm.training.trainable_codes import trainable_codes
 
 FORM = Nl3(group_size=32, scales="int8")
 

@@ -10,7 +10,7 @@ from spqlm.model.view import ModelView
 from spqlm.numerics.integer import round_scale
 from spqlm.stages.budget import Budget
 from spqlm.training.master_weights import Masters, trainable
-from spqlm.training.reconstruction import trainable_codes
+from spqlm.training.trainable_codes import trainable_codes
 
 
 @pytest.fixture(params=["llama", "qwen3", "opt", "gemma3_text"])

@@ -7,8 +7,8 @@ from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
 from spqlm.stages.budget import Budget
-from spqlm.training.reconstruction import trainable_codes
 from spqlm.training.starts import weights_of
+from spqlm.training.trainable_codes import trainable_codes
 
 
 def rounded() -> tuple[ModelView, ModelView]:

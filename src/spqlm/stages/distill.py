@@ -29,8 +29,8 @@ from spqlm.stages.base import NO_INPUTS, Inputs, Stage, inner_entries
 from spqlm.training.best_state import BestState
 from spqlm.training.float_scales import float_scales
 from spqlm.training.master_weights import Masters, Wanted, trainable
-from spqlm.training.reconstruction import trainable_codes
 from spqlm.training.starts import weights_of
+from spqlm.training.trainable_codes import trainable_codes
 from spqlm.training.training_state import TrainingState
 
 logger = logging.getLogger(__name__)

@@ -152,7 +152,7 @@ def trainable(view: ModelView, wanted: Wanted) -> dict[str, nn.Parameter]:
     Args:
         view: the model.
         wanted: `scales` of codes and their zeros; anything else norms and biases, too. Positions
-            between codes are there where layers have them (`reconstruction.trainable_codes`).
+            between codes are there where layers have them (`training.trainable_codes`).
 
     Returns:
         parameters by their name in the model, in whatever shape and dtype it holds them.

@@ -7,10 +7,8 @@ its Adam state, and of its activations.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,14 +18,11 @@ from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.calibration.work import Work
 from spqlm.errors import SpqError
 from spqlm.layerwise.loop import Step
-from spqlm.model.tying import tie_head
-from spqlm.model.view import ModelView, Named
-from spqlm.modules.latent import LatentLinear, Latents, latent_layer
-from spqlm.modules.linear import Compressed
+from spqlm.model.view import ModelView
+from spqlm.modules.latent import Latents
+from spqlm.training.trainable_codes import NO_STARTS, trainable_codes
 
 logger = logging.getLogger(__name__)
-
-NO_STARTS: Mapping[str, Tensor] = {}
 
 
 class Reconstruction(BaseModel):
@@ -150,51 +145,6 @@ def reconstruct(
         finally:
             run.restore()
     return before, after
-
-
-@contextmanager
-def trainable_codes(
-    view: ModelView,
-    layers: Iterable[Named],
-    most_bits: float = inf,
-    starts: Mapping[str, Tensor] = NO_STARTS,
-) -> Iterator[list[Latents]]:
-    """Inside, layers whose codes can be trained have positions between them, and are yielded.
-
-    After, they have the codes that these came to; those from before if nothing changed. An
-    output projection that is tied to the embedding is trained with it.
-
-    Args:
-        view: the model.
-        layers: linear layers, and maybe the embedding.
-        most_bits: codes of more are left alone.
-        starts: by full name, weights that say where in their codes' cells positions start; else in
-            the middle.
-    """
-    table, head = view.embedding, view.lm_head
-    shared = {head.name} if view.tied else set()
-    narrow = [layer for layer in layers if _code_bits(layer.module) <= most_bits]
-    found = [(layer.name, latent_layer(layer.module)) for layer in narrow]
-    latents = {name: made for name, made in found if made is not None and name not in shared}
-    for name, made in latents.items():
-        view.replace(name, made)
-        if name in starts:
-            made.latent.approach(starts[name])
-    tied = bool(shared) and table.name in latents
-    if tied:
-        view.replace(head.name, LatentLinear(latents[table.name].latent, head.module.bias))
-    try:
-        yield list(latents.values())
-    finally:
-        for name, made in latents.items():
-            view.replace(name, made.settled(view.model.dtype))
-        if tied:
-            tie_head(view)
-
-
-def _code_bits(module: nn.Module) -> float:
-    bits = module.format.code_bits if isinstance(module, Compressed) else None
-    return inf if bits is None else bits
 
 
 class _Run:
