@@ -12,7 +12,7 @@ from spqlm.checkpoint.manifest import Forecast
 from spqlm.data import GENERATED
 from spqlm.errors import SpqError
 from spqlm.layerwise.held_metrics import groups_within, matrix_bytes
-from spqlm.model.activation_checkpointing import HELD_BYTES, held_bytes
+from spqlm.model.activation_checkpointing import held_bytes, most_held
 from spqlm.model.bytes_read import bytes_read
 from spqlm.model.mapped import supported
 from spqlm.model.view import Named
@@ -177,7 +177,9 @@ class _Needs:
             walked=1 + gradients + any(found.beside for found in gathers),
             gradients=gradients,
             logits=2 * text.context * config.vocab_size * size if gradients or trains else 0,
-            activations=min(held, HELD_BYTES) + held // len(layers) if gradients or trains else 0,
+            activations=min(held, most_held(view)) + held // len(layers)
+            if gradients or trains
+            else 0,
             activations_of_layer=2 * held // len(layers),
             layer=max(map(_bytes_of, layers), default=0),
             outer=_bytes_of(view.embedding.module, view.lm_head.module),

@@ -15,7 +15,7 @@ from spqlm.calibration.sensitivity import collect_sensitivities
 from spqlm.calibration.work import Decomposition, Fit, Pruning, Work
 from spqlm.kernels.gram import add_gram
 from spqlm.kernels.widening import widened_products
-from spqlm.model.activation_checkpointing import HELD_BYTES, held_bytes
+from spqlm.model.activation_checkpointing import held_bytes, most_held
 from spqlm.model.opening import open_layers
 from spqlm.model.view import LayerView, ModelView, text_config
 from spqlm.native.decoder import MOST_SEQUENCES
@@ -120,7 +120,8 @@ class Pace:
         whole = timed(lambda: collect_sensitivities(self._sample, self._windows, names))
         layers = whole / self._context - self._loss
         # Where activations are not held, the way there is gone twice.
-        again = self._reading if held_bytes(self._view, self._context) > HELD_BYTES else 0.0
+        twice = held_bytes(self._view, self._context) > most_held(self._view)
+        again = self._reading if twice else 0.0
         return max(layers / len(self._sample.layers), self._reading) + again
 
     @cached_property

@@ -8,7 +8,12 @@ from spqlm.calibration.sensitivity import collect_sensitivities
 from spqlm.changes import Plan
 from spqlm.formats.int8 import Int8
 from spqlm.model import activation_checkpointing as recomputation
-from spqlm.model.activation_checkpointing import bounded_activations, held_bytes, once
+from spqlm.model.activation_checkpointing import (
+    bounded_activations,
+    held_bytes,
+    most_held,
+    once,
+)
 from spqlm.model.view import ModelView
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget
@@ -30,6 +35,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(recomputation, "checkpoint", counted)
     monkeypatch.setattr(recomputation, "HELD_BYTES", 0)
+    monkeypatch.setattr(recomputation, "HELD_SHARE", 0)
     return made
 
 
@@ -88,6 +94,18 @@ def test_small_models_are_not_computed_twice(calls, monkeypatch):
     with bounded_activations(view, 49), torch.enable_grad():
         view.model(input_ids=TOKENS[None, :49])
     assert len(calls) == 2
+
+
+def test_a_large_model_may_hold_half_of_its_weights(calls, monkeypatch):
+    view = ModelView(tiny_model(dtype=torch.bfloat16))
+    entries = sum(leaf.entries for leaf in view.leaves(("attention", "mlp")))
+    monkeypatch.setattr(recomputation, "HELD_SHARE", 0.5)
+    assert most_held(view) == entries
+    tokens = 1 + entries // held_bytes(view, 1)
+    for count, twice in ((tokens - 1, 0), (tokens, len(view.layers))):
+        with bounded_activations(view, count), torch.enable_grad():
+            view.model(input_ids=TOKENS[None, :count])
+        assert len(calls) == twice
 
 
 def test_a_hook_runs_once_where_it_says_so(calls):

@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from spqlm.model.view import ModelView
 
-# Activations that may be held; beyond, the time of another forward pass is spent instead.
+# Activations that may be held, or as much as this share of the weights; beyond, the time of another
+# forward pass is spent instead.
 HELD_BYTES = 1 << 30
+HELD_SHARE = 0.5
 
 
 # Set in the thread that computes a layer again.
@@ -43,6 +45,13 @@ def held_bytes(view: ModelView, tokens: int) -> int:
     return tokens * widths * view.model.dtype.itemsize
 
 
+def most_held(view: ModelView) -> int:
+    """Bytes of activations that a backward pass through the model may hold."""
+    modules = [leaf.module for leaf in view.leaves(("attention", "mlp"))]
+    entries = sum(module.in_features * module.out_features for module in modules)
+    return max(HELD_BYTES, int(HELD_SHARE * entries * view.model.dtype.itemsize))
+
+
 @contextmanager
 def bounded_activations(view: ModelView, tokens: int) -> Iterator[None]:
     """Where a backward pass would hold much, hold only what enters each decoder layer.
@@ -55,7 +64,7 @@ def bounded_activations(view: ModelView, tokens: int) -> Iterator[None]:
         tokens: in one backward pass.
     """
     layers: list[Any] = []
-    if held_bytes(view, tokens) > HELD_BYTES:
+    if held_bytes(view, tokens) > most_held(view):
         layers = [view.module(layer.name) for layer in view.layers]
     own = [layer.__dict__.get("forward") for layer in layers]
     try:
