@@ -19,6 +19,7 @@ from spqlm.formats.int5 import Int5
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
 from spqlm.modules.ops import dense_weight
+from spqlm.sources.load import load_model
 from spqlm.targets import base
 from spqlm.targets import gguf as target
 from spqlm.targets._gguf_keys import paired_rows
@@ -285,3 +286,18 @@ def test_it_is_one_file_and_replaces_only_when_asked(source, tmp_path):
         spqlm.export(source, "gguf", place)
     spqlm.export(source, "gguf", place, overwrite=True)
     assert sorted(path.name for path in tmp_path.glob("model*")) == ["model.gguf"]
+
+
+def test_a_file_of_a_file_is_called_by_its_name(tmp_path):
+    (tmp_path / "folder").mkdir()
+    place = tmp_path / "folder" / "Small-1M.gguf"
+    written(ModelView(tiny_model("qwen2")), place)
+    again = tmp_path / "again.gguf"
+    written(ModelView(load_model(place).model), again)
+    assert fields_of(again)["general.name"] == "Small-1M"
+
+
+def test_the_model_of_a_file_knows_where_its_tokenizer_is(tmp_path):
+    written(ModelView(tiny_model("qwen2")), tmp_path / "small.gguf")
+    model = load_model(tmp_path / "small.gguf").model
+    assert load_model(model).tokenizer("ab").input_ids == byte_tokenizer()("ab").input_ids

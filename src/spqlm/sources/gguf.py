@@ -57,12 +57,8 @@ def load_gguf(name: str, path: Path, options: dict[str, Any]) -> LoadedModel:
     with _reading(path):
         file = read_gguf(path, ROTARY_TENSORS)
         model = _read_model(file, options)
-
-    def read_tokenizer() -> PreTrainedTokenizerBase:
-        with _reading(path):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_location(path))
-        return tokenizer
-
+    # transformers gives it the name of the folder, where there may be other files.
+    model.name_or_path = model.config.name_or_path = name
     note = ""
     if file.dtype is None:
         note = (
@@ -71,7 +67,18 @@ def load_gguf(name: str, path: Path, options: dict[str, Any]) -> LoadedModel:
         )
     kind: SourceKind = "demo" if name == "demo" else "gguf"
     source = describe_source("demo" if name == "demo" else path.name, kind, model, note)
-    return LoadedModel(model.eval(), read_tokenizer, source)
+    return LoadedModel(model.eval(), lambda: gguf_tokenizer(path), source)
+
+
+def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a GGUF file.
+
+    Raises:
+        SpqError: it is no GGUF file that can be read.
+    """
+    with _reading(path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_location(path))
+    return tokenizer
 
 
 def _location(path: Path) -> dict[str, Any]:

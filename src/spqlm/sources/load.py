@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm.changes import SourceKind
 from spqlm.checkpoint.bars import our_bars
@@ -16,7 +16,7 @@ from spqlm.model.mapped import mark
 from spqlm.sources.accounting import check_finite
 from spqlm.sources.adapter import ADAPTER, put_on, underneath
 from spqlm.sources.companions import companions
-from spqlm.sources.gguf import demo_file, load_gguf
+from spqlm.sources.gguf import demo_file, gguf_tokenizer, load_gguf
 from spqlm.sources.json_file import json_object
 from spqlm.sources.loaded import LoadedModel, describe_source
 from spqlm.sources.objects import plain_model
@@ -108,7 +108,13 @@ def _from_object(module: nn.Module, options: dict[str, Any]) -> LoadedModel:
     name = model.config.name_or_path or type(model).__name__
     shown = Path(name).name if Path(name).exists() else name
     source = describe_source(shown, "object", model)
-    return LoadedModel(model.eval(), lambda: load_tokenizer(name), source)
+    return LoadedModel(model.eval(), lambda: _tokenizer_of(name), source)
+
+
+def _tokenizer_of(name: str) -> PreTrainedTokenizerBase | None:
+    """Of what an object was loaded from."""
+    path = demo_file() if name == "demo" else Path(name)
+    return gguf_tokenizer(path) if path.suffix == ".gguf" else load_tokenizer(name)
 
 
 def source_kind(name: str) -> SourceKind:

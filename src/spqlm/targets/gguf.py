@@ -162,7 +162,8 @@ def _writer(
 
     config = view.model.config
     writer = gguf.GGUFWriter(place, known.name)
-    writer.add_name(Path(config.name_or_path or config.model_type).name)
+    name = Path(config.name_or_path or config.model_type).name
+    writer.add_name(name.removesuffix(".gguf"))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_keys(writer, view, known)
     assert tokenizer is not None
