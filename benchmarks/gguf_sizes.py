@@ -9,8 +9,8 @@ E[x²] over the windows that ours is calibrated on: those of the recipe `default
 a quarter of them, of wikitext2_valid, and GPTQ without descent; `--calibration-windows` takes
 fewer, for both sides, on a slow machine. The bytes of the file with the
 matrix are the target size of `spq compress --for gguf`; `spq export` writes ours. With `--own`,
-ours takes formats that GGUF lacks, and is multiplied out into a float32 file to be scored; its
-bytes are those of its checkpoint. llama.cpp itself
+ours takes formats that GGUF lacks, and is written as wider types of the same numbers, or as
+float32, to be scored; its bytes are those of its checkpoint. llama.cpp itself
 scores every file on the first windows of 1,024 tokens of WikiText-2 (raw, test): Δ is the loss
 above that of the float32 file, and the divergence is KL from its predictions. A model that is a
 file is called by its name. PYTHON is one with llama-cpp-python; `benchmarks/peers/setup.py

@@ -38,8 +38,8 @@ Command: `python benchmarks/gguf_sizes.py`. llama.cpp's quantiser makes a file o
 given the bytes of the one with the importance matrix. The matrix and ours have seen the same text. llama.cpp itself
 scores all files in one thread, on the first windows of 1,024 tokens of WikiText-2 (raw, test). Each cell has MB, Δ
 (loss above that of the float32 file, nats per token) and the KL divergence from that file's predictions. llama.cpp
-rounds activations to 8 bits for its own types, which is in their figures. Own formats are those that GGUF lacks: what
-they stand for is multiplied out into a float32 file, and the bytes are those of the checkpoint.
+rounds activations to 8 bits, which is in all figures. Own formats are those that GGUF lacks: they are written as wider
+types that hold the same numbers (Q8_0, or float32) to be scored, and the bytes are those of the checkpoint.
 
 {tables}
 
