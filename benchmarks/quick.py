@@ -1,15 +1,18 @@
-"""The recipe `default` in a quarter of its time, for comparisons of one thing at many settings."""
+"""The recipe `quick` on given text, for comparisons of one thing at many settings."""
 
-from spqlm.recipe import Recipe, load_recipe
+from spqlm.recipe import Recipe
 
 
 def quick(windows: int = 32) -> Recipe:
-    """A quarter of its windows, from wikitext2_valid, and GPTQ without descent.
+    """On wikitext2_valid.
 
     Args:
-        windows: of 512 tokens, instead; half of them price, 16 at most.
+        windows: of 512 tokens; half of them price, 16 at most.
     """
-    fields = load_recipe("default").to_dict()
-    fields["calibration"] |= {"source": "wikitext2_valid", "windows": windows}
-    fields["stages"][0]["budget"] |= {"rounding": "gptq", "priced_windows": min(16, windows // 2)}
-    return Recipe.from_dict(fields)
+    return Recipe.from_dict(
+        {
+            "like": "quick",
+            "calibration": {"source": "wikitext2_valid", "windows": windows},
+            "stages": [{"budget": {"priced_windows": min(16, windows // 2)}}],
+        }
+    )

@@ -10,6 +10,7 @@ from spqlm.allocation.limits import Limits
 from spqlm.allocation.restriction import Restriction
 from spqlm.calibration.gather import CalibrationConfig
 from spqlm.errors import SpqError
+from spqlm.recipe_like import LIKE, completed
 from spqlm.registry import nearest
 from spqlm.stages import Stage, available, stage_class
 
@@ -46,7 +47,8 @@ class Recipe(BaseModel):
         """Validate parsed YAML.
 
         Args:
-            fields: mapping of the recipe's keys.
+            fields: mapping of the recipe's keys; with `like`, what they leave unsaid is as in the
+                shipped recipe of that name.
             name: for messages.
 
         Raises:
@@ -55,6 +57,8 @@ class Recipe(BaseModel):
         if not isinstance(fields, dict):
             raise SpqError(f"recipe {name!r} must be a mapping with the key `stages`")
         try:
+            if LIKE in fields:
+                fields = completed(fields, _like(fields[LIKE]).to_dict())
             return cls.model_validate(fields)
         except ValidationError as error:
             raise SpqError(f"recipe {name!r}: {_sentence(cls, error)}") from None
@@ -173,6 +177,14 @@ def load_recipe(recipe: "str | Path | Recipe") -> Recipe:
         reason = " ".join(str(error).split())  # PyYAML's messages have several lines
         raise SpqError(f"recipe {name!r} is not valid YAML: {reason}") from None
     return Recipe.from_dict(fields, name)
+
+
+def _like(name: Any) -> Recipe:
+    """The recipe that another one is like."""
+    if name not in shipped():
+        close = nearest(str(name), shipped())
+        raise SpqError(f"{LIKE}: there is no recipe {name!r}; did you mean {close!r}?")
+    return load_recipe(name)
 
 
 def _stage(entry: Any) -> Stage:

@@ -17,7 +17,9 @@ def recipe_reference() -> str:
     return f"""# Recipes
 
 A recipe is a YAML mapping with `description`, `calibration` and `stages`: a list of stages,
-each one key with its parameters, in the order they run. An unknown key is an error.
+each one key with its parameters, in the order they run. An unknown key is an error. With
+`like: default`, or another name of the table, it states what differs: what it leaves unsaid of the
+calibration and of each stage that it names is as there.
 
 | recipe | what it does |
 |---|---|
