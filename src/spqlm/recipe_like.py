@@ -30,7 +30,7 @@ def _stage(entry: Any, known: Mapping[str, Any]) -> Any:
     if not isinstance(entry, dict) or len(entry) != 1:
         return entry
     key, parameters = next(iter(entry.items()))
-    own = {} if parameters is None else parameters
+    own: Any = parameters or {}
     if key not in known or not isinstance(own, dict):
         return entry
     return {key: _merged(known[key], own)}
