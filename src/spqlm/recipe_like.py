@@ -30,7 +30,7 @@ def _stage(entry: Any, known: Mapping[str, Any]) -> Any:
     if not isinstance(entry, dict) or len(entry) != 1:
         return entry
     key, parameters = next(iter(entry.items()))
-    own: Any = parameters or {}
+    own = {} if parameters is None else parameters
     if key not in known or not isinstance(own, dict):
         return entry
     return {key: _merged(known[key], own)}
@@ -41,6 +41,7 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in own.items():
         there = merged.get(key)
-        both = isinstance(there, dict) and isinstance(value, dict)
-        merged[key] = _merged(there, value) if both else value
+        if isinstance(there, dict) and isinstance(value, dict):
+            value = _merged(there, value)
+        merged[key] = value
     return merged
