@@ -10,6 +10,7 @@ from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
+from spqlm.stages import distill
 from spqlm.stages.base import Inputs
 from spqlm.stages.budget import Budget
 from spqlm.stages.distill import Distill
@@ -41,6 +42,20 @@ def codes_of(model) -> dict[str, torch.Tensor]:
 def divergence(dense, model) -> float:
     wanted, found = logits(dense).log_softmax(-1), logits(model).log_softmax(-1)
     return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+
+def counted_steps(patch, stop: int = -1) -> list:
+    """Rates of each step that training takes from now on; the one after `stop` is interrupted."""
+    inner, done = distill.Masters.step, []
+
+    def step(masters, *rates):
+        if len(done) == stop:
+            raise KeyboardInterrupt
+        inner(masters, *rates)
+        done.append(rates)
+
+    patch.setattr(distill.Masters, "step", step)
+    return done
 
 
 def tune(view, dense, **fields) -> None:

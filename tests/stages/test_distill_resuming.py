@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.stages.distilling import SHORT, compressed, ids
+from tests.stages.distilling import SHORT, compressed, counted_steps, ids
 
 from spqlm.cache import RunState, cache_directory
 from spqlm.changes import Plan
@@ -15,23 +15,15 @@ from spqlm.training import training_state
 def resumed(monkeypatch, stage, stop):
     """Kill training in the step after `stop`, run again; the model, and the steps of the second."""
     dense, view = compressed()
-    inner, done = distill.Masters.step, []
-
-    def step(self, *rates):
-        if len(done) == stop:
-            raise KeyboardInterrupt
-        inner(self, *rates)
-        done.append(rates)
 
     def inputs():
         return Inputs(ids=ids(), dense=dense, run=RunState())
 
     with monkeypatch.context() as patch:
-        patch.setattr(distill.Masters, "step", step)
+        counted_steps(patch, stop)
         with pytest.raises(KeyboardInterrupt):
             stage.apply(view, Plan(stage="distill"), inputs())
-    done, stop = [], -1
-    monkeypatch.setattr(distill.Masters, "step", step)
+    done = counted_steps(monkeypatch)
     _, view = compressed()
     stage.apply(view, Plan(stage="distill"), inputs())
     return view.model, done

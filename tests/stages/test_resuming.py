@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tests.helpers import calibrated, tiny_model, tiny_tokenizer
+from tests.stages.distilling import counted_steps
 
 import spqlm
 from spqlm.cache import RunState, cache_directory
@@ -282,26 +283,13 @@ def test_a_run_that_is_killed_inside_distill_does_not_redo_the_budget(
     expected = compress(text_file)
     assert not list(cache_directory().glob("run-*")), "a run without an output is through, too"
     monkeypatch.setattr(training_state, "SHARE", float("inf"))
-    step, done = distill.Masters.step, []
-
-    def interrupted(masters, *rates):
-        if len(done) == steps:
-            raise KeyboardInterrupt
-        step(masters, *rates)
-        done.append(rates)
-
     with monkeypatch.context() as patch:
-        patch.setattr(distill.Masters, "step", interrupted)
+        counted_steps(patch, steps)
         with pytest.raises(KeyboardInterrupt):
             compress(text_file, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
-    def counted(masters, *rates):
-        step(masters, *rates)
-        done.append(rates)
-
-    done.clear()
-    monkeypatch.setattr(distill.Masters, "step", counted)
+    done = counted_steps(monkeypatch)
     kills = Kills(monkeypatch)
     found = compress(text_file, tmp_path / "out")
     assert not kills.observed and not kills.kept

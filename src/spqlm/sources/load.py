@@ -114,7 +114,8 @@ def _from_object(module: nn.Module, options: dict[str, Any]) -> LoadedModel:
 def _tokenizer_of(name: str) -> PreTrainedTokenizerBase | None:
     """Of what an object was loaded from."""
     path = demo_file() if name == "demo" else Path(name)
-    return gguf_tokenizer(path) if path.suffix == ".gguf" else load_tokenizer(name)
+    in_file = path.suffix == ".gguf" and path.is_file()
+    return gguf_tokenizer(path) if in_file else load_tokenizer(name)
 
 
 def source_kind(name: str) -> SourceKind:
