@@ -4,12 +4,14 @@
 
 Heads as SmolLM2-135M, LLaMA-3-8B and LLaMA-2-7B have them, in bfloat16 and random. PyTorch's is
 `scaled_dot_product_attention` as transformers calls it: causal for prompts of one length, with a
-mask where a batch is padded on the left, keys and values of shared heads repeated beforehand. Then
-prompts of SmolLM2-135M in bfloat16 through `optimize`, with either. Medians of runs in turn. Prints
-what it writes to benchmarks/results/attention.json.
+mask where a batch is padded on the left, keys and values of shared heads repeated beforehand. The
+same with gradients of all three, which PyTorch's has to add up over heads that share. Then prompts
+of SmolLM2-135M in bfloat16 through `optimize`, with either, and the gradient at its embeddings.
+Medians of runs in turn. Prints what it writes to benchmarks/results/attention.json.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +38,8 @@ SHAPES = {
     "LLaMA-2-7B": ((1, 512, 32, 32, 128, False), (4, 512, 32, 32, 128, True)),
 }
 PROMPTS = ((1, 128), (1, 512), (1, 2048), (8, 1000))
+# Shapes and prompts of more tokens are not trained on here.
+TRAINED_TOKENS = 1000
 # Of a padded batch, tokens from one sequence to the next.
 PADDING = 25
 
@@ -52,10 +56,36 @@ def kernel(shape: tuple) -> dict[str, float]:
     begins, place = padding_of(sequences, padded), torch.arange(tokens)
     mask = (place <= place[:, None]) & (place >= begins[:, None, None])
     options = {"attn_mask": mask[:, None]} if padded else {"is_causal": True}
-    ways = {
-        "native": lambda: attention.causal(query, key, value, begins, width**-0.5),
-        "pytorch": lambda: functional.scaled_dot_product_attention(query, *repeated, **options),
-    }
+
+    def native(query, key, value):
+        return attention.causal(query, key, value, begins, width**-0.5)
+
+    def pytorch(query, key, value):
+        found = functional.scaled_dot_product_attention(query, key, value, **options)
+        return found.transpose(1, 2)
+
+    found = in_turn(
+        native=lambda: native(query, key, value), pytorch=lambda: pytorch(query, *repeated)
+    )
+    if tokens > TRAINED_TOKENS:
+        return found
+
+    def trained(attend, shared):
+        leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+        with torch.enable_grad():
+            wide = [x.repeat_interleave(shared, dim=1) for x in leaves[1:]]
+            attend(leaves[0], *wide).backward(gradient)
+
+    gradient = torch.randn(sequences, tokens, heads, width).bfloat16()
+    with_gradients = in_turn(
+        native=lambda: trained(native, 1),
+        pytorch=lambda: trained(pytorch, heads // key_heads),
+    )
+    return found | {f"trained_{name}": median for name, median in with_gradients.items()}
+
+
+def in_turn(**ways) -> dict[str, float]:
+    """Medians in milliseconds."""
     return {name: 1e3 * median for name, (median, _) in timed(ways, 5).items()}
 
 
@@ -63,19 +93,30 @@ def prompt(model: PreTrainedModel, sequences: int, tokens: int) -> dict[str, flo
     ids = torch.randint(0, model.config.vocab_size, (sequences, tokens))
     begins = padding_of(sequences, sequences > 1)
     mask = (torch.arange(tokens) >= begins[:, None]).long()
+    embedding = model.get_input_embeddings()
 
     def run(change) -> None:
         change(model)
         model(input_ids=ids, attention_mask=mask, logits_to_keep=1)
 
-    ways = {
-        "native": lambda: run(prompt_attention.use),
-        "pytorch": lambda: run(prompt_attention.leave),
-    }
-    return {name: 1e3 * median for name, (median, _) in timed(ways, 5).items()}
+    def train(change) -> None:
+        change(model)
+        states = embedding(ids).detach().requires_grad_()
+        with torch.enable_grad():
+            given = model(
+                inputs_embeds=states, attention_mask=mask, use_cache=False, logits_to_keep=1
+            )
+            given.logits.sum().backward()
+
+    uses = {"native": prompt_attention.use, "pytorch": prompt_attention.leave}
+    found = in_turn(**{name: partial(run, change) for name, change in uses.items()})
+    if tokens > TRAINED_TOKENS or sequences > 1:
+        return found
+    with_gradients = in_turn(**{name: partial(train, change) for name, change in uses.items()})
+    return found | {f"trained_{name}": median for name, median in with_gradients.items()}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def main() -> None:
     if not attention.available():
         raise SystemExit("the kernels of this processor have no attention of prompts")
@@ -89,7 +130,7 @@ def main() -> None:
             for shape in shapes
         ],
     }
-    model = optimize(load_model("demo").model)
+    model = optimize(load_model("demo").model.requires_grad_(False))
     found["model"] = [
         {"sequences": sequences, "tokens": tokens, **prompt(model, sequences, tokens)}
         for sequences, tokens in PROMPTS

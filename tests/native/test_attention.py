@@ -126,6 +126,84 @@ def test_declines_what_does_not_suit_it(kernel):
     assert kernel(*states(2, 6, 2, 5, 9, 288), begins, 1.0) is None
 
 
+def gradients(attend, tensors, given):
+    tensors = [x.detach().requires_grad_() for x in tensors]
+    attend(*tensors).backward(given)
+    return [x.grad for x in tensors]
+
+
+def assert_gradients_close(tensors, begins, scale):
+    given = random(*tensors[0].transpose(1, 2).shape, seed=7)
+    with chosen(SET):
+        found = gradients(lambda *x: attention.causal(*x, begins, scale), tensors, given)
+    wide = [x.double() for x in tensors]
+    expected = gradients(lambda *x: definition(*x, begins, scale), wide, given.double())
+    # What came out is rounded to bfloat16, and so are weights, their slopes and results. Slopes are
+    # differences: all of a query that sees one key is rounding.
+    differences = scale * tensors[0].shape[3] ** 0.5 * float(given.double().norm())
+    for one, wanted in zip(found, expected, strict=True):
+        assert one.dtype == torch.bfloat16 and one.shape == wanted.shape
+        wrong = float((one.double() - wanted).norm())
+        assert wrong <= 2**-7 * (float(wanted.norm()) + differences)
+
+
+@pytest.mark.parametrize("width", [32, 64, 96, 128, 256])
+@pytest.mark.parametrize("count, length", [(1, 1), (6, 6), (63, 64), (65, 65), (200, 331)])
+def test_gradients_equal_those_of_the_definition(kernel, width, count, length):
+    for heads, key_heads in ((2, 2), (6, 2)):
+        tensors = states(2, heads, key_heads, count, length, width)
+        begins = torch.tensor([0, length // 2], dtype=torch.int32)
+        assert_gradients_close(tensors, begins, width**-0.5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    count=st.integers(1, 150),
+    more=st.integers(0, 150),
+    padding=st.lists(st.integers(0, 300), min_size=3, max_size=3),
+    share=st.sampled_from([1, 3, 5]),
+    seed=st.integers(0, 10),
+)
+def test_gradients_whatever_the_padding(count, more, padding, share, seed):
+    tensors = states(3, 2 * share, 2, count, count + more, 64, seed)
+    assert_gradients_close(tensors, torch.tensor(padding, dtype=torch.int32), 0.3)
+
+
+def test_gradients_of_large_scores_are_finite(kernel):
+    query, key, value = states(1, 1, 1, 80, 80, 32)
+    begins, given = torch.zeros(1, dtype=torch.int32), random(1, 80, 1, 32, seed=7)
+    far = [60 * query, 60 * key, value]
+    found = gradients(lambda *x: kernel(*x, begins, 1.0), far, given)
+    assert all(bool(x.isfinite().all()) for x in found)
+
+
+def test_gradients_of_views_and_of_threads_are_the_same(kernel):
+    """As transformers has them, and where what comes back is a view, too."""
+    tensors, begins = states(2, 6, 2, 150, 150, 64), torch.tensor([0, 3], dtype=torch.int32)
+    given, threads = random(2, 150, 6, 64, seed=7), torch.get_num_threads()
+    expected = gradients(lambda *x: kernel(*x, begins, 0.125), tensors, given)
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors]
+    inner = given.transpose(1, 2).contiguous().transpose(1, 2)
+    try:
+        torch.set_num_threads(3)
+        found = gradients(lambda *x: kernel(*x, begins, 0.125), turned, inner)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_only_what_is_wanted_gets_a_gradient(kernel):
+    query, key, value = states(1, 2, 1, 5, 9, 64)
+    begins = torch.zeros(1, dtype=torch.int32)
+    assert not kernel(query, key, value, begins, 0.125).requires_grad
+    with torch.no_grad():
+        assert not kernel(query.requires_grad_(), key, value, begins, 0.125).requires_grad
+    found = kernel(query, key, value, begins, 0.125).square().sum()
+    [slope] = torch.autograd.grad(found, [query], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
 def test_other_instruction_sets_have_none(instruction_set):
     found = attention.causal(*states(1, 1, 1, 4, 4, 64), torch.zeros(1, dtype=torch.int32), 1.0)
     assert (found is not None) == attention.available() == (instruction_set == SET)

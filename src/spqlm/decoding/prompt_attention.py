@@ -15,7 +15,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from spqlm.decoding.padding import left_padding
-from spqlm.kernels.product import needs_gradient
 from spqlm.native import attention
 
 NAME = "spq"
@@ -87,7 +86,7 @@ def attend(
         begins = torch.zeros(len(query), dtype=torch.int32) if causal else None
     if begins is not None and begins.ndim == 1:
         plain = not dropout and position_bias is None and cache is None
-        if plain and not needs_gradient(query, key, value):
+        if plain:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             found = attention.causal(query, key, value, begins, scale)
             if found is not None:
@@ -128,7 +127,7 @@ def mask(
     native = (
         mask_function is causal_mask_function
         and kwargs.get("allow_is_causal_skip", True)
-        and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        and not torch.compiler.is_compiling()
         and kv_offset == 0
         and 1 < q_length
         and q_offset + q_length == kv_length

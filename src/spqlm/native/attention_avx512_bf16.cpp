@@ -3,6 +3,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <algorithm>
+#include <cmath>
 
 #include "attention.h"
 #include "parallel.h"
@@ -10,54 +11,16 @@
 
 TARGET_BEGIN(AVX512 ",avx512bf16")
 
-#include "transpose.h"
+#include "attention_avx512.h"
 
 namespace {
 
-// Keys of a block, queries of a tile: 6 x 4 vectors of sums leave registers for what they multiply.
-constexpr int64_t WIDE = 64, HIGH = 6, VECTORS = WIDE / 16;
+// Queries of a tile: 6 x 4 vectors of sums leave registers for what they multiply.
+constexpr int64_t HIGH = 6;
 // Queries of a task, about: enough for packing a block of keys to cost little beside them.
 constexpr int64_t QUERIES = 192;
 // Scores of what is not seen, and what the running maximum starts from: exp2 of their difference is 0.
 constexpr float UNSEEN = -2e30f, LOWEST = -1e30f;
-
-// 2^x for x <= 0, to 3e-6: a polynomial on [0, 1) through the exponent's whole numbers.
-inline __m512 exp2_of(__m512 x) {
-  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  const __m512 part = _mm512_sub_ps(x, whole);
-  __m512 y = _mm512_set1_ps(1.3534167e-2f);
-  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(5.2011464e-2f));
-  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(2.4144275e-1f));
-  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(6.9300383e-1f));
-  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.0000026f));
-  return _mm512_scalef_ps(y, whole);
-}
-
-// Keys as [width / 2 pairs, WIDE], zeros beyond the last key.
-void pack_keys(const uint16_t* keys, int64_t stride, int64_t high, int64_t width, uint32_t* to) {
-  for (int64_t key = 0; key < WIDE; key += SIDE)
-    for (int64_t pair = 0; pair < width / 2; pair += SIDE)
-      transpose((const uint32_t*)(keys + key * stride) + pair, stride / 2, high - key,
-                to + pair * WIDE + key, WIDE);
-}
-
-// Values as [WIDE / 2 pairs of keys, width], zeros beyond the last key.
-void pack_values(const uint16_t* values, int64_t stride, int64_t high, int64_t width, uint32_t* to) {
-  for (int64_t key = 0; key < WIDE; key += 2)
-    for (int64_t k = 0; k < width; k += 16) {
-      const uint16_t* from = values + key * stride + k;
-      const __mmask16 even = key < high ? 0xffff : 0, odd = key + 1 < high ? 0xffff : 0;
-      const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(even, from));
-      const __m512i upper = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd, from + stride));
-      _mm512_storeu_si512(to + key / 2 * width + k, _mm512_or_si512(low, _mm512_slli_epi32(upper, 16)));
-    }
-}
-
-inline __m512bh pair_of(const uint16_t* numbers, int64_t pair) {
-  int both;
-  __builtin_memcpy(&both, numbers + 2 * pair, sizeof both);
-  return (__m512bh)_mm512_set1_epi32(both);
-}
 
 // Some queries of one sequence that share keys: row r is of head r / positions, and so on.
 struct Task {
@@ -78,6 +41,9 @@ struct Task {
   }
   uint16_t* out(int64_t row) const {
     return a.out + ((sequence * a.count + place(row)) * a.query_heads + head(row)) * a.width;
+  }
+  float* log_sum(int64_t row) const {
+    return a.log_sums + (sequence * a.query_heads + head(row)) * a.count + place(row);
   }
 };
 
@@ -109,8 +75,7 @@ void weigh(const Task& task, int64_t row, int64_t key, const uint32_t* keys, Run
         scores[r][v] = _mm512_dpbf16_ps(scores[r][v], query, held[v]);
     }
   }
-  // exp(x) = 2^(x / ln 2).
-  const __m512 scale = _mm512_set1_ps(a.scale * 1.44269504f);
+  const __m512 scale = _mm512_set1_ps(a.scale * PER_LN_2);
   const int64_t begin = a.begins[task.sequence] - key;
   for (int64_t r = 0; r < HIGH; r++) {
     const int64_t end = task.sees(std::min(row + r, last)) - key;
@@ -160,6 +125,7 @@ void write(const Task& task, int64_t row, const Running& running) {
     const float total = running.total[r];
     const __m512 by = _mm512_set1_ps(total > 0 ? 1 / total : 0);
     uint16_t* out = task.out(row + r);
+    if (task.a.log_sums) *task.log_sum(row + r) = running.most[r] + std::log2(total);
     for (int64_t k = 0; k < width; k += 16) {
       const __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(running.sums + r * width + k), by);
       _mm256_storeu_si256((__m256i*)(out + k), (__m256i)_mm512_cvtneps_pbh(sum));
@@ -184,8 +150,8 @@ void run(const Task& task) {
   const int64_t seen = a.length - a.count + task.position + task.positions;
   const int64_t begin = std::max<int64_t>(0, a.begins[task.sequence]);
   for (int64_t key = begin / WIDE * WIDE; key < seen; key += WIDE) {
-    pack_keys(first_key + key * k.position, k.position, a.length - key, width, keys);
-    pack_values(first_value + key * v.position, v.position, a.length - key, width, values);
+    pack_across(first_key + key * k.position, k.position, a.length - key, width, keys);
+    pack_along(first_value + key * v.position, v.position, a.length - key, width, values);
     for (int64_t row = 0; row < rows; row += HIGH) {
       Running running = at(row);
       float shrink[HIGH];

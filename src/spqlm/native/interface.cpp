@@ -21,7 +21,7 @@ EXPORTED int64_t spq_size_of(const char* name) {
   } structures[] = {
       {"Matrix", sizeof(Matrix)},   {"Linear", sizeof(Linear)}, {"Layer", sizeof(Layer)},
       {"Decoder", sizeof(Decoder)}, {"States", sizeof(States)}, {"Attention", sizeof(Attention)},
-      {"Columns", sizeof(Columns)},
+      {"AttentionGradient", sizeof(AttentionGradient)}, {"Columns", sizeof(Columns)},
   };
   for (const auto& structure : structures)
     if (!strcmp(structure.name, name)) return structure.size;

@@ -65,7 +65,7 @@ def declare(found: ctypes.CDLL) -> None:
     found.spq_many.argtypes = [matrix, pointer, whole, pointer, small]
     found.spq_int8_inputs.argtypes = [matrix, pointer, small, whole, pointer, small]
     found.spq_gram.argtypes = [pointer, pointer, whole, whole, pointer, small]
-    found.spq_attention.argtypes = [pointer, small]
+    found.spq_attention.argtypes = found.spq_attention_gradient.argtypes = [pointer, small]
     found.spq_round_columns.argtypes = [pointer, small]
     decoder = ctypes.POINTER(Decoder)
     found.spq_decode_room.argtypes, found.spq_decode_room.restype = [decoder, small], whole

@@ -27,6 +27,7 @@ struct Set {
   decltype(&linear_avx512_bf16) many = nullptr;
   decltype(&gram_avx512_bf16) gram = nullptr;
   decltype(&attention_avx512_bf16) attention = nullptr;
+  decltype(&attention_gradient_avx512_bf16) attention_gradient = nullptr;
   // See many.h; null where PyTorch's own product of integers is as fast.
   decltype(&linear_int8_avx2) int8 = nullptr;
   // What must hold besides, for tiles.
@@ -37,12 +38,13 @@ struct Set {
 const Set sets[] = {
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(__linux__)
-    {"amx_bf16", &kernels_avx512, true, linear_amx_bf16, gram_amx_bf16, nullptr, nullptr, amx_runs_here},
+    {"amx_bf16", &kernels_avx512, true, linear_amx_bf16, gram_amx_bf16, nullptr, nullptr, nullptr,
+     amx_runs_here},
 #endif
     {"avx512_bf16", &kernels_avx512, true, linear_avx512_bf16, gram_avx512_bf16,
-     attention_avx512_bf16},
-    {"avx512", &kernels_avx512, false, nullptr, nullptr, nullptr, linear_int8_avx2},
-    {"avx2", &kernels_avx2, false, nullptr, nullptr, nullptr, linear_int8_avx2},
+     attention_avx512_bf16, attention_gradient_avx512_bf16},
+    {"avx512", &kernels_avx512, false, nullptr, nullptr, nullptr, nullptr, linear_int8_avx2},
+    {"avx2", &kernels_avx2, false, nullptr, nullptr, nullptr, nullptr, linear_int8_avx2},
 #endif
     {"portable", &kernels_portable},
 };
@@ -379,6 +381,14 @@ EXPORTED Status spq_round_columns(const Columns* columns, int32_t threads) {
 EXPORTED Status spq_attention(const Attention* attention, int32_t threads) {
   if (!chosen->attention || attention->width % HEAD_STEP || attention->width > HEAD_MOST) return DECLINED;
   chosen->attention(*attention, threads);
+  return DONE;
+}
+
+// See attention.h. Declines as `spq_attention` does.
+EXPORTED Status spq_attention_gradient(const AttentionGradient* gradient, int32_t threads) {
+  const int64_t width = gradient->attention.width;
+  if (!chosen->attention_gradient || width % HEAD_STEP || width > HEAD_MOST) return DECLINED;
+  chosen->attention_gradient(*gradient, threads);
   return DONE;
 }
 

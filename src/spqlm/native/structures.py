@@ -89,6 +89,7 @@ class Attention(ctypes.Structure):
         ("values", States),
         ("begins", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
+        ("log_sums", ctypes.c_void_p),
         ("sequences", _WHOLE),
         ("query_heads", _WHOLE),
         ("key_heads", _WHOLE),
@@ -96,6 +97,15 @@ class Attention(ctypes.Structure):
         ("length", _WHOLE),
         ("width", _WHOLE),
         ("scale", ctypes.c_float),
+    )
+
+
+class AttentionGradient(ctypes.Structure):
+    """Mirrors `AttentionGradient` in attention.h."""
+
+    _fields_ = (
+        ("attention", Attention),
+        *((name, ctypes.c_void_p) for name in ("given", "queries", "keys", "values")),
     )
 
 
@@ -110,7 +120,7 @@ class Columns(ctypes.Structure):
     )
 
 
-STRUCTURES = (Matrix, Linear, Layer, Decoder, States, Attention, Columns)
+STRUCTURES = (Matrix, Linear, Layer, Decoder, States, Attention, AttentionGradient, Columns)
 
 
 def matrices(argument: object) -> Iterator[Matrix]:

@@ -7,6 +7,7 @@ A vocabulary is a hundred thousand slices of the mapped file. A slice of a `nump
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,13 @@ def quick_gguf_reader() -> Iterator[None]:
     """Inside, whoever opens a GGUF file by the package gguf gets plain arrays of its bytes.
 
     A file is gone through once. Who opens it again gets the same reader, and the memory of what was
-    read of it before is given back.
+    read of it before is given back. Names of tensors of an architecture are put together once, too:
+    transformers asks for all of them for every module of a model.
     """
     import gguf
 
     usual: Any = gguf.GGUFReader
-    dequantize = gguf.dequantize
+    dequantize, names = gguf.dequantize, gguf.get_tensor_name_map
     opened: dict[str, Any] = {}
 
     class Quick(usual):
@@ -61,7 +63,9 @@ def quick_gguf_reader() -> Iterator[None]:
         return whole
 
     gguf.GGUFReader, gguf.dequantize = read, by_rows  # type: ignore[assignment,misc]
+    gguf.get_tensor_name_map = cache(names)
     try:
         yield
     finally:
         gguf.GGUFReader, gguf.dequantize = usual, dequantize  # type: ignore[misc]
+        gguf.get_tensor_name_map = names
