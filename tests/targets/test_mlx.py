@@ -1,6 +1,7 @@
 """Affine groups for MLX; read by the package itself where it is installed."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -91,3 +92,24 @@ def test_a_bias_that_float16_cannot_hold_is_refused():
     view.module("model.layers.0.self_attn.q_proj").scale.data[0, 0] = 32768.0
     with pytest.raises(SpqError, match="float16 does not hold its biases"):
         MlxTarget().prepare(view)
+
+
+def test_a_model_that_mlx_lm_lacks_is_refused_where_that_is_installed(tmp_path, monkeypatch):
+    package = tmp_path / "mlx_lm"
+    (package / "models").mkdir(parents=True)
+    for name in ("__init__", "models/__init__", "models/llama"):
+        (package / f"{name}.py").touch()
+    (package / "utils.py").write_text("MODEL_REMAPPING = {'mistral': 'llama'}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(mlx, "version_of", {"mlx-lm": "1.0"}.get)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mlx_lm"]:
+        monkeypatch.delitem(sys.modules, name)
+    for known in ("llama", "mistral"):
+        MlxTarget().check_model(tiny_model(known), None)
+    with pytest.raises(SpqError, match=r"mlx-lm 1\.0, .* has no model of type 'qwen2'"):
+        MlxTarget().check_model(tiny_model("qwen2"), None)
+
+
+def test_without_mlx_lm_every_model_is_written(monkeypatch):
+    monkeypatch.setattr(mlx.importlib.util, "find_spec", lambda name: None)
+    MlxTarget().check_model(tiny_model("qwen2"), None)

@@ -63,5 +63,6 @@ def check_hashes(directory: Path, manifest: Manifest) -> None:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise CheckpointError(
                 f"{kind} {changed[0]!r}{more} of {directory.name!r} is not what was written; copy "
-                "the checkpoint again, or leave the check out if you changed it"
+                "the checkpoint again. If it was changed on purpose, `spq eval --no-verify` takes "
+                "it, and so does what is given the model that `spqlm.load` returns"
             )

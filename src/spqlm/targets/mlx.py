@@ -3,6 +3,7 @@
 w = scale · q + bias with q from 0 up. Ours are symmetric, so bias = -2^(bits-1) · scale, exactly.
 """
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spqlm.allocation.sizes import Sizes
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import WeightSpec
-from spqlm.errors import CheckpointError
+from spqlm.errors import CheckpointError, SpqError
 from spqlm.formats import Format, StoredWeight
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
@@ -36,8 +37,10 @@ from spqlm.targets._integers import (
     widened,
 )
 from spqlm.targets.base import Package, Target
+from spqlm.versions import version_of
 
 PACKAGE = Package("mlx", "pip install mlx")
+READER = Package("mlx_lm", "pip install mlx-lm")
 GROUP_SIZES = (128, 64, 32)
 
 
@@ -70,8 +73,9 @@ class MlxTarget(Target):
     def check_model(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
-        """No experts: MLX stacks them in a layout of its own."""
+        """No experts, which MLX stacks in a layout of its own, and nothing that mlx-lm lacks."""
         refuse_experts(self.key, model)
+        _refuse_unknown(model.config.model_type)
 
     def refusal(self, spec: WeightSpec) -> str | None:
         """Groups are of 32 inputs at least."""
@@ -124,6 +128,20 @@ class MlxTarget(Target):
                 raise CheckpointError(f"the weight of {name!r} did not read back as it was")
         by = "mlx" if PACKAGE.installed else "us, for want of the package mlx"
         return f"read every weight back by {by}, equal number for number"
+
+
+def _refuse_unknown(model_type: str) -> None:
+    """Refuse a model that mlx-lm has no code for, where that can be told: where it is installed."""
+    if not READER.installed:
+        return
+    from mlx_lm.utils import MODEL_REMAPPING
+
+    module = MODEL_REMAPPING.get(model_type, model_type)
+    if importlib.util.find_spec(f"mlx_lm.models.{module}") is None:
+        raise SpqError(
+            f"mlx-lm {version_of('mlx-lm')}, which is installed, has no model of type "
+            f"{model_type!r}; a newer one may"
+        )
 
 
 def _schemes(view: ModelView) -> Iterator[tuple[str, Integers]]:
