@@ -13,6 +13,7 @@ from spqlm.ambient import standard_torch
 from spqlm.calibration.generated_text import drawn, written
 from spqlm.calibration.sensitivity import collect_sensitivities
 from spqlm.calibration.work import Decomposition, Fit, Pruning, Work
+from spqlm.decoding import prompt_attention
 from spqlm.kernels.gram import add_gram
 from spqlm.kernels.widening import widened_products
 from spqlm.model.activation_checkpointing import held_bytes, most_held
@@ -86,6 +87,7 @@ class Pace:
         config = shortened(model.config, LAYERS)
         made = type(model)._from_config(config, dtype=model.dtype)
         open_layers(made)
+        prompt_attention.use(made)  # as stages do
         return ModelView(made.eval())
 
     @cached_property

@@ -149,6 +149,16 @@ def test_gradients_are_as_close_to_float32_as_pytorchs(mask, calls):
 
 
 @needs_kernel
+def test_gradients_of_gradients_are_refused():
+    states = torch.randn(1, 4, 9, 64, dtype=torch.bfloat16).requires_grad_()
+    begins = torch.zeros(1, dtype=torch.int32)
+    found = attention.causal(states, states, states, begins, 0.125).square().sum()
+    [slope] = torch.autograd.grad(found, [states], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+@needs_kernel
 def test_a_layer_that_is_computed_again_has_the_same_gradients():
     model = optimize(wide_model()).requires_grad_(True)
     gradients = []

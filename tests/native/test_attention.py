@@ -198,10 +198,8 @@ def test_only_what_is_wanted_gets_a_gradient(kernel):
     assert not kernel(query, key, value, begins, 0.125).requires_grad
     with torch.no_grad():
         assert not kernel(query.requires_grad_(), key, value, begins, 0.125).requires_grad
-    found = kernel(query, key, value, begins, 0.125).square().sum()
-    [slope] = torch.autograd.grad(found, [query], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        slope.sum().backward()
+    kernel(query, key, value, begins, 0.125).sum().backward()
+    assert query.grad is not None and key.grad is None and value.grad is None
 
 
 def test_other_instruction_sets_have_none(instruction_set):
