@@ -45,7 +45,7 @@ from spqlm.sources.load import load_model
 from spqlm.sources.loaded import LoadedModel
 from spqlm.sources.offloaded import offloaded
 from spqlm.stages.base import Inputs, Stage
-from spqlm.targets import NATIVE, Output, target_class
+from spqlm.targets import NATIVE, Output, Target, target_class
 from spqlm.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -154,14 +154,8 @@ def compress(
     walked = told is not None and told.layer_by_layer
     memory_of_layers = bounded(told.moments) if told and walked else nullcontext()
     with memory_of_layers, RunState(directory) as run:
-        loaded = _loaded(model, told, run, dtype=dtype, device_map=device)
-        digest = weights_digest(loaded.model)
-        ranks.check_same(digest, "model")
+        loaded = _loaded(model, told, run, tokenizer, dtype=dtype, device_map=device)
         ranks.check_same(str(steps.to_dict()), "recipe")
-        loaded.source = loaded.source.model_copy(update={"digest": digest})
-        if tokenizer is not None:
-            check_tokenizer(loaded.model, tokenizer)
-            loaded.tokenizer = tokenizer
         if ratio is not None:
             steps = steps.within(int(ratio * loaded.source.bytes))
         open_layers(loaded.model)
@@ -174,13 +168,7 @@ def compress(
         plans = _plans(run, steps, loaded, seed, export_target)
         records = _run_stages(steps.stages, view, text, seed, run, plans)
         target.prepare(view)
-        limit = steps.byte_limit
-        if wanted is not None:
-            wanted.check_fits(view)
-            if limit is not None and wanted.sizes != target.sizes:
-                # It counts in its own way, and so did the budget.
-                wanted.check_size(view, loaded.tokenizer, limit)
-                limit = None
+        limit = _limit_of_files(steps.byte_limit, wanted, target, view, loaded.tokenizer)
         manifest = _manifest(steps, export_target, seed, loaded, text, records, told)
         if directory is not None and ranks.first():
             beside = loaded.companions
@@ -259,11 +247,45 @@ def plan(
 
 
 def _loaded(
-    model: str | Path | PreTrainedModel, told: Forecast | None, run: RunState, **options: Any
+    model: str | Path | PreTrainedModel,
+    told: Forecast | None,
+    run: RunState,
+    tokenizer: PreTrainedTokenizerBase | None,
+    **options: Any,
 ) -> LoadedModel:
+    """The source, the same in all processes, with the tokenizer that was given, if one was."""
     unpacked = told is not None and told.unpacked
     with offloaded(run.directory("weights", f"{os.getpid()}")) if unpacked else nullcontext():
-        return load_model(model, merge_adapter=True, verify=True, **options)
+        loaded = load_model(model, merge_adapter=True, verify=True, **options)
+    digest = weights_digest(loaded.model)
+    ranks.check_same(digest, "model")
+    loaded.source = loaded.source.model_copy(update={"digest": digest})
+    if tokenizer is not None:
+        check_tokenizer(loaded.model, tokenizer)
+        loaded.tokenizer = tokenizer
+    return loaded
+
+
+def _limit_of_files(
+    limit: int | None,
+    wanted: Target | None,
+    target: Target,
+    view: ModelView,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> int | None:
+    """Most bytes of what is written; None where only what it is exported as has a limit.
+
+    Raises:
+        SpqError: it does not fit what it is to be exported as.
+    """
+    if wanted is None:
+        return limit
+    wanted.check_fits(view)
+    if limit is None or wanted.sizes == target.sizes:
+        return limit
+    # It counts in its own way, and so did the budget.
+    wanted.check_size(view, tokenizer, limit)
+    return None
 
 
 def _check_sound(recipe: Recipe, view: ModelView, text: Calibration) -> None:
