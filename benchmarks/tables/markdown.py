@@ -11,7 +11,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def measured_on(machine: dict) -> str:
     """A sentence from what `benchmarks.compress.machine` stores."""
-    text = f"Machine: {machine['cpu']}, {machine['threads']} threads; torch {machine['torch']}"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    text = f"Machine: {machine['cpu']}, {threads}; torch {machine['torch']}"
     return f"{text}, Python {machine['python']}."
 
 
