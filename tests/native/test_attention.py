@@ -9,6 +9,13 @@ from tests.instruction_sets import chosen
 from spqlm.native import attention
 
 SET = "avx512_bf16"
+any_prompts = given(
+    count=st.integers(1, 150),
+    more=st.integers(0, 150),
+    padding=st.lists(st.integers(0, 300), min_size=3, max_size=3),
+    share=st.sampled_from([1, 3, 5]),
+    seed=st.integers(0, 10),
+)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -56,13 +63,7 @@ def test_equals_the_definition(kernel, width, count, length):
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    count=st.integers(1, 150),
-    more=st.integers(0, 150),
-    padding=st.lists(st.integers(0, 300), min_size=3, max_size=3),
-    share=st.sampled_from([1, 3, 5]),
-    seed=st.integers(0, 10),
-)
+@any_prompts
 def test_whatever_the_padding(count, more, padding, share, seed):
     tensors = states(3, 2 * share, 2, count, count + more, 64, seed)
     begins = torch.tensor(padding, dtype=torch.int32)
@@ -157,13 +158,7 @@ def test_gradients_equal_those_of_the_definition(kernel, width, count, length):
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    count=st.integers(1, 150),
-    more=st.integers(0, 150),
-    padding=st.lists(st.integers(0, 300), min_size=3, max_size=3),
-    share=st.sampled_from([1, 3, 5]),
-    seed=st.integers(0, 10),
-)
+@any_prompts
 def test_gradients_whatever_the_padding(count, more, padding, share, seed):
     tensors = states(3, 2 * share, 2, count, count + more, 64, seed)
     assert_gradients_close(tensors, torch.tensor(padding, dtype=torch.int32), 0.3)
