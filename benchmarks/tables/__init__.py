@@ -83,7 +83,10 @@ def documents(results: Path = RESULTS, root: Path = ROOT) -> dict[Path, str]:
         before, rest = readme.read_text(encoding="utf-8").split(START, 1)
         _, after = rest.split(END, 1)
         recipe_cells = stored["compress.json"]["quality"]
-        table = headline(recipe_cells, stored.get("sizes.json"), stored.get("speed.json"))
+        table = headline(
+            recipe_cells,
+            *(stored.get(f"{name}.json") for name in ("sizes", "speed", "gguf_sizes")),
+        )
         written[readme] = f"{before}{START}{table}{END}{after}"
     return written
 

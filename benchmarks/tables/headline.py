@@ -8,17 +8,23 @@ from benchmarks.tables.markdown import megabytes, table
 # Rows of benchmarks/compress.py, before and after those of byte budgets.
 BEFORE, AFTER = ("dense", "int8"), ("paper",)
 CALIBRATION = "wikitext2_valid"
+# Of benchmarks/gguf_sizes.py.
+LARGER_MODEL = "Qwen2.5-Coder-1.5B-Instruct"
+PEER, OURS = "llama.cpp, importance matrix", "spq, GPTQ alone, own formats"
 # Of the table; the smallest budgets are left to docs/results.md.
 MOST_ROWS = 8
 
 
-def headline(recipes: dict, sizes: dict | None, speed: dict | None) -> str:
-    """The table, with a sentence before it.
+def headline(
+    recipes: dict, sizes: dict | None, speed: dict | None, files: dict | None = None
+) -> str:
+    """The table, with a sentence before it, and one beside llama.cpp's quantiser.
 
     Args:
         recipes: cells of benchmarks/compress.py, by recipe.
         sizes: what benchmarks/sizes.py stored, if it was run.
         speed: what `spq bench --output` stored, if it was run, models named as the rows are here.
+        files: what benchmarks/gguf_sizes.py stored, if it was run.
     """
     rates = _decoding(speed) if speed else {}
     rows = [_recipe(name, recipes[name]) for name in BEFORE]
@@ -36,7 +42,25 @@ def headline(recipes: dict, sizes: dict | None, speed: dict | None) -> str:
     return (
         "SmolLM2-135M-Instruct: perplexity on 20 windows of 1,024 tokens. Calibrated on WikiText-2 "
         f"validation text,\nnot distilled (`paper` includes its recovery){threads}.\n\n"
-        f"{table(header, rows)}\n"
+        f"{table(header, rows)}\n{_larger(files) if files else ''}"
+    )
+
+
+def _larger(files: dict) -> str:
+    """A model of 1.5B parameters at the bytes of llama.cpp's files; nothing before it was run."""
+    found = {(row["kind"], row["by"]): row for row in files["rows"] if row["model"] == LARGER_MODEL}
+    rows = [
+        [megabytes(ours["bytes"]), kind.upper(), *(f"{r['divergence']:.3f}" for r in (peer, ours))]
+        for (kind, by), ours in sorted(found.items(), key=lambda item: -item[1]["bytes"])
+        if by == OURS and (peer := found.get((kind, PEER)))
+    ]
+    if not rows:
+        return ""
+    header = ("MB", "llama.cpp's type", "KL, llama.cpp with importance matrix", "KL, ours")
+    return (
+        f"\n{LARGER_MODEL}: KL divergence from the dense model on 8 windows of WikiText-2, at the "
+        "bytes of llama.cpp's files. llama.cpp\nscored all of them. Ours is the recipe `quick`, "
+        f"in formats that GGUF lacks.\n\n{table(header, rows)}\n"
     )
 
 

@@ -1,7 +1,7 @@
 import json
 
 from benchmarks.tables import RESULTS, ROOT, documents
-from benchmarks.tables.headline import CALIBRATION, headline
+from benchmarks.tables.headline import CALIBRATION, LARGER_MODEL, OURS, PEER, headline
 from tests.cli.test_bench import FOUND
 
 from spqlm.comparison.cells import Cell, Comparison
@@ -133,3 +133,14 @@ def test_the_headline_has_at_most_eight_rows_and_drops_the_smallest_budgets():
     assert len([line for line in text.splitlines() if line.startswith("| ")]) == 1 + 8
     assert "`--target-size 16MB`" in text and "`--target-size 15MB`" not in text
     assert "| paper |" in text
+
+
+def test_the_headline_has_what_was_measured_at_the_bytes_of_llama_cpps_files():
+    scores = {task: {"perplexity": 20.0} for task in ("wikitext2", "c4")}
+    recipes = {name: {"disk": 2e6, "scores": scores} for name in ("dense", "int8", "paper")}
+    peer = {"model": LARGER_MODEL, "kind": "q2_k", "by": PEER, "bytes": 5e6, "divergence": 0.25}
+    ours = peer | {"by": OURS, "bytes": 4.9e6, "divergence": 0.0625}
+    alone, other = peer | {"kind": "q3_k_m"}, [row | {"model": "demo"} for row in (peer, ours)]
+    text = headline(recipes, None, None, {"rows": [peer, ours, alone, *other]})
+    assert "\n| 4.9 | Q2_K | 0.250 | 0.062 |\n" in text and "Q3_K_M" not in text
+    assert headline(recipes, None, None, {"rows": other}) == headline(recipes, None, None)
