@@ -172,6 +172,22 @@ def test_other_dtypes_devices_and_tracing_go_to_the_reference(weight, taken):
     assert not taken
 
 
+def test_torch_func_goes_to_the_reference(weight, taken):
+    rows = x(4, 3)
+
+    def loss(some):
+        return linear(some, weight, None).square().sum()
+
+    leaf = rows.clone().requires_grad_()
+    loss(leaf).backward()
+    expected = linear(rows, weight, None)
+    taken.clear()
+    found = torch.vmap(lambda some: linear(some, weight, None))(rows)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(torch.func.grad(loss)(rows), leaf.grad, atol=1e-3, rtol=1e-4)
+    assert not taken
+
+
 def test_no_rows_give_no_rows(weight):
     assert linear(x(0), weight, None).shape == (0, OUT)
     assert linear(x(2, 0), weight, None).shape == (2, 0, OUT)

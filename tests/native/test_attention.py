@@ -197,6 +197,19 @@ def test_only_what_is_wanted_gets_a_gradient(kernel):
     assert query.grad is not None and key.grad is None and value.grad is None
 
 
+def test_declines_within_torch_func(kernel):
+    query, key, value = states(1, 2, 1, 5, 9, 64)
+    begins, found = torch.zeros(1, dtype=torch.int32), []
+
+    def run(query):
+        found.append(kernel(query, key, value, begins, 0.125))
+        return query.sum()
+
+    torch.func.grad(run)(query)
+    torch.vmap(run)(query)
+    assert found == [None, None]
+
+
 def test_other_instruction_sets_have_none(instruction_set):
     found = attention.causal(*states(1, 1, 1, 4, 4, 64), torch.zeros(1, dtype=torch.int32), 1.0)
     assert (found is not None) == attention.available() == (instruction_set == SET)

@@ -69,8 +69,9 @@ def linear(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
 
     Returns:
         [..., out] in the dtype of x. Differentiable in x, bias and what of the weight is `trained`.
+        Within `torch.func` PyTorch's own operations do it, on a float copy.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not native.transformed():
         trained = [getattr(weight, name) for name in weight.trained]
         if needs_gradient(x, bias, *trained):
             product: Tensor = _Linear.apply(x, weight.detach(), *trained)

@@ -105,14 +105,24 @@ def instruction_sets(found: ctypes.CDLL) -> list[str]:
     return [name for name in INSTRUCTION_SETS if found.spq_runs_here(name.encode())]
 
 
+def transformed() -> bool:
+    """Whether `torch.func` is at work, whose tensors look like others and have no elements.
+
+    Not while torch.compile traces a model, which has it do a part of that.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def addressable(*tensors: Tensor | None) -> bool:
     """Whether kernels may be given the addresses of these tensors' elements.
 
     Only ordinary tensors on the CPU whose elements stand in order: no subclass (tracing and
     sharding use some), no slice, no type that the kernels do not know. None at all while
-    torch.compile traces a model: it makes kernels of its own.
+    torch.compile traces a model, for it makes kernels of its own, or within `torch.func`.
     """
-    return not torch.compiler.is_compiling() and all(
+    return not (torch.compiler.is_compiling() or transformed()) and all(
         tensor is None
         or (
             type(tensor) in (Tensor, nn.Parameter)

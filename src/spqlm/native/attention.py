@@ -111,7 +111,9 @@ def _described(
 
 
 def _suit(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    if torch.compiler.is_compiling() or key.shape != value.shape or not query.numel():
+    if torch.compiler.is_compiling() or native.transformed():
+        return False
+    if key.shape != value.shape or not query.numel():
         return False
     if (query.shape[0], query.shape[3]) != (key.shape[0], key.shape[3]):
         return False
