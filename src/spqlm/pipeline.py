@@ -3,14 +3,12 @@
 import copy
 import logging
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spqlm import ranks
@@ -20,18 +18,15 @@ from spqlm.ambient import standard_torch
 from spqlm.cache import RunState
 from spqlm.calibration.gather import Calibration
 from spqlm.calibration.probe import probe
-from spqlm.calibration.sensitivity import Passes, whole_model
 from spqlm.checkpoint.manifest import Forecast, Manifest, Sizes, StageRecord
 from spqlm.data.sources import public_name
-from spqlm.decoding import prompt_attention
 from spqlm.estimating import estimated
 from spqlm.kernels.widening import widened_products
-from spqlm.layerwise.gradients import LayerByLayer
 from spqlm.model.bytes_read import bytes_read
 from spqlm.model.digest import weights_digest
 from spqlm.model.limits import check_tokenizer
-from spqlm.model.mapped import bounded, is_bounded, watch
-from spqlm.model.memory import PeakMemory, resident_bytes
+from spqlm.model.mapped import bounded, watch
+from spqlm.model.memory import resident_bytes
 from spqlm.model.opening import open_layers
 from spqlm.model.soundness import check_magnitudes, check_runs
 from spqlm.model.view import ModelView
@@ -40,11 +35,11 @@ from spqlm.profiling.timed import timed
 from spqlm.progress import spoken
 from spqlm.recipe import Recipe
 from spqlm.requested import kept_to, requested
+from spqlm.running import passes_of, run_stages
 from spqlm.sources.adapter import underneath
 from spqlm.sources.load import load_model
 from spqlm.sources.loaded import LoadedModel
 from spqlm.sources.offloaded import offloaded
-from spqlm.stages.base import Inputs, Stage
 from spqlm.targets import NATIVE, Output, Target, target_class
 from spqlm.versions import versions
 
@@ -163,10 +158,10 @@ def compress(
         steps = kept_to(steps, wanted, loaded.model, loaded.tokenizer)
         watch(view)
         steps = timed(steps, view)
-        text = Calibration(steps.calibration, view, loaded.tokenizer, seed, _passes(run))
+        text = Calibration(steps.calibration, view, loaded.tokenizer, seed, passes_of(run))
         _check_sound(steps, view, text)
         plans = _plans(run, steps, loaded, seed, export_target)
-        records = _run_stages(steps.stages, view, text, seed, run, plans)
+        records = run_stages(steps.stages, view, text, seed, run, plans)
         target.prepare(view)
         limit = _limit_of_files(steps.byte_limit, wanted, target, view, loaded.tokenizer)
         manifest = _manifest(steps, export_target, seed, loaded, text, records, told)
@@ -310,69 +305,6 @@ def _plans(
     # Each target counts bytes in its own way.
     words = config, text, f"{seed}", f"{versions()}", f"{export_target}"
     return Plans(run, loaded.source.digest, *words)
-
-
-def _run_stages(
-    stages: tuple[Stage, ...],
-    view: ModelView,
-    text: Calibration,
-    seed: int,
-    run: RunState,
-    plans: Plans,
-) -> list[StageRecord]:
-    # A second model in memory, for stages that look back at it. What else a stage needs it is asked
-    # on its turn, since names of modules change with the stages before it.
-    compared = any(stage.needs(view).dense for stage in stages)
-    dense = _copied(view.model) if compared else None
-    return [_run_stage(stage, view, text, seed, dense, run, plans) for stage in stages]
-
-
-def _copied(model: PreTrainedModel) -> PreTrainedModel:
-    """A model that stages do not change.
-
-    Weights and codes are shared: stages replace them. Vectors and scales are trained in place.
-    """
-    shared: dict[int, Any] = {}
-    for module in model.modules():
-        dense = isinstance(module, nn.Linear | nn.Embedding)
-        for weight in module.parameters(recurse=False):
-            if weight.ndim > 1 and (dense or not weight.is_floating_point()):
-                shared[id(weight)] = weight
-    return copy.deepcopy(model, shared)
-
-
-def _passes(run: RunState) -> Callable[[str], Passes]:
-    def passes(key: str) -> Passes:
-        return LayerByLayer(run.directory("gradients", key)) if is_bounded() else whole_model
-
-    return passes
-
-
-def _run_stage(
-    stage: Stage,
-    view: ModelView,
-    text: Calibration,
-    seed: int,
-    dense: PreTrainedModel | None,
-    run: RunState,
-    plans: Plans,
-) -> StageRecord:
-    models = [view.model] if dense is None else [view.model, dense]
-    widened = widened_products(view.model.dtype)
-    with PeakMemory() as memory, widened, prompt_attention.used(*models):
-        needs = stage.needs(view)
-        statistics = text.statistics(needs)
-        plan = plans.of(stage, view, statistics)
-        ids = text.ids if needs.text else None
-        compared = dense if needs.dense else None
-        stage.apply(view, plan, Inputs(statistics, ids, seed, compared, run))
-    logger.info("%s: %s (%.1f s)", stage.key, plan.summary, memory.seconds)
-    return StageRecord(
-        config={stage.key: stage.model_dump(mode="json")},
-        plan=plan,
-        seconds=round(memory.seconds, 3),
-        peak_bytes=memory.peak_bytes,
-    )
 
 
 def _manifest(

@@ -11,7 +11,7 @@ from tests.helpers import TEXT, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 import spqlm
-from spqlm import pipeline
+from spqlm import running
 from spqlm.model.view import ModelView
 
 SECONDS = 60.0
@@ -98,7 +98,7 @@ def change(model: PreTrainedModel, random: Random) -> str:
 def _compress(model: PreTrainedModel, recipe: spqlm.Recipe) -> None:
     """Prints what was done when it is refused, and what is wrong where it is not."""
     through: list[str] = []
-    run_stage, replace = pipeline._run_stage, ModelView.replace
+    run_stage, replace = running._run_stage, ModelView.replace
 
     def told(stage: Any, *arguments: Any) -> Any:
         record = run_stage(stage, *arguments)
@@ -111,7 +111,7 @@ def _compress(model: PreTrainedModel, recipe: spqlm.Recipe) -> None:
             through.append(name)
 
     finite = _is_finite(model)
-    pipeline._run_stage = told
+    running._run_stage = told
     ModelView.replace = replaced  # type: ignore[method-assign]
     try:
         made = spqlm.compress(model, "made", recipe=recipe, tokenizer=tiny_tokenizer()).model
