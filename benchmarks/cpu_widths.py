@@ -5,7 +5,7 @@
 
 Levels of nl2 to nl5 are looked up, those of the others are evenly spaced. One row of input with
 one and two threads: bytes per second, and their ratio to those of 4 bits.
-Many rows: the speed against the dense product. Ways take turns over copies of the weight that
+More rows: the speed against the dense product. Ways take turns over copies of the weight that
 together do not fit into any cache; ratios are medians over turns.
 """
 
@@ -28,7 +28,7 @@ from spqlm.kernels.weights import GROUPED
 
 RESULTS = Path(__file__).parent / "results" / "widths.json"
 SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576", "1536x576", "49152x576")
-MANY = (128, 512)
+MORE = (8, 16, 32, 128, 512)
 # Of a measurement of one row, at least: small weights are read several times.
 SECONDS = 1e-3
 
@@ -115,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", action="append", help="OUTxIN; may be given several times")
     parser.add_argument("--threads", type=int, action="append", help="default 1 and 2")
+    parser.add_argument("--rows", type=int, action="append", help="beside one; default 8 to 512")
     parser.add_argument("--repeats", type=int, default=25, help="turns of one row of input")
     arguments = parser.parse_args()
     library = native.library()
@@ -125,7 +126,7 @@ def main() -> None:
     print(f"kernels: {native.instruction_set(library)}; reads {bandwidth / 1e9:.1f} GB/s")
     for shape in arguments.shape or SHAPES:
         weights = stored(shape)
-        for rows in (1, *MANY):
+        for rows in (1, *(arguments.rows or MORE)):
             for count in threads if rows == 1 else threads[-1:]:
                 repeats = arguments.repeats if rows == 1 else max(5, arguments.repeats // 4)
                 print(f"\n{shape}, {rows} rows, {count} threads, groups of {GROUP}")

@@ -9,7 +9,6 @@ TARGET_BEGIN(AVX512)
 
 #include "kernels_impl.h"
 #include "planes_avx512.h"
-#include "sums.h"
 
 namespace {
 
@@ -23,11 +22,8 @@ struct Avx512 {
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(F a) { return _mm512_reduce_add_ps(a); }
-  static __m256 halves_added(F a) {
-    return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-  }
   static void sums(F a, F b, F c, F d, float* out) {
-    _mm_storeu_ps(out, sums_of(halves_added(a), halves_added(b), halves_added(c), halves_added(d)));
+    _mm_storeu_ps(out, sums_of(a, b, c, d));
   }
   static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 

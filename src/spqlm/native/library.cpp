@@ -87,6 +87,9 @@ const Set* chosen = fastest();
 // Inputs from which on tiles are faster, measured by benchmarks/cpu_kernels.py.
 constexpr int64_t TILES_INT8 = 5, TILES_GROUPED = 5, TILES_BFLOAT16 = 3, TILES_SPARSE = 9;
 
+// The same for codes that become bfloat16 first, and up to where that is faster than products of many inputs.
+constexpr int64_t WIDENED_INT8 = 10, WIDENED_GROUPED = 8, WIDENED_MOST = 24;
+
 // Outputs that are worked out at a time: those of all inputs fit on the stack.
 constexpr int64_t ROWS = 32;
 
@@ -216,10 +219,11 @@ const Pairs* pairs_for(const Matrix& matrix, int64_t count) {
   if (!chosen->pairs) return nullptr;
   if (const Pairs* tiles = tiles_for(matrix, count)) return tiles;
   switch (matrix.format) {
-    case INT8: return &pairs_int8;
+    case INT8: return count < WIDENED_INT8 ? &pairs_int8 : &widened_int8;
     case GROUPED: {
       const int64_t size = matrix.columns / matrix.groups;
-      return size % BLOCK == 0 || (size % 16 == 0 && BLOCK % size == 0) ? &pairs_grouped : nullptr;
+      if (size % BLOCK && (size % 16 || BLOCK % size)) return nullptr;
+      return count < WIDENED_GROUPED ? &pairs_grouped : &widened_grouped;
     }
     case DENSE_BFLOAT16: return &pairs_bfloat16;
     case DENSE_FLOAT32:
@@ -232,6 +236,18 @@ const Pairs* pairs_for(const Matrix& matrix, int64_t count) {
   return nullptr;
 #endif
 }
+
+namespace {
+
+bool widened([[maybe_unused]] const Pairs* pairs) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  return pairs == &widened_int8 || pairs == &widened_grouped;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 
 decltype(&sparse_avx512_bf16) interleaved_for(const Matrix& matrix) {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -339,6 +355,8 @@ EXPORTED Status spq_dequantize(const Matrix* matrix, int64_t first, int64_t last
 EXPORTED Status spq_many(const Matrix* matrix, const void* x, int64_t count, void* y, int32_t threads) {
   if (!known(*matrix)) return REFUSED;
   if (!chosen->many || matrix->columns % MANY_COLUMNS) return DECLINED;
+  if (count <= WIDENED_MOST && widened(pairs_for(*matrix, count)))
+    return spq_linear(matrix, nullptr, x, BFLOAT16, count, y, threads);
   const int64_t inputs = (count + MANY_INPUTS - 1) / MANY_INPUTS * MANY_INPUTS;
   uint32_t* room = room_of<uint32_t>(Purpose::MANY, inputs * matrix->columns / 2);
   chosen->many(*matrix, (const uint16_t*)x, count, (uint16_t*)y, room, threads);

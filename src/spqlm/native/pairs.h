@@ -23,6 +23,9 @@ void write_out_avx512_bf16(const Matrix&, int64_t first, int64_t last, char* out
 // 2^-15 of that.
 extern const Pairs pairs_int8, pairs_grouped;
 
+// The same for several inputs: codes times scales, and inputs, are rounded to bfloat16.
+extern const Pairs widened_int8, widened_grouped;
+
 // Of weights in bfloat16, with inputs in bfloat16.
 extern const Pairs pairs_bfloat16;
 

@@ -8,9 +8,8 @@
 
 TARGET_BEGIN(AVX512 ",avx512vnni,f16c")
 
+#include "factors.h"
 #include "fixed_point.h"
-#include "planes_avx512.h"
-#include "sums.h"
 
 namespace {
 
@@ -38,69 +37,12 @@ struct Arranged {
 };
 static_assert((PARTS + 1) * PART_BYTES + sizeof(float) <= sizeof(uint16_t) * (BLOCK + BESIDE));
 
-// Up to sixteen numbers of a float type.
-inline __m512 load_numbers(FloatType type, __mmask16 mask, const char* p) {
-  switch (type) {
-    case FLOAT32: return _mm512_maskz_loadu_ps(mask, p);
-    case BFLOAT16: {
-      const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
-      return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-    }
-    case FLOAT16: return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, p));
-  }
-  __builtin_trap();
-}
-
-// What sums of eight columns are multiplied by, for some blocks: sixteen numbers that are scales times units. Of
-// groups smaller than a block each number is for one of them, else each is for one block of a group.
-struct Factors {
-  const Matrix& w;
-  const int64_t blocks, per_group, per_block;  // blocks of a row, of a group, and groups of a block
-  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  // Which block each number is for; which number each sum of eight columns of the first block takes.
-  const __m512i block_of, number_of;
-
-  explicit Factors(const Matrix& w)
-      : w(w), blocks(block_count_of(w.columns)), per_group(size() / BLOCK), per_block(per_group ? 1 : BLOCK / size()),
-        block_of(_mm512_srl_epi32(lanes, shift(per_block))), number_of(_mm512_srl_epi32(lanes, shift(16 / per_block))) {}
-
-  int64_t size() const { return w.columns / w.groups; }
-  static __m128i shift(int64_t divisor) { return _mm_cvtsi32_si128(__builtin_ctz((unsigned)divisor)); }
-
-  // How many blocks from this one on share what is loaded for it.
-  int64_t reach(int64_t block) const {
-    return per_group ? std::min<int64_t>(16, per_group - block % per_group) : 16 / per_block;
-  }
-
-  __m512 scales(int64_t row, int64_t block) const {
-    const int64_t bytes = element_size(w.scale_type), group = per_group ? block / per_group : block * per_block;
-    const char* p = (const char*)w.scale + (row * w.groups + group) * bytes;
-    if (per_group) return _mm512_set1_ps(read_float(p, w.scale_type, 0));
-    return load_numbers(w.scale_type, mask_of(w.groups - group), p);
-  }
-
-  void prefetch(int64_t row, int64_t high) const {
-    const int64_t bytes = w.groups * element_size(w.scale_type);
-    const char* p = (const char*)w.scale + row * bytes;
-    for (int64_t line = 0; line < high * bytes; line += 64) _mm_prefetch(p + line, _MM_HINT_T0);
-  }
-
-  __m512 units(const float* units, int64_t block) const {
-    return _mm512_permutexvar_ps(block_of, _mm512_maskz_loadu_ps(mask_of(blocks - block), units + block));
-  }
-};
-
-inline __m256 halves_added(__m512 v) {
-  return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-}
-
 template <int R, int M>
 void finish(const Matrix& w, int64_t row, __m512 (&acc)[R][M], float* y, int64_t y_stride) {
   for (int m = 0; m < M; m++) {
     float* out = y + m * y_stride + row;
     if constexpr (R == 4)
-      _mm_storeu_ps(out, sums_of(halves_added(acc[0][m]), halves_added(acc[1][m]),
-                                 halves_added(acc[2][m]), halves_added(acc[3][m])));
+      _mm_storeu_ps(out, sums_of(acc[0][m], acc[1][m], acc[2][m], acc[3][m]));
     else
       for (int r = 0; r < R; r++) out[r] = _mm512_reduce_add_ps(acc[r][m]);
     for (int r = 0; w.bias && r < R; r++) out[r] += read_float(w.bias, w.bias_type, row + r);
