@@ -7,6 +7,7 @@ from spqlm.checkpoint.manifest import read_manifest
 from spqlm.errors import SpqError
 from spqlm.sources import load
 from spqlm.sources.load import load_model
+from spqlm.sources.outline import outline
 
 
 @pytest.fixture
@@ -57,3 +58,17 @@ def test_a_checkpoint_of_ours_knows_how_it_was_made(source, tmp_path):
     assert load_model(source).manifest is None
     spqlm.compress(source, tmp_path / "out", recipe="int8")
     assert load_model(tmp_path / "out").manifest == read_manifest(tmp_path / "out") is not None
+
+
+@pytest.mark.parametrize("reads", [load_model, outline])
+def test_a_name_that_is_neither_here_nor_on_the_hub_says_both(reads, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SpqError, match="'out9': there is no directory of that name, and from the"):
+        reads("out9")
+
+
+def test_a_path_is_never_looked_for_on_the_hub(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpqError, match="'models/small/out' does not exist"):
+        load_model("models/small/out")

@@ -24,3 +24,12 @@ def test_an_unknown_target_names_the_nearest(name, meant):
 def test_what_targets_share_is_none():
     with pytest.raises(SpqError, match="unknown export target 'base'"):
         target_class("base")
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("vllm", "compressed-tensors and native"), ("Ollama", "gguf"), ("mlx-lm", "mlx")],
+)
+def test_the_name_of_a_program_tells_what_it_reads(name, read):
+    with pytest.raises(SpqError, match=f"'{name}' is a program .* it reads {read}$"):
+        target_class(name)

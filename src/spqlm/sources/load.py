@@ -140,7 +140,9 @@ def source_kind(name: str) -> SourceKind:
         if not (path / ADAPTER).is_file():
             _check_directory(path)
         return "directory"
-    local = name.startswith((".", "/", "~")) or name.endswith("/") or path.suffix == ".gguf"
+    # A name on the hub is one word or two.
+    local = name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
+    local = local or path.suffix == ".gguf"
     if path.exists() or local:
         what = "is neither a directory nor a .gguf file" if path.exists() else "does not exist"
         raise SpqError(f"model {name!r} {what}")

@@ -18,10 +18,10 @@ from spqlm.sources.opened import stated_dtype, without_codes
 from spqlm.sources.packed import Packing
 from spqlm.sources.pretrained import (
     LOADING_ERRORS,
-    first_line,
     model_class,
     others_packing,
     read_config,
+    unloadable,
 )
 
 # Bytes for each entry of a weight while it is unpacked: its codes, twice in float32, and in two
@@ -77,7 +77,7 @@ def outline(name: str, dtype: str | torch.dtype = "auto") -> Outline | None:
     except SpqError:
         raise
     except LOADING_ERRORS as error:
-        raise SpqError(f"cannot load model {name!r}: {first_line(error)}") from error
+        raise unloadable(name, error) from error
     plain = file is None and packing is None
     unpacking = 0 if plain and _as_stored(model, headers) else _unpacking(model, file, packing)
     open_layers(model)

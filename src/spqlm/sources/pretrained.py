@@ -80,7 +80,7 @@ def read_pretrained(name: str, options: dict[str, Any]) -> tuple[PreTrainedModel
     except SpqError:
         raise
     except LOADING_ERRORS as error:
-        raise SpqError(f"cannot load {what}: {first_line(error)}") from error
+        raise unloadable(name, error) from error
     return model.eval(), "" if packing is None else packing.note
 
 
@@ -117,6 +117,12 @@ def running(name: str) -> Iterator[None]:
         yield
     except (RuntimeError, IndexError) as error:
         raise SpqError(f"model {name!r} fails as it runs: {first_line(error)}") from error
+
+
+def unloadable(name: str, error: Exception) -> SpqError:
+    """What is said of a model that a library cannot load, which may be a directory misspelt."""
+    here = "" if Path(name).exists() else "there is no directory of that name, and from the hub: "
+    return SpqError(f"cannot load model {name!r}: {here}{first_line(error)}")
 
 
 def first_line(error: Exception) -> str:

@@ -24,9 +24,14 @@ def target_class(name: str) -> type[Target]:
     """The target of this name.
 
     Raises:
-        SpqError: no such target; names the nearest one.
+        SpqError: no such target; names the nearest one, or those that a program of this name reads.
     """
     if name not in available():
+        read = [key for key in available() if name.lower() in target_class(key).programs]
+        if read:
+            raise SpqError(
+                f"{name!r} is a program and not an export target; it reads {' and '.join(read)}"
+            )
         raise SpqError(
             f"unknown export target {name!r}; did you mean {nearest(name, available())!r}? "
             f"There are {', '.join(available())}"

@@ -118,6 +118,8 @@ class Target(ABC):
     """A kind of checkpoint. `prepare` says whether a model fits it, `save` writes and verifies."""
 
     key: ClassVar[str]
+    # What reads it, in small letters: who asks for a program is told the target.
+    programs: ClassVar[tuple[str, ...]] = ()
     # One file, or a directory of several.
     one_file: ClassVar[bool] = False
     # Which weights are best stored in one format; a byte budget for this target keeps to it.

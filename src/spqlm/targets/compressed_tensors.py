@@ -74,6 +74,7 @@ class CompressedTensorsTarget(Target):
     """Integers in the layers of the decoder; embedding and lm_head are floats."""
 
     key: ClassVar[str] = "compressed-tensors"
+    programs: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
     alike: ClassVar[Alike] = "fused"
     offered: ClassVar[tuple[Format, ...]] = OFFERED
     sizes: ClassVar[Sizes] = Sizes(_stored_bytes)

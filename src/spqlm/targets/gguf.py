@@ -58,6 +58,7 @@ class GgufTarget(Target):
     """Every weight of which 32 inputs share a scale, in architectures that llama.cpp has."""
 
     key: ClassVar[str] = "gguf"
+    programs: ClassVar[tuple[str, ...]] = ("llama.cpp", "llamacpp", "llama-cpp", "ollama", "lmstudio", "lm-studio")
     one_file: ClassVar[bool] = True
     # A tensor has a name, its sizes and its place, and begins at a multiple of 32.
     sizes: ClassVar[Sizes] = Sizes(stored_bytes, vector=4, tensor=112, tensors=1)

@@ -67,6 +67,7 @@ class MlxTarget(Target):
     """Integers of 2 to 8 bits in groups of 32, 64 or 128, in layers and tables."""
 
     key: ClassVar[str] = "mlx"
+    programs: ClassVar[tuple[str, ...]] = ("mlx-lm", "mlx_lm")
     offered: ClassVar[tuple[Format, ...]] = OFFERED
     sizes: ClassVar[Sizes] = Sizes(_stored_bytes)
 

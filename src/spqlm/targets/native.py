@@ -14,6 +14,7 @@ class NativeTarget(PretrainedTarget):
     """Every format that has a spec, and each module in its own."""
 
     key: ClassVar[str] = "native"
+    programs: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "peft", "lm-eval")
 
     def refusal(self, spec: WeightSpec) -> str | None:
         """None: a spec is what the checkpoint states."""
