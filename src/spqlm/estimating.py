@@ -27,7 +27,7 @@ def estimate(
     target_ratio: str | float | None = None,
     alike: Alike = "free",
     export_target: str | None = None,
-    calibration: str | None = None,
+    calibration: str | Path | None = None,
     recover: bool = True,
     dtype: str | torch.dtype = "auto",
     memory: str | int | None = None,

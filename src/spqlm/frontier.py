@@ -83,7 +83,7 @@ def frontier(
     recipe: str | Path | Recipe | None = None,
     alike: Alike = "free",
     export_target: str | None = None,
-    calibration: str | None = None,
+    calibration: str | Path | None = None,
     seed: int = 0,
     dtype: str | torch.dtype = "auto",
     device: str | None = None,

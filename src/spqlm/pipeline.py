@@ -76,7 +76,7 @@ def compress(
     target_ratio: str | float | None = None,
     alike: Alike = "free",
     export_target: str | None = None,
-    calibration: str | None = None,
+    calibration: str | Path | None = None,
     recover: bool = True,
     seed: int = 0,
     dtype: str | torch.dtype = "auto",
@@ -98,8 +98,9 @@ def compress(
         target_size: most bytes of all weights on disk: a number, or such as `90MB` or `85MiB`;
             with an `export_target`, of its files.
         target_ratio: the same as a share of the source's weights: `0.3` or `30%`.
-        alike: weights that are stored in one format: `fused`, q, k and v of a layer, and gate and
-            up; `uniform`, all of the decoder; `free`, as the recipe says.
+        alike: weights that are stored in one format: `experts`, each projection of the experts of
+            a layer; `fused`, also q, k and v, and gate and up; `uniform`, all of the decoder;
+            `free`, as the recipe says.
         export_target: name of a target that the result can be exported as afterwards: the byte
             budget keeps to formats that it holds. The result is a checkpoint of ours all the same.
         calibration: text source that replaces the recipe's.
@@ -184,7 +185,7 @@ def plan(
     target_ratio: str | float | None = None,
     alike: Alike = "free",
     export_target: str | None = None,
-    calibration: str | None = None,
+    calibration: str | Path | None = None,
     seed: int = 0,
     dtype: str | torch.dtype = "auto",
     device: str | None = None,

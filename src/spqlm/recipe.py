@@ -127,12 +127,13 @@ class Recipe(BaseModel):
         pairs = zip(limited, self.stages, strict=True)
         return self.model_copy(update={"stages": tuple(new or stage for new, stage in pairs)})
 
-    def calibrated_on(self, source: str) -> Self:
+    def calibrated_on(self, source: str | Path) -> Self:
         """The recipe with another calibration text.
 
         Raises:
             SpqError: it has a name that no manifest can hold.
         """
+        source = str(source)
         try:
             source.encode()
         except UnicodeEncodeError:

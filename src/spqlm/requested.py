@@ -18,7 +18,7 @@ def requested(
     target_ratio: str | float | None,
     alike: Alike,
     export_target: str | None,
-    calibration: str | None,
+    calibration: str | Path | None,
     recover: bool,
     limits: Limits | None = None,
 ) -> tuple[Recipe, float | None]:

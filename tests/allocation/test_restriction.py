@@ -6,6 +6,7 @@ from spqlm.errors import SpqError
 from spqlm.formats.dense import Dense
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
+from spqlm.model.opening import open_layers
 from spqlm.model.view import ModelView
 
 BOTH = (Int4(group_size=32), Int8())
@@ -26,6 +27,19 @@ def test_q_k_and_v_are_tied_and_so_are_gate_and_up():
 def test_a_family_without_a_gate_has_no_tie_there():
     [layer, *_] = ModelView(tiny_model("opt")).layers
     assert [len(members) for members in layer.together] == [3]
+
+
+@pytest.mark.parametrize("alike", ["experts", "fused"])
+def test_experts_are_tied_by_projection_and_layer(alike):
+    model = tiny_model("qwen3_moe")
+    open_layers(model)
+    view = ModelView(model)
+    tied = ties(view, alike)
+    experts = [named.name for layer in view.layers for named in layer.experts]
+    assert len({tied[name] for name in experts}) == 2 * len(view.layers)
+    assert all(name.startswith(f"{tied[name]}.") for name in experts)
+    attention = [layer.query.name for layer in view.layers]
+    assert all((name in tied) == (alike == "fused") for name in attention)
 
 
 def test_uniform_ties_the_decoder_and_nothing_else():

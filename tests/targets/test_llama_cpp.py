@@ -35,6 +35,8 @@ MODELS = {
     "mistral": ("mistral", {"sliding_window": 64}),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
+    "mixtral": ("mixtral", {}),
+    "qwen3moe": ("qwen3_moe", {"norm_topk_prob": True}),
     "gemma3": (
         "gemma3_text",
         {"query_pre_attn_scalar": 16, "num_hidden_layers": 7, "sliding_window": 16},

@@ -11,9 +11,10 @@ from spqlm.formats.dense import Dense
 from spqlm.model.view import ModelView, Named, Role
 
 # From the loosest to the strictest.
-Alike = Literal["free", "fused", "uniform"]
+Alike = Literal["free", "experts", "fused", "uniform"]
 
 SPOKEN = {
+    "experts": "the experts of a layer alike",
     "fused": "q, k and v alike, gate and up alike",
     "uniform": "one format for all layers",
 }
@@ -32,8 +33,10 @@ class Restriction:
 
     Attributes:
         refusal: why weights of a role may not take a format, in words; None where they may.
-        alike: `fused`: query, key and value of a layer, and gate and up, as engines need it that
-            compute each set in one product; `uniform`: all weights of the decoder; `free`: none.
+        alike: `experts`: each projection of all experts of a layer, as files need it that keep
+            them in one tensor; `fused`: those, and query, key and value of a layer, and gate and
+            up, as engines need it that compute each set in one product; `uniform`: all weights of
+            the decoder; `free`: none.
         even: whether layers that are as large now stay so, as a config needs it that states one
             size for all.
         whole: whether weights may not be factorised, nor lose groups.
@@ -83,6 +86,8 @@ def _sets(view: ModelView, alike: Alike) -> Iterator[tuple[str, list[Named]]]:
     for layer in view.layers:
         if alike == "uniform":
             yield alike, layer.leaves
+        if alike in ("experts", "fused"):
+            yield from layer.expert_projections.items()
         if alike == "fused":
             for members in layer.together:
                 yield members[0].name, members

@@ -24,7 +24,7 @@ METHODS = (
     *("ensemble-no-recover", "ensemble"),
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-Alike = Literal["free", "fused", "uniform"]
+Alike = Literal["free", "experts", "fused", "uniform"]
 DEVICES = ("cpu", "cuda")
 
 Complete = Callable[[str], list[str]]

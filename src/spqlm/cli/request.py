@@ -35,8 +35,8 @@ TargetRatio = Annotated[
 Alike = Annotated[
     Kinds,
     typer.Option(
-        help="Which weights must have one format: `fused` for q, k and v of a layer, and gate "
-        "and up; `uniform` for all layers."
+        help="Which weights must have one format: `experts` for each projection of the experts of "
+        "a layer; `fused` for q, k and v, too, and gate and up; `uniform` for all layers."
     ),
 ]
 ExportTarget = Annotated[

@@ -136,7 +136,7 @@ class PerExpert(Mixin, nn.Module):
 
     def _is_shown(self, expert: int) -> bool:
         shown = _shown.get()
-        return any(getattr(self, name)[expert] in shown for name in _projections(self))
+        return any(getattr(self, name)[expert] in shown for name in projections(self))
 
     def _unreached(self, index: Tensor) -> list[int]:
         if not _shown.get():
@@ -159,7 +159,7 @@ def is_packed(module: nn.Module) -> bool:
     """Whether a module holds experts in 3-D parameters of a layout that is known."""
     if not hasattr(module, "is_transposed") or getattr(module, "has_post_expert_norm", False):
         return False
-    held_here = [module._parameters.get(name) for name in _projections(module)]
+    held_here = [module._parameters.get(name) for name in projections(module)]
     return all(weight is not None and weight.ndim == 3 for weight in held_here)
 
 
@@ -170,6 +170,25 @@ def expert_count(module: nn.Module) -> int:
     if isinstance(module, nn.ModuleList):
         return len(module)
     return len(module.get_parameter("down_proj")) if is_packed(module) else 0
+
+
+def of_each_expert(module: Any, name: str) -> list[nn.Module]:
+    """A projection of every expert as a linear layer, of a module in either layout.
+
+    Args:
+        module: with experts.
+        name: one of `projections`.
+    """
+    if isinstance(module, PerExpert):
+        return list(getattr(module, name))
+    weights = module._parameters[name].detach()
+    biases = module._parameters.get(f"{name}_bias")
+    if module.is_transposed:
+        weights = weights.transpose(1, 2)
+    return [
+        linear_from(weight, None if biases is None else biases.detach()[expert])
+        for expert, weight in enumerate(weights)
+    ]
 
 
 def open_experts(model: nn.Module, within: Collection[str] | None = None) -> None:
@@ -186,15 +205,10 @@ def open_experts(model: nn.Module, within: Collection[str] | None = None) -> Non
 
 
 def _open(module: Any) -> None:
-    for name in _projections(module):
-        weights = module._parameters.pop(name).detach()
-        biases = module._parameters.pop(f"{name}_bias", None)
-        if module.is_transposed:
-            weights = weights.transpose(1, 2)
-        linears = [
-            linear_from(weight, None if biases is None else biases.detach()[expert])
-            for expert, weight in enumerate(weights)
-        ]
+    for name in projections(module):
+        linears = of_each_expert(module, name)
+        module._parameters.pop(name)
+        module._parameters.pop(f"{name}_bias", None)
         setattr(module, name, nn.ModuleList(linears))
     # Its own initialisation knows parameters only.
     module._is_hf_initialized = True
@@ -211,7 +225,7 @@ def close_experts(model: nn.Module) -> None:
     for module in model.modules():
         if not isinstance(module, PerExpert):
             continue
-        linears = [linear for name in _projections(module) for linear in getattr(module, name)]
+        linears = [linear for name in projections(module) for linear in getattr(module, name)]
         if all(type(linear) is nn.Linear for linear in linears):
             _close(module)
             continue
@@ -224,7 +238,7 @@ def close_experts(model: nn.Module) -> None:
 
 
 def _close(module: Any) -> None:
-    for name in _projections(module):
+    for name in projections(module):
         linears = module._modules.pop(name)
         weights = torch.stack([linear.weight.detach() for linear in linears])
         if module.is_transposed:
@@ -241,5 +255,6 @@ def _first(module: Any) -> str:
     return "gate_up_proj" if module.has_gate else "up_proj"
 
 
-def _projections(module: Any) -> tuple[str, str]:
+def projections(module: Any) -> tuple[str, str]:
+    """Names of what the experts of a module multiply by first and last."""
     return _first(module), "down_proj"

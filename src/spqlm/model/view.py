@@ -141,6 +141,15 @@ class LayerView:
         return [named for named in self.leaves if is_expert(self._model, named.name)]
 
     @property
+    def expert_projections(self) -> dict[str, list[Named]]:
+        """Projections of experts by what they are of all experts: its full name."""
+        found: dict[str, list[Named]] = {}
+        for named in self.linears:
+            if is_expert(self._model, named.name):
+                found.setdefault(named.name.rpartition(".")[0], []).append(named)
+        return found
+
+    @property
     def together(self) -> list[list[Named]]:
         """Sets of projections that engines compute in one product: q, k and v; gate and up."""
         attention, mlp = self._family.attention, self._family.mlp

@@ -106,8 +106,8 @@ class Budget(Stage):
     multiple_of: int = Field(64, ge=1, description="MLP widths are rounded to a multiple of this")
     alike: Alike = Field(
         "free",
-        description="weights that take one format: `fused`, q, k and v of a layer, and gate and "
-        "up; `uniform`, all of the decoder",
+        description="weights that take one format: `experts`, each projection of the experts of a "
+        "layer; `fused`, also q, k and v, and gate and up; `uniform`, all of the decoder",
     )
     even_cuts: bool = Field(
         False,

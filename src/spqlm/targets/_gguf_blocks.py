@@ -44,6 +44,14 @@ def is_type(form: Format) -> bool:
     return form.name in LAYOUTS
 
 
+def type_of(form: Format, columns: int) -> str | None:
+    """The type of a weight in a format; None where it becomes floats."""
+    if is_type(form):
+        return form.name.upper()
+    found = scheme(form, columns)
+    return None if found is None else TYPES[found.bits]
+
+
 def stored_bytes(form: Format, rows: int, columns: int, float_bytes: int) -> int:
     """Bytes of a weight there; as they are where it is floats."""
     if isinstance(form, InBlocks) and is_type(form):

@@ -28,6 +28,7 @@ class Architecture:
         windows: whether it has layers with a sliding window: five of six, the sixth being the full
             one. It reads no other pattern of them.
         biases: whether attention may have any that its config states.
+        experts: whether every layer has experts, whose shares of a token's output sum to 1.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Architecture:
     frequencies: bool = False
     windows: bool = False
     biases: bool = False
+    experts: bool = False
 
 
 # Layers from one with full attention to the next.
@@ -49,6 +51,8 @@ ARCHITECTURES = {
     "mistral": LLAMA,
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
+    "mixtral": Architecture("llama", pairs=True, experts=True),
+    "qwen3_moe": Architecture("qwen3moe", experts=True),
     "gemma3_text": Architecture(
         "gemma3", activation="gelu_pytorch_tanh", norm_shift=1.0, windows=True
     ),
@@ -88,6 +92,11 @@ def _unlike(config: PretrainedConfig, known: Architecture) -> str | None:
             return "layers with full attention elsewhere than at every sixth place"
         if config.rope_parameters["sliding_attention"].get("rope_type", "default") != "default":
             return "scaled rotary embeddings in layers with a sliding window"
+    if known.experts:
+        if getattr(config, "mlp_only_layers", ()) or getattr(config, "decoder_sparse_step", 1) != 1:
+            return "layers without experts"
+        if not getattr(config, "norm_topk_prob", True):
+            return "experts whose shares do not sum to 1 (norm_topk_prob)"
     if getattr(config, "use_bidirectional_attention", False):
         return "attention to later tokens"
     if getattr(config, "attention_bias", False) and not known.biases:
@@ -122,13 +131,18 @@ def write_keys(writer: gguf.GGUFWriter, view: ModelView, known: Architecture) ->
     writer.add_context_length(_context(config))
     writer.add_embedding_length(config.hidden_size)
     writer.add_vocab_size(config.vocab_size)
-    widths = [layer.intermediate_size for layer in layers]
+    widths = [config.intermediate_size if known.experts else n.intermediate_size for n in layers]
     heads = [layer.query_heads for layer in layers]
     groups = [layer.key_value_groups for layer in layers]
     uneven = known is DECI
     writer.add_feed_forward_length(widths if uneven else widths[0])
     writer.add_head_count(heads if uneven else heads[0])
     writer.add_head_count_kv(groups if uneven else groups[0])
+    if known.experts:
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        width = getattr(config, "moe_intermediate_size", config.intermediate_size)
+        writer.add_expert_feed_forward_length(width)
     writer.add_key_length(view.head_dim)
     writer.add_value_length(view.head_dim)
     writer.add_rope_dimension_count(view.head_dim)

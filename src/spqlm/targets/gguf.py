@@ -8,32 +8,24 @@ are ggml's own stay what they are.
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.allocation.restriction import Alike
 from spqlm.allocation.sizes import Sizes
 from spqlm.checkpoint.dense import resized
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import WeightSpec
 from spqlm.errors import CheckpointError
 from spqlm.formats import Format, StoredWeight, parse
-from spqlm.model.view import ModelView
-from spqlm.modules.linear import Compressed
+from spqlm.model.view import ModelView, Named
 from spqlm.modules.ops import stored_weight
-from spqlm.targets._gguf_blocks import (
-    BLOCK,
-    encoded,
-    exact,
-    is_type,
-    stored_bytes,
-    wasteful,
-)
+from spqlm.targets._gguf_blocks import BLOCK, exact, is_type, stored_bytes, type_of, wasteful
+from spqlm.targets._gguf_parts import encode, named_parts, values_of
 from spqlm.targets._integers import grouping_refusal
 from spqlm.targets.base import Package, Target
 
@@ -42,7 +34,6 @@ if TYPE_CHECKING:
 
     from spqlm.targets._gguf_keys import Architecture
 
-Part = StoredWeight | Tensor
 OFFERED = (
     *(parse({name: {"group_size": BLOCK}}) for name in ("int4", "int5")),
     *map(parse, ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")),
@@ -58,8 +49,9 @@ class GgufTarget(Target):
     """Every weight of which 32 inputs share a scale, in architectures that llama.cpp has."""
 
     key: ClassVar[str] = "gguf"
-    programs: ClassVar[tuple[str, ...]] = ("llama.cpp", "llamacpp", "llama-cpp", "ollama", "lmstudio", "lm-studio")
+    programs: ClassVar[tuple[str, ...]] = ("llama.cpp", "llama-cpp", "ollama", "lmstudio")
     one_file: ClassVar[bool] = True
+    alike: ClassVar[Alike] = "experts"
     # A tensor has a name, its sizes and its place, and begins at a multiple of 32.
     sizes: ClassVar[Sizes] = Sizes(stored_bytes, vector=4, tensor=112, tensors=1)
     offered: ClassVar[tuple[Format, ...]] = OFFERED
@@ -70,6 +62,18 @@ class GgufTarget(Target):
         if is_type(spec.form):
             return None
         return grouping_refusal(spec, BLOCK)
+
+    def refused(self, view: ModelView) -> dict[str, str]:
+        """A projection of all experts is one tensor there, of one type."""
+        found = super().refused(view)
+        for layer in view.layers:
+            for name, members in layer.expert_projections.items():
+                kinds = {named.name: _type(named, found) for named in members}
+                if len(set(kinds.values())) > 1:
+                    several = ", ".join(sorted({kind or "floats" for kind in kinds.values()}))
+                    reason = f"{name!r} is one tensor of one type there; its experts are {several}"
+                    found |= {one: reason for one, kind in kinds.items() if kind is not None}
+        return found
 
     def value_refusal(self, weight: StoredWeight) -> str | None:
         """Scales are float16 there."""
@@ -117,8 +121,8 @@ class GgufTarget(Target):
         known = _architecture(model)
         writer = _writer(view, known, tokenizer, place)
         kinds: Counter[str] = Counter()
-        for name, part in _named_parts(view, known):
-            kind, data = _encoded(part)
+        for name, part in named_parts(view, known):
+            kind, data = encode(part)
             kinds[kind] += data.nbytes
             writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
         [(most, _)] = kinds.most_common(1)
@@ -139,12 +143,12 @@ class GgufTarget(Target):
 
         view, known = ModelView(model), _architecture(model)
         found = {tensor.name: tensor for tensor in gguf.GGUFReader(place).tensors}
-        expected = dict(_named_parts(view, known))
+        expected = dict(named_parts(view, known))
         if found.keys() - {"rope_freqs.weight"} != expected.keys():
             raise CheckpointError("the gguf file does not hold the model's tensors")
         for name, part in expected.items():
             there = gguf.dequantize(found[name].data, found[name].tensor_type)
-            if not np.array_equal(there, _values(part).numpy()):
+            if not np.array_equal(there, values_of(part).numpy()):
                 raise CheckpointError(f"the tensor {name!r} in the gguf file is not the model's")
         return "read every tensor back with the package gguf, equal number for number"
 
@@ -188,62 +192,10 @@ def _architecture(model: PreTrainedModel) -> "Architecture":
     return DECI if resized(model) else architecture(model.config)
 
 
-def _named_parts(view: ModelView, known: "Architecture") -> Iterator[tuple[str, Part]]:
-    """Weights, biases and norms in llama.cpp's order of rows, by its names."""
-    import gguf
-
-    from spqlm.targets._gguf_keys import paired_rows
-
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == known.name)
-    names = gguf.get_tensor_name_map(arch, len(view.layers))
-    turned = set()
-    if known.pairs:
-        turned = {named.name for layer in view.layers for named in (layer.query, layer.key)}
-    for name, module_name, part in _parts(view):
-        if module_name in turned:
-            rows = len(part) if isinstance(part, Tensor) else part.shape[0]
-            order = paired_rows(rows, view.head_dim)
-            part = part[order] if isinstance(part, Tensor) else part.take_rows(order)
-        elif known.norm_shift and "norm" in name:
-            assert isinstance(part, Tensor)
-            part = part.float() + known.norm_shift
-        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert found is not None
-        yield found, part
-
-
-def _parts(view: ModelView) -> Iterator[tuple[str, str, Part]]:
-    """Name, module and value of everything that is stored; of a tied pair the embedding."""
-    tied = view.lm_head.name if view.tied else None
-    for name, module in view.model.named_modules():
-        if name == tied:
-            continue
-        if isinstance(module, Compressed | nn.Linear | nn.Embedding):
-            yield f"{name}.weight", name, stored_weight(module).detach()
-            bias = getattr(module, "bias", None)
-            if bias is not None:
-                yield f"{name}.bias", name, bias.detach()
-        else:
-            for part, tensor in module.named_parameters(recurse=False):
-                yield f"{name}.{part}", name, tensor.detach()
-
-
-def _encoded(part: Part) -> tuple[str, np.ndarray]:
-    """The type in GGUF, and the data: bytes row by row, or floats."""
-    if isinstance(part, Tensor):
-        return "F32", part.float().cpu().numpy()  # llama.cpp wants vectors so
-    found = encoded(part)
-    if found is not None:
-        kind, data = found
-        return kind, data.cpu().numpy()
-    weight = part.restore().cpu().contiguous()
-    kind = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[weight.dtype]
-    return kind, weight.view(torch.uint8).numpy()
-
-
-def _values(part: Part) -> Tensor:
-    """What the file must hold, float32."""
-    return (part.float() if isinstance(part, Tensor) else part.restore(torch.float32)).cpu()
+def _type(named: Named, refused: Collection[str]) -> str | None:
+    """The type that a weight becomes; None for floats."""
+    weight = stored_weight(named.module)
+    return None if named.name in refused else type_of(weight.format, weight.shape[1])
 
 
 TARGET = GgufTarget
