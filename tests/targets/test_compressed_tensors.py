@@ -61,11 +61,16 @@ def test_fused_weights_share_a_scheme_and_the_others_keep_theirs(tmp_path):
 def test_levels_that_are_not_evenly_spaced_are_codes_of_eight_bits(tmp_path):
     view = ModelView(tiny_model())
     for place, named in enumerate(view.linears(("attention", "mlp"))):
-        stored(view, named.name, parse({f"nl{2 + place % 4}": {"group_size": 32}}))
+        scales = ("float", "int8")[place % 2]
+        form = {f"nl{2 + place % 4}": {"group_size": 32, "scales": scales}}
+        stored(view, named.name, parse(form))
     written(view, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     (group,) = config["config_groups"].values()
     assert (group["weights"]["num_bits"], group["weights"]["group_size"]) == (8, 32)
+    names = load_file(tmp_path / "out" / "model.safetensors")
+    kinds = {"weight", "weight_packed", "weight_scale", "weight_shape"}
+    assert {name.rpartition(".")[2] for name in names} == kinds
     assert "number for number" in CompressedTensorsTarget().verify(view.model, tmp_path / "out")
 
 

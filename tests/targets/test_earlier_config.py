@@ -1,4 +1,4 @@
-"""Rotary positions by the names of before transformers 5, in files that older programs read."""
+"""Names of before transformers 5, in files that older programs read."""
 
 import json
 
@@ -41,6 +41,18 @@ def test_the_base_and_the_scaling_stand_beside_the_names_of_today(target, rope, 
     assert config.get("rope_scaling") == (scaled if rope is LLAMA3 else None)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert loaded.config.rope_parameters == model.config.rope_parameters
+    torch.testing.assert_close(logits(loaded), before)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_experts_are_counted_by_both_names(kind, tmp_path):
+    model = tiny_model(kind)
+    before, made = logits(model), DenseTarget()
+    made.prepare(ModelView(model))
+    made.write(model, None, tmp_path, "4GB")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_experts"] == config["num_local_experts"] == 4
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     torch.testing.assert_close(logits(loaded), before)
 
 

@@ -79,7 +79,8 @@ def test_experts_of_several_types_are_refused_by_name(view, tmp_path):
     store_experts(view, INT8, {2})
     named = next(iter(view.layers[0].expert_projections))
     with pytest.raises(
-        SpqError, match=rf"'{named}.0' and .*of one type there; its experts are Q4_0, Q8_0, floats;"
+        SpqError,
+        match=rf"'{named}.0' and .*is one tensor there, and its experts are Q4_0, Q8_0, floats;",
     ):
         written(view, tmp_path / "model.gguf")
     notes = written(view, tmp_path / "model.gguf", as_floats=True)

@@ -62,6 +62,8 @@ def test_each_module_says_its_bits_and_group_size(tied, dtype, tmp_path):
     assert "lm_head" not in stated and "quantization_config" not in config
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert ("lm_head.weight" in tensors) == (not tied)
+    # mlx-lm refuses what it has no place for.
+    assert {name.rpartition(".")[2] for name in tensors} == {"weight", "scales", "biases"}
     assert tensors["model.embed_tokens.weight"].dtype == torch.uint32
     scales, biases = (tensors[f"model.embed_tokens.{part}"] for part in ("scales", "biases"))
     assert torch.equal(biases, -128 * scales)

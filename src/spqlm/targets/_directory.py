@@ -15,11 +15,11 @@ from spqlm.checkpoint.bars import our_bars
 from spqlm.checkpoint.quantizer import attach
 from spqlm.checkpoint.verify import check_logits, fixed_logits
 from spqlm.errors import SpqError
-from spqlm.model.experts import PerExpert, is_packed
 from spqlm.model.mapped import watch
 from spqlm.model.memory import weight_file_bytes
 from spqlm.model.view import ModelView
 from spqlm.sources.load import load_model
+from spqlm.targets._experts import holds_experts
 from spqlm.targets.base import Target
 
 
@@ -67,7 +67,7 @@ def refuse_experts(key: str, model: PreTrainedModel) -> None:
     Raises:
         SpqError: the model has experts.
     """
-    if any(isinstance(module, PerExpert) or is_packed(module) for module in model.modules()):
+    if any(map(holds_experts, model.modules())):
         raise SpqError(f"{key} has no layout for the experts of {model.config.model_type!r} yet")
 
 

@@ -1,6 +1,7 @@
-"""Rotary positions in config.json as before transformers 5, for programs that read no other names.
+"""Names of config.json from before transformers 5, for programs that read no others.
 
-A program that finds none of its names takes a base of 10,000 and says nothing: the text is wrong.
+A program that finds no base of rotary positions takes 10,000 and says nothing: the text is wrong.
+Some find no number of experts.
 """
 
 import json
@@ -26,12 +27,14 @@ def state_earlier_names(file: Path, *, by_kind: bool = True) -> None:
 
 
 def _earlier_names(config: dict[str, Any]) -> dict[str, Any]:
-    """`rope_theta`, `rope_scaling` and what else stood beside them."""
+    """`rope_theta`, `rope_scaling` and what else stood beside them, and `num_experts`."""
     rope = config.get("rope_parameters") or {}
+    experts = config.get("num_local_experts")
+    counted = {} if experts is None else {"num_experts": experts}
     if not _of_kinds(config):
-        return _of_one(rope)
+        return counted | _of_one(rope)
     # Only those of full attention could be scaled.
-    found = _of_one(rope.get(FULL) or {})
+    found = counted | _of_one(rope.get(FULL) or {})
     if "rope_theta" in (rope.get(SLIDING) or {}):
         found["rope_local_base_freq"] = rope[SLIDING]["rope_theta"]
     kinds = config.get("layer_types") or []

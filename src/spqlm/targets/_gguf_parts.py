@@ -1,17 +1,17 @@
 """The tensors of a GGUF file: which there are, what they are called, and their bytes."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spqlm.formats import StoredWeight
-from spqlm.model.experts import PerExpert, is_packed, of_each_expert, projections
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.modules.ops import stored_weight
+from spqlm.targets._experts import holds_experts, weights_of_experts
 from spqlm.targets._gguf_blocks import encoded
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def _parts(view: ModelView) -> Iterator[tuple[str, str, Part]]:
     for name, module in view.model.named_modules():
         if name == tied or name.startswith(inside):
             continue
-        if isinstance(module, PerExpert) or is_packed(module):
+        if holds_experts(module):
             inside += (f"{name}.",)
-            for projection, weights in _of_experts(module):
+            for projection, weights in weights_of_experts(module):
                 yield f"{name}.{projection}.weight", name, weights
         elif isinstance(module, Compressed | nn.Linear | nn.Embedding):
             yield f"{name}.weight", name, stored_weight(module).detach()
@@ -65,18 +65,6 @@ def _parts(view: ModelView) -> Iterator[tuple[str, str, Part]]:
         else:
             for part, tensor in module.named_parameters(recurse=False):
                 yield f"{name}.{part}", name, tensor.detach()
-
-
-def _of_experts(module: Any) -> Iterator[tuple[str, list[StoredWeight]]]:
-    """Gate, up and down of all experts; rows of the gate are the first half of what both are in."""
-    for name in projections(module):
-        weights = [stored_weight(one).detach() for one in of_each_expert(module, name)]
-        if name != "gate_up_proj":
-            yield name, weights
-            continue
-        gate, up = torch.arange(weights[0].shape[0]).chunk(2)
-        yield "gate_proj", [weight.take_rows(gate) for weight in weights]
-        yield "up_proj", [weight.take_rows(up) for weight in weights]
 
 
 def encode(part: Part) -> tuple[str, np.ndarray]:

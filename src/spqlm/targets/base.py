@@ -3,7 +3,7 @@
 import importlib.util
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -124,6 +124,8 @@ class Target(ABC):
     one_file: ClassVar[bool] = False
     # Which weights are best stored in one format; a byte budget for this target keeps to it.
     alike: ClassVar[Alike] = "free"
+    # Whether a projection of all experts of a layer is one tensor, of one `kind`.
+    stacks_experts: ClassVar[bool] = False
     # What weights may be stored in besides what a recipe offers.
     offered: ClassVar[tuple[Format, ...]] = ()
     # How large a weight is there, and whatever else the file holds.
@@ -256,7 +258,27 @@ class Target(ABC):
                 reason = self.value_refusal(stored_weight(view.module(name)).detach())
             if reason is not None:
                 found[name] = reason
+        return found | self._unlike_experts(view, found) if self.stacks_experts else found
+
+    def _unlike_experts(self, view: ModelView, refused: Collection[str]) -> dict[str, str]:
+        """Experts that cannot be in one tensor, since others of their layer are of other kinds."""
+        found: dict[str, str] = {}
+        for layer in view.layers:
+            for name, members in layer.expert_projections.items():
+                weights = {one.name: stored_weight(one.module) for one in members}
+                kinds = {
+                    one: None if one in refused else self.kind(weight)
+                    for one, weight in weights.items()
+                }
+                if len(set(kinds.values())) > 1:
+                    several = ", ".join(sorted({kind or "floats" for kind in kinds.values()}))
+                    reason = f"{name!r} is one tensor there, and its experts are {several}"
+                    found |= {one: reason for one, kind in kinds.items() if kind is not None}
         return found
+
+    def kind(self, weight: StoredWeight) -> str | None:
+        """What a weight becomes, in words: those of one kind fit one tensor; None for floats."""
+        return None
 
     def prepare(self, view: ModelView, *, as_floats: bool = False) -> list[str]:
         """Make a compressed model in memory ready to be saved.

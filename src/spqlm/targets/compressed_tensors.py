@@ -30,6 +30,7 @@ from spqlm.modules.ops import dense_weight
 from spqlm.numerics.integer import dequantize_groups
 from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
 from spqlm.targets._earlier_config import state_earlier_names
+from spqlm.targets._experts import stored_otherwise
 from spqlm.targets._integers import (
     OFFERED,
     Integers,
@@ -132,10 +133,9 @@ class CompressedTensorsTarget(Target):
         """Packed codes, scales, and the config that says which layer is stored how."""
         view = ModelView(model)
         schemes = dict(_schemes(view))
-        state = dict(model.state_dict())
+        otherwise = stored_otherwise(model)
+        state = {name: part for name, part in model.state_dict().items() if name not in otherwise}
         for name, weight in schemes.items():
-            for part in ("codes", "scale", "mask", "offsets"):
-                state.pop(f"{name}.{part}", None)
             state[f"{name}.weight_scale"] = weight.scale.contiguous()
             if weight.int8_inputs:
                 state[f"{name}.weight"] = weight.codes

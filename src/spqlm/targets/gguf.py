@@ -8,7 +8,6 @@ are ggml's own stay what they are.
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,8 +21,7 @@ from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import WeightSpec
 from spqlm.errors import CheckpointError
 from spqlm.formats import Format, StoredWeight, parse
-from spqlm.model.view import ModelView, Named
-from spqlm.modules.ops import stored_weight
+from spqlm.model.view import ModelView
 from spqlm.targets._gguf_blocks import BLOCK, exact, is_type, stored_bytes, type_of, wasteful
 from spqlm.targets._gguf_parts import encode, named_parts, values_of
 from spqlm.targets._integers import grouping_refusal
@@ -52,6 +50,7 @@ class GgufTarget(Target):
     programs: ClassVar[tuple[str, ...]] = ("llama.cpp", "llama-cpp", "ollama", "lmstudio")
     one_file: ClassVar[bool] = True
     alike: ClassVar[Alike] = "experts"
+    stacks_experts: ClassVar[bool] = True
     # A tensor has a name, its sizes and its place, and begins at a multiple of 32.
     sizes: ClassVar[Sizes] = Sizes(stored_bytes, vector=4, tensor=112, tensors=1)
     offered: ClassVar[tuple[Format, ...]] = OFFERED
@@ -63,17 +62,9 @@ class GgufTarget(Target):
             return None
         return grouping_refusal(spec, BLOCK)
 
-    def refused(self, view: ModelView) -> dict[str, str]:
-        """A projection of all experts is one tensor there, of one type."""
-        found = super().refused(view)
-        for layer in view.layers:
-            for name, members in layer.expert_projections.items():
-                kinds = {named.name: _type(named, found) for named in members}
-                if len(set(kinds.values())) > 1:
-                    several = ", ".join(sorted({kind or "floats" for kind in kinds.values()}))
-                    reason = f"{name!r} is one tensor of one type there; its experts are {several}"
-                    found |= {one: reason for one, kind in kinds.items() if kind is not None}
-        return found
+    def kind(self, weight: StoredWeight) -> str | None:
+        """Its type."""
+        return type_of(weight.format, weight.shape[1])
 
     def value_refusal(self, weight: StoredWeight) -> str | None:
         """Scales are float16 there."""
@@ -190,12 +181,6 @@ def _architecture(model: PreTrainedModel) -> "Architecture":
     from spqlm.targets._gguf_keys import DECI, architecture
 
     return DECI if resized(model) else architecture(model.config)
-
-
-def _type(named: Named, refused: Collection[str]) -> str | None:
-    """The type that a weight becomes; None for floats."""
-    weight = stored_weight(named.module)
-    return None if named.name in refused else type_of(weight.format, weight.shape[1])
 
 
 TARGET = GgufTarget

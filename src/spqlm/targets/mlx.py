@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spqlm.allocation.restriction import Alike
 from spqlm.allocation.sizes import Sizes
 from spqlm.checkpoint.manifest import Manifest
 from spqlm.checkpoint.spec import WeightSpec
@@ -21,10 +22,10 @@ from spqlm.errors import CheckpointError, SpqError
 from spqlm.formats import Format, StoredWeight
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
-from spqlm.modules.ops import stored_weight
 from spqlm.numerics.integer import dequantize_groups
 from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
 from spqlm.targets._earlier_config import state_earlier_names
+from spqlm.targets._experts import holds_experts, stored_otherwise, weights_of_experts
 from spqlm.targets._integers import (
     OFFERED,
     Integers,
@@ -42,6 +43,10 @@ from spqlm.versions import version_of
 PACKAGE = Package("mlx", "pip install mlx")
 READER = Package("mlx_lm", "pip install mlx-lm")
 GROUP_SIZES = (128, 64, 32)
+BLOCKS = {"qwen3_moe": "mlp", "mixtral": "block_sparse_moe"}
+"""What a layer's experts and their router are in, by `model_type`."""
+STACK = "switch_mlp"
+"""What all experts of a layer are there, each projection in one tensor."""
 
 
 def _width(bits: int) -> int:
@@ -67,6 +72,8 @@ class MlxTarget(Target):
     """Integers of 2 to 8 bits in groups of 32, 64 or 128, in layers and tables."""
 
     key: ClassVar[str] = "mlx"
+    alike: ClassVar[Alike] = "experts"
+    stacks_experts: ClassVar[bool] = True
     programs: ClassVar[tuple[str, ...]] = ("mlx-lm", "mlx_lm")
     offered: ClassVar[tuple[Format, ...]] = OFFERED
     sizes: ClassVar[Sizes] = Sizes(_stored_bytes)
@@ -74,9 +81,15 @@ class MlxTarget(Target):
     def check_model(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
-        """No experts, which MLX stacks in a layout of its own, and nothing that mlx-lm lacks."""
-        refuse_experts(self.key, model)
+        """Experts of models whose names for them are known, and nothing that mlx-lm lacks."""
+        if model.config.model_type not in BLOCKS:
+            refuse_experts(self.key, model)
         _refuse_unknown(model.config.model_type)
+
+    def kind(self, weight: StoredWeight) -> str | None:
+        """Bits and the size of groups."""
+        found = _integers(weight)
+        return None if found is None else f"{found.bits} bits in groups of {found.group_size}"
 
     def refusal(self, spec: WeightSpec) -> str | None:
         """Groups are of 32 inputs at least."""
@@ -101,14 +114,23 @@ class MlxTarget(Target):
         max_shard_size: str,
     ) -> int:
         """Codes in words, scales, biases, and the config that says bits and group sizes."""
-        schemes = dict(_schemes(ModelView(model)))
-        state = dict(model.state_dict())
-        for name, weight in schemes.items():
-            for part in ("codes", "scale", "mask", "offsets"):
-                state.pop(f"{name}.{part}", None)
-            state[f"{name}.weight"] = packed(weight).view(torch.uint32)
-            state[f"{name}.scales"] = weight.scale.contiguous()
-            state[f"{name}.biases"] = _bias(weight).contiguous()
+        schemes: dict[str, Integers] = {}
+        otherwise = stored_otherwise(model)
+        state = {
+            _there(name, model): tensor
+            for name, tensor in model.state_dict().items()
+            if name not in otherwise
+        }
+        for name, weights in _parts(ModelView(model)):
+            tensors = [_tensors(weight) for weight in weights]
+            for part in tensors[0]:
+                together = [found[part] for found in tensors]
+                state[f"{name}.{part}"] = (
+                    torch.stack(together) if _is_stack(name) else together[0]
+                ).contiguous()
+            found = _integers(weights[0])
+            if found is not None:
+                schemes[name] = found
         size = save_tensors(model, tokenizer, state, None, place, max_shard_size)
         _state_quantization(place / "config.json", schemes)
         state_earlier_names(place / "config.json")
@@ -121,12 +143,12 @@ class MlxTarget(Target):
     def verify(self, model: PreTrainedModel, place: Path) -> str:
         """Every weight is the same number for number."""
         stored = read_tensors(place)
-        restore = _by_mlx if PACKAGE.installed else _by_us
-        for name, weight in _schemes(ModelView(model)):
-            parts = [stored[f"{name}.{part}"] for part in ("weight", "scales", "biases")]
-            expected = stored_weight(model.get_submodule(name)).detach().restore(torch.float32)
-            if not torch.equal(restore(weight, *parts), expected.cpu()):
-                raise CheckpointError(f"the weight of {name!r} did not read back as it was")
+        for name, weights in _parts(ModelView(model)):
+            parts = [stored[f"{name}.{part}"] for part in _tensors(weights[0])]
+            for index, weight in enumerate(weights):
+                own = [part[index] if _is_stack(name) else part for part in parts]
+                if not torch.equal(_restored(weight, *own), weight.restore(torch.float32).cpu()):
+                    raise CheckpointError(f"the weight of {name!r} did not read back as it was")
         by = "mlx" if PACKAGE.installed else "us, for want of the package mlx"
         return f"read every weight back by {by}, equal number for number"
 
@@ -145,15 +167,54 @@ def _refuse_unknown(model_type: str) -> None:
         )
 
 
-def _schemes(view: ModelView) -> Iterator[tuple[str, Integers]]:
-    """Integers of every module that has some, by full name, in groups of a size that MLX has."""
+def _there(name: str, model: PreTrainedModel) -> str:
+    """What mlx-lm calls something of a model."""
+    return name.replace(".mlp.", f".{BLOCKS.get(model.config.model_type, 'mlp')}.")
+
+
+def _is_stack(name: str) -> bool:
+    return f".{STACK}." in name
+
+
+def _parts(view: ModelView) -> Iterator[tuple[str, list[StoredWeight]]]:
+    """Weights of compressed modules, one each, and projections of all experts, by names of MLX."""
     tied = view.lm_head.name if view.tied else None
+    inside: tuple[str, ...] = ()
     for name, module in view.model.named_modules():
-        if isinstance(module, Compressed) and name != tied:
-            weight = integers(module.stored_weight.detach())
-            assert weight is not None
-            regrouped = weight.regrouped(_group_size(weight.group_size))
-            yield name, regrouped._replace(bits=_width(weight.bits))
+        if name == tied or name.startswith(inside):
+            continue
+        if holds_experts(module):
+            inside += (f"{name}.",)
+            stack = _there(f"{name.rpartition('.')[0]}.{STACK}", view.model)
+            for projection, weights in weights_of_experts(module):
+                yield f"{stack}.{projection}", weights
+        elif isinstance(module, Compressed):
+            yield _there(name, view.model), [module.stored_weight.detach()]
+
+
+def _integers(weight: StoredWeight) -> Integers | None:
+    """Those of a weight, in groups of a size and codes of a width that MLX has; None of floats."""
+    found = integers(weight)
+    if found is None:
+        return None
+    regrouped = found.regrouped(_group_size(found.group_size))
+    return regrouped._replace(bits=_width(found.bits))
+
+
+def _tensors(weight: StoredWeight) -> dict[str, Tensor]:
+    found = _integers(weight)
+    if found is None:
+        return {"weight": weight.restore()}
+    words = packed(found).view(torch.uint32)
+    return {"weight": words, "scales": found.scale, "biases": _bias(found)}
+
+
+def _restored(weight: StoredWeight, stored: Tensor, *parts: Tensor) -> Tensor:
+    found = _integers(weight)
+    if found is None:
+        return stored.float()
+    restore = _by_mlx if PACKAGE.installed else _by_us
+    return restore(found, stored, *parts)
 
 
 def _bias(weight: Integers) -> Tensor:
