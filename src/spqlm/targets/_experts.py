@@ -8,6 +8,7 @@ from torch import nn
 
 from spqlm.formats import StoredWeight
 from spqlm.model.experts import PerExpert, is_packed, of_each_expert, projections
+from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.modules.ops import stored_weight
 
@@ -15,6 +16,18 @@ from spqlm.modules.ops import stored_weight
 def holds_experts(module: nn.Module) -> bool:
     """Whether a module holds experts, in transformers' layout or as linear layers."""
     return isinstance(module, PerExpert) or is_packed(module)
+
+
+def modules_to_store(view: ModelView) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name, less a tied head and what is inside a module that holds experts."""
+    tied = view.lm_head.name if view.tied else None
+    inside: tuple[str, ...] = ()
+    for name, module in view.model.named_modules():
+        if name == tied or name.startswith(inside):
+            continue
+        if holds_experts(module):
+            inside += (f"{name}.",)
+        yield name, module
 
 
 def weights_of_experts(module: Any) -> Iterator[tuple[str, list[StoredWeight]]]:

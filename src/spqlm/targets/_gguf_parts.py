@@ -11,7 +11,7 @@ from spqlm.formats import StoredWeight
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import Compressed
 from spqlm.modules.ops import stored_weight
-from spqlm.targets._experts import holds_experts, weights_of_experts
+from spqlm.targets._experts import holds_experts, modules_to_store, weights_of_experts
 from spqlm.targets._gguf_blocks import encoded
 
 if TYPE_CHECKING:
@@ -48,13 +48,8 @@ def named_parts(view: ModelView, known: "Architecture") -> Iterator[tuple[str, P
 
 def _parts(view: ModelView) -> Iterator[tuple[str, str, Part]]:
     """Name, module and value of everything that is stored; of a tied pair the embedding."""
-    tied = view.lm_head.name if view.tied else None
-    inside: tuple[str, ...] = ()
-    for name, module in view.model.named_modules():
-        if name == tied or name.startswith(inside):
-            continue
+    for name, module in modules_to_store(view):
         if holds_experts(module):
-            inside += (f"{name}.",)
             for projection, weights in weights_of_experts(module):
                 yield f"{name}.{projection}.weight", name, weights
         elif isinstance(module, Compressed | nn.Linear | nn.Embedding):

@@ -25,7 +25,12 @@ from spqlm.modules.linear import Compressed
 from spqlm.numerics.integer import dequantize_groups
 from spqlm.targets._directory import read_tensors, refuse_experts, save_tensors
 from spqlm.targets._earlier_config import state_earlier_names
-from spqlm.targets._experts import holds_experts, stored_otherwise, weights_of_experts
+from spqlm.targets._experts import (
+    holds_experts,
+    modules_to_store,
+    stored_otherwise,
+    weights_of_experts,
+)
 from spqlm.targets._integers import (
     OFFERED,
     Integers,
@@ -114,7 +119,7 @@ class MlxTarget(Target):
         max_shard_size: str,
     ) -> int:
         """Codes in words, scales, biases, and the config that says bits and group sizes."""
-        schemes: dict[str, Integers] = {}
+        stated: dict[str, dict[str, int]] = {}
         otherwise = stored_otherwise(model)
         state = {
             _there(name, model): tensor
@@ -130,9 +135,9 @@ class MlxTarget(Target):
                 ).contiguous()
             found = _integers(weights[0])
             if found is not None:
-                schemes[name] = found
+                stated[name] = {"group_size": found.group_size, "bits": found.bits}
         size = save_tensors(model, tokenizer, state, None, place, max_shard_size)
-        _state_quantization(place / "config.json", schemes)
+        _state_quantization(place / "config.json", stated)
         state_earlier_names(place / "config.json")
         return size
 
@@ -178,13 +183,8 @@ def _is_stack(name: str) -> bool:
 
 def _parts(view: ModelView) -> Iterator[tuple[str, list[StoredWeight]]]:
     """Weights of compressed modules, one each, and projections of all experts, by names of MLX."""
-    tied = view.lm_head.name if view.tied else None
-    inside: tuple[str, ...] = ()
-    for name, module in view.model.named_modules():
-        if name == tied or name.startswith(inside):
-            continue
+    for name, module in modules_to_store(view):
         if holds_experts(module):
-            inside += (f"{name}.",)
             stack = _there(f"{name.rpartition('.')[0]}.{STACK}", view.model)
             for projection, weights in weights_of_experts(module):
                 yield f"{stack}.{projection}", weights
@@ -221,10 +221,9 @@ def _bias(weight: Integers) -> Tensor:
     return weight.scale * -(2 ** (weight.bits - 1))
 
 
-def _state_quantization(file: Path, schemes: dict[str, Integers]) -> None:
+def _state_quantization(file: Path, modules: dict[str, dict[str, int]]) -> None:
     """Say in config.json how each module is stored; the first fields stand for the others."""
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    modules = {n: {"group_size": w.group_size, "bits": w.bits} for n, w in schemes.items()}
     if modules:
         config["quantization"] = next(iter(modules.values())) | modules
     file.write_text(json.dumps(config, indent=2), encoding="utf-8")
