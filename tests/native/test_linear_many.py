@@ -68,16 +68,17 @@ def product(library, instruction_set):
 
 def multiplies_codes(instruction_set: str, weight: StoredWeight, count: int) -> bool:
     """Whether scales multiply sums, so that weights are not rounded."""
-    kind = weight.format.name
+    kind, columns = weight.format.name, weight.shape[1]
     if instruction_set == "amx_bf16":
         return kind == "int8"
-    # WIDENED_* in library.cpp.
+    # WIDENED_* and most_widened in library.cpp.
+    most = 24 if columns < 2048 else 48
     if kind == "int8":
-        return 10 <= count <= 24
+        return 10 <= count <= most
     if kind not in GROUPED:
         return False
-    size = weight.shape[1] // weight.tensors()["scale"].shape[1]
-    return 8 <= count <= 24 and (128 % size == 0 or size % 128 == 0)
+    size = columns // weight.tensors()["scale"].shape[1]
+    return 8 <= count <= most and (128 % size == 0 or size % 128 == 0)
 
 
 def close(y: torch.Tensor, x: torch.Tensor, weight: StoredWeight, bias, exact: bool):
@@ -116,7 +117,7 @@ def test_groups_of_other_sizes(product, size):
 @pytest.mark.parametrize("columns", [8320, 11008])
 def test_more_columns_than_a_panel_holds(product, make, columns):
     """Sums of one part of the columns are added to those of the parts before."""
-    for rows, count in ((130, 33), (33, 70)):
+    for rows, count in ((130, 33), (33, 49), (33, 70)):
         weight = make(rows, columns)
         x = random(count, columns, seed=1).to(torch.bfloat16)
         product.assert_close(product(x, weight), x, weight)

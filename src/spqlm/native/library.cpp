@@ -88,7 +88,8 @@ const Set* chosen = fastest();
 constexpr int64_t TILES_INT8 = 5, TILES_GROUPED = 5, TILES_BFLOAT16 = 3, TILES_SPARSE = 9;
 
 // The same for codes that become bfloat16 first, and up to where that is faster than products of many inputs.
-constexpr int64_t WIDENED_INT8 = 10, WIDENED_GROUPED = 8, WIDENED_MOST = 24;
+constexpr int64_t WIDENED_INT8 = 10, WIDENED_GROUPED = 8;
+int64_t most_widened(int64_t columns) { return columns < 2048 ? 24 : 48; }
 
 // Outputs that are worked out at a time: those of all inputs fit on the stack.
 constexpr int64_t ROWS = 32;
@@ -355,7 +356,7 @@ EXPORTED Status spq_dequantize(const Matrix* matrix, int64_t first, int64_t last
 EXPORTED Status spq_many(const Matrix* matrix, const void* x, int64_t count, void* y, int32_t threads) {
   if (!known(*matrix)) return REFUSED;
   if (!chosen->many || matrix->columns % MANY_COLUMNS) return DECLINED;
-  if (count <= WIDENED_MOST && widened(pairs_for(*matrix, count)))
+  if (count <= most_widened(matrix->columns) && widened(pairs_for(*matrix, count)))
     return spq_linear(matrix, nullptr, x, BFLOAT16, count, y, threads);
   const int64_t inputs = (count + MANY_INPUTS - 1) / MANY_INPUTS * MANY_INPUTS;
   uint32_t* room = room_of<uint32_t>(Purpose::MANY, inputs * matrix->columns / 2);
