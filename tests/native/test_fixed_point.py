@@ -41,7 +41,7 @@ def codes(bits):
 
 
 @pytest.mark.parametrize("power", [-80, -20, 0, 20, 80])
-@pytest.mark.parametrize(("count", "columns"), [(3, 300), (2, 288), (7, 288)])
+@pytest.mark.parametrize(("count", "columns"), [(3, 300), (2, 288), (7, 288), (12, 288), (12, 300)])
 def test_inputs_of_like_size_are_exact(product, codes, power, count, columns):
     """Up to seven powers of two apart, whatever their size: the sum is the true one, rounded."""
     generator = torch.Generator().manual_seed(1)
@@ -63,14 +63,14 @@ def test_a_large_input_takes_little_from_its_neighbours_and_nothing_from_other_b
     assert abs(float(product(x, beside)) - 2.0**-9) <= 2.0**-15
 
 
-@pytest.mark.parametrize("count", [1, 2, 6])
+@pytest.mark.parametrize("count", [1, 2, 6, 12])
 def test_zeros_give_zero_and_the_smallest_numbers_nothing(product, codes, count):
     for x in (torch.zeros(count, 160), torch.full((count, 160), 1e-39)):
         assert not product(x, codes(4, 160)).float().abs().gt(1e-30).any()
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize(("count", "columns"), [(2, 200), (2, 224), (6, 224)])
+@pytest.mark.parametrize(("count", "columns"), [(2, 200), (2, 224), (6, 224), (12, 224)])
 def test_what_is_not_finite_stays_so(product, codes, bad, count, columns):
     x = torch.ones(count, columns)
     x[1, 150] = bad
