@@ -178,6 +178,9 @@ def of_each_expert(module: Any, name: str) -> list[nn.Module]:
     Args:
         module: with experts.
         name: one of `projections`.
+
+    Returns:
+        one for each expert, with a weight [out, in] that shares the module's memory.
     """
     if isinstance(module, PerExpert):
         return list(getattr(module, name))

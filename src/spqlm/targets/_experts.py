@@ -35,6 +35,10 @@ def weights_of_experts(module: Any) -> Iterator[tuple[str, list[StoredWeight]]]:
 
     Args:
         module: that holds experts.
+
+    Yields:
+        `gate_proj`, `up_proj` or `down_proj`, and a weight [out, in] of each expert; those of gate
+        and up are copies.
     """
     for name in projections(module):
         weights = [stored_weight(one).detach() for one in of_each_expert(module, name)]

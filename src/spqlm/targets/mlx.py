@@ -50,6 +50,8 @@ READER = Package("mlx_lm", "pip install mlx-lm")
 GROUP_SIZES = (128, 64, 32)
 BLOCKS = {"qwen3_moe": "mlp", "mixtral": "block_sparse_moe"}
 """What a layer's experts and their router are in, by `model_type`."""
+PARTS = ("weight", "scales", "biases")
+"""What a weight of integers is there."""
 STACK = "switch_mlp"
 """What all experts of a layer are there, each projection in one tensor."""
 
@@ -93,8 +95,10 @@ class MlxTarget(Target):
 
     def kind(self, weight: StoredWeight) -> str | None:
         """Bits and the size of groups."""
-        found = _integers(weight)
-        return None if found is None else f"{found.bits} bits in groups of {found.group_size}"
+        stated = _stated(weight)
+        if stated is None:
+            return None
+        return f"{stated['bits']} bits in groups of {stated['group_size']}"
 
     def refusal(self, spec: WeightSpec) -> str | None:
         """Groups are of 32 inputs at least."""
@@ -133,9 +137,9 @@ class MlxTarget(Target):
                 state[f"{name}.{part}"] = (
                     torch.stack(together) if _is_stack(name) else together[0]
                 ).contiguous()
-            found = _integers(weights[0])
-            if found is not None:
-                stated[name] = {"group_size": found.group_size, "bits": found.bits}
+            fields = _stated(weights[0])
+            if fields is not None:
+                stated[name] = fields
         size = save_tensors(model, tokenizer, state, None, place, max_shard_size)
         _state_quantization(place / "config.json", stated)
         state_earlier_names(place / "config.json")
@@ -149,7 +153,8 @@ class MlxTarget(Target):
         """Every weight is the same number for number."""
         stored = read_tensors(place)
         for name, weights in _parts(ModelView(model)):
-            parts = [stored[f"{name}.{part}"] for part in _tensors(weights[0])]
+            kinds = PARTS if _stated(weights[0]) else PARTS[:1]
+            parts = [stored[f"{name}.{part}"] for part in kinds]
             for index, weight in enumerate(weights):
                 own = [part[index] if _is_stack(name) else part for part in parts]
                 if not torch.equal(_restored(weight, *own), weight.restore(torch.float32).cpu()):
@@ -190,6 +195,14 @@ def _parts(view: ModelView) -> Iterator[tuple[str, list[StoredWeight]]]:
                 yield f"{stack}.{projection}", weights
         elif isinstance(module, Compressed):
             yield _there(name, view.model), [module.stored_weight.detach()]
+
+
+def _stated(weight: StoredWeight) -> dict[str, int] | None:
+    """What config.json says of a weight; None of floats."""
+    found = scheme(weight.format, weight.shape[1])
+    if found is None:
+        return None
+    return {"group_size": _group_size(found.group_size), "bits": _width(found.bits)}
 
 
 def _integers(weight: StoredWeight) -> Integers | None:
