@@ -1,5 +1,7 @@
 """Tiny models with every difference that a server must get right, at sizes that vLLM computes."""
 
+from functools import partial
+
 import torch
 from tests.helpers import tiny_model
 from transformers import PreTrainedModel
@@ -13,6 +15,7 @@ from spqlm.formats.int4 import Int4
 from spqlm.formats.int6 import FORMAT as Int6
 from spqlm.formats.int8 import Int8
 from spqlm.formats.low_rank import LowRank
+from spqlm.model.experts import open_experts
 from spqlm.model.tying import retie
 from spqlm.model.view import ModelView
 from spqlm.modules.linear import CompressedLinear
@@ -97,4 +100,24 @@ def prune_and_store(model: PreTrainedModel) -> None:
         stored(model, named.name, Int8())
 
 
-MODELS = {"mixed": mixed, "pruned": pruned, "opt": opt}
+def experts(family: str) -> PreTrainedModel:
+    """Experts in formats of their own, one of them dense, and a layer of dense ones."""
+    model = tiny_model(family, moe_intermediate_size=64, **SIZES)
+    open_experts(model, ["model.layers.0.mlp.experts.down_proj"])
+    forms = (Int4(group_size=32), Int8(), LowRank(rank=16, factor=Int8()))
+    for named in ModelView(model).layers[0].linears:
+        *_, owner, last = named.name.split(".")
+        form = forms[int(last) % 3] if last.isdecimal() else Int8()
+        if owner != "gate_up_proj" or last != "1":
+            stored(model, named.name, form)
+    attach(model)
+    return model
+
+
+MODELS = {
+    "mixed": mixed,
+    "pruned": pruned,
+    "opt": opt,
+    "qwen3_moe": partial(experts, "qwen3_moe"),
+    "mixtral": partial(experts, "mixtral"),
+}

@@ -51,7 +51,7 @@ class PerExpert(Mixin, nn.Module):
     down_proj: nn.ModuleList
     grouped_products: GroupedProducts
     has_gate: bool
-    act_fn: nn.Module
+    act_fn: Callable[[Tensor], Tensor]
     _apply_gate: Callable[[Tensor], Tensor]
 
     def forward(self, hidden_states: Tensor, *routing: Tensor, **named: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ stays a module of its own here, so that they may differ in format, and their out
 behind the other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -123,8 +123,8 @@ def column_multiple(name: str, specs: Mapping[str, ModuleSpec]) -> int:
     return column_multiple(f"{name}.right", specs) if spec.low_rank else spec.form.multiple
 
 
-def cut(name: str, weight: StoredWeight, side: Cut, share: range) -> StoredWeight:
-    """Some consecutive rows or columns of a weight.
+def cut(name: str, weight: StoredWeight, side: Cut, share: Sequence[int]) -> StoredWeight:
+    """Some rows or columns of a weight, in order.
 
     Args:
         name: of its module, for the message.
@@ -137,9 +137,7 @@ def cut(name: str, weight: StoredWeight, side: Cut, share: range) -> StoredWeigh
     """
     if len(share) == weight.shape[0 if side == "rows" else 1]:
         return weight
-    index = torch.arange(
-        share.start, share.stop, device=next(iter(weight.tensors().values())).device
-    )
+    index = torch.tensor(share, device=next(iter(weight.tensors().values())).device)
     try:
         return weight.take_rows(index) if side == "rows" else weight.take_columns(index)
     except SpqError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import (
     LinearBase,
     QKVParallelLinear,
@@ -23,10 +24,16 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 from spqlm.checkpoint.quantizer import METHOD, SpqConfig
 from spqlm.checkpoint.saved import ADVICE
-from spqlm.checkpoint.spec import EmbeddingPlace, WeightSpec
+from spqlm.checkpoint.spec import EmbeddingPlace, ModuleSpec, WeightSpec
 from spqlm.errors import SpqError
 from spqlm.serving.shards import column_multiple
+from spqlm.serving.vllm_experts import VllmExperts, renamed
 from spqlm.serving.vllm_method import OWN_BIAS, VllmMethod
+
+# What some of vLLM's models call a block as earlier versions of transformers did, and its name now.
+EARLIER, NOW = ".block_sparse_moe.", ".mlp."
+# What stands between the names of a block and of a projection of all its experts.
+EXPERTS = ".experts."
 
 
 class VllmConfig(QuantizationConfig):
@@ -35,7 +42,9 @@ class VllmConfig(QuantizationConfig):
     Attributes:
         specs: what each module is, by vLLM's name of it.
         claimed: names of the modules that layers of ours hold.
+        renamed: patterns for tensors of experts, by what vLLM delivers them as.
         heads: names of the blocks whose projections write or read attention heads.
+        earlier: whether vLLM's model has the earlier names.
     """
 
     def __init__(self, stated: SpqConfig) -> None:
@@ -44,7 +53,9 @@ class VllmConfig(QuantizationConfig):
         self.guards = [ADVICE] + ([stated.guard] if stated.guard else [])
         self.specs = dict(stated.specs)
         self.claimed: set[str] = set()
+        self.renamed: dict[str, str] = {}
         self.heads: set[str] = set()
+        self.earlier = False
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "VllmConfig":
@@ -75,17 +86,29 @@ class VllmConfig(QuantizationConfig):
         return []
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
-        """Take on the names that vLLM's model has."""
-        self.specs = hf_to_vllm_mapper.apply_dict(self.specs)
+        """Take on the names that vLLM's model has.
+
+        Projections of experts keep theirs: those that the mapper knows belong to other layouts.
+        """
+        found: dict[str, ModuleSpec] = {}
+        for name, spec in self.specs.items():
+            block, dot, projection = name.rpartition(EXPERTS)
+            mapped = hf_to_vllm_mapper.map_name(block or name)
+            if mapped is not None:
+                found[mapped + dot + projection if block else mapped] = spec
+        self.specs = found
 
     def get_checkpoint_weight_mapper(self) -> WeightsMapper:
         """Leave out what stops other loaders, and route biases to the layers that hold weights."""
         guards = "|".join(map(re.escape, self.guards))
-        renamed: dict[re.Pattern[str], str | None] = {re.compile(rf"^({guards})$"): None}
+        regexes: dict[re.Pattern[str], str | None] = {re.compile(rf"^({guards})$"): None}
+        if self.earlier:
+            regexes[re.compile(re.escape(NOW))] = EARLIER
         if self.claimed:
             claimed = "|".join(map(re.escape, sorted(self.claimed)))
-            renamed[re.compile(rf"({claimed})\.bias$")] = rf"\1.{OWN_BIAS}"
-        return WeightsMapper(orig_to_new_regex=renamed)
+            regexes[re.compile(rf"({claimed})\.bias$")] = rf"\1.{OWN_BIAS}"
+        regexes |= {re.compile(old): new for old, new in self.renamed.items()}
+        return WeightsMapper(orig_to_new_regex=regexes)
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """One of ours for a layer that holds a module of which the checkpoint states something.
@@ -93,12 +116,18 @@ class VllmConfig(QuantizationConfig):
         Raises:
             SpqError: vLLM computes several such modules in a layer of a kind that is not known.
         """
+        if EARLIER in prefix and not self.earlier:
+            self.earlier = True
+            self.specs = {name.replace(NOW, EARLIER): spec for name, spec in self.specs.items()}
         if isinstance(layer, VocabParallelEmbedding) and not isinstance(layer, ParallelLMHead):
             names = [prefix if prefix in self.specs else self._table(layer)]
         elif isinstance(layer, LinearBase | VocabParallelEmbedding):
             names = self._shards(prefix)
         else:
             inside = next((name for name in self.specs if name.startswith(f"{prefix}.")), None)
+            if isinstance(layer, RoutedExperts):
+                self.renamed |= renamed(layer, prefix, inside is not None)
+                return None if inside is None else VllmExperts(self, layer.moe_config, prefix)
             if inside is not None:
                 raise SpqError(
                     f"vLLM has no layer of its own for the module {inside!r}: a "

@@ -19,6 +19,7 @@ from spqlm.kernels.product import take_rows
 from spqlm.modules.ops import stored_weight
 from spqlm.serving.shards import Cut, Shard, bias_name, cut, tensors_of, weight_of
 from spqlm.serving.shares import even, places
+from spqlm.serving.vllm_delivery import expect
 
 if TYPE_CHECKING:
     from spqlm.serving.vllm_config import VllmConfig
@@ -63,20 +64,7 @@ class VllmMethod(LinearMethodBase):
             if bias is not None:
                 parts[bias if "." in bias else OWN_BIAS] = params_dtype
             for part, dtype in parts.items():
-                self._expect(layer, part, dtype)
-
-    def _expect(self, layer: nn.Module, part: str, dtype: torch.dtype) -> None:
-        *path, own = part.split(".")
-        place = layer
-        for step in path:
-            if not hasattr(place, step):
-                place.add_module(step, nn.Module())
-            place = place.get_submodule(step)
-        if own in place._parameters:
-            return
-        parameter = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
-        parameter.weight_loader = self._receiver(part)  # type: ignore[attr-defined]
-        place.register_parameter(own, parameter)
+                expect(layer, part, dtype, self._receiver(part))
 
     def _receiver(self, part: str) -> Callable[..., None]:
         key = "bias" if part == OWN_BIAS else part
