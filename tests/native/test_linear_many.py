@@ -72,13 +72,12 @@ def multiplies_codes(instruction_set: str, weight: StoredWeight, count: int) -> 
     if instruction_set == "amx_bf16":
         return kind == "int8"
     # WIDENED_* and most_widened in library.cpp.
-    most = 24 if columns < 2048 else 48
     if kind == "int8":
-        return 10 <= count <= most
+        return 10 <= count <= (16 if columns < 2048 else 24)
     if kind not in GROUPED:
         return False
     size = columns // weight.tensors()["scale"].shape[1]
-    return 8 <= count <= most and (128 % size == 0 or size % 128 == 0)
+    return 8 <= count <= 16 and (128 % size == 0 or size % 128 == 0)
 
 
 def close(y: torch.Tensor, x: torch.Tensor, weight: StoredWeight, bias, exact: bool):

@@ -15,6 +15,7 @@
 #include "pairs.h"
 #include "parallel.h"
 #include "sparse.h"
+#include "written.h"
 
 namespace {
 
@@ -87,9 +88,12 @@ const Set* chosen = fastest();
 // Inputs from which on tiles are faster, measured by benchmarks/cpu_kernels.py.
 constexpr int64_t TILES_INT8 = 5, TILES_GROUPED = 5, TILES_BFLOAT16 = 3, TILES_SPARSE = 9;
 
-// The same for codes that become bfloat16 first, and up to where that is faster than products of many inputs.
+// The same for codes that become bfloat16 first; and inputs up to which that is preferred to products of many, for
+// being faster or, of codes in groups, for rounding no weight.
 constexpr int64_t WIDENED_INT8 = 10, WIDENED_GROUPED = 8;
-int64_t most_widened(int64_t columns) { return columns < 2048 ? 24 : 48; }
+int64_t most_widened(const Matrix& matrix) {
+  return matrix.format == INT8 && matrix.columns >= 2048 ? 24 : 16;
+}
 
 // Outputs that are worked out at a time: those of all inputs fit on the stack.
 constexpr int64_t ROWS = 32;
@@ -347,7 +351,11 @@ EXPORTED Status spq_dequantize(const Matrix* matrix, int64_t first, int64_t last
   const int64_t bytes = matrix->columns * element_size(type), count = last - first;
   in_parallel(threads, (count + ROWS - 1) / ROWS, count * matrix->columns, [&](int64_t block) {
     const int64_t start = first + block * ROWS, end = std::min(start + ROWS, last);
-    kernels().dequantize(*matrix, start, end, (char*)out + (start - first) * bytes, type);
+    char* const rows = (char*)out + (start - first) * bytes;
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (chosen->pairs && type == BFLOAT16 && write_codes_avx512_bf16(*matrix, start, end, rows)) return;
+#endif
+    kernels().dequantize(*matrix, start, end, rows, type);
   });
   return DONE;
 }
@@ -356,7 +364,7 @@ EXPORTED Status spq_dequantize(const Matrix* matrix, int64_t first, int64_t last
 EXPORTED Status spq_many(const Matrix* matrix, const void* x, int64_t count, void* y, int32_t threads) {
   if (!known(*matrix)) return REFUSED;
   if (!chosen->many || matrix->columns % MANY_COLUMNS) return DECLINED;
-  if (count <= most_widened(matrix->columns) && widened(pairs_for(*matrix, count)))
+  if (count <= most_widened(*matrix) && widened(pairs_for(*matrix, count)))
     return spq_linear(matrix, nullptr, x, BFLOAT16, count, y, threads);
   const int64_t inputs = (count + MANY_INPUTS - 1) / MANY_INPUTS * MANY_INPUTS;
   uint32_t* room = room_of<uint32_t>(Purpose::MANY, inputs * matrix->columns / 2);

@@ -7,6 +7,7 @@
 #include "many.h"
 #include "parallel.h"
 #include "target.h"
+#include "written.h"
 
 TARGET_BEGIN(AVX512 ",avx512bf16")
 
@@ -53,7 +54,8 @@ const uint32_t* packed(const Matrix& w, int64_t first, int64_t wide) {
   const int64_t pairs = w.columns / 2;
   uint16_t* rows = (uint16_t*)room_for(Purpose::PANEL_ROWS, WIDE * w.columns * sizeof(uint16_t));
   uint32_t* panel = (uint32_t*)room_for(Purpose::PANEL, WIDE * pairs * sizeof(uint32_t));
-  kernels().dequantize(w, first, first + wide, rows, BFLOAT16);
+  if (!write_codes_avx512_bf16(w, first, first + wide, (char*)rows))
+    kernels().dequantize(w, first, first + wide, rows, BFLOAT16);
   for (int64_t r = 0; r < WIDE; r += SIDE)
     for (int64_t pair = 0; pair < pairs; pair += SIDE)
       transpose((const uint32_t*)(rows + r * w.columns) + pair, pairs, wide - r,

@@ -14,10 +14,6 @@ struct Pairs {
                   int64_t last, float* y, int64_t y_stride);
 };
 
-// The rows first <= row < last of sparse 4-bit codes in groups of 16 or more, zeros between them, in
-// bfloat16: out [last - first, columns].
-void write_out_avx512_bf16(const Matrix&, int64_t first, int64_t last, char* out);
-
 // Of int8 codes and codes in groups, with inputs in fixed point: 16 bits and a power of two for every BLOCK
 // columns. What is at least 1/128 of its block's largest stays as it is in bfloat16, the rest is as near as
 // 2^-15 of that.

@@ -16,61 +16,98 @@ inline __m512i low_then_high(int64_t lanes, int low, int high) {
   return _mm512_mask_mov_epi32(_mm512_set1_epi32(high), mask_of(lanes), _mm512_set1_epi32(low));
 }
 
-// to | (from & bits).
-inline __m512i or_bits(__m512i to, __m512i from, __m512i bits) {
-  return _mm512_ternarylogic_epi32(to, from, bits, 0xf8);
+// `from` where there are `bits`, `to` elsewhere.
+inline __m512i with_bits(__m512i to, __m512i from, int bits) {
+  return _mm512_ternarylogic_epi32(to, from, _mm512_set1_epi8((char)bits), 0xd8);
 }
 
-// Up to 64 bits.
-inline __mmask64 load_bits(const char* p, int64_t bytes) {
-  return (__mmask64)_mm_cvtsi128_si64(_mm_maskz_loadu_epi8(mask_of(bytes), p));
+// Of the columns of a block, how many a row has: all, half of them, or any number.
+enum Extent : int64_t { WHOLE_BLOCK = BLOCK, HALF_BLOCK = BLOCK / 2, PART_OF_BLOCK = 0 };
+
+// use(the extent of a block that has `here` columns, as a constant).
+template <class Use>
+inline auto with_extent(int64_t here, const Use& use) {
+  if (here >= WHOLE_BLOCK) return use(std::integral_constant<Extent, WHOLE_BLOCK>());
+  if (here == HALF_BLOCK) return use(std::integral_constant<Extent, HALF_BLOCK>());
+  return use(std::integral_constant<Extent, PART_OF_BLOCK>());
 }
 
-// The last block of a row may have fewer columns, `here` of them; where they would be, there is anything.
-template <int Coding, bool Whole>
-inline Block load_block(const Planes<Coding>& planes, int64_t here) {
+// Half a byte for every column of a block that has `here` of them.
+template <Extent E>
+inline __m512i load_fours(const char* p, int64_t here) {
+  if constexpr (E == WHOLE_BLOCK) return _mm512_loadu_si512(p);
+  if constexpr (E == HALF_BLOCK) return _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)p));
+  return _mm512_maskz_loadu_epi8(mask_of<__mmask64>(here / 2), p);
+}
+
+// A quarter of a byte for every column, and the same bytes again behind them.
+template <Extent E>
+inline __m512i load_twos(const char* p, int64_t here) {
+  if constexpr (E == WHOLE_BLOCK) return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)p));
+  if constexpr (E == HALF_BLOCK) return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
+  const int64_t bytes = here / 4;
+  const __mmask64 first = mask_of<__mmask64>(bytes), both = mask_of<__mmask64>(2 * bytes);
+  // Where the second half would begin: as a number, since that may lie before all that there is.
+  const void* const second = (const void*)((uintptr_t)p - (uintptr_t)bytes);
+  return _mm512_mask_loadu_epi8(_mm512_maskz_loadu_epi8(first, p), both & ~first, second);
+}
+
+// A bit for every even column, and for every odd one.
+struct Bits {
+  uint64_t even, odd;
+};
+
+template <Extent E>
+inline Bits load_ones(const char* p, int64_t here) {
+  if constexpr (E == PART_OF_BLOCK) {
+    const auto load = [](const char* p, int64_t bytes) {
+      return (uint64_t)_mm_cvtsi128_si64(_mm_maskz_loadu_epi8(mask_of(bytes), p));
+    };
+    return {load(p, here / 16), load(p + here / 16, here / 16)};
+  } else {
+    std::conditional_t<E == WHOLE_BLOCK, uint64_t, uint32_t> bits[2];
+    memcpy(bits, p, sizeof bits);
+    return {bits[0], bits[1]};
+  }
+}
+
+// What the planes of four and of two bits hold; there is anything in other bits, and where a row has no column.
+template <int Coding, Extent E>
+inline Block load_upper(const Planes<Coding>& planes, int64_t here) {
   using P = Planes<Coding>;
-  if constexpr (Whole) here = BLOCK;
+  if constexpr (E != PART_OF_BLOCK) here = E;
   Block block = {_mm512_setzero_si512(), _mm512_setzero_si512()};
   if constexpr (P::four) {
-    const __m512i both = Whole ? _mm512_loadu_si512(planes.fours())
-                               : _mm512_maskz_loadu_epi8(mask_of<__mmask64>(here / 2), planes.fours());
-    const __m512i low = _mm512_set1_epi8(15);
-    block = {_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16(both, 4), low)};
+    block.even = load_fours<E>(planes.fours(), here);
+    block.odd = _mm512_srli_epi16(block.even, 4);
   }
   if constexpr (P::two) {
     // Each byte has codes of the first and of the second half of either side. 16 divides a block's columns, so
     // four divide its quarter.
-    const int64_t quarter = here / 4;
-    const char* p = planes.twos();
-    __m512i twice;
-    if constexpr (Whole) {
-      twice = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)p));
-    } else {
-      const __mmask64 first = mask_of<__mmask64>(quarter), both = mask_of<__mmask64>(2 * quarter);
-      twice = _mm512_maskz_loadu_epi8(first, p);
-      // Where the second half would begin: as a number, since that may lie before all that there is.
-      twice = _mm512_mask_loadu_epi8(twice, both & ~first, (const void*)((uintptr_t)p - (uintptr_t)quarter));
-    }
-    const __m512i bits = _mm512_set1_epi8(3 << P::shift_two);
-    const auto up = [&](int low, int high) { return _mm512_sllv_epi32(twice, low_then_high(quarter / 4, low, high)); };
-    const auto down = [&](int low, int high) { return _mm512_srlv_epi32(twice, low_then_high(quarter / 4, low, high)); };
-    block.even = or_bits(block.even, P::four ? up(4, 2) : down(0, 2), bits);
-    block.odd = or_bits(block.odd, P::four ? down(0, 2) : down(4, 6), bits);
+    const __m512i twice = load_twos<E>(planes.twos(), here);
+    const auto up = [&](int low, int high) { return _mm512_sllv_epi32(twice, low_then_high(here / 16, low, high)); };
+    const auto down = [&](int low, int high) { return _mm512_srlv_epi32(twice, low_then_high(here / 16, low, high)); };
+    if constexpr (P::four)
+      block = {with_bits(block.even, up(4, 2), 48), with_bits(block.odd, down(0, 2), 48)};
+    else
+      block = {down(0, 2), down(4, 6)};
   }
+  return block;
+}
+
+// The last block of a row may have fewer columns, `here` of them; where they would be, there is anything.
+template <int Coding, Extent E>
+inline Block load_block(const Planes<Coding>& planes, int64_t here) {
+  using P = Planes<Coding>;
+  if constexpr (E != PART_OF_BLOCK) here = E;
+  Block block = load_upper<Coding, E>(planes, here);
+  const __m512i upper = _mm512_set1_epi8(bits_of(Coding) & 6 ? (1 << (bits_of(Coding) & 6)) - 1 : 0);
+  block = {_mm512_and_si512(block.even, upper), _mm512_and_si512(block.odd, upper)};
   if constexpr (P::one) {
-    const char* p = planes.ones();
-    __mmask64 even, odd;
-    if constexpr (Whole) {
-      memcpy(&even, p, sizeof even);
-      memcpy(&odd, p + sizeof even, sizeof odd);
-    } else {
-      even = load_bits(p, here / 16);
-      odd = load_bits(p + here / 16, here / 16);
-    }
+    const Bits ones = load_ones<E>(planes.ones(), here);
     const __m512i bit = _mm512_set1_epi8(1 << P::shift_one);
-    block.even = _mm512_mask_add_epi8(block.even, even, block.even, bit);
-    block.odd = _mm512_mask_add_epi8(block.odd, odd, block.odd, bit);
+    block.even = _mm512_mask_add_epi8(block.even, ones.even, block.even, bit);
+    block.odd = _mm512_mask_add_epi8(block.odd, ones.odd, block.odd, bit);
   }
   return block;
 }
@@ -88,18 +125,14 @@ inline __m512i levels_at(__m512i codes) {
   return _mm512_mask_shuffle_epi8(low, upper, half(1), codes);
 }
 
-template <int Coding, bool Whole>
-inline Block load_levels(const Planes<Coding>& planes, int64_t here) {
-  const Block block = load_block<Coding, Whole>(planes, here);
-  if constexpr (!is_nonlinear(Coding)) return block;
-  return {levels_at<Coding>(block.even), levels_at<Coding>(block.odd)};
-}
-
 template <int Coding>
 inline Block load_levels(const char* row, int64_t columns, int64_t first) {
-  const Planes<Coding> planes = {row, columns, first};
-  if (columns - first >= BLOCK) return load_levels<Coding, true>(planes, BLOCK);
-  return load_levels<Coding, false>(planes, columns - first);
+  const int64_t here = columns - first;
+  const Block block = with_extent(here, [&](auto extent) {
+    return load_block<Coding, extent>({row, columns, first}, here);
+  });
+  if constexpr (!is_nonlinear(Coding)) return block;
+  return {levels_at<Coding>(block.even), levels_at<Coding>(block.odd)};
 }
 
 // What codes of a block of `high` rows stand for, with their signs, [high, BLOCK], in the order of RUN.

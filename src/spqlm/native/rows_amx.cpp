@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "target.h"
+#include "written.h"
 
 TARGET_BEGIN(AVX512 ",avx512bf16,amx-tile,amx-int8,amx-bf16")
 

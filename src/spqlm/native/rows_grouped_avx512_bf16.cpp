@@ -1,4 +1,4 @@
-// Few inputs times codes in groups, for processors with AVX-512 VNNI: bytes of codes times bytes of inputs in
+// Few inputs times codes in groups, for processors with AVX-512 VNNI and VBMI: bytes of codes times bytes of inputs in
 // fixed point, eight columns to a sum.
 #if defined(__x86_64__) && defined(__GNUC__)
 
@@ -6,10 +6,11 @@
 
 #include "target.h"
 
-TARGET_BEGIN(AVX512 ",avx512vnni,f16c")
+TARGET_BEGIN(AVX512 ",avx512vnni,avx512vbmi,f16c")
 
 #include "factors.h"
 #include "fixed_point.h"
+#include "planes_vbmi.h"
 
 namespace {
 
@@ -84,31 +85,30 @@ void tile(const Factors& factors, const Arranged& x, int64_t begin, int64_t row,
   const int64_t whole = w.columns / BLOCK;
   for (int64_t from = 0, to; from < factors.blocks; from = to) {
     to = std::min(from + factors.reach(from), factors.blocks);
-    __m512 held[R][M];
+    __m512 units[M], held[R][M];
+    for (int m = 0; m < M; m++) units[m] = factors.units(x.units(begin + m), from);
+#pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
       const __m512 scales = factors.scales(row + r, from);
-      for (int m = 0; m < M; m++)
-        held[r][m] = _mm512_mul_ps(scales, factors.units(x.units(begin + m), from));
+#pragma GCC unroll 4
+      for (int m = 0; m < M; m++) held[r][m] = _mm512_mul_ps(scales, units[m]);
     }
     __m512i number = factors.number_of;
-    Block codes[R];
-    int64_t block = from;
-    for (; block < std::min(to, whole); block++) {
+    const auto step = [&](auto extent, int64_t block) {
+      const int64_t first = block * BLOCK;
+      Block codes[R];
 #pragma GCC unroll 4
-      for (int r = 0; r < R; r++) {
-        for (int64_t line = bytes * r / R / 64; line < bytes * (r + 1) / R / 64; line++)
-          _mm_prefetch(next + 64 * line, _MM_HINT_T0);
-        codes[r] = load_levels<Coding, true>({base + r * stride, w.columns, block * BLOCK}, BLOCK);
-      }
-      next += bytes;
+      for (int r = 0; r < R; r++)
+        codes[r] = load_values<Coding, extent>({base + r * stride, w.columns, first}, w.columns - first);
       add(block, codes, held, number);
+    };
+    int64_t block = from;
+    for (; block < std::min(to, whole); block++, next += bytes) {
+      for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch(next + line, _MM_HINT_T0);
+      step(std::integral_constant<Extent, WHOLE_BLOCK>(), block);
       number = _mm512_add_epi32(number, _mm512_set1_epi32((int)factors.per_block));
     }
-    if (block < to) {
-      for (int r = 0; r < R; r++)
-        codes[r] = load_levels<Coding, false>({base + r * stride, w.columns, block * BLOCK}, w.columns % BLOCK);
-      add(block, codes, held, number);
-    }
+    if (block < to) with_extent(w.columns % BLOCK, [&](auto extent) { step(extent, block); });
   }
   finish<R, M>(w, row, acc, y, y_stride);
 }

@@ -12,6 +12,7 @@ TARGET_BEGIN(AVX512 ",avx512bf16,avx512vbmi,f16c")
 
 #include "factors.h"
 #include "fixed_point.h"
+#include "look_up.h"
 #include "parallel.h"
 
 namespace {
@@ -20,48 +21,21 @@ namespace {
 constexpr int64_t HIGH = 4;
 // Of a block, each vector has every fourth column, from one of these on; lane l, columns 8 l to 8 l + 7.
 constexpr int64_t VECTORS = 4, FIRST[VECTORS] = {0, 2, 1, 3};
-// Bytes that are asked for before their turn.
-constexpr int64_t AHEAD = 2048;
-
 // A block of a row: codes in bfloat16, without rounding, and their scales, a lane each.
-struct Numbers {
+struct Widened {
   __m512i codes[VECTORS];
   __m512 scales;
 };
 
-inline void ask(const char* p, int64_t bytes) {
-  for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch(p + AHEAD + line, _MM_HINT_T0);
-}
-
 template <int Coding>
 struct Grouped {
   static constexpr bool scaled = true;
-  static constexpr int TABLES = bits_of(Coding) < 6 ? 1 : 1 << (bits_of(Coding) - 5);
   const Factors factors;
-  __m512i tables[TABLES];  // of 32 numbers each
+  const Numbers<Coding> numbers = Levels<Coding>().times(1.0f);
 
-  explicit Grouped(const Matrix& w) : factors(w) {
-    for (int table = 0; table < TABLES; table++) {
-      alignas(64) uint16_t numbers[32];
-      for (int i = 0; i < 32; i++) {
-        const int code = (32 * table + i) & ((1 << bits_of(Coding)) - 1);
-        numbers[i] = to_bfloat16((float)((is_nonlinear(Coding) ? levels_of(Coding)[code] : code) - offset_of(Coding)));
-      }
-      tables[table] = _mm512_load_si512(numbers);
-    }
-  }
+  explicit Grouped(const Matrix& w) : factors(w) {}
 
-  // Of codes in the lower bytes of words, as numbers.
-  __m512i look_up(__m512i words) const {
-    // Reads the low bits alone.
-    if constexpr (TABLES == 1) return _mm512_permutexvar_epi16(words, tables[0]);
-    const __m512i low = _mm512_permutex2var_epi16(tables[0], words, tables[1]);
-    if constexpr (TABLES == 2) return low;
-    const __mmask32 upper = _mm512_test_epi16_mask(words, _mm512_set1_epi16(64));
-    return _mm512_mask_blend_epi16(upper, low, _mm512_permutex2var_epi16(tables[TABLES - 2], words, tables[TABLES - 1]));
-  }
-
-  void row(int64_t index, Numbers* to) const {
+  void row(int64_t index, Widened* to) const {
     const Matrix& w = factors.w;
     const char* codes = (const char*)w.weight + index * row_bytes(w);
     for (int64_t from = 0, next; from < factors.blocks; from = next) {
@@ -72,9 +46,9 @@ struct Grouped {
         const int64_t first = block * BLOCK, here = w.columns - first;
         ask(codes + first * bits_of(Coding) / 8, BLOCK * bits_of(Coding) / 8);
         const Planes<Coding> planes = {codes, w.columns, first};
-        const Block bytes = here < BLOCK ? load_block<Coding, false>(planes, here) : load_block<Coding, true>(planes, BLOCK);
-        *to = {{look_up(bytes.even), look_up(_mm512_srli_epi16(bytes.even, 8)), look_up(bytes.odd),
-                look_up(_mm512_srli_epi16(bytes.odd, 8))},
+        const Block bytes = with_extent(here, [&](auto extent) { return load_loose<Coding, extent>(planes, here); });
+        *to = {{numbers.look_up(bytes.even), numbers.look_up(_mm512_srli_epi16(bytes.even, 8)),
+                numbers.look_up(bytes.odd), numbers.look_up(_mm512_srli_epi16(bytes.odd, 8))},
                _mm512_permutexvar_ps(number, held)};
         number = _mm512_add_epi32(number, _mm512_set1_epi32((int)factors.per_block));
       }
@@ -107,7 +81,7 @@ struct Int8 {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(lower, 16), upper);
   }
 
-  void row(int64_t index, Numbers* to) const {
+  void row(int64_t index, Widened* to) const {
     const char* codes = (const char*)w.weight + index * w.columns;
     for (int64_t first = 0; first < w.columns; first += BLOCK, to += HIGH) {
       ask(codes + first, BLOCK);
@@ -151,7 +125,7 @@ void arrange(const float* x, int64_t count, int64_t columns, uint16_t* arranged)
 
 // sums [M, HIGH]: rows [blocks, HIGH] times the M inputs from `x` on, of `count`.
 template <bool Scaled, int M>
-void tile(const Numbers* rows, int64_t blocks, const uint16_t* x, int64_t count, __m128* sums) {
+void tile(const Widened* rows, int64_t blocks, const uint16_t* x, int64_t count, __m128* sums) {
   __m512 whole[HIGH][M], part[HIGH][M];
   auto& added = Scaled ? part : whole;
   for (int r = 0; r < HIGH; r++)
@@ -192,7 +166,7 @@ void product_of(const Rows& codes, const Matrix& w, const uint16_t* x, int64_t c
   constexpr auto& by_width = tiles<Rows::scaled>;
   constexpr int64_t most = by_width.size();
   const int64_t blocks = block_count_of(w.columns), parts = (count + most - 1) / most;
-  Numbers* rows = (Numbers*)room_for(Purpose::PANEL_ROWS, blocks * HIGH * (int64_t)sizeof(Numbers));
+  Widened* rows = (Widened*)room_for(Purpose::PANEL_ROWS, blocks * HIGH * (int64_t)sizeof(Widened));
   for (int64_t row = first; row < last; row += HIGH) {
     const int64_t high = std::min(HIGH, last - row);
     float scale[HIGH], bias[HIGH];

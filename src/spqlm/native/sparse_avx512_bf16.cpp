@@ -8,6 +8,7 @@ TARGET_BEGIN(AVX512 ",avx512bf16,avx512vbmi,avx512vbmi2,f16c,popcnt")
 #include "lanes.h"
 #include "pairs.h"
 #include "sparse_impl.h"
+#include "written.h"
 
 namespace {
 
