@@ -7,8 +7,20 @@ from tests.serving.models import mixed, pruned
 
 from spqlm.checkpoint.structure import describe
 from spqlm.errors import CheckpointError, SpqError
+from spqlm.formats.int4 import Int4
+from spqlm.formats.int8 import Int8
 from spqlm.modules.ops import stored_weight
-from spqlm.serving.shards import Shard, bias_name, column_multiple, cut, tensors_of, weight_of
+from spqlm.numerics.metric import Metric
+from spqlm.serving.shards import (
+    Part,
+    Shard,
+    bias_name,
+    column_multiple,
+    cut,
+    joined,
+    tensors_of,
+    weight_of,
+)
 from spqlm.serving.shares import even, places
 
 MIXED = mixed()
@@ -106,6 +118,46 @@ def test_heads_that_were_pruned_are_zeros_and_are_not_read():
 def test_a_processor_that_no_head_is_left_for_gives_zeros():
     y = Shard.of(None, None, 64)(torch.ones(2, 5, dtype=torch.float16))
     assert y.shape == (2, 64) and y.dtype == torch.float16 and not y.any()
+
+
+def part(form, rows, columns=64, bias=False, width=None):
+    weight = form.fit(
+        torch.randn(rows, columns),
+        Metric([(torch.eye(columns), torch.ones(rows))], 0.01),
+        "nearest",
+    )
+    return Part(weight, torch.randn(rows) if bias else None, width or rows)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_neighbours_that_are_alike_become_one_weight(bias):
+    torch.manual_seed(0)
+    forms = [Int8(), Int8(), Int4(group_size=32), Int4(group_size=32), Int4(group_size=64)]
+    parts = [part(form, 8 * (k + 1), bias=bias) for k, form in enumerate(forms)]
+    found = joined(parts)
+    assert [one.width for one in found] == [24, 56, 40]
+    x = torch.randn(3, 64)
+    outputs = [torch.cat([Shard.of(*one)(x) for one in those], -1) for those in (parts, found)]
+    assert torch.equal(*outputs)
+
+
+def test_others_stay_apart():
+    per_tensor = Int8(granularity="per_tensor")
+    for parts in (
+        [part(per_tensor, 8), part(per_tensor, 8)],
+        [part(Int8(), 8, width=16), part(Int8(), 8)],
+        [part(Int8(), 8), part(Int8(), 8, columns=32)],
+        [part(Int8(), 8), part(Int8(), 8, bias=True)],
+        [part(Int8(), 8), Part(None, None, 8)],
+    ):
+        assert joined(parts) == parts
+
+
+def test_room_behind_the_last_of_them_is_filled_up():
+    parts = [part(Int8(), 8), part(Int8(), 8, width=16)]
+    (one,) = joined(parts)
+    y = Shard.of(*one)(torch.randn(2, 64))
+    assert y.shape == (2, 24) and not y[:, 16:].any() and y[:, :16].all()
 
 
 def test_a_low_rank_layer_keeps_its_bias_in_the_left_factor():

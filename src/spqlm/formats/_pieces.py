@@ -4,6 +4,8 @@ An embedding has a hundred thousand rows. Rounding holds six or seven float32 co
 given: of such a table more than all the rest of a run.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,5 +38,19 @@ def fit_in_pieces(
         form.fit(weight[index[0] : index[-1] + 1], metric.rows(index), rounding).tensors()
         for index in indices
     ]
-    stacked = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return form.hold(stacked, columns)
+    return _stacked(form, parts, columns)
+
+
+def stacked(weights: Sequence[StoredWeight]) -> StoredWeight:
+    """The rows of all of them, one behind the other.
+
+    Args:
+        weights: of one format, whose rows are stored apart, and one width.
+    """
+    form, columns = weights[0].format, weights[0].shape[1]
+    return _stacked(form, [weight.tensors() for weight in weights], columns)
+
+
+def _stacked(form: Format, parts: list[dict[str, Tensor]], columns: int) -> StoredWeight:
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return form.hold(tensors, columns)

@@ -1,12 +1,12 @@
 """One layer of a checkpoint as a layer of an engine: made from its tensors, cut, and filled up.
 
-Engines compute several layers of a checkpoint in one: query, key and value, or gate and up. Each
-stays a module of its own here, so that they may differ in format, and their outputs stand one
-behind the other.
+Engines compute several layers of a checkpoint in one: query, key and value, or gate and up. Here
+they may differ in format: those that are alike are joined, the others stay modules of their own,
+and their outputs stand one behind the other.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional
 from spqlm.checkpoint.spec import ModuleSpec, WeightSpec
 from spqlm.errors import CheckpointError, SpqError
 from spqlm.formats import StoredWeight
+from spqlm.formats._pieces import stacked
 from spqlm.formats.dense import Dense, DenseWeight
 from spqlm.formats.low_rank import LowRankWeight
 from spqlm.modules.ops import linear_of
@@ -142,6 +143,52 @@ def cut(name: str, weight: StoredWeight, side: Cut, share: Sequence[int]) -> Sto
         return weight.take_rows(index) if side == "rows" else weight.take_columns(index)
     except SpqError as error:
         raise SpqError(f"module {name!r} cannot be shared by tensor parallelism: {error}") from None
+
+
+class Part(NamedTuple):
+    """What a module of the checkpoint puts into a layer of an engine.
+
+    Attributes:
+        weight: None for nothing.
+        bias: [rows] or None.
+        width: outputs that the engine expects: as many as rows, or more.
+    """
+
+    weight: StoredWeight | None
+    bias: Tensor | None
+    width: int
+
+
+def joined(parts: Sequence[Part]) -> list[Part]:
+    """The same, neighbours in one weight where they are alike: a product costs a call.
+
+    Joined are those of one format whose rows are stored apart, of one width, and with no room
+    behind them.
+    """
+    found = [[parts[0]]]
+    for part in parts[1:]:
+        if _alike(found[-1][-1], part):
+            found[-1].append(part)
+        else:
+            found.append([part])
+    return [_one(members) for members in found]
+
+
+def _alike(one: Part, other: Part) -> bool:
+    if one.weight is None or other.weight is None or (one.bias is None) != (other.bias is None):
+        return False
+    same = one.weight.format == other.weight.format and one.weight.format.rows_apart
+    full = one.width == one.weight.shape[0]
+    return same and full and one.weight.shape[1] == other.weight.shape[1]
+
+
+def _one(members: list[Part]) -> Part:
+    if len(members) == 1:
+        return members[0]
+    weight = stacked([member.weight for member in members if member.weight is not None])
+    biases = [member.bias for member in members if member.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    return Part(weight, bias, sum(member.width for member in members))
 
 
 class Shard(nn.Module):

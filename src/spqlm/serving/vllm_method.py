@@ -17,7 +17,16 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from spqlm.errors import SpqError
 from spqlm.kernels.product import take_rows
 from spqlm.modules.ops import stored_weight
-from spqlm.serving.shards import Cut, Shard, bias_name, cut, tensors_of, weight_of
+from spqlm.serving.shards import (
+    Cut,
+    Part,
+    Shard,
+    bias_name,
+    cut,
+    joined,
+    tensors_of,
+    weight_of,
+)
 from spqlm.serving.shares import even, places
 from spqlm.serving.vllm_delivery import expect
 
@@ -82,31 +91,31 @@ class VllmMethod(LinearMethodBase):
         """Make modules of what was read, and forget the places where it was delivered."""
         if hasattr(layer, "spq_shards"):
             return
-        shards = [self._shard(layer, index) for index in range(len(self.names))]
+        parts = joined([self._part(layer, index) for index in range(len(self.names))])
         self.read.clear()
         for part in [*layer._parameters, *layer._modules]:
             delattr(layer, part)
         layer.register_parameter("bias", None)
-        layer.spq_shards = nn.ModuleList(shards)
+        layer.spq_shards = nn.ModuleList(Shard.of(*part) for part in parts)
         if self.adapters:
             device = next(layer.spq_shards.parameters()).device
             _show_dtype(layer, torch.empty(0, dtype=layer.spq_dtype, device=device))
 
-    def _shard(self, layer: Any, index: int) -> Shard:
+    def _part(self, layer: Any, index: int) -> Part:
         name, read, specs = self.names[index], self.read[index], self.config.specs
         weight = weight_of(name, specs, read).cast(layer.spq_dtype)
         key = bias_name(name, specs)
         bias = None if key is None else read.get(key)
         side, share, width = self._share(layer, index, weight.shape)
         if not share:
-            return Shard.of(None, None, width)
+            return Part(None, None, width)
         if bias is not None:
             bias = bias.to(layer.spq_dtype)
             if side == "rows":
                 bias = bias[share.start : share.stop].clone()
             elif layer.tp_rank > 0:  # the sum over processors has it once
                 bias = None
-        return Shard.of(cut(name, weight, side, share), bias, width)
+        return Part(cut(name, weight, side, share), bias, width)
 
     def _share(self, layer: Any, index: int, shape: tuple[int, int]) -> tuple[Cut, range, int]:
         """Which rows or columns of a weight are this processor's, and how many outputs follow."""
