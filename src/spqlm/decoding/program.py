@@ -132,6 +132,15 @@ def build(model: PreTrainedModel) -> decoder.Program:
     )
 
 
+def decodes(model: PreTrainedModel) -> bool:
+    """Whether models like this one are decoded natively, whatever is in their layers."""
+    try:
+        _check_model(model)
+    except Unsuitable:
+        return False
+    return native.library() is not None
+
+
 def _check_model(model: PreTrainedModel) -> tuple[ModelView, Any]:
     config = model.config
     if not family_for(config.model_type).native:

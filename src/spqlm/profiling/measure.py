@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from spqlm import native
 from spqlm.cache import cache_directory
+from spqlm.decoding.program import decodes
 from spqlm.errors import SpqError
 from spqlm.evaluation.machine import processor
 from spqlm.formats import Format, dump
@@ -26,7 +28,7 @@ from spqlm.profiling.rests import DECODED, REST, measure_rests
 from spqlm.progress import track
 
 # Raised whenever what is measured changes, so that older files are not read.
-COMPUTATION = 2
+COMPUTATION = 3
 # Shapes of two factors are timed at this share of the rank at which they are as large as a weight.
 FACTORED = 0.5
 RANK_MULTIPLE = 64
@@ -97,8 +99,9 @@ def _products(view: ModelView, form: Format, batch: int, prompt: int) -> list[Pr
     """Of every shape in a format; the output projection for the last tokens only."""
     *layer, head = _shapes(view)
     dtype, layers = view.model.dtype, len(view.layers)
-    inner = time_products(form, layer, layers, sorted({batch, prompt}), dtype)
-    return inner + time_products(form, [head], 1, sorted({1, batch}), dtype)
+    times = partial(time_products, form, dtype=dtype, natively=decodes(view.model))
+    inner = times(layer, layers, sorted({batch, prompt}))
+    return inner + times([head], 1, sorted({1, batch}))
 
 
 def weights_of(model: PreTrainedModel) -> list[Weight]:

@@ -3,18 +3,20 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from spqlm import native
 from spqlm.errors import SpqError
 from spqlm.formats import Format, StoredWeight
 from spqlm.formats.dense import Dense
 from spqlm.formats.group_sparse import GroupSparse
+from spqlm.kernels.weights import matrix_of
 from spqlm.kernels.widening import FEW, widened_products
-from spqlm.modules.ops import linear_of
+from spqlm.modules.ops import linear_of, stored_weight
 from spqlm.profile import Product
 
 ROUNDS = 7
@@ -24,6 +26,9 @@ RING_BYTES = 256 * 2**20
 VALUE = 0.01
 # Smaller than any weight: what remains of its time is the call.
 NOTHING = 32
+
+
+Call = Callable[[Tensor], object]
 
 
 class Shape(NamedTuple):
@@ -45,6 +50,7 @@ def time_products(
     tokens: Sequence[int],
     dtype: torch.dtype,
     rounds: int = ROUNDS,
+    natively: bool = False,
 ) -> list[Product]:
     """Time the weights of a decoder, one layer after another, as a step of the model meets them.
 
@@ -55,6 +61,7 @@ def time_products(
         tokens: counts of input rows.
         dtype: of inputs.
         rounds: passes over the layers; medians over all of them are taken.
+        natively: whether steps of few tokens are computed by the native library, floats included.
     """
     fitting = [shape for shape in layer if form.misfit(*shape) is None]
     if not fitting:
@@ -64,8 +71,9 @@ def time_products(
     ring = [(s, _linear(form, s, dtype)) for _ in range(count) for s in fitting]
     found = []
     for rows in tokens:
-        call = _call_seconds(rows, dtype)
-        for shape, seconds in _seconds(ring, rows, dtype, rounds).items():
+        call = _call_seconds(rows, dtype, natively)
+        calls = [(shape, _call(linear, rows, natively)) for shape, linear in ring]
+        for shape, seconds in _seconds(calls, rows, dtype, rounds).items():
             # The native decode step makes one call for all of its products.
             own = max(seconds - call, seconds / 10)
             found.append(
@@ -102,15 +110,25 @@ def _linear(form: Format, shape: Shape, dtype: torch.dtype) -> nn.Module:
     return linear_of(random_weight(form, shape, dtype), None)
 
 
-def _call_seconds(tokens: int, dtype: torch.dtype) -> float:
+def _call(linear: nn.Module, tokens: int, natively: bool) -> Call:
+    """A layer's product as a step computes it."""
+    library = native.library()
+    if not natively or library is None or tokens >= FEW:
+        return linear
+    matrix = matrix_of(stored_weight(linear), None)
+    return linear if matrix is None else lambda x: native.linear(library, x, matrix)
+
+
+def _call_seconds(tokens: int, dtype: torch.dtype, natively: bool) -> float:
     """What a call takes whatever its weight."""
     shape = Shape(NOTHING, NOTHING)
-    return min(_seconds([(shape, _linear(Dense(), shape, dtype))], tokens, dtype, 50).values())
+    call = _call(_linear(Dense(), shape, dtype), tokens, natively)
+    return min(_seconds([(shape, call)], tokens, dtype, 50).values())
 
 
 @torch.inference_mode()
 def _seconds(
-    ring: Sequence[tuple[Shape, nn.Module]], tokens: int, dtype: torch.dtype, rounds: int
+    ring: Sequence[tuple[Shape, Call]], tokens: int, dtype: torch.dtype, rounds: int
 ) -> dict[Shape, float]:
     """Median of a call by shape; the first round only warms up."""
     inputs: dict[int, Tensor] = {
@@ -118,14 +136,14 @@ def _seconds(
     }
     taken: dict[Shape, list[float]] = defaultdict(list)
     for turn in range(rounds + 1):
-        for shape, linear in ring:
+        for shape, call in ring:
             x = inputs[shape.columns]
             started = time.perf_counter()
             if tokens < FEW:
-                linear(x)
+                call(x)
             else:
                 with widened_products(dtype):
-                    linear(x)
+                    call(x)
             if turn:
                 taken[shape].append(time.perf_counter() - started)
     return {shape: statistics.median(seconds) for shape, seconds in taken.items()}
