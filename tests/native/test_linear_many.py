@@ -122,14 +122,6 @@ def test_more_columns_than_a_panel_holds(product, make, columns):
         product.assert_close(product(x, weight), x, weight)
 
 
-@pytest.mark.parametrize("make", [int4, int8, bfloat16, group_of_16])
-def test_several_panels_meet_inputs_that_no_cache_holds(product, make):
-    """Of 513 inputs sums are added up in two turns; 300 outputs are two sets of panels."""
-    weight = make(300, 8448)
-    x = random(513, 8448, seed=1).to(torch.bfloat16)
-    product.assert_close(product(x, weight), x, weight)
-
-
 def test_parts_of_the_columns_may_begin_inside_a_group(product):
     x = random(40, 8448, seed=1).to(torch.bfloat16)
     for make in (int4, int5):

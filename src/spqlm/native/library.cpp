@@ -353,8 +353,7 @@ EXPORTED Status spq_dequantize(const Matrix* matrix, int64_t first, int64_t last
     const int64_t start = first + block * ROWS, end = std::min(start + ROWS, last);
     char* const rows = (char*)out + (start - first) * bytes;
 #if defined(__x86_64__) && defined(__GNUC__)
-    if (chosen->pairs && type == BFLOAT16 && writes_codes_avx512_bf16(*matrix))
-      return write_codes_avx512_bf16(*matrix, start, end, 0, matrix->columns, (uint16_t*)rows);
+    if (chosen->pairs && type == BFLOAT16 && write_codes_avx512_bf16(*matrix, start, end, rows)) return;
 #endif
     kernels().dequantize(*matrix, start, end, rows, type);
   });

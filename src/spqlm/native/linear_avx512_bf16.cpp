@@ -1,5 +1,5 @@
 // Many inputs in bfloat16 times a matrix of any format, for processors with AVX-512 BF16. Weights
-// become bfloat16 a panel of rows at a time, and of codes a part of the columns, in a cache, and never in memory.
+// become bfloat16 a panel of rows at a time, in a cache, and never in memory.
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <algorithm>
@@ -17,12 +17,9 @@ namespace {
 
 // Outputs of a panel, inputs of a tile: 8 x 3 vectors of sums leave registers for what they multiply.
 constexpr int64_t WIDE = 48, HIGH = 8, VECTORS = WIDE / 16;
-// Inputs of more numbers are not near when the next panel of weights reads them: then several panels meet each while
-// the first cache holds it, as far as there are enough panels for all threads.
-constexpr int64_t NEAR = 1 << 22, MOST_PANELS = 4, SHARES = 4;
-// Pairs of columns, and inputs, whose sums are added up before the next: the weights of a part of these panels and
-// the sums fit in the second cache.
-constexpr int64_t PAIRS = 512, TOGETHER = 512;
+// Inputs, and pairs of columns, whose sums are added up before the next: those of a panel of weights
+// fit in the second cache.
+constexpr int64_t TOGETHER = 256, PAIRS = 512;
 
 // sums [HIGH, WIDE] (+)= inputs [pairs, SIDE], of which HIGH count, times weights [pairs, WIDE].
 void tile(const uint32_t* inputs, const uint32_t* weights, int64_t pairs, bool first, float* sums) {
@@ -52,46 +49,19 @@ void write(const float* sums, const float* bias, int64_t wide, uint16_t* y) {
   }
 }
 
-// The weights of some panels, a part of the columns at a time.
-class Panels {
- public:
-  // Of `wide` outputs from `first` on.
-  Panels(const Matrix& w, int64_t first, int64_t wide) : w(w), first(first), wide(wide) {
-    if (writes_codes_avx512_bf16(w)) return;
-    rows = room(w.columns);
+// The weights of a panel as [pairs, WIDE].
+const uint32_t* packed(const Matrix& w, int64_t first, int64_t wide) {
+  const int64_t pairs = w.columns / 2;
+  uint16_t* rows = (uint16_t*)room_for(Purpose::PANEL_ROWS, WIDE * w.columns * sizeof(uint16_t));
+  uint32_t* panel = (uint32_t*)room_for(Purpose::PANEL, WIDE * pairs * sizeof(uint32_t));
+  if (!write_codes_avx512_bf16(w, first, first + wide, (char*)rows))
     kernels().dequantize(w, first, first + wide, rows, BFLOAT16);
-  }
-
-  // The pairs from `begin` on, PAIRS or as many as there are, as [panels, PAIRS, WIDE].
-  const uint32_t* part(int64_t begin) {
-    const int64_t pairs = std::min(PAIRS, w.columns / 2 - begin);
-    const uint16_t* from = rows + 2 * begin;
-    int64_t stride = w.columns / 2;
-    if (!rows) {
-      uint16_t* const written = room(2 * PAIRS);
-      write_codes_avx512_bf16(w, first, first + wide, 2 * begin, 2 * (begin + pairs), written);
-      from = written;
-      stride = pairs;
-    }
-    const int64_t tall = (wide + WIDE - 1) / WIDE * WIDE;
-    uint32_t* const to = (uint32_t*)room_for(Purpose::PANEL, tall * PAIRS * (int64_t)sizeof(uint32_t));
-    for (int64_t r = 0; r < tall; r += SIDE) {
-      uint32_t* const panel = to + r / WIDE * PAIRS * WIDE + r % WIDE;
-      for (int64_t pair = 0; pair < pairs; pair += SIDE)
-        transpose((const uint32_t*)from + r * stride + pair, stride, wide - r, panel + pair * WIDE, WIDE);
-    }
-    return to;
-  }
-
- private:
-  const Matrix& w;
-  const int64_t first, wide;
-  uint16_t* rows = nullptr;  // with all columns, where a part would take as long
-
-  uint16_t* room(int64_t columns) const {
-    return (uint16_t*)room_for(Purpose::PANEL_ROWS, wide * columns * (int64_t)sizeof(uint16_t));
-  }
-};
+  for (int64_t r = 0; r < WIDE; r += SIDE)
+    for (int64_t pair = 0; pair < pairs; pair += SIDE)
+      transpose((const uint32_t*)(rows + r * w.columns) + pair, pairs, wide - r,
+                panel + pair * WIDE + r, WIDE);
+  return panel;
+}
 
 }  // namespace
 
@@ -103,29 +73,20 @@ void linear_avx512_bf16(const Matrix& w, const uint16_t* x, int64_t count, uint1
       transpose((const uint32_t*)(x + group * SIDE * w.columns) + pair, pairs, count - group * SIDE,
                 room + (group * pairs + pair) * SIDE, SIDE);
   });
-  const int64_t all = (w.rows + WIDE - 1) / WIDE;
-  const int64_t most_panels = count * w.columns > NEAR ? MOST_PANELS : 1;
-  const int64_t some = std::min(std::max<int64_t>(all / (SHARES * threads), 1), most_panels);
-  in_parallel(threads, (all + some - 1) / some, count * w.rows * w.columns, [&](int64_t block) {
-    const int64_t begin = block * some * WIDE, wide = std::min(some * WIDE, w.rows - begin);
-    Panels weights(w, begin, wide);
-    float bias[MOST_PANELS * WIDE] = {};
+  in_parallel(threads, (w.rows + WIDE - 1) / WIDE, count * w.rows * w.columns, [&](int64_t block) {
+    const int64_t begin = block * WIDE, wide = std::min(WIDE, w.rows - begin);
+    const uint32_t* panel = packed(w, begin, wide);
+    float bias[WIDE] = {};
     for (int64_t r = 0; w.bias && r < wide; r++) bias[r] = read_float(w.bias, w.bias_type, begin + r);
-    const int64_t most = std::min((count + HIGH - 1) / HIGH * HIGH, TOGETHER);
-    float* sums = (float*)room_for(Purpose::PANEL_SUMS, some * most * WIDE * (int64_t)sizeof(float));
+    float* sums = (float*)room_for(Purpose::PANEL_SUMS, TOGETHER * WIDE * sizeof(float));
     for (int64_t m = 0; m < count; m += TOGETHER) {
       const int64_t end = std::min(count, m + TOGETHER);
-      const auto sums_of = [&](int64_t i, int64_t panel) { return sums + (panel * most + i - m) * WIDE; };
-      for (int64_t pair = 0; pair < pairs; pair += PAIRS) {
-        const uint32_t* part = weights.part(pair);
+      for (int64_t pair = 0; pair < pairs; pair += PAIRS)
         for (int64_t i = m; i < end; i += HIGH)
-          for (int64_t panel = 0; panel * WIDE < wide; panel++)
-            tile(room + (i / SIDE * pairs + pair) * SIDE + i % SIDE, part + panel * PAIRS * WIDE,
-                 std::min(PAIRS, pairs - pair), pair == 0, sums_of(i, panel));
-      }
+          tile(room + (i / SIDE * pairs + pair) * SIDE + i % SIDE, panel + pair * WIDE,
+               std::min(PAIRS, pairs - pair), pair == 0, sums + (i - m) * WIDE);
       for (int64_t i = m; i < end; i++)
-        for (int64_t panel = 0, r = 0; r < wide; panel++, r += WIDE)
-          write(sums_of(i, panel), bias + r, wide - r, y + i * w.rows + begin + r);
+        write(sums + (i - m) * WIDE, bias, wide, y + i * w.rows + begin);
     }
   });
 }

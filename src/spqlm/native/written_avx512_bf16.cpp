@@ -13,7 +13,7 @@ TARGET_BEGIN(AVX512 ",avx512bf16,avx512vbmi,f16c")
 
 namespace {
 
-// A block's columns from 32 v on: which byte of even and odd columns each stands in.
+// A row's columns 32 v and on, of a block: which byte of even and odd columns each stands in.
 constexpr int64_t VECTORS = BLOCK / 32;
 
 struct Places {
@@ -28,65 +28,57 @@ struct Places {
   }
 };
 
-// Some columns of a row.
-struct Piece {
-  const Matrix& w;
-  int64_t row, begin, end;
-  uint16_t* out;
-};
-
 template <int Coding>
-void write_grouped(const Piece& piece, const Levels<Coding>& levels, const Places& places) {
-  const Matrix& w = piece.w;
+void write_row(const Matrix& w, const Levels<Coding>& levels, const Places& places, int64_t row, uint16_t* out) {
   const int64_t size = w.columns / w.groups;
-  const char* codes = (const char*)w.weight + piece.row * row_bytes(w);
+  const char* codes = (const char*)w.weight + row * row_bytes(w);
   Numbers<Coding> numbers;
-  for (int64_t first = piece.begin; first < piece.end; first += BLOCK) {
+  for (int64_t first = 0; first < w.columns; first += BLOCK) {
     ask(codes + first * bits_of(Coding) / 8, BLOCK * bits_of(Coding) / 8);
     const Planes<Coding> planes = {codes, w.columns, first};
     const int64_t here = std::min(w.columns - first, BLOCK);
     const Block block = with_extent(here, [&](auto extent) { return load_loose<Coding, extent>(planes, here); });
-    for (int64_t v = 0, k = first; k < std::min(piece.end, first + BLOCK); v++, k += 32) {
-      if (k % size == 0 || k == piece.begin)
-        numbers = levels.times(read_float(w.scale, w.scale_type, piece.row * w.groups + k / size));
+    for (int64_t v = 0; 32 * v < here; v++) {
+      const int64_t k = first + 32 * v;
+      if (k % size == 0)
+        numbers = levels.times(read_float(w.scale, w.scale_type, row * w.groups + k / size));
       const __m512i words = _mm512_permutex2var_epi8(block.even, places.of[v], block.odd);
-      _mm512_storeu_si512(piece.out + k - piece.begin, numbers.look_up(words));
+      _mm512_storeu_si512(out + k, numbers.look_up(words));
     }
   }
 }
 
-void write_int8(const Piece& piece) {
-  const Matrix& w = piece.w;
-  const __m512 scale = _mm512_set1_ps(row_scale(w, piece.row));
-  const char* codes = (const char*)w.weight + piece.row * w.columns;
-  for (int64_t k = piece.begin; k < piece.end; k += 32) {
-    const __mmask32 there = mask_of<__mmask32>(piece.end - k);
+void write_int8_row(const Matrix& w, int64_t row, uint16_t* out) {
+  const __m512 scale = _mm512_set1_ps(row_scale(w, row));
+  const char* codes = (const char*)w.weight + row * w.columns;
+  for (int64_t k = 0; k < w.columns; k += 32) {
+    const __mmask32 there = mask_of<__mmask32>(w.columns - k);
     if (k % 64 == 0) ask(codes + k, 64);
     const __m256i bytes = _mm256_maskz_loadu_epi8(there, codes + k);
     const auto numbers = [&](__m128i sixteen) {
       return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sixteen)), scale);
     };
     const __m512 low = numbers(_mm256_castsi256_si128(bytes)), high = numbers(_mm256_extracti128_si256(bytes, 1));
-    _mm512_mask_storeu_epi16(piece.out + k - piece.begin, there, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    _mm512_mask_storeu_epi16(out + k, there, (__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
-}
-
-template <class Write>
-void for_rows(const Matrix& w, int64_t first, int64_t last, int64_t begin, int64_t end, uint16_t* out,
-              const Write& write) {
-  for (int64_t row = first; row < last; row++, out += end - begin) write(Piece{w, row, begin, end, out});
 }
 
 }  // namespace
 
-void write_codes_avx512_bf16(const Matrix& w, int64_t first, int64_t last, int64_t begin, int64_t end,
-                             uint16_t* out) {
-  if (w.format == INT8) return for_rows(w, first, last, begin, end, out, write_int8);
+bool write_codes_avx512_bf16(const Matrix& w, int64_t first, int64_t last, char* out) {
+  const auto line = [&](int64_t row) { return (uint16_t*)out + (row - first) * w.columns; };
+  if (w.format == INT8) {
+    for (int64_t row = first; row < last; row++) write_int8_row(w, row, line(row));
+    return true;
+  }
+  if (w.format != GROUPED || w.columns / w.groups % 32) return false;
   const Places places;
   with_coding(w.coding, [&](auto coding) {
     const Levels<coding> levels;
-    for_rows(w, first, last, begin, end, out, [&](const Piece& piece) { write_grouped<coding>(piece, levels, places); });
+    for (int64_t row = first; row < last; row++)
+      write_row<coding>(w, levels, places, row, line(row));
   });
+  return true;
 }
 
 TARGET_END

@@ -127,7 +127,7 @@ class VllmConfig(QuantizationConfig):
             inside = next((name for name in self.specs if name.startswith(f"{prefix}.")), None)
             if isinstance(layer, RoutedExperts):
                 self.renamed |= renamed(layer, prefix, inside is not None)
-                return None if inside is None else VllmExperts(self, layer.moe_config, prefix)
+                return None if inside is None else VllmExperts(self, layer, prefix)
             if inside is not None:
                 raise SpqError(
                     f"vLLM has no layer of its own for the module {inside!r}: a "

@@ -13,10 +13,7 @@ from vllm.model_executor.layers.fused_moe.activation import (
     ApplyMoEActivationConfig,
     apply_moe_activation,
 )
-from vllm.model_executor.layers.fused_moe.config import (
-    FUSED_MOE_UNQUANTIZED_CONFIG,
-    FusedMoEConfig,
-)
+from vllm.model_executor.layers.fused_moe.config import FUSED_MOE_UNQUANTIZED_CONFIG
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 
 from spqlm.errors import CheckpointError, SpqError
@@ -69,18 +66,18 @@ class VllmExperts(FusedMoEMethodBase):
         read: the tensors of each linear layer, by its name after the module's own.
     """
 
-    def __init__(self, config: "VllmConfig", moe: FusedMoEConfig, name: str) -> None:
+    def __init__(self, config: "VllmConfig", layer: RoutedExperts, name: str) -> None:
         """See `VllmConfig.get_quant_method`.
 
         Raises:
             SpqError: vLLM was asked for what is not known of experts.
         """
-        super().__init__(moe)
-        if reason := _refusal(moe):
+        super().__init__(layer.moe_config)
+        if reason := _refusal(layer):
             raise SpqError(f"the experts of {name!r} are not served so: {reason}")
         self.config = config
         self.name = name
-        self.gated = moe.is_act_and_mul
+        self.gated = layer.moe_config.is_act_and_mul
         self.read: dict[str, dict[str, Tensor]] = {}
 
     def get_fused_moe_quant_config(self, layer: nn.Module) -> Any:
@@ -172,9 +169,11 @@ class VllmExperts(FusedMoEMethodBase):
         return y
 
 
-def _refusal(moe: FusedMoEConfig) -> str | None:
-    """What vLLM was asked for that ours has not."""
-    config = get_current_vllm_config()
+def _refusal(layer: RoutedExperts) -> str | None:
+    """What vLLM was asked for, or the model wants, that ours has not."""
+    config, moe = get_current_vllm_config(), layer.moe_config
+    if layer.apply_router_weight_on_input:
+        return "what enters them counts by what the router says, which ours do not know"
     if moe.moe_parallel_config.use_ep:
         return "leave out --enable-expert-parallel; tensor parallelism works"
     if config.lora_config is not None:
