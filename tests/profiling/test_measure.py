@@ -7,6 +7,8 @@ import torch
 from tests.helpers import tiny_model
 
 import spqlm
+from spqlm import native
+from spqlm.decoding.program import decodes
 from spqlm.errors import SpqError
 from spqlm.formats.dense import Dense
 from spqlm.formats.int4 import Int4
@@ -106,3 +108,29 @@ def test_a_mixture_of_experts_is_refused():
 def test_a_busy_machine_is_said(caplog, worked, said):
     rests._check_undisturbed(1.0, worked)
     assert ("the machine was busy with something else" in caplog.text) == said
+
+
+@pytest.mark.parametrize("natively", [True, False])
+def test_floats_are_timed_as_the_step_computes_them(natively, monkeypatch):
+    if native.library() is None:
+        pytest.skip("the native kernels are not there")
+    called = []
+    monkeypatch.setattr(
+        native,
+        "linear",
+        lambda library, x, matrix, linear=native.linear: (
+            called.append(matrix.rows),
+            linear(library, x, matrix),
+        )[1],
+    )
+    found = time_products(
+        Dense(), [Shape(48, 64)], 1, [1, 16], torch.float32, rounds=1, natively=natively
+    )
+    assert [product.tokens for product in found] == [1, 16]
+    # A prompt is computed by the layer either way.
+    assert called.count(48) == (2 if natively else 0)
+
+
+def test_models_that_are_decoded_natively_are_known_by_their_config():
+    assert decodes(tiny_model("llama")) == (native.library() is not None)
+    assert not decodes(tiny_model("opt"))
