@@ -114,15 +114,13 @@ def test_a_busy_machine_is_said(caplog, worked, said):
 def test_floats_are_timed_as_the_step_computes_them(natively, monkeypatch):
     if native.library() is None:
         pytest.skip("the native kernels are not there")
-    called = []
-    monkeypatch.setattr(
-        native,
-        "linear",
-        lambda library, x, matrix, linear=native.linear: (
-            called.append(matrix.rows),
-            linear(library, x, matrix),
-        )[1],
-    )
+    called, linear = [], native.linear
+
+    def counted(library, x, matrix):
+        called.append(matrix.rows)
+        return linear(library, x, matrix)
+
+    monkeypatch.setattr(native, "linear", counted)
     found = time_products(
         Dense(), [Shape(48, 64)], 1, [1, 16], torch.float32, rounds=1, natively=natively
     )

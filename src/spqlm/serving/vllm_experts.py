@@ -77,7 +77,10 @@ class VllmExperts(FusedMoEMethodBase):
             raise SpqError(f"the experts of {name!r} are not served so: {reason}")
         self.config = config
         self.name = name
-        self.gated = layer.moe_config.is_act_and_mul
+        self.gated = self.moe.is_act_and_mul
+        self.activation = ApplyMoEActivationConfig.from_configs(
+            self.moe, FUSED_MOE_UNQUANTIZED_CONFIG
+        )
         self.read: dict[str, dict[str, Tensor]] = {}
 
     def get_fused_moe_quant_config(self, layer: nn.Module) -> Any:
@@ -111,7 +114,12 @@ class VllmExperts(FusedMoEMethodBase):
         return bias_name(f"{self.name}.{own}", self.config.specs) if self.moe.has_bias else None
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Make linear layers of what was read, and forget the places where it was delivered."""
+        """Make linear layers of what was read, and forget the places where it was delivered.
+
+        Raises:
+            CheckpointError: a tensor is missing, or has another shape than is stated.
+            SpqError: several processors cannot share the neurons of an expert.
+        """
         if hasattr(layer, "spq_experts"):
             return
         first, last = (
@@ -152,8 +160,7 @@ class VllmExperts(FusedMoEMethodBase):
     def _activated(self, x: Tensor) -> Tensor:
         """[n, gate and up] -> [n, neurons], as vLLM's kernels compute it."""
         out = x.new_empty(len(x), x.shape[1] // (2 if self.gated else 1))
-        config = ApplyMoEActivationConfig.from_configs(self.moe, FUSED_MOE_UNQUANTIZED_CONFIG)
-        return apply_moe_activation(self.moe.activation, out, x, activation_config=config)
+        return apply_moe_activation(self.moe.activation, out, x, activation_config=self.activation)
 
     def apply(
         self,
