@@ -30,13 +30,17 @@ PROCESS, WORD = 520_000_000, 900
 PRICED = 2
 
 
-def forecast(outline: Outline, recipe: Recipe, limit: int | None = None) -> Forecast:
+def forecast(
+    outline: Outline, recipe: Recipe, limit: int | None = None, *, apart: bool = False
+) -> Forecast:
     """What it will take to compress a model by a recipe.
 
     Args:
         outline: of the model.
         recipe: with its target.
         limit: most bytes of memory; None is what is free on this machine.
+        apart: whether the memory is that of a device beside the CPU, where all but the decoder
+            layers stays: see `model.onloading`.
 
     Raises:
         SpqError: the target is out of reach, or the limit is too low even layer by layer.
@@ -44,7 +48,7 @@ def forecast(outline: Outline, recipe: Recipe, limit: int | None = None) -> Fore
     view, savings = outline.view, [stage.savings(outline.view) for stage in recipe.stages]
     known = [saved for saved in savings if saved is not None]
     complete = len(known) == len(savings)
-    needs = _Needs.of(outline, recipe)
+    needs = _Needs.of(outline, recipe, apart)
     whole = needs.peak(outline.bytes, outline.bytes - sum(saved for saved, _ in known))
     room = _free() if limit is None else limit
     by_layer = whole > room and supported()
@@ -130,13 +134,14 @@ class _Needs:
         logits: of one window, with their gradient.
         activations: that a backward pass through all layers holds, and through one.
         layer: weights of the largest layer.
-        outer: embedding and head.
+        outer: the larger one of embedding and head.
         weights: of the layer whose second moments take the most, as far as they are gathered.
         apart: whether these may be held for some weights after others.
         weight: the largest of a layer, in float32.
         unpacking: while weights are loaded that no file holds as they are.
         tables: float32 tables of an embedding's size.
         training: what training end to end takes beside the model.
+        resident: of the model, where the rest of it is read one layer at a time.
     """
 
     process: int
@@ -154,9 +159,10 @@ class _Needs:
     unpacking: int
     tables: int
     training: int
+    resident: int
 
     @classmethod
-    def of(cls, outline: Outline, recipe: Recipe) -> "_Needs":
+    def of(cls, outline: Outline, recipe: Recipe, apart: bool) -> "_Needs":
         view = outline.view
         text, needs = recipe.calibration, [stage.needs(view) for stage in recipe.stages]
         size = view.model.dtype.itemsize
@@ -182,13 +188,14 @@ class _Needs:
             else 0,
             activations_of_layer=2 * held // len(layers),
             layer=max(map(_bytes_of, layers), default=0),
-            outer=_bytes_of(view.embedding.module, view.lm_head.module),
+            outer=max(_bytes_of(view.embedding.module), _bytes_of(view.lm_head.module)),
             weights=max(leaves, key=lambda held: matrix_bytes(held, PRICED), default=[]),
             apart=all(found.apart for found in gathers),
             weight=4 * max((leaf.entries for held in leaves for leaf in held), default=0),
             unpacking=outline.unpacking,
             tables=table * max((found.tables for found in needs), default=0),
             training=max((found.training for found in needs), default=0),
+            resident=outline.bytes - sum(map(_bytes_of, layers)) if apart else 0,
         )
 
     def peak(self, source: int, result: int) -> int:
@@ -208,18 +215,19 @@ class _Needs:
             moments: most bytes of a layer's second moments; None for as many as there are.
         """
         work = max(
-            3 * self.states + self.logits + self.activations_of_layer + self.layer,
+            3 * self.states + max(self.logits + self.outer, self.activations_of_layer + self.layer),
             self._fitting(moments) + self.layer,
             self.states + self.tables + self.outer,
         )
-        return self.process + max(work + self.training, self.unpacking)
+        return self.process + self.resident + max(work + self.training, self.unpacking)
 
     def moments_within(self, room: int) -> int | None:
         """What second moments may take so that all stays within the room; None for any."""
         if not self.apart or self.peak_by_layer(None) <= room:
             return None
         others = self._fitting(0) - self._matrices(0)
-        return max(room - self.process - self.layer - others - self.training, 0)
+        rest = self.process + self.resident + self.layer + others + self.training
+        return max(room - rest, 0)
 
     def _fitting(self, moments: int | None) -> int:
         return self.walked * self.states + 2 * self.weight + self._matrices(moments)

@@ -128,6 +128,14 @@ def test_what_is_fitted_has_the_shape_and_the_bytes_that_the_format_states(form,
 
 
 @each_case
+@pytest.mark.parametrize("piece", [1, PIECE])
+def test_a_weight_in_two_bytes_is_rounded_as_its_values_are(form, shape, piece):
+    weight, metric = random(*shape).bfloat16(), metric_of(shape)
+    found = fit_in_pieces(form, weight, metric, "gptq", piece)
+    assert_same(found, form.fit(weight.float(), metric, "gptq"))
+
+
+@each_case
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 def test_it_restores_to_its_definition(form, shape, rounding, dtype):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spqlm.numerics import metric as metrics
 from spqlm.numerics.metric import Metric
 
 ROWS, COLUMNS = 24, 128
@@ -72,3 +73,11 @@ def test_the_energy_of_a_weight_is_its_loss_without_what_lies_off_the_diagonal()
     metric = Metric([(x.T @ x, torch.tensor([1.0, 2.0]))])
     weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     torch.testing.assert_close(metric.energy(weight), metric.row_losses(weight))
+
+
+def test_the_energy_of_many_rows_in_two_bytes_is_that_of_their_values(monkeypatch):
+    monkeypatch.setattr(metrics, "SOME_ROWS", 3)
+    weight = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    terms = [(torch.diag(torch.arange(4.0)), torch.arange(8.0)), (torch.eye(4), torch.ones(8))]
+    metric = Metric(terms)
+    torch.testing.assert_close(metric.energy(weight), metric.row_losses(weight.float()))

@@ -109,7 +109,8 @@ def apply_changes(
 
             def outer(named: Named = named) -> nn.Module:
                 metric = outer_metric(view, named.name, statistics.sensitivities, everything)
-                return _changed(named, chosen[named.name], _weight(named), metric, menu)
+                weight = named.module.weight.detach()
+                return _changed(named, chosen[named.name], weight, metric, menu)
 
             tied = view.tied
             finished.replace(named.name, outer)
@@ -117,17 +118,12 @@ def apply_changes(
                 tie_head(view)
 
 
-def _weight(named: Named) -> Tensor:
-    weight: Tensor = named.module.weight.detach().float()
-    return weight
-
-
 @torch.no_grad()
 def _target(
     named: Named, metrics: Mapping[str, Metric], drift: Drift | None, share: float
 ) -> Tensor:
     """What a weight should be, [rows, columns]: as it is, or what makes up for its inputs."""
-    weight, metric = _weight(named), metrics[named.name]
+    weight, metric = named.module.weight.detach().float(), metrics[named.name]
     moved = None if drift is None else drift.mean(named.name)
     if moved is None:
         return weight
@@ -161,7 +157,8 @@ def _apply_unfitted(view: ModelView, chosen: Mapping[str, Change]) -> None:
         if named.name in chosen:
             rows, columns = named.module.weight.shape
             metric = Metric([(torch.eye(columns), torch.ones(rows))])
-            module = _changed(named, chosen[named.name], _weight(named), metric, nearest)
+            weight = named.module.weight.detach()
+            module = _changed(named, chosen[named.name], weight, metric, nearest)
             view.replace(named.name, module)
     if tied:
         tie_head(view)
@@ -171,7 +168,7 @@ def _changed(named: Named, change: Change, weight: Tensor, metric: Metric, menu:
     module, form, cut = named.module, change.stored_as, change.cut
     bias = getattr(module, "bias", None)
     if cut is not None:
-        weight, metric = cut_weight(cut, weight, metric), cut_metric(cut, metric)
+        weight, metric = cut_weight(cut, weight.float(), metric), cut_metric(cut, metric)
         if bias is not None and cut.side == "output":
             bias = bias.detach()[cut.index.to(bias.device)]
     with torch.no_grad():

@@ -26,7 +26,7 @@ def low_rank_losses(
 
     Args:
         options: of low rank.
-        weight: float32 [rows, columns].
+        weight: floats [rows, columns].
         price: metric of the loss.
         rounding: nats per token of the factors' formats for the weight itself.
     """
@@ -49,7 +49,7 @@ def sparse_losses(
 
     Args:
         options: of dropped groups, all of one group size.
-        weight: float32 [rows, columns].
+        weight: floats [rows, columns].
         price: metric of the loss.
         rounding: nats per token of the formats that store the whole weight.
     """
@@ -57,7 +57,7 @@ def sparse_losses(
     if not sparse:
         return []
     saliency = group_saliency(
-        weight, price.hessian, price.output, sparse[0].group_size, "first_order"
+        weight.float(), price.hessian, price.output, sparse[0].group_size, "first_order"
     )
     tails = saliency.flatten().sort().values.cumsum(0)
     alike = [loss for option, loss in rounding.items() if option.code_bits == sparse[0].code_bits]

@@ -101,6 +101,7 @@ class Pricer:
         if not options:
             return
         _, weight, fit, price = self._shaped(part.named, shape)
+        weight = weight.float()
         basis = None
         if any(isinstance(option, LowRank) for option in options):
             _, basis = weighted_basis(weight, *fit.terms[0])
@@ -109,12 +110,17 @@ class Pricer:
         part.estimates = [found for found in part.estimates if found[0] not in options]
 
     def _shaped(self, named: Named, shape: Shape) -> tuple[Cut | None, Tensor, Metric, Metric]:
-        cut = shape.cuts.get(named.name)
-        weight = named.module.weight.detach().float()
+        """The cut, what it leaves of the weight, and its metrics.
+
+        In the weight's own dtype as far as it can be: an embedding in float32 may be larger than
+        all else that is held.
+        """
+        cut, weight = shape.cuts.get(named.name), named.module.weight.detach()
         fit, price = self.fit[named.name], self.price[named.name]
         if cut is None:
             return None, weight, fit, price
-        return cut, cut_weight(cut, weight, fit), cut_metric(cut, fit), cut_metric(cut, price)
+        weight = cut_weight(cut, weight.float(), fit)
+        return cut, weight, cut_metric(cut, fit), cut_metric(cut, price)
 
     @torch.no_grad()
     def _left_by_descent(self, weight: Tensor, probe: Format, fit: Metric, price: Metric) -> float:
@@ -124,7 +130,7 @@ class Pricer:
         every format.
         """
         index = spread_rows(len(weight), PROBED_ROWS).to(weight.device)
-        some, metric = weight[index], fit.rows(index)
+        some, metric = weight[index].float(), fit.rows(index)
         before, after = (
             price.rows(index).row_losses(probe.fit(some, metric, rounding).restore() - some).sum()
             for rounding in ("gptq", "descent")
@@ -135,7 +141,7 @@ class Pricer:
     def _sampled(self, weight: Tensor, option: Format, fit: Metric, price: Metric) -> Tensor:
         """Losses of all rows: some are rounded, and the others cost as much for what they weigh."""
         index = sampled_rows(len(weight)).to(weight.device)
-        some = weight[index]
+        some = weight[index].float()
         stored = option.fit(some, fit.rows(index), self._menu.sampled_rounding_of(option)).restore()
         losses = _row_losses(option, price.rows(index), stored, some)
         energy = price.energy(weight)

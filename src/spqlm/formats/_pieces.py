@@ -24,7 +24,7 @@ def fit_in_pieces(
 
     Args:
         form: to store the weight in.
-        weight: float32 [rows, columns].
+        weight: floats [rows, columns]; a piece at a time is made float32.
         metric: of errors.
         rounding: see `Format.fit`.
         piece: most elements at once on a CPU; a row is never split.
@@ -32,10 +32,10 @@ def fit_in_pieces(
     rows, columns = weight.shape
     height = max(piece // columns, 1)
     if not form.rows_apart or rows <= height or not weight.is_cpu:
-        return form.fit(weight, metric, rounding)
+        return form.fit(weight.float(), metric, rounding)
     indices = torch.arange(rows, device=weight.device).split(height)
     parts = [
-        form.fit(weight[index[0] : index[-1] + 1], metric.rows(index), rounding).tensors()
+        form.fit(weight[index[0] : index[-1] + 1].float(), metric.rows(index), rounding).tensors()
         for index in indices
     ]
     return _stacked(form, parts, columns)

@@ -13,8 +13,8 @@ from spqlm.numerics.threads import at_once
 
 # Float32 [in, in] matrices of a weight beside its second moments: the one to round by, its factor.
 MADE = 2
-# And those that are in float64 while it is inverted, less the factor that is not there yet.
-INVERTED = 3
+# And the one in float64 while it is inverted.
+INVERTED = 2
 
 
 def matrix_bytes(weights: Sequence[Named], moments: int) -> int:

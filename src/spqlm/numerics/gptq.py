@@ -20,6 +20,8 @@ from spqlm.numerics.triangular import invert_lower_
 DAMPING = 0.1
 # Raised damping starts here.
 SMALLEST_DAMPING = 1e-6
+# Rows of a matrix that are copied at once.
+COPIED = 1024
 
 
 def damped(hessian: Tensor, share: float) -> Tensor:
@@ -83,29 +85,48 @@ def inverse_factor(hessian: Tensor, share: float = DAMPING) -> tuple[Tensor, flo
         ValueError: as for `inverse`.
     """
     with threads_for(len(hessian)):
-        lower, share = _cholesky(hessian.flip(0, 1), share)
+        lower, share = _cholesky(hessian, share, reverse=True)
         narrow = lower.to(torch.float32)
         del lower
         return invert_lower_(narrow).flip(0, 1), share
 
 
-def _cholesky(hessian: Tensor, share: float) -> tuple[Tensor, float]:
+def _cholesky(hessian: Tensor, share: float, *, reverse: bool = False) -> tuple[Tensor, float]:
+    """L of the damped H, float64, and the share that was used; `reverse` turns H's order round.
+
+    In the memory of one such matrix: an attempt takes the place of what it factorises.
+    """
     if not bool(torch.isfinite(hessian).all()):
         raise ValueError("the Hessian holds NaN or Inf")
-    # One copy: the ridge of each attempt is that of H itself.
-    hessian = hessian.to(torch.float64, copy=True)
-    diagonal = hessian.diagonal().clone()
+    diagonal = hessian.diagonal().to(torch.float64)
+    diagonal = diagonal.flip(0) if reverse else diagonal
     # A ridge that outweighs all else mends whatever rounding made of a sum of squares.
     enough = len(diagonal) * float(diagonal.max())
+    rows = torch.empty_like(hessian, dtype=torch.float64, memory_format=torch.contiguous_format)
+    # By columns, as LAPACK wants it, which is the same matrix: H is symmetric.
+    lower = rows.mT
+    failed = torch.empty((), dtype=torch.int32, device=hessian.device)
     while True:
+        _fill(rows, hessian, reverse)
         added = ridge(diagonal, share)
-        hessian.diagonal().copy_(diagonal + added)
-        lower, failed = torch.linalg.cholesky_ex(hessian)
+        lower.diagonal().copy_(diagonal + added)
+        torch.linalg.cholesky_ex(lower, out=(lower, failed))
         if not failed:
             return lower, share
         if float(added.max()) > enough:
             raise ValueError("the Hessian is not positive semi-definite")
         share = _raised(share)
+
+
+def _fill(rows: Tensor, hessian: Tensor, reverse: bool) -> None:
+    """Copy a matrix, some rows at a time; `reverse` turns the order of rows and columns round."""
+    size = len(hessian)
+    for start in range(0, size, COPIED):
+        stop = min(start + COPIED, size)
+        if reverse:
+            rows[start:stop] = hessian[size - stop : size - start].flip(0, 1)
+        else:
+            rows[start:stop] = hessian[start:stop]
 
 
 def _raised(share: float) -> float:

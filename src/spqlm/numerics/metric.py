@@ -8,6 +8,9 @@ from torch import Tensor
 
 from spqlm.numerics import gptq
 
+# Of a weight, that are copied at once.
+SOME_ROWS = 4096
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -69,9 +72,18 @@ class Metric:
         return gptq.row_losses(weight, self.noise, self.output)
 
     def energy(self, weight: Tensor) -> Tensor:
-        """What the rows of a weight, [rows, columns], weigh entry by entry, float32 [rows]."""
-        squares = weight.square()
-        return 0.5 * torch.stack([o * (squares @ h.diagonal()) for h, o in self.terms]).sum(0)
+        """What the rows of a weight weigh entry by entry.
+
+        Args:
+            weight: floats [rows, columns]; some rows at a time are made float32.
+
+        Returns:
+            float32 [rows].
+        """
+        diagonals = torch.stack([h.diagonal() for h, _ in self.terms], dim=1)
+        outputs = torch.stack([o for _, o in self.terms], dim=1)
+        squares = [some.float().square() @ diagonals for some in weight.split(SOME_ROWS)]
+        return 0.5 * (outputs * torch.cat(squares)).sum(1)
 
     def rows(self, index: Tensor) -> "Metric":
         """For the outputs in `index` alone, rounded by the same matrix as all of them."""

@@ -2,6 +2,7 @@
 
 It puts all tensors of a file into one dictionary, under the model's names. Here it is asked for
 those of some decoder layers, which go on to wherever weights are kept, and then for the next.
+Embedding and head, which are as large as many layers, are unpacked without it.
 """
 
 import re
@@ -12,17 +13,22 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import modeling_gguf_pytorch_utils
 from transformers.integrations.gguf.reader import GgufHeader
+from transformers.integrations.gguf.utils import is_gguf_arch_supported
 
 from spqlm.progress import track
+from spqlm.sources.gguf_reader import unpack
 from spqlm.sources.offloaded import kept
 
 # Bytes of float32 that are unpacked together, unless one layer has more: each time the reader goes
 # through the file's vocabulary, too.
 TOGETHER = 2**28
 FLOAT32 = 4
+# Embedding and head: as they are in the file but for their type, whatever the architecture.
+TABLES = ("token_embd.weight", "output.weight")
 
 
 @contextmanager
@@ -50,6 +56,11 @@ def by_blocks() -> Iterator[list[str]]:
             return _Names(names, dropped)
 
         for together in track(pieces(Path(path)), "unpacking GGUF"):
+            if names.keys() >= together and together <= {*TABLES}:
+                for name in together:
+                    table = unpack(path, name, named.get("torch_dtype") or torch.float32)
+                    state[names[name]] = kept(names[name], table)
+                continue
             reader.get_gguf_hf_weights_map = named_once
             reader.tqdm = lambda tensors, wanted=together, **_: [
                 tensor for tensor in tensors if tensor.name in wanted
@@ -67,15 +78,30 @@ def by_blocks() -> Iterator[list[str]]:
         reader.load_gguf_checkpoint, reader.get_gguf_hf_weights_map, reader.tqdm = usual
 
 
+def reads_by_blocks(path: Path) -> bool:
+    """Whether it is the older reader that reads a file: for some architectures there is another.
+
+    Raises:
+        ValueError, struct.error: it is not a GGUF file, or damaged.
+    """
+    return not is_gguf_arch_supported(GgufHeader.from_file(str(path)).architecture)
+
+
 def pieces(path: Path) -> list[set[str]]:
     """Names of a file's tensors, in sets that are unpacked together: whole blocks, or one alone.
+
+    Embedding and head come last, each alone.
 
     Raises:
         ValueError, struct.error: it is not a GGUF file, or damaged.
     """
     blocks: dict[str, set[str]] = defaultdict(set)
     sizes: dict[str, int] = defaultdict(int)
+    tables = []
     for tensor in GgufHeader.from_file(str(path)).tensors:
+        if tensor.name in TABLES:
+            tables.append(tensor.name)
+            continue
         block = re.match(r"blk\.\d+\.", tensor.name)
         key = block[0] if block else tensor.name
         blocks[key].add(tensor.name)
@@ -88,7 +114,7 @@ def pieces(path: Path) -> list[set[str]]:
         else:
             found, room = [*found, names], TOGETHER
         room -= sizes[key]
-    return found
+    return [*found, *({name} for name in tables)]
 
 
 class _Names(dict[str, str]):

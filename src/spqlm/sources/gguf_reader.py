@@ -11,6 +11,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 # Of floats that are unpacked at once.
 ROWS_BYTES = 2**24
@@ -69,3 +71,24 @@ def quick_gguf_reader() -> Iterator[None]:
     finally:
         gguf.GGUFReader, gguf.dequantize = usual, dequantize  # type: ignore[misc]
         gguf.get_tensor_name_map = names
+
+
+def unpack(path: str, name: str, dtype: torch.dtype) -> Tensor:
+    """A matrix of a GGUF file; only some of its rows are in float32 at any time.
+
+    Args:
+        path: of the file.
+        name: of the tensor.
+        dtype: of the result, [rows, columns].
+    """
+    import gguf
+
+    reader: Any = gguf.GGUFReader(path)
+    data, kind = next((t.data, t.tensor_type) for t in reader.tensors if t.name == name)
+    first = gguf.dequantize(data[:1], kind)
+    whole = torch.empty(len(data), first.shape[1], dtype=dtype)
+    step = max(1, ROWS_BYTES // first.nbytes)
+    for start in range(0, len(data), step):
+        rows = gguf.dequantize(data[start : start + step], kind)
+        whole[start : start + step] = torch.from_numpy(rows)
+    return whole

@@ -1,10 +1,12 @@
 """What config and file headers tell of a model: its shapes, and how it can be read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from spqlm.checkpoint.headers import TensorHeader
@@ -13,6 +15,7 @@ from spqlm.model.opening import open_layers
 from spqlm.model.view import ModelView
 from spqlm.sources.adapter import ADAPTER
 from spqlm.sources.gguf import demo_file, gguf_config
+from spqlm.sources.gguf_blocks import reads_by_blocks
 from spqlm.sources.load import source_kind
 from spqlm.sources.opened import stated_dtype, without_codes
 from spqlm.sources.packed import Packing
@@ -25,8 +28,9 @@ from spqlm.sources.pretrained import (
 )
 
 # Bytes for each entry of a weight while it is unpacked: its codes, twice in float32, and in two
-# bytes; and what others' codes take, as measured.
-UNPACKED, UNPACKED_CODES = 12, 20
+# bytes; of a table that is unpacked some rows at a time, its codes, and in two bytes, as it is and
+# as it is written; and what others' codes take, as measured.
+UNPACKED, UNPACKED_TABLE, UNPACKED_CODES = 12, 6, 20
 EXPERTS_NDIM = 3
 
 
@@ -85,11 +89,25 @@ def outline(name: str, dtype: str | torch.dtype = "auto") -> Outline | None:
 
 
 def _unpacking(model: PreTrainedModel, file: Path | None, packing: Packing | None) -> int:
-    largest = max((p.numel() for p in model.parameters()), default=0)
-    # A GGUF file's experts of one layer are unpacked together.
-    experts = [p.numel() for p in model.parameters() if p.ndim == EXPERTS_NDIM]
-    together = 2 * max(experts, default=0) if file is not None else 0
-    return largest * (UNPACKED if packing is None else UNPACKED_CODES) + 4 * together
+    parameters: set[Any] = {*model.parameters()}
+    if packing is not None:
+        return UNPACKED_CODES * _largest(parameters)
+    if file is None:
+        return UNPACKED * _largest(parameters)
+    outer: set[Any] = {
+        module.weight
+        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+        if module is not None
+    }
+    tables = outer if reads_by_blocks(file) else set()
+    # Experts of one layer are unpacked together.
+    experts = {p for p in parameters if p.ndim == EXPERTS_NDIM}
+    layers = UNPACKED * _largest(parameters - tables) + 4 * 2 * _largest(experts)
+    return max(layers, UNPACKED_TABLE * _largest(tables))
+
+
+def _largest(parameters: Iterable[Tensor]) -> int:
+    return max((p.numel() for p in parameters), default=0)
 
 
 def _as_stored(model: PreTrainedModel, headers: Mapping[str, TensorHeader] | None) -> bool:

@@ -51,8 +51,9 @@ ARITHMETIC: dict[str, tuple[float, ...]] = {
 LEFT_OUT = 4
 """Most layers that may go, in the same budgets."""
 
-# Float32 tables of an embedding's size that are held while it is priced, or rounded.
-TABLES = 3
+# Float32 tables of an embedding's size that are held while it is priced by some of its rows, which
+# are copied several times, or rounded, which leaves its codes.
+TABLES = 1
 # Of a model's bytes where a budget limits none: 8 bits, from 16.
 UNTOLD_SHARE = 0.5
 
