@@ -18,6 +18,8 @@ from spqlm.requested import requested
 from spqlm.sources.outline import outline
 from spqlm.units import parse_size
 
+CPU = torch.device("cpu")
+
 
 def estimate(
     model: str | Path | PreTrainedModel,
@@ -30,6 +32,7 @@ def estimate(
     calibration: str | Path | None = None,
     recover: bool = True,
     dtype: str | torch.dtype = "auto",
+    device: str | None = None,
     memory: str | int | None = None,
     limits: Limits | None = None,
 ) -> Forecast:
@@ -45,6 +48,7 @@ def estimate(
         calibration: text source that replaces the recipe's.
         recover: False leaves out all that trains.
         dtype: of float weights.
+        device: as for `compress`; memory is that of the device then, and no time is told.
         memory: most bytes that the process may hold; None is what is free.
         limits: speed of a step and bytes of its cache; a speed is measured here, unless that was
             done before.
@@ -64,7 +68,8 @@ def estimate(
     steps, ratio = requested(
         recipe, target_size, target_ratio, alike, export_target, calibration, recover, limits
     )
-    found = estimated(model, steps, ratio, dtype, memory)
+    place = CPU if device is None else torch.device(device)
+    found = estimated(model, steps, ratio, dtype, memory, place)
     if found is None:
         raise SpqError(
             "only models that are read from files, and are not compressed, can be estimated"
@@ -78,7 +83,8 @@ def estimated(
     ratio: float | None,
     dtype: str | torch.dtype,
     memory: str | int | None,
-    timed_from: int | None = 0,
+    device: torch.device = CPU,
+    timed_from: int = 0,
 ) -> Forecast | None:
     """What a run will take; None of a model that is in memory, an adapter or a checkpoint.
 
@@ -88,15 +94,16 @@ def estimated(
         ratio: of the source's bytes, which is its budget; None where it has one already.
         dtype: of float weights.
         memory: most bytes that the process may hold; None is what is free.
-        timed_from: bytes of the smallest model whose time on this CPU is told; None for none.
+        device: to compute on, whose memory is a limit, too.
+        timed_from: bytes of the smallest model whose time is told, on a CPU.
 
     Raises:
         SpqError: as for `estimate`.
     """
-    limit = None if memory is None else parse_size(memory)
+    limits = [parse_size(memory)] if memory is not None else []
     found = None if isinstance(model, nn.Module) else outline(str(model), dtype)
     if found is None:
-        if limit is not None:
+        if limits:
             raise SpqError(
                 "a memory limit is for models that are read from files, and not for objects, "
                 "adapters or compressed checkpoints"
@@ -105,9 +112,23 @@ def estimated(
     if ratio is not None:
         steps = steps.within(int(ratio * found.bytes))
     steps = timed(steps, found.view)
-    told = forecast(found, steps, limit)
-    if timed_from is not None and found.bytes >= timed_from:
+    if device.type == "cuda":
+        limits.append(torch.cuda.mem_get_info(device)[0])
+    told = forecast(found, steps, min(limits, default=None), apart=device.type != CPU.type)
+    if device.type == CPU.type and found.bytes >= timed_from:
         told = told.model_copy(update={"seconds": estimated_seconds(found, steps)})
     if told.layer_by_layer and ranks.several():
         raise SpqError("a model that has to be read one layer at a time is work for one process")
+    if told.layer_by_layer and device.type != CPU.type:
+        _check_forward_only(steps, device)
     return told
+
+
+def _check_forward_only(steps: Recipe, device: torch.device) -> None:
+    """Refuse stages that need all layers on the device at once."""
+    training = [stage.key for stage in steps.stages if stage.trains]
+    if training:
+        raise SpqError(
+            f"the stage {training[0]!r} trains all layers together, and the model does not fit the "
+            f"memory of {str(device)!r}; leave it out with --no-recover, or compute on the CPU"
+        )

@@ -20,13 +20,14 @@ from spqlm.calibration.gather import Calibration
 from spqlm.calibration.probe import probe
 from spqlm.checkpoint.manifest import Forecast, Manifest, Sizes, StageRecord
 from spqlm.data.sources import public_name
-from spqlm.estimating import estimated
+from spqlm.estimating import CPU, estimated
 from spqlm.kernels.widening import widened_products
 from spqlm.model.bytes_read import bytes_read
 from spqlm.model.digest import weights_digest
 from spqlm.model.limits import check_tokenizer
 from spqlm.model.mapped import bounded, watch
 from spqlm.model.memory import resident_bytes
+from spqlm.model.onloading import onloading
 from spqlm.model.opening import open_layers
 from spqlm.model.soundness import check_magnitudes, check_runs
 from spqlm.model.view import ModelView
@@ -107,7 +108,8 @@ def compress(
         recover: False leaves out all that trains.
         seed: of everything random.
         dtype: of float weights while compressing and in the result; `auto` is the source's own.
-        device: such as `cpu` or `cuda`; None is the CPU.
+        device: to compute on, such as `cpu` or `cuda`; None is the CPU. A model that is larger
+            than the device's memory goes there one layer at a time, and the result is on the CPU.
         tokenizer: for a model object; else the source's own.
         overwrite: whether a non-empty `out` may be replaced.
         max_shard_size: of one weight file.
@@ -143,14 +145,17 @@ def compress(
         target.check_output(
             directory, overwrite=overwrite, inputs=[i for i in inputs if isinstance(i, str | Path)]
         )
-    on_cpu = device is None or torch.device(device).type == "cpu"
-    told = estimated(model, steps, ratio, dtype, memory, TIMED_FROM if on_cpu else None)
+    place = CPU if device is None else torch.device(device)
+    told = estimated(model, steps, ratio, dtype, memory, place, TIMED_FROM)
     if told is not None and told.seconds:
         logger.info("this takes about %s", spoken(told.seconds))
     walked = told is not None and told.layer_by_layer
     memory_of_layers = bounded(told.moments) if told and walked else nullcontext()
     with memory_of_layers, RunState(directory) as run:
-        loaded = _loaded(model, told, run, tokenizer, dtype=dtype, device_map=device)
+        lent = walked and place.type != CPU.type
+        loaded = _loaded(
+            model, told, run, tokenizer, dtype=dtype, device_map=None if lent else device
+        )
         ranks.check_same(str(steps.to_dict()), "recipe")
         if ratio is not None:
             steps = steps.within(int(ratio * loaded.source.bytes))
@@ -160,9 +165,10 @@ def compress(
         watch(view)
         steps = timed(steps, view)
         text = Calibration(steps.calibration, view, loaded.tokenizer, seed, passes_of(run))
-        _check_sound(steps, view, text)
-        plans = _plans(run, steps, loaded, seed, export_target)
-        records = run_stages(steps.stages, view, text, seed, run, plans)
+        with onloading(view, place) if lent else nullcontext():
+            _check_sound(steps, view, text)
+            plans = _plans(run, steps, loaded, seed, export_target)
+            records = run_stages(steps.stages, view, text, seed, run, plans)
         target.prepare(view)
         limit = _limit_of_files(steps.byte_limit, wanted, target, view, loaded.tokenizer)
         manifest = _manifest(steps, export_target, seed, loaded, text, records, told)

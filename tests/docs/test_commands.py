@@ -22,6 +22,8 @@ NOT_RUN = {
     "docs/evaluation.md": "shows the forms of one command, with data that nobody has",
     "docs/how-to/budget-for-speed.md": "asks for speeds that a tiny model does not reach; "
     "tests/stages/test_budget_limits.py keeps to them",
+    "docs/how-to/larger-than-memory.md": "takes a large model; tests/pipeline/test_memory.py "
+    "compresses a small one so",
     "docs/how-to/serve.md": "a server runs until it is stopped; tests/serving asks one",
     "docs/how-to/start-from-a-quantised-model.md": "takes a model of another tool; "
     "tests/sources/packed compresses one of each method",

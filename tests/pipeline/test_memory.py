@@ -15,6 +15,7 @@ from tests.pipeline.files import contents, refused
 from tests.sources.gguf_files import write
 
 import spqlm
+import spqlm.estimating
 import spqlm.forecast
 import spqlm.layerwise.held_metrics
 import spqlm.pipeline
@@ -22,6 +23,7 @@ from spqlm.cache import UNFINISHED
 from spqlm.checkpoint.manifest import read_manifest
 from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.held_metrics import HeldMetrics
+from spqlm.model import onloading
 from spqlm.recipe import Recipe
 from spqlm.targets.native import NativeTarget
 
@@ -68,6 +70,45 @@ def test_layer_by_layer_the_result_is_the_same(
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not (tmp_path / f"small{UNFINISHED}").exists()
     assert not any(module._forward_hooks for module in found.model.modules())
+
+
+@pytest.fixture
+def apart(monkeypatch, no_room):
+    """The CPU is a device beside the one that holds the model."""
+    for module in (spqlm.estimating, spqlm.pipeline):
+        monkeypatch.setattr(module, "CPU", torch.device("meta"))
+
+
+def test_layers_that_go_to_a_device_one_by_one_give_the_same(
+    source, tmp_path, budget, monkeypatch, apart
+):
+    visited, usual = [], onloading._Visits.bring
+
+    def bring(self, owner, modules):
+        visited.append(type(owner).__name__)
+        usual(self, owner, modules)
+
+    monkeypatch.setattr(onloading._Visits, "bring", bring)
+    found = spqlm.compress(
+        source, tmp_path / "small", recipe=budget, target_ratio=0.3, device="cpu"
+    )
+    assert found.manifest.forecast.layer_by_layer
+    layers = [name for name in visited if name.endswith("DecoderLayer")]
+    # Of two: checked, their calls, forward, from above, backward, prices, calls and rounding twice.
+    assert len(visited) - len(layers) == 1 and 2 * 5 <= len(layers) <= 2 * 16
+    monkeypatch.undo()
+    monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "another"))
+    spqlm.compress(source, tmp_path / "whole", recipe=budget, target_ratio=0.3)
+    assert weights(tmp_path / "small") == weights(tmp_path / "whole")
+
+
+def test_training_all_layers_together_on_such_a_device_is_refused(source, tmp_path, budget, apart):
+    fields = budget.to_dict()
+    stages = [*fields["stages"], {"distill": {"steps": 2, "context": 16, "held_out": 2}}]
+    recipe = Recipe.from_dict({**fields, "stages": stages})
+    match = "the stage 'distill' trains all layers together.*--no-recover"
+    out = tmp_path / "out"
+    refused(source, out, recipe=recipe, target_ratio=0.3, device="cpu", match=match)
 
 
 def test_second_moments_of_one_weight_at_a_time_give_the_same(

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from spqlm.cli.options import Dtype, Json, Memory, Model
+from spqlm.cli.options import Device, Dtype, Json, Memory, Model
 from spqlm.cli.output import as_json as json_of
 from spqlm.cli.output import deliver
 from spqlm.cli.request import (
@@ -48,6 +48,7 @@ def command(
     calibration: Calibration = None,
     recover: Recover = True,
     dtype: Dtype = "auto",
+    device: Device = None,
     memory: Memory = None,
     as_json: Json = False,
 ) -> None:
@@ -69,13 +70,14 @@ def command(
         calibration=calibration,
         recover=recover,
         dtype=dtype,
+        device=device,
         memory=memory,
     )
     if not deliver(json_of(found), as_json):
-        _show(found)
+        _show(found, device)
 
 
-def _show(found: "Forecast") -> None:
+def _show(found: "Forecast", device: str | None) -> None:
     rows = table("plan", "", "about")
     unknown = "not known without weights"
     rows.add_row("weight files", unknown if found.disk is None else megabytes(found.disk))
@@ -83,7 +85,8 @@ def _show(found: "Forecast") -> None:
         rows.add_row("smallest target", megabytes(found.smallest))
     if found.read is not None:
         rows.add_row("weights read for a token", megabytes(found.read))
-    rows.add_row("peak memory", megabytes(found.peak))
+    of = f" of {device}" if device is not None else ""
+    rows.add_row(f"peak memory{of}", megabytes(found.peak))
     if found.states:
         rows.add_row("hidden states on disk meanwhile", megabytes(found.states))
     if found.unpacked:

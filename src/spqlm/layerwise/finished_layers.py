@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from spqlm import ranks
@@ -54,7 +55,8 @@ class FinishedLayers:
 
     def _put(self, modules: nn.ModuleDict) -> None:
         for plain, module in modules.items():
-            self._view.replace(plain.replace("/", "."), module.to(self._view.model.device))
+            name = plain.replace("/", ".")
+            self._view.replace(name, module.to(_device_of(self._view.module(name))))
 
     def _modules(
         self, file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
@@ -98,6 +100,11 @@ class FinishedLayers:
         file = self._directory / f"{name}.safetensors"
         if keep(file, modules.state_dict(), metadata) and is_bounded():
             self._put(self._modules(file, *read_tensors(file)))
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    """Where a module is, which need not be where the model computes: see `onloading`."""
+    return next(tensor.device for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _plain(name: str) -> str:

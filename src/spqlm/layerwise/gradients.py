@@ -23,6 +23,7 @@ from spqlm.kept_files import recall, write_tensors
 from spqlm.layerwise.arguments import NotWalkable
 from spqlm.layerwise.walk import Walk
 from spqlm.model.mapped import release
+from spqlm.model.onloading import layers_unused, onloaded
 from spqlm.model.view import LayerView, ModelView
 from spqlm.numerics.objectives import next_token
 from spqlm.progress import track
@@ -56,22 +57,27 @@ class LayerByLayer:
             whole_model(view, windows, observers)
             return
         if earlier is None:
-            self._forward(walk, layers, [*(layer.name for layer in layers), _HEAD])
+            self._forward(view, walk, layers, [*(layer.name for layer in layers), _HEAD])
             left, gradient = len(layers), self._from_the_top(view, walk, windows, observers)
         else:
             left, gradient = _resumed(earlier, observers)
-            self._forward(walk, layers, [layer.name for layer in layers[:left]])
+            gradient = gradient.to(windows.device, copy=True)
+            self._forward(view, walk, layers, [layer.name for layer in layers[:left]])
         walk.states = gradient[:0]
         for index in track(range(left - 1, -1, -1), "sensitivities, backward"):
-            self._backward(walk, layers[index], gradient, observers)
-            release(view.module(layers[index].name).parameters())
+            module = view.module(layers[index].name)
+            with onloaded(module):
+                self._backward(walk, layers[index], gradient, observers)
+            release(module.parameters())
             self._keep(index, gradient, observers)
             self._states.remove(layers[index].name)
         _from_below(walk, windows, gradient, observers)
         self._states.forget()
 
     @torch.no_grad()
-    def _forward(self, walk: Walk, layers: list[LayerView], names: list[str]) -> None:
+    def _forward(
+        self, view: ModelView, walk: Walk, layers: list[LayerView], names: list[str]
+    ) -> None:
         """What enters the layers, and the head behind them, to files of these names."""
         if names and not self._states.has(names[0]):
             self._states.write(names[0], {"states": walk.states})
@@ -80,9 +86,10 @@ class LayerByLayer:
             if self._states.has(name):
                 continue
             if reached != index:
-                walk.states = self._entering(names[index]).clone()
-            for window in range(len(walk.states)):
-                walk.states[window] = walk.run(layers[index], walk.states[window][None])[0]
+                walk.states = self._entering(names[index]).to(walk.states.device, copy=True)
+            with onloaded(view.module(layers[index].name)):
+                for window in range(len(walk.states)):
+                    walk.states[window] = walk.run(layers[index], walk.states[window][None])[0]
             self._states.write(name, {"states": walk.states})
             reached = index + 1
 
@@ -106,7 +113,7 @@ class LayerByLayer:
         for window, ids in enumerate(windows):
             _set(observers, window)
             states = entering[window][None].to(gradient.device, copy=True).requires_grad_()
-            with _without_layers(view, (states,) if tuples else states):
+            with layers_unused(), _without_layers(view, (states,) if tuples else states):
                 logits = view.model(input_ids=ids[None], use_cache=False).logits[0]
             logits.backward(next_token(logits, ids)[1])
             gradient[window] = _taken(states)[0]
@@ -146,7 +153,7 @@ def _resumed(earlier: dict[str, Tensor], observers: Mapping[str, Observer]) -> t
             observer.inputs = earlier[f"{name}/inputs"].clone().to(observer.norms.device)
     layer = int(earlier["layer"])
     logger.info("gradients go on before layer %d, as an earlier run left them", layer)
-    return layer, earlier["gradient"].clone()
+    return layer, earlier["gradient"]
 
 
 def _from_below(

@@ -11,6 +11,7 @@ from spqlm.layerwise.walk import Observe, Walk
 from spqlm.layerwise.whole_model import walk_through
 from spqlm.model.experts import shown_all_tokens
 from spqlm.model.mapped import release, trim
+from spqlm.model.onloading import onloaded
 from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.numerics.threads import share_out
 from spqlm.progress import track
@@ -166,8 +167,9 @@ class LayerLoop:
                 walk.advance(behind.pop(0))
             step = Step(self._view, layer, walk, dense, self._frozen)
             before = _modules(layer)
-            yield step
-            step.pass_dense()
+            with onloaded(self._view.module(layer.name)):
+                yield step
+                step.pass_dense()
             if self._sink is not None:
                 now = _modules(layer)
                 self._sink.keep(layer.name, [name for name in now if now[name] != before[name]])

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from spqlm.layerwise.arguments import STATES, layer_calls
 from spqlm.model.experts import routed_rows
+from spqlm.model.onloading import layers_unused, onloaded
 from spqlm.model.view import LayerView, ModelView
 
 # Windows that go through a layer together.
@@ -60,7 +61,8 @@ class Walk:
         first = self._view.module(self._view.layers[0].name)
         handle = first.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self._view.decoder(input_ids=ids, use_cache=False)
+            with layers_unused():
+                self._view.decoder(input_ids=ids, use_cache=False)
         except Reached:
             pass
         finally:
@@ -134,7 +136,8 @@ class Walk:
         self, layer: LayerView, on_rows: Observe | None, parts: list[slice], *, keep: bool
     ) -> None:
         context = self.states.shape[1]
-        with evaluating(self._view.model), hooked(layer, on_rows) as now:
+        module = self._view.module(layer.name)
+        with onloaded(module), evaluating(self._view.model), hooked(layer, on_rows) as now:
             for windows in parts:
                 now.tokens = slice(windows.start * context, windows.stop * context)
                 output = self.run(layer, self.states[windows])
