@@ -5,7 +5,8 @@
 
 Levels of nl2 to nl5 are looked up, those of the others are evenly spaced. One row of input with
 one and two threads: bytes per second, and their ratio to those of 4 bits.
-More rows: the speed against the dense product. Ways take turns over copies of the weight that
+More rows: the speed against the dense product, also of int8 whose inputs become int8 where there
+are more than 16 (w8a8). Ways take turns over copies of the weight that
 together do not fit into any cache; ratios are medians over turns.
 """
 
@@ -23,6 +24,7 @@ from torch.nn import functional
 
 from spqlm import native
 from spqlm.evaluation.machine import processor
+from spqlm.kernels.dynamic_int8 import dynamic_int8_linear
 from spqlm.kernels.product import linear
 from spqlm.kernels.weights import GROUPED
 
@@ -31,6 +33,7 @@ SHAPES = ("4096x4096", "11008x4096", "4096x11008", "576x576", "1536x576", "49152
 MORE = (8, 16, 32, 128, 512)
 # Of a measurement of one row, at least: small weights are read several times.
 SECONDS = 1e-3
+W8A8 = "w8a8"
 
 
 def in_turn(
@@ -63,6 +66,13 @@ def codes_read(weights: StoredWeights, x: torch.Tensor, threads: int) -> Callabl
     return product
 
 
+def inputs_in_int8(weights: StoredWeights, x: torch.Tensor) -> torch.Tensor:
+    """As a layer of the format w8a8 multiplies."""
+    weight = weights.weight()
+    found = dynamic_int8_linear(x, weight.codes, weight.scale, None)
+    return linear(x, weight, None) if found is None else found
+
+
 def stored(shape: str) -> dict[str, Any]:
     """Weights of every width by their names."""
     out, width = (int(side) for side in shape.split("x"))
@@ -71,6 +81,7 @@ def stored(shape: str) -> dict[str, Any]:
         kind: StoredWeights(grouped(kind, out, width, dtype)) for kind in GROUPED
     }
     weights["int8"] = StoredWeights(int8(out, width, dtype))
+    weights[W8A8] = weights["int8"]
     weights["bfloat16"] = Weights(lambda: (torch.randn(out, width).to(dtype),))
     return weights
 
@@ -85,13 +96,16 @@ def compare(
     for name, held in weights.items():
         if name == "bfloat16":
             ways[name] = lambda held=held: functional.linear(x, *held.next())
+        elif name == W8A8:
+            if rows > 1:
+                ways[name] = lambda held=held: inputs_in_int8(held, x)
         elif rows == 1:
             ways[name] = codes_read(held, x, threads)
         else:
             ways[name] = lambda held=held: linear(x, held.weight(), None)
     once = min(in_turn({"int4": ways["int4"]}, 3, 1)["int4"])
     taken = in_turn(ways, repeats, max(1, int(SECONDS / once)) if rows == 1 else 1)
-    rates = {name: [held.bytes / t for t in taken[name]] for name, held in weights.items()}
+    rates = {name: [weights[name].bytes / t for t in taken[name]] for name in ways}
 
     def ratio(left: list[float], right: list[float]) -> float:
         return statistics.median(a / b for a, b in zip(left, right, strict=True))
@@ -107,7 +121,7 @@ def compare(
             "rate_to_int4": ratio(rates[name], rates["int4"]),
             "speed_to_dense": ratio(taken["bfloat16"], taken[name]),
         }
-        for name in weights
+        for name in ways
     ]
 
 

@@ -12,7 +12,7 @@ def section(stored: dict) -> str:
 
 Machine: {stored["processor"]}; torch {stored["torch"]}; kernels {stored["kernels"]}; reads
 {stored["read_bandwidth"] / 1e9:.1f} GB/s. Command: `python benchmarks/cpu_widths.py`. bfloat16 inputs, groups of 64; int8 by
-rows; bfloat16 by PyTorch. Weights cycle through copies that the caches cannot hold. Medians of runs in turn.
+rows; w8a8 is int8 whose inputs become int8 where there are more than 16; bfloat16 by PyTorch. Weights cycle through copies that the caches cannot hold. Medians of runs in turn.
 
 One row of input: GB/s of the weight, and in brackets over that of int4.
 

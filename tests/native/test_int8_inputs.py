@@ -8,10 +8,10 @@ from tests.stored_weights import random
 from spqlm import native
 from spqlm.kernels.weights import matrix_of
 
-# What vectors of 16, tiles of 4 by 2 and panels of 48 leave over.
+# What vectors of 16 and 64, tiles of 4 by 2 and 8 by 48 and panels of 48 leave over.
 SHAPES = [(1, 3), (2, 16), (47, 33), (48, 64), (97, 200)]
 COUNTS = (1, 4, 17, 63)
-SETS = ("avx512", "avx2")
+SETS = ("avx512_bf16", "avx512", "avx2")
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 
 
@@ -53,6 +53,13 @@ def test_equals_the_sums_of_integers(product, rows, columns, count, dtype):
         assert found.dtype == dtype and found.shape == (count, rows)
         close = TOLERANCE[dtype] * float(exact.abs().max())
         torch.testing.assert_close(found.double(), exact, rtol=0, atol=close)
+
+
+def test_sums_go_on_where_a_piece_of_columns_or_of_inputs_ends(product):
+    x, weight = random(300, 4200), int8(50, 4200)
+    exact = wanted(x, weight)
+    close = TOLERANCE[torch.float32] * float(exact.abs().max())
+    torch.testing.assert_close(product(x, weight).double(), exact, rtol=0, atol=close)
 
 
 def test_the_largest_sums_do_not_overflow(product):

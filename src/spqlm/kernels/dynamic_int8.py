@@ -60,8 +60,8 @@ def dynamic_int8_linear(
 
 
 def _native(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
-    """By the native kernel, or None where there is none or none is needed."""
-    library = native.library() if codes.is_cpu and not INTEGERS_ARE_FAST else None
+    """By the native kernel, or None where there is none or PyTorch is as fast."""
+    library = native.library() if codes.is_cpu else None
     if library is None or x.dtype not in native.FLOATS or torch.compiler.is_compiling():
         return None
     x, matrix = x.contiguous(), matrix_of(_weight(codes, scale), bias)

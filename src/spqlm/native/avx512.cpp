@@ -76,11 +76,7 @@ struct Avx512 {
       _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
     } else {
       static_assert(S == BFLOAT16);
-      const __m512i bits = _mm512_castps_si512(a);
-      const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-      const __m512i up = _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff));
-      const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, up), 16);
-      _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(rounded));
+      _mm256_storeu_si256((__m256i*)p, bfloat16_of(a));
     }
   }
 };

@@ -94,7 +94,8 @@ void tile(const int16_t* x, const int16_t* w, int64_t columns, int32_t* sums) {
 }  // namespace
 
 void linear_int8_avx2(const Matrix& w, const void* x, FloatType type, int64_t count, void* y,
-                      int16_t* codes, float* steps, int32_t threads) {
+                      void* room, Rounded* rounded, int32_t threads) {
+  int16_t* codes = (int16_t*)room;
   const int64_t columns = up(w.columns, VECTOR), size = element_size(type);
   in_parallel(threads, up(count, HIGH), count * w.columns, [&](int64_t m) {
     if (m >= count) {
@@ -103,7 +104,7 @@ void linear_int8_avx2(const Matrix& w, const void* x, FloatType type, int64_t co
     }
     float* input = (float*)room_for(Purpose::INPUT, w.columns * sizeof(float));
     convert((const char*)x + m * w.columns * size, type, w.columns, input, FLOAT32);
-    steps[m] = round_input(input, w.columns, codes + m * columns);
+    rounded[m].step = round_input(input, w.columns, codes + m * columns);
   });
   in_parallel(threads, up(w.rows, OUTPUTS) / OUTPUTS, count * w.rows * w.columns, [&](int64_t block) {
     const int64_t begin = block * OUTPUTS, wide = std::min(OUTPUTS, w.rows - begin);
@@ -125,7 +126,7 @@ void linear_int8_avx2(const Matrix& w, const void* x, FloatType type, int64_t co
         tile(codes + m * columns, panel + n * columns, columns, sums + n);
       for (int64_t i = m; i < std::min(m + HIGH, count); i++) {
         for (int64_t n = 0; n < wide; n++)
-          found[n] = (float)sums[(i - m) * OUTPUTS + n] * steps[i] * scales[n] + biases[n];
+          found[n] = (float)sums[(i - m) * OUTPUTS + n] * rounded[i].step * scales[n] + biases[n];
         convert(found, FLOAT32, wide, (char*)y + (i * w.rows + begin) * size, type);
       }
     }

@@ -15,6 +15,14 @@ inline Mask mask_of(int64_t count) {
   return count > 0 ? (Mask)(((Mask)1 << count) - 1) : (Mask)0;
 }
 
+// To nearest, for processors without an instruction for it.
+inline __m256i bfloat16_of(__m512 numbers) {
+  const __m512i bits = _mm512_castps_si512(numbers);
+  const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_add_epi32(bits, up), 16));
+}
+
 // Neighbours of both, added up.
 inline __m512 pairs_added(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));

@@ -29,11 +29,20 @@ struct Set {
   decltype(&gram_avx512_bf16) gram = nullptr;
   decltype(&attention_avx512_bf16) attention = nullptr;
   decltype(&attention_gradient_avx512_bf16) attention_gradient = nullptr;
-  // See many.h; null where PyTorch's own product of integers is as fast.
+  // See many.h; null where PyTorch's own product of integers is as fast, or faster.
   decltype(&linear_int8_avx2) int8 = nullptr;
   // What must hold besides, for tiles.
   bool (*allowed)() = nullptr;
 };
+
+#if defined(__x86_64__) && defined(__GNUC__)
+// VNNI came later than AVX-512.
+void linear_int8_avx512(const Matrix& matrix, const void* x, FloatType type, int64_t count, void* y, void* codes,
+                        Rounded* rounded, int32_t threads) {
+  const bool vnni = __builtin_cpu_supports("avx512vnni");
+  (vnni ? linear_int8_avx512_vnni : linear_int8_avx2)(matrix, x, type, count, y, codes, rounded, threads);
+}
+#endif
 
 // From fastest to slowest.
 const Set sets[] = {
@@ -43,8 +52,8 @@ const Set sets[] = {
      amx_runs_here},
 #endif
     {"avx512_bf16", &kernels_avx512, true, linear_avx512_bf16, gram_avx512_bf16,
-     attention_avx512_bf16, attention_gradient_avx512_bf16},
-    {"avx512", &kernels_avx512, false, nullptr, nullptr, nullptr, nullptr, linear_int8_avx2},
+     attention_avx512_bf16, attention_gradient_avx512_bf16, linear_int8_avx512_vnni},
+    {"avx512", &kernels_avx512, false, nullptr, nullptr, nullptr, nullptr, linear_int8_avx512},
     {"avx2", &kernels_avx2, false, nullptr, nullptr, nullptr, nullptr, linear_int8_avx2},
 #endif
     {"portable", &kernels_portable},
@@ -379,8 +388,8 @@ EXPORTED Status spq_int8_inputs(const Matrix* matrix, const void* x, FloatType t
   const int64_t columns = (matrix->columns + INT8_COLUMNS - 1) / INT8_COLUMNS * INT8_COLUMNS;
   if (!chosen->int8 || matrix->format != INT8 || columns > INT8_MOST) return DECLINED;
   const int64_t inputs = (count + INT8_INPUTS - 1) / INT8_INPUTS * INT8_INPUTS;
-  float* steps = room_of<float>(Purpose::MANY, inputs + inputs * columns / 2);
-  chosen->int8(*matrix, x, type, count, y, (int16_t*)(steps + inputs), steps, threads);
+  Rounded* rounded = room_of<Rounded>(Purpose::MANY, inputs + inputs * columns / 4);
+  chosen->int8(*matrix, x, type, count, y, rounded + inputs, rounded, threads);
   return DONE;
 }
 

@@ -20,10 +20,20 @@ void linear_amx_bf16(const Matrix& matrix, const uint16_t* x, int64_t count, uin
 // Whether the processor has the tiles and the system lets this process use them.
 bool amx_runs_here();
 
+// What is known of an input that was rounded to int8: its scale, and the sum of its codes.
+struct Rounded {
+  float step;
+  int32_t sum;
+};
+
 // y [count, rows] = x [count, columns], each input rounded to int8 at a scale of its own, times a matrix in
-// int8, transposed, plus its bias; x and y are of `type`. codes and steps: room for the inputs, a multiple
-// of INT8_INPUTS of them, each of a multiple of INT8_COLUMNS codes. No more columns than INT8_MOST: sums are
-// of 32 bits.
-constexpr int64_t INT8_INPUTS = 4, INT8_COLUMNS = 16, INT8_MOST = 1 << 17;
+// int8, transposed, plus its bias; x and y are of `type`. codes and rounded: room for the inputs, a multiple
+// of INT8_INPUTS of them, each of a multiple of INT8_COLUMNS codes of up to two bytes. No more columns than
+// INT8_MOST: sums are of 32 bits.
+constexpr int64_t INT8_INPUTS = 16, INT8_COLUMNS = 64, INT8_MOST = 1 << 17;
 void linear_int8_avx2(const Matrix& matrix, const void* x, FloatType type, int64_t count, void* y,
-                      int16_t* codes, float* steps, int32_t threads);
+                      void* codes, Rounded* rounded, int32_t threads);
+
+// The same, for processors with AVX-512 VNNI.
+void linear_int8_avx512_vnni(const Matrix& matrix, const void* x, FloatType type, int64_t count, void* y,
+                             void* codes, Rounded* rounded, int32_t threads);

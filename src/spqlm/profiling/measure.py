@@ -28,7 +28,7 @@ from spqlm.profiling.rests import DECODED, REST, measure_rests
 from spqlm.progress import track
 
 # Raised whenever what is measured changes, so that older files are not read.
-COMPUTATION = 3
+COMPUTATION = 4
 # Shapes of two factors are timed at this share of the rank at which they are as large as a weight.
 FACTORED = 0.5
 RANK_MULTIPLE = 64
