@@ -59,7 +59,7 @@ def evaluate(
         cache: keep answers, and use those kept by an earlier run with the same weights.
         seed: of the draw of few-shot examples.
         dtype: of float weights and of the arithmetic; `auto` is the checkpoint's own.
-        device: such as `cpu` or `cuda`; None is the CPU.
+        device: such as `cpu` or `cuda`, or `auto` for all there are; None is the CPU.
         int8_activations: round what enters int8 layers to int8, too.
         verify: compare a checkpoint of ours with the hashes in its manifest.
         trust_remote_code: run the code that the models bring along; nothing ever asks.

@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+from transformers import PreTrainedModel
+from transformers.integrations import accelerate
+
 
 def test_eval_states_its_protocol(run, int8, tmp_path):
     arguments = ("eval", int8, "--context", 64, "--limit", 3)
@@ -66,3 +70,24 @@ def test_eval_on_the_calibration_text_is_marked(run, source, text_file, tmp_path
     assert code == 0
     assert "calibration.txt (contaminated)" in shown and "not a fair one" in shown
     assert "builtin (contaminated)" not in shown
+
+
+@pytest.mark.parametrize("kind", ["source", "int8"])
+def test_a_model_is_spread_over_memory_and_disk(run, kind, request, monkeypatch):
+    model, spread = request.getfixturevalue(kind), []
+    arguments = ("eval", model, "--context", 64, "--limit", 2, "--json")
+    whole = json.loads(run(*arguments, "--no-cache")[1])["tasks"][0]["perplexity"]["perplexity"]
+    monkeypatch.setattr(accelerate, "get_max_memory", lambda *_: {"cpu": 60_000})
+    usual = PreTrainedModel.from_pretrained.__func__
+
+    def seen(cls, *given, **named):
+        found = usual(cls, *given, **named)
+        model = found[0] if isinstance(found, tuple) else found
+        spread.append(set(model.hf_device_map.values()))
+        return found
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(seen))
+    code, out, err = run(*arguments, "--device", "auto")
+    assert code == 0, err
+    assert json.loads(out)["tasks"][0]["perplexity"]["perplexity"] == pytest.approx(whole)
+    assert "disk" in spread[0]

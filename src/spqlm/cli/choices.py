@@ -26,6 +26,8 @@ METHODS = (
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 Alike = Literal["free", "experts", "fused", "uniform"]
 DEVICES = ("cpu", "cuda")
+# As a `device_map` of transformers.
+SPREAD = "auto"
 
 Complete = Callable[[str], list[str]]
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spqlm.cli.options import Device, Dtype, Model, Seed, TrustRemoteCode, warmth
+from spqlm.cli.options import DeviceOrAll, Dtype, Model, Seed, TrustRemoteCode, warmth
 from spqlm.errors import SpqError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def command(
     seed: Seed = 0,
     trust_remote_code: TrustRemoteCode = False,
     dtype: Dtype = "auto",
-    device: Device = None,
+    device: DeviceOrAll = None,
 ) -> None:
     """Continue a prompt with MODEL, and print the text as it is written."""
     # Where the locale is not UTF-8, Python keeps what it cannot read of the words as surrogates.
@@ -53,6 +53,7 @@ def command(
     from spqlm.data.chat import render
     from spqlm.decoding.optimize import optimize
     from spqlm.model.limits import check_vocabulary
+    from spqlm.model.placement import input_device
     from spqlm.sources.load import load_model
     from spqlm.sources.pretrained import running
 
@@ -76,10 +77,11 @@ def command(
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     writer: Any = optimize(loaded.model)
+    place = input_device(loaded.model)
     with running(model), torch.inference_mode():
         writer.generate(
-            input_ids=inputs["input_ids"].to(writer.device),
-            attention_mask=inputs["attention_mask"].to(writer.device),
+            input_ids=inputs["input_ids"].to(place),
+            attention_mask=inputs["attention_mask"].to(place),
             max_new_tokens=max_new_tokens or min(DEFAULT_NEW_TOKENS, most),
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spqlm.cli.choices import DEVICES, DTYPES, PROTOCOLS, models, one_of
+from spqlm.cli.choices import DEVICES, DTYPES, PROTOCOLS, SPREAD, models, one_of
 from spqlm.errors import SpqError
 
 # What NumPy, and so transformers, takes.
@@ -59,6 +59,10 @@ def _present_device(value: str | None) -> str | None:
                 reason = "PyTorch knows no device of this kind; there are for example cpu and cuda"
             raise SpqError(f"--device {value!r} cannot be used here: {reason}") from None
     return value
+
+
+def _present_or_spread(value: str | None) -> str | None:
+    return value if value == SPREAD else _present_device(value)
 
 
 def _readable_size(value: str) -> str:
@@ -132,6 +136,18 @@ Device = Annotated[
         show_default="cpu",
         callback=_present_device,
         autocompletion=one_of(DEVICES),
+        rich_help_panel=MACHINE,
+    ),
+]
+DeviceOrAll = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="Such as cpu, cuda or cuda:1; auto spreads the model over all GPUs, then memory, then "
+        "the disk.",
+        show_default="cpu",
+        callback=_present_or_spread,
+        autocompletion=one_of((*DEVICES, SPREAD)),
         rich_help_panel=MACHINE,
     ),
 ]

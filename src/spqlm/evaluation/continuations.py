@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from spqlm.evaluation.journal import Journal, digest
 from spqlm.kernels.widening import widened_products
+from spqlm.model.placement import input_device
 from spqlm.model.rotary import reads_long
 from spqlm.progress import track
 
@@ -127,7 +128,7 @@ class _Start:
         if shared:
             # Without a config every layer keeps all positions; the mask still sees to windows.
             self._cache = DynamicCache()
-            ids = torch.tensor([shared], device=model.device)
+            ids = torch.tensor([shared], device=input_device(model))
             model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
 
     def options(self, rows: int) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def _score(
 ) -> list[tuple[float, bool]]:
     # The last token predicts nothing; padding on the right is never attended to.
     inputs = [torch.tensor(item.ids[start.length : -1]) for item in batch]
-    ids = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True).to(model.device)
+    ids = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True).to(input_device(model))
     firsts = [len(row) - item.scored for row, item in zip(inputs, batch, strict=True)]
     kept = ids.shape[1] - min(firsts)
     logits = model(input_ids=ids, logits_to_keep=kept, **start.options(len(batch))).logits

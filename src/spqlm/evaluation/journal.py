@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from spqlm.decoding.int8_activations import rounds_activations
 from spqlm.model.digest import add_tensors
+from spqlm.model.placement import input_device
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +110,12 @@ def open_journal(model: PreTrainedModel, directory: Path) -> Journal:
     """The journal of a model in a cache directory, which keeps the newest few of them.
 
     Args:
-        model: as it will be evaluated; its weights decide which journal it is.
+        model: as it will be evaluated; its weights decide which journal it is. Answers of one whose
+            weights accelerate offloads are kept in memory only.
         directory: need not exist yet.
     """
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        return Journal()
     older = sorted(directory.glob("answers-*.jsonl"), key=lambda file: file.stat().st_mtime)
     for file in older[:-KEPT_FILES]:
         file.unlink(missing_ok=True)
@@ -122,7 +126,7 @@ def model_digest(model: PreTrainedModel) -> str:
     """Hash of what decides a model's answers: weights, configs, arithmetic, device, versions."""
     hashed = hashlib.blake2b(digest_size=12)
     versions = [version(package) for package in ("torch", "transformers")]
-    described: list[Any] = [COMPUTATION, versions, str(model.dtype), model.device.type]
+    described: list[Any] = [COMPUTATION, versions, str(model.dtype), input_device(model).type]
     if rounds_activations(model):
         described.append("int8 activations")
     for config in (model.config, model.generation_config):  # the latter decides what is written

@@ -25,6 +25,7 @@ from spqlm.evaluation.agreement import Agreement, Reference, compare
 from spqlm.evaluation.journal import Journal, digest
 from spqlm.kernels.widening import widened_products
 from spqlm.model.limits import check_context, check_vocabulary
+from spqlm.model.placement import input_device
 from spqlm.numerics.objectives import chunks
 from spqlm.progress import track
 
@@ -45,7 +46,7 @@ class Perplexity(BaseModel):
         tokens: targets scored. Each once: of a window that overlaps the one before, the last
             `stride` tokens; of any other, all but the first, or all behind those it begins with.
         dtype: of the model's floating-point parameters, e.g. "bfloat16".
-        device: where the model's first parameters lie, e.g. "cpu" or "cuda:0".
+        device: where the model computes first, e.g. "cpu" or "cuda:0".
         protocol: the above in one sentence.
         agreement: with a reference model, where there is one.
     """
@@ -137,7 +138,7 @@ def perplexity(
         begins=tuple(text.begins.tolist()),
         tokens=sum(counts),
         dtype=_dtype(model),
-        device=str(model.device),
+        device=str(input_device(model)),
         protocol=_protocol(model, len(windows), context, stride, text.begins.tolist()),
         agreement=None if reference is None else _agreement(reference, scores),
     )
@@ -168,7 +169,7 @@ def _scored(
 def _window(
     model: PreTrainedModel, window: Tensor, first: int, reference: Reference | None
 ) -> _Score:
-    targets = window[first:].to(model.device)
+    targets = window[first:].to(input_device(model))
     own = _logits(model, window, first)
     others = None if reference is None else _logits(reference.model, window, first)
     losses, divergences, same = [], [], 0
@@ -187,7 +188,7 @@ def _logits(model: PreTrainedModel, window: Tensor, first: int) -> Tensor:
     """Shape [context - first, vocabulary]: those that predict the tokens from `first` on."""
     widened = widened_products(model.dtype)
     with torch.inference_mode(), widened, prompt_attention.used(model):
-        output = model(input_ids=window[None].to(model.device), use_cache=False)
+        output = model(input_ids=window[None].to(input_device(model)), use_cache=False)
     logits: Tensor = output.logits[0, first - 1 : -1]
     return logits
 
