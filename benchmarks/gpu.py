@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py [--json FILE]        # or: make gpu
 
-The tests of the kernels in Triton, compiled this time; products of every width and many shapes
+The tests of the kernels in Triton, compiled this time, and of layers that go to the GPU one by one;
+products of every width and many shapes
 against float64 (cuda_checks.py); the time of every kernel beside PyTorch's in bfloat16, few rows of
 input and many (cuda_kernels.py); rounding of a weight (cuda_fitting.py); and decoding of a model in
 the shape of a large one (cuda_decode.py). Each part has its share of the time, and is stopped when
@@ -30,6 +31,8 @@ RESULTS = Path(__file__).parent / "results" / "gpu.json"
 LINES = 15
 """Of what a part printed last that are kept."""
 
+MEMORY = "tests/pipeline/test_memory.py"
+
 
 class Part(NamedTuple):
     """A program that is run.
@@ -56,6 +59,7 @@ PARTS = (
                 "tests/kernels/triton",
                 "tests/kernels/test_gpu.py",
                 "tests/numerics/test_in_order.py",
+                f"{MEMORY}::test_layers_that_go_to_a_device_one_by_one_give_the_same",
             ),
         ),
     ),

@@ -79,8 +79,12 @@ def apart(monkeypatch, no_room):
         monkeypatch.setattr(module, "CPU", torch.device("meta"))
 
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
 def test_layers_that_go_to_a_device_one_by_one_give_the_same(
-    source, tmp_path, budget, monkeypatch, apart
+    source, tmp_path, budget, monkeypatch, apart, device
 ):
     visited, usual = [], onloading._Visits.bring
 
@@ -89,16 +93,16 @@ def test_layers_that_go_to_a_device_one_by_one_give_the_same(
         usual(self, owner, modules)
 
     monkeypatch.setattr(onloading._Visits, "bring", bring)
-    found = spqlm.compress(
-        source, tmp_path / "small", recipe=budget, target_ratio=0.3, device="cpu"
-    )
-    assert found.manifest.forecast.layer_by_layer
+    monkeypatch.setattr(spqlm.forecast._Needs, "peak", lambda *_: 1 << 60)
+    options = {"recipe": budget, "target_ratio": 0.3, "device": device}
+    found = spqlm.compress(source, tmp_path / "small", **options)
+    assert found.manifest.forecast.layer_by_layer and found.model.device.type == "cpu"
     layers = [name for name in visited if name.endswith("DecoderLayer")]
-    # Of two: checked, their calls, forward, from above, backward, prices, calls and rounding twice.
+    # Looked at, calls, forward, backward, prices, and both models while rounding: of two layers.
     assert len(visited) - len(layers) == 1 and 2 * 5 <= len(layers) <= 2 * 16
     monkeypatch.undo()
     monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "another"))
-    spqlm.compress(source, tmp_path / "whole", recipe=budget, target_ratio=0.3)
+    spqlm.compress(source, tmp_path / "whole", **options)
     assert weights(tmp_path / "small") == weights(tmp_path / "whole")
 
 
