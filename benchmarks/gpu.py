@@ -3,12 +3,12 @@
     python benchmarks/gpu.py [--json FILE]        # or: make gpu
 
 The tests of the kernels in Triton, compiled this time, and of layers that go to the GPU one by one;
-products of every width and many shapes
-against float64 (cuda_checks.py); the time of every kernel beside PyTorch's in bfloat16, few rows of
-input and many (cuda_kernels.py); rounding of a weight (cuda_fitting.py); and decoding of a model in
-the shape of a large one (cuda_decode.py). Each part has its share of the time, and is stopped when
-that is over; what it found by then is kept. Prints a line for each part and writes
-benchmarks/results/gpu.json. Exits with 1 where a part fails or is stopped.
+products of every width and many shapes against float64 (cuda_checks.py); the time of every kernel
+beside PyTorch's in bfloat16, few rows of input and many (cuda_kernels.py); rounding of a weight
+(cuda_fitting.py); and decoding of a model in the shape of a large one (cuda_decode.py). Each part
+has its share of the time, and is stopped when that is over; what it found by then is kept. Prints a
+line for each part and writes benchmarks/results/gpu.json. Exits with 1 where a part fails or is
+stopped.
 """
 
 import argparse
