@@ -9,7 +9,7 @@ import weakref
 import gguf
 import pytest
 import torch
-from tests.helpers import tiny_model
+from tests.helpers import tiny_model, tiny_tokenizer
 from tests.model.test_mapped import resident
 from tests.pipeline.files import contents, refused
 from tests.sources.gguf_files import write
@@ -19,9 +19,11 @@ import spqlm.estimating
 import spqlm.forecast
 import spqlm.layerwise.held_metrics
 import spqlm.pipeline
+from spqlm.allocation.search import Search
 from spqlm.cache import UNFINISHED
 from spqlm.checkpoint.manifest import read_manifest
 from spqlm.layerwise.finished_layers import FinishedLayers
+from spqlm.layerwise.gradients import LayerByLayer
 from spqlm.layerwise.held_metrics import HeldMetrics
 from spqlm.model import onloading
 from spqlm.recipe import Recipe
@@ -194,6 +196,33 @@ def test_codes_that_were_written_are_given_back_before_they_are_read_again(
     monkeypatch.setattr(NativeTarget, "verify", verify)
     found = spqlm.compress(tmp_path / "source", tmp_path / "out", recipe="int8")
     assert held and held[0] < found.manifest.sizes.resident / 4
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embedding_and_head_are_given_back_when_they_are_not_in_use(
+    tmp_path, budget, monkeypatch, no_room, tied
+):
+    model = tiny_model(vocab_size=16384, tie_word_embeddings=tied)
+    for part in (model, tiny_tokenizer()):
+        part.save_pretrained(tmp_path / "source")
+    table, held = model.get_input_embeddings().weight.nbytes, []
+
+    def followed(owner, name):
+        usual = getattr(owner, name)
+
+        def called(*arguments, **options):
+            found = usual(*arguments, **options)
+            held.append(resident(tmp_path / "source"))
+            return found
+
+        monkeypatch.setattr(owner, name, called)
+
+    followed(LayerByLayer, "_from_the_top")
+    followed(Search, "_priced_outer")
+    followed(FinishedLayers, "replace")
+    spqlm.compress(tmp_path / "source", tmp_path / "out", recipe=budget, target_ratio=0.3)
+    assert len(held) == (3 if tied else 5)
+    assert max(held) < table / 2
 
 
 def test_what_was_estimated_is_in_the_manifest(source, tmp_path, budget):

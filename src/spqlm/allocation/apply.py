@@ -19,6 +19,7 @@ from spqlm.layerwise.finished_layers import FinishedLayers
 from spqlm.layerwise.held_metrics import HeldMetrics
 from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import HELD_OUT, Weighting, drift_of, outer_metric
+from spqlm.model.mapped import release
 from spqlm.model.soundness import fitting
 from spqlm.model.tying import tie_head
 from spqlm.model.view import ModelView, Named
@@ -109,8 +110,10 @@ def apply_changes(
 
             def outer(named: Named = named) -> nn.Module:
                 metric = outer_metric(view, named.name, statistics.sensitivities, everything)
-                weight = named.module.weight.detach()
-                return _changed(named, chosen[named.name], weight, metric, menu)
+                weight = named.module.weight
+                made = _changed(named, chosen[named.name], weight.detach(), metric, menu)
+                release([weight])
+                return made
 
             tied = view.tied
             finished.replace(named.name, outer)

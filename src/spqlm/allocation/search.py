@@ -29,6 +29,7 @@ from spqlm.layerwise.metrics import (
     split,
 )
 from spqlm.model.families import Prunable
+from spqlm.model.mapped import release
 from spqlm.model.view import LayerView, ModelView, Named
 from spqlm.numerics.knapsack import Worth, choose, total_loss, worth
 from spqlm.numerics.programme import Alternative
@@ -265,7 +266,9 @@ class Search:
             {named.name: outer_metric(self.view, named.name, self._sensitivities, weighting)}
             for weighting in self._weightings
         )
-        return Unit.of([Pricer(self.menu, fit, price, self.resources).part(named, Shape())], [])
+        part = Pricer(self.menu, fit, price, self.resources).part(named, Shape())
+        release(named.module.parameters())
+        return Unit.of([part], [])
 
 
 def outer_weights(view: ModelView) -> list[Named]:

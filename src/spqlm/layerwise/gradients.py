@@ -117,6 +117,8 @@ class LayerByLayer:
                 logits = view.model(input_ids=ids[None], use_cache=False).logits[0]
             logits.backward(next_token(logits, ids)[1])
             gradient[window] = _taken(states)[0]
+        # The backward pass read it after the forward pass had given it back.
+        release(view.lm_head.module.parameters())
         self._keep(len(view.layers), gradient, observers)
         self._states.remove(_HEAD)
         return gradient

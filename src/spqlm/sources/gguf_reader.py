@@ -69,6 +69,8 @@ def quick_gguf_reader() -> Iterator[None]:
     try:
         yield
     finally:
+        for reader in opened.values():
+            reader.give_back()
         gguf.GGUFReader, gguf.dequantize = usual, dequantize  # type: ignore[misc]
         gguf.get_tensor_name_map = names
 
