@@ -22,7 +22,7 @@ from spqlm.errors import SpqError
 from spqlm.kept_files import recall, write_tensors
 from spqlm.layerwise.arguments import NotWalkable
 from spqlm.layerwise.walk import Walk
-from spqlm.model.mapped import release
+from spqlm.model.mapped import release, trim
 from spqlm.model.onloading import layers_unused, onloaded
 from spqlm.model.view import LayerView, ModelView
 from spqlm.numerics.objectives import next_token
@@ -69,6 +69,7 @@ class LayerByLayer:
             with onloaded(module):
                 self._backward(walk, layers[index], gradient, observers)
             release(module.parameters())
+            trim()
             self._keep(index, gradient, observers)
             self._states.remove(layers[index].name)
         _from_below(walk, windows, gradient, observers)
@@ -91,6 +92,7 @@ class LayerByLayer:
                 for window in range(len(walk.states)):
                     walk.states[window] = walk.run(layers[index], walk.states[window][None])[0]
             self._states.write(name, {"states": walk.states})
+            trim()
             reached = index + 1
 
     def _entering(self, name: str) -> Tensor:
@@ -119,6 +121,7 @@ class LayerByLayer:
             gradient[window] = _taken(states)[0]
         # The backward pass read it after the forward pass had given it back.
         release(view.lm_head.module.parameters())
+        trim()
         self._keep(len(view.layers), gradient, observers)
         self._states.remove(_HEAD)
         return gradient
