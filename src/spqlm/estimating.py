@@ -12,6 +12,7 @@ from spqlm.allocation.restriction import Alike
 from spqlm.checkpoint.manifest import Forecast
 from spqlm.errors import SpqError
 from spqlm.forecast import estimated_seconds, forecast
+from spqlm.model.placement import compute_device
 from spqlm.profiling.timed import timed
 from spqlm.recipe import Recipe
 from spqlm.requested import requested
@@ -68,8 +69,7 @@ def estimate(
     steps, ratio = requested(
         recipe, target_size, target_ratio, alike, export_target, calibration, recover, limits
     )
-    place = CPU if device is None else torch.device(device)
-    found = estimated(model, steps, ratio, dtype, memory, place)
+    found = estimated(model, steps, ratio, dtype, memory, compute_device(device))
     if found is None:
         raise SpqError(
             "only models that are read from files, and are not compressed, can be estimated"

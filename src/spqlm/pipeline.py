@@ -29,6 +29,7 @@ from spqlm.model.mapped import bounded, watch
 from spqlm.model.memory import resident_bytes
 from spqlm.model.onloading import onloading
 from spqlm.model.opening import open_layers
+from spqlm.model.placement import compute_device
 from spqlm.model.soundness import check_magnitudes, check_runs
 from spqlm.model.view import ModelView
 from spqlm.planned import Plans
@@ -108,7 +109,8 @@ def compress(
         recover: False leaves out all that trains.
         seed: of everything random.
         dtype: of float weights while compressing and in the result; `auto` is the source's own.
-        device: to compute on, such as `cpu` or `cuda`; None is the CPU. A model that is larger
+        device: to compute on, such as `cpu` or `cuda`; None is the CPU, and `auto` a GPU if there
+            is one. A model that is larger
             than the device's memory goes there one layer at a time, and the result is on the CPU.
         tokenizer: for a model object; else the source's own.
         overwrite: whether a non-empty `out` may be replaced.
@@ -145,7 +147,7 @@ def compress(
         target.check_output(
             directory, overwrite=overwrite, inputs=[i for i in inputs if isinstance(i, str | Path)]
         )
-    place = CPU if device is None else torch.device(device)
+    place = compute_device(device)
     told = estimated(model, steps, ratio, dtype, memory, place, TIMED_FROM)
     if told is not None and told.seconds:
         logger.info("this takes about %s", spoken(told.seconds))
@@ -153,9 +155,8 @@ def compress(
     memory_of_layers = bounded(told.moments) if told and walked else nullcontext()
     with memory_of_layers, RunState(directory) as run:
         lent = walked and place.type != CPU.type
-        loaded = _loaded(
-            model, told, run, tokenizer, dtype=dtype, device_map=None if lent else device
-        )
+        device_map = None if lent or device is None else str(place)
+        loaded = _loaded(model, told, run, tokenizer, dtype=dtype, device_map=device_map)
         ranks.check_same(str(steps.to_dict()), "recipe")
         if ratio is not None:
             steps = steps.within(int(ratio * loaded.source.bytes))

@@ -3,7 +3,9 @@
 import json
 import sys
 
+import pytest
 from tests.cli.files import contents
+from transformers.integrations import accelerate
 
 from spqlm.evaluation.machine import machine
 
@@ -30,6 +32,21 @@ def test_compare_writes_a_table(run, source, text_file, tmp_path):
     assert json.loads(shown) == json.loads((out / "comparison.json").read_text())
     assert [cell["method"] for cell in json.loads(shown)["cells"]] == ["dense", "svd", "prune"]
     assert contents(out) == before
+
+
+def test_compare_spreads_models_over_memory_and_disk(run, source, text_file, tmp_path, monkeypatch):
+    arguments = ("--sizes", "300KB", "--methods", "dense,svd", "--tasks", text_file)
+    arguments += ("--context", 64, "--limit", 2, "--json")
+    whole = json.loads(run("compare", source, tmp_path / "whole", *arguments)[1])["cells"]
+    monkeypatch.setattr(accelerate, "get_max_memory", lambda *_: {"cpu": 60_000})
+    monkeypatch.setenv("SPQ_CACHE_DIR", str(tmp_path / "another"))
+    arguments += ("--device", "auto")
+    code, shown, err = run("compare", source, tmp_path / "spread", *arguments)
+    assert code == 0, err
+    assert "offloaded" in err
+    for cell, other in zip(json.loads(shown)["cells"], whole, strict=True):
+        found, expected = (c["tasks"][str(text_file)]["perplexity"] for c in (cell, other))
+        assert found["perplexity"] == pytest.approx(expected["perplexity"])
 
 
 def test_compare_keeps_the_models(run, source, text_file, tmp_path):

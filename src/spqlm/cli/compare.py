@@ -11,7 +11,7 @@ from spqlm.cli.options import (
     OUTPUT,
     Bos,
     Context,
-    Device,
+    DeviceOrAll,
     Dtype,
     Json,
     Limit,
@@ -82,7 +82,7 @@ def command(
     windows: Windows = None,
     seed: Seed = 0,
     dtype: Dtype = "auto",
-    device: Device = None,
+    device: DeviceOrAll = None,
     ray: Ray = None,
     keep: Annotated[
         bool,

@@ -7,7 +7,7 @@ import typer
 
 from spqlm.cli.options import (
     OUTPUT,
-    Device,
+    DeviceOrAll,
     Dtype,
     Json,
     Memory,
@@ -69,7 +69,7 @@ def command(
     recover: Recover = True,
     seed: Seed = 0,
     dtype: Dtype = "auto",
-    device: Device = None,
+    device: DeviceOrAll = None,
     overwrite: Overwrite = False,
     dry_run: Annotated[
         bool,

@@ -143,8 +143,8 @@ DeviceOrAll = Annotated[
     str | None,
     typer.Option(
         "--device",
-        help="Such as cpu, cuda or cuda:1; auto spreads the model over all GPUs, then memory, then "
-        "the disk.",
+        help="Such as cpu, cuda or cuda:1; auto takes a GPU if there is one, and spreads what is "
+        "evaluated over all GPUs, then memory, then the disk.",
         show_default="cpu",
         callback=_present_or_spread,
         autocompletion=one_of((*DEVICES, SPREAD)),

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from spqlm.cli.options import Device, Dtype, Json, Memory, Model
+from spqlm.cli.options import DeviceOrAll, Dtype, Json, Memory, Model
 from spqlm.cli.output import as_json as json_of
 from spqlm.cli.output import deliver
 from spqlm.cli.request import (
@@ -48,7 +48,7 @@ def command(
     calibration: Calibration = None,
     recover: Recover = True,
     dtype: Dtype = "auto",
-    device: Device = None,
+    device: DeviceOrAll = None,
     memory: Memory = None,
     as_json: Json = False,
 ) -> None:

@@ -13,7 +13,6 @@ from spqlm.formats.dense import Dense
 from spqlm.formats.group_sparse import of_share
 from spqlm.formats.int4 import Int4
 from spqlm.formats.int8 import Int8
-from spqlm.model.memory import resident_bytes
 from spqlm.model.view import ModelView, Role
 from spqlm.recipe import load_recipe
 
@@ -97,7 +96,9 @@ def inventory(view: ModelView) -> Inventory:
     outers = (tuple(embedding.shape), *(() if view.tied else shapes["lm_head"]))
     held = _count((*shapes["attention"], *shapes["mlp"], *outers))
     width = embedding.element_size()
-    other = resident_bytes(view.model) - held * width
+    # Of what is offloaded, too, which holds no memory.
+    tensors = {*view.model.parameters(), *view.model.buffers()}
+    other = sum(t.numel() * t.element_size() for t in tensors) - held * width
     return Inventory(shapes["attention"], shapes["mlp"], outers, other, width)
 
 

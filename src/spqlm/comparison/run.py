@@ -50,7 +50,7 @@ class Settings:
         windows: the most windows per text; None for `limit`.
         seed: of everything random.
         dtype: of the weights and the arithmetic; `auto` is the checkpoint's own.
-        device: None is the CPU.
+        device: as for `compress` and `load_model`; None is the CPU.
     """
 
     calibration: str

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from spqlm.decoding.int8_activations import rounds_activations
 from spqlm.model.digest import add_tensors
-from spqlm.model.placement import input_device
+from spqlm.model.placement import held_state, input_device
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +110,9 @@ def open_journal(model: PreTrainedModel, directory: Path) -> Journal:
     """The journal of a model in a cache directory, which keeps the newest few of them.
 
     Args:
-        model: as it will be evaluated; its weights decide which journal it is. Answers of one whose
-            weights accelerate offloads are kept in memory only.
+        model: as it will be evaluated; its weights decide which journal it is.
         directory: need not exist yet.
     """
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        return Journal()
     older = sorted(directory.glob("answers-*.jsonl"), key=lambda file: file.stat().st_mtime)
     for file in older[:-KEPT_FILES]:
         file.unlink(missing_ok=True)
@@ -132,7 +129,7 @@ def model_digest(model: PreTrainedModel) -> str:
     for config in (model.config, model.generation_config):  # the latter decides what is written
         described.append(None if config is None else config.to_json_string())
     hashed.update(json.dumps(described).encode())
-    add_tensors(hashed, model.state_dict().items())
+    add_tensors(hashed, held_state(model))
     return hashed.hexdigest()
 
 
