@@ -64,4 +64,4 @@ def test_all_parts_together_take_eight_minutes_at_most():
     for part in gpu.PARTS:
         named = [name for name in part.arguments if name.startswith(("tests/", "benchmarks/"))]
         assert named
-        assert all((gpu.ROOT / name).exists() for name in named)
+        assert all((gpu.ROOT / name.partition("::")[0]).exists() for name in named)

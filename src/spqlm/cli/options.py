@@ -61,6 +61,12 @@ def _present_device(value: str | None) -> str | None:
     return value
 
 
+DEVICE_HELP = (
+    "Such as cpu, cuda or cuda:1. Where models are compressed, evaluated or asked, also auto: what "
+    "there is, GPUs first, then memory, then the disk."
+)
+
+
 def _present_or_spread(value: str | None) -> str | None:
     return value if value == SPREAD else _present_device(value)
 
@@ -132,7 +138,7 @@ Ray = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        help="Such as cpu, cuda or cuda:1.",
+        help=DEVICE_HELP,
         show_default="cpu",
         callback=_present_device,
         autocompletion=one_of(DEVICES),
@@ -143,8 +149,7 @@ DeviceOrAll = Annotated[
     str | None,
     typer.Option(
         "--device",
-        help="Such as cpu, cuda or cuda:1; auto takes a GPU if there is one, and spreads what is "
-        "evaluated over all GPUs, then memory, then the disk.",
+        help=DEVICE_HELP,
         show_default="cpu",
         callback=_present_or_spread,
         autocompletion=one_of((*DEVICES, SPREAD)),
