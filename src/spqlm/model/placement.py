@@ -30,7 +30,11 @@ def compute_device(name: str | None) -> torch.device:
 
 
 def held_state(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """A model's state by name; what accelerate offloads comes from where it is, one at a time."""
+    """A model's state by name; what accelerate offloads comes from where it is, one at a time.
+
+    Args:
+        model: loaded; its tensors on the meta device are those that accelerate holds elsewhere.
+    """
     for name, tensor in model.state_dict().items():
         if not tensor.is_meta:
             yield name, tensor
