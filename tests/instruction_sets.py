@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from spqlm import native
+from spqlm.kernels.weights import GROUPED
 
 
 @contextmanager
@@ -20,3 +21,11 @@ def chosen(name: str):
         yield
     finally:
         library.spq_choose(before.encode())
+
+
+def in_fixed_point(library, form: str) -> bool:
+    """Whether the chosen set takes inputs in bfloat16 so, times codes of this format (pairs.h)."""
+    kernels = native.instruction_set(library)
+    if kernels.endswith("_bf16"):
+        return form.startswith(("int", "nl"))
+    return kernels == "avx2" and form in GROUPED

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.instruction_sets import in_fixed_point
 from tests.stored_weights import grouped, int8, random_codes
 
 from spqlm import native
@@ -17,10 +18,10 @@ def bits(request):
 
 
 @pytest.fixture
-def product(library, bits):
+def product(library, instruction_set, bits):
     """Inputs in bfloat16 [count, in] times codes of so many bits with scales of one."""
-    if not native.instruction_set(library).endswith("_bf16"):
-        pytest.skip("no such kernel on this processor")
+    if not in_fixed_point(library, f"int{bits}"):
+        pytest.skip(f"{instruction_set} has no such kernel")
 
     def run(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         if bits == 8:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests import stored_weights
-from tests.instruction_sets import chosen
+from tests.instruction_sets import chosen, in_fixed_point
 from tests.stored_weights import definition, dense, random_codes
 from torch import Tensor
 
@@ -59,12 +59,7 @@ def assert_product(library, x: Tensor, weight: StoredWeight, bias=None) -> None:
     size = exact(x.abs(), whole.abs(), None if bias is None else bias.abs())
     wrong = (y.double() - expected).abs()
     allowed = 2e-6 * size + ROUNDING[x.dtype] * expected.abs() + 1e-7
-    kernels, form = native.instruction_set(library), weight.format.name
-    if (
-        (form.startswith("int") or form.startswith("nl"))
-        and kernels.endswith("_bf16")
-        and x.dtype == torch.bfloat16
-    ):
+    if x.dtype == torch.bfloat16 and in_fixed_point(library, weight.format.name):
         # In fixed point, what is small beside the largest of a block is rounded (pairs.h).
         allowed += 2**-15 * x.double().abs().amax(1, keepdim=True) * whole.norm(dim=1)
     assert bool((wrong <= allowed).all())

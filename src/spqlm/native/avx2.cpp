@@ -8,73 +8,20 @@
 TARGET_BEGIN("avx2,fma,f16c")
 
 #include "kernels_impl.h"
+#include "planes_avx2.h"
 #include "sums.h"
 
 namespace {
 
-// 32 bytes with `bit` wherever a bit of four bytes is set.
-inline __m256i spread(const char* p, int bit) {
-  int32_t bits;
-  memcpy(&bits, p, sizeof bits);
-  const __m256i places = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0);
-  const __m256i each = _mm256_set1_epi64x((int64_t)0x8040201008040201);
-  const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), places);
-  return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, each), each), _mm256_set1_epi8((char)bit));
-}
-
-// Bytes of codes become those of their levels.
+// A block of a row that has BLOCK or HALF columns, as `expand_plainly`.
 template <int Coding>
-__m256i levels_at(__m256i codes) {
-  if constexpr (!is_nonlinear(Coding)) return codes;
-  const uint8_t* const levels = levels_of(Coding);
-  const auto half = [&](int which) {
-    return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)levels + which));
-  };
-  const __m256i low = _mm256_shuffle_epi8(half(0), codes);
-  if constexpr (bits_of(Coding) < 5) return low;
-  const __m256i upper = _mm256_cmpgt_epi8(codes, _mm256_set1_epi8(15));
-  return _mm256_blendv_epi8(low, _mm256_shuffle_epi8(half(1), codes), upper);
-}
-
-// A whole block of a row, as `expand_plainly`.
-template <int Coding>
-void expand_block(const Planes<Coding>& planes, int8_t* to) {
-  using P = Planes<Coding>;
-  // The even and the odd columns of the first and of the second half.
-  __m256i even[2] = {}, odd[2] = {};
-  if constexpr (P::four)
-    for (int half = 0; half < 2; half++) {
-      const __m256i both = _mm256_loadu_si256((const __m256i*)planes.fours() + half);
-      even[half] = _mm256_and_si256(both, _mm256_set1_epi8(15));
-      odd[half] = _mm256_and_si256(_mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
-    }
-  if constexpr (P::two) {
-    const __m256i four = _mm256_loadu_si256((const __m256i*)planes.twos());
-    const auto put = [](__m256i& codes, __m256i two) {
-      codes = _mm256_or_si256(codes, _mm256_and_si256(two, _mm256_set1_epi8(3 << P::shift_two)));
-    };
-    if constexpr (P::four) {
-      put(even[0], _mm256_slli_epi16(four, 4));
-      put(even[1], _mm256_slli_epi16(four, 2));
-      put(odd[0], four);
-      put(odd[1], _mm256_srli_epi16(four, 2));
-    } else {
-      put(even[0], four);
-      put(even[1], _mm256_srli_epi16(four, 2));
-      put(odd[0], _mm256_srli_epi16(four, 4));
-      put(odd[1], _mm256_srli_epi16(four, 6));
-    }
-  }
-  for (int half = 0; half < 2; half++) {
-    if constexpr (P::one) {
-      even[half] = _mm256_or_si256(even[half], spread(planes.ones() + 4 * half, 1 << P::shift_one));
-      odd[half] = _mm256_or_si256(odd[half], spread(planes.ones() + 8 + 4 * half, 1 << P::shift_one));
-    }
-    const __m256i offset = _mm256_set1_epi8(offset_of(Coding));
-    const __m256i e = _mm256_sub_epi8(levels_at<Coding>(even[half]), offset);
-    const __m256i o = _mm256_sub_epi8(levels_at<Coding>(odd[half]), offset);
-    _mm256_storeu_si256((__m256i*)to + 2 * half, _mm256_permute2x128_si256(e, o, 0x20));
-    _mm256_storeu_si256((__m256i*)to + 2 * half + 1, _mm256_permute2x128_si256(e, o, 0x31));
+void expand_block(const Planes<Coding>& planes, int64_t columns, int8_t* to) {
+  const __m256i offset = _mm256_set1_epi8(offset_of(Coding));
+  for (int64_t half = 0; half < columns / HALF; half++) {
+    const Half codes = load_half<Coding>(planes, columns, half);
+    const __m256i even = _mm256_sub_epi8(codes.even, offset), odd = _mm256_sub_epi8(codes.odd, offset);
+    _mm256_storeu_si256((__m256i*)to + 2 * half, _mm256_permute2x128_si256(even, odd, 0x20));
+    _mm256_storeu_si256((__m256i*)to + 2 * half + 1, _mm256_permute2x128_si256(even, odd, 0x31));
   }
 }
 
@@ -110,8 +57,16 @@ struct Avx2 {
   template <int Coding>
   static void expand(const Matrix& w, int64_t row, int64_t high, int64_t first, int8_t* to) {
     const char* p = (const char*)w.weight + row * row_bytes(w);
-    const auto expand = w.columns - first < BLOCK ? expand_plainly<Coding> : expand_block<Coding>;
-    for (int64_t r = 0; r < high; r++, p += row_bytes(w), to += BLOCK) expand({p, w.columns, first}, to);
+    const int64_t here = w.columns - first;
+    for (int64_t r = 0; r < high; r++, p += row_bytes(w), to += BLOCK) {
+      const Planes<Coding> planes = {p, w.columns, first};
+      if (here >= BLOCK)
+        expand_block<Coding>(planes, BLOCK, to);
+      else if (here == HALF)
+        expand_block<Coding>(planes, HALF, to);
+      else
+        expand_plainly<Coding>(planes, to);
+    }
   }
   // Eight codes in order.
   static F load_int4(const char* p) {

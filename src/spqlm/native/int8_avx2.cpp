@@ -10,20 +10,13 @@
 
 TARGET_BEGIN("avx2,fma,f16c")
 
+#include "sums.h"
+
 namespace {
 
 // Numbers of a vector; inputs and outputs whose sums stay in registers; outputs of a panel, which fits
 // in the second cache in 16 bits.
 constexpr int64_t VECTOR = 16, HIGH = 4, WIDE = 2, OUTPUTS = 48;
-constexpr float LARGEST_CODE = 127.0f, SMALLEST = 0x1p-126f;
-
-int64_t up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
-
-float largest_in(__m256 v) {
-  float held[8];
-  _mm256_storeu_ps(held, v);
-  return *std::max_element(held, held + 8);
-}
 
 // Codes of one input [columns] and zeros behind, up to a whole vector; its scale, NaN where a number is
 // not finite.
@@ -44,9 +37,9 @@ float round_input(const float* x, int64_t columns, int16_t* codes) {
   float held[8];
   _mm256_storeu_ps(held, nothing);
   for (float part : held) wrong += part;
-  const float step = std::max(most / LARGEST_CODE, SMALLEST);
+  const float step = step_of(most);
   const __m256 by = _mm256_set1_ps(step);
-  for (int64_t i = 0; i < up(columns, VECTOR); i += 8) {
+  for (int64_t i = 0; i < rounded_up(columns, VECTOR); i += 8) {
     float last[8] = {};
     if (i + 8 > columns) std::copy(x + std::min(i, columns), x + columns, last);
     const __m256 some = _mm256_loadu_ps(i + 8 > columns ? last : x + i);
@@ -63,7 +56,7 @@ void widen(const int8_t* codes, int64_t columns, int16_t* to) {
   for (; k + VECTOR <= columns; k += VECTOR)
     _mm256_storeu_si256((__m256i*)(to + k),
                         _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(codes + k))));
-  for (; k < up(columns, VECTOR); k++) to[k] = k < columns ? codes[k] : 0;
+  for (; k < rounded_up(columns, VECTOR); k++) to[k] = k < columns ? codes[k] : 0;
 }
 
 int32_t sum_of(__m256i v) {
@@ -96,8 +89,8 @@ void tile(const int16_t* x, const int16_t* w, int64_t columns, int32_t* sums) {
 void linear_int8_avx2(const Matrix& w, const void* x, FloatType type, int64_t count, void* y,
                       void* room, Rounded* rounded, int32_t threads) {
   int16_t* codes = (int16_t*)room;
-  const int64_t columns = up(w.columns, VECTOR), size = element_size(type);
-  in_parallel(threads, up(count, HIGH), count * w.columns, [&](int64_t m) {
+  const int64_t columns = rounded_up(w.columns, VECTOR), size = element_size(type);
+  in_parallel(threads, rounded_up(count, HIGH), count * w.columns, [&](int64_t m) {
     if (m >= count) {
       std::fill(codes + m * columns, codes + (m + 1) * columns, int16_t(0));
       return;
@@ -106,10 +99,10 @@ void linear_int8_avx2(const Matrix& w, const void* x, FloatType type, int64_t co
     convert((const char*)x + m * w.columns * size, type, w.columns, input, FLOAT32);
     rounded[m].step = round_input(input, w.columns, codes + m * columns);
   });
-  in_parallel(threads, up(w.rows, OUTPUTS) / OUTPUTS, count * w.rows * w.columns, [&](int64_t block) {
+  in_parallel(threads, rounded_up(w.rows, OUTPUTS) / OUTPUTS, count * w.rows * w.columns, [&](int64_t block) {
     const int64_t begin = block * OUTPUTS, wide = std::min(OUTPUTS, w.rows - begin);
     int16_t* panel = (int16_t*)room_for(Purpose::PANEL, OUTPUTS * columns * sizeof(int16_t));
-    for (int64_t n = 0; n < up(wide, WIDE); n++)
+    for (int64_t n = 0; n < rounded_up(wide, WIDE); n++)
       if (n < wide)
         widen((const int8_t*)w.weight + (begin + n) * w.columns, w.columns, panel + n * columns);
       else

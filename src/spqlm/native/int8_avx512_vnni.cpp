@@ -22,7 +22,6 @@ constexpr int64_t TOGETHER = 256, FOURS = 512;
 // The instruction takes bytes without a sign on one side: weights are so much larger there. What that adds
 // to a sum is taken off before it is begun; sums may wrap meanwhile.
 constexpr int32_t ZERO = 128;
-constexpr float LARGEST_CODE = 127.0f, SMALLEST = 0x1p-126f;
 
 // y = sums * step * scales + biases, as far as there are outputs.
 void write(const int32_t* sums, float step, const float* scales, const float* biases, int64_t wide,
@@ -42,8 +41,6 @@ void write(const int32_t* sums, float step, const float* scales, const float* bi
   }
 }
 
-int64_t up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
-
 // Codes of one input [columns], and zeros behind, [padded]; their sum; the scale, NaN where a number is not
 // finite.
 float round_input(const float* x, int64_t columns, int64_t padded, int8_t* codes, int32_t& sum) {
@@ -53,7 +50,7 @@ float round_input(const float* x, int64_t columns, int64_t padded, int8_t* codes
     largest = _mm512_max_ps(_mm512_abs_ps(some), largest);
     nothing = _mm512_fmadd_ps(some, _mm512_setzero_ps(), nothing);
   }
-  const float step = std::max(_mm512_reduce_max_ps(largest) / LARGEST_CODE, SMALLEST);
+  const float step = step_of(_mm512_reduce_max_ps(largest));
   const __m512 by = _mm512_set1_ps(step);
   __m512i all = _mm512_setzero_si512();
   for (int64_t k = 0; k < padded; k += 16) {
@@ -106,10 +103,10 @@ void tile(const uint32_t* inputs, const uint32_t* weights, int64_t fours, int32_
 
 void linear_int8_avx512_vnni(const Matrix& w, const void* x, FloatType type, int64_t count, void* y,
                              void* codes, Rounded* rounded, int32_t threads) {
-  const int64_t padded = up(w.columns, INT8_COLUMNS), fours = padded / 4, size = element_size(type);
+  const int64_t padded = rounded_up(w.columns, INT8_COLUMNS), fours = padded / 4, size = element_size(type);
   uint32_t* inputs = (uint32_t*)codes;
   static_assert(INT8_INPUTS % SIDE == 0 && INT8_COLUMNS % (4 * SIDE) == 0);
-  in_parallel(threads, up(count, SIDE) / SIDE, count * w.columns, [&](int64_t group) {
+  in_parallel(threads, rounded_up(count, SIDE) / SIDE, count * w.columns, [&](int64_t group) {
     const int64_t first = group * SIDE, some = std::min(SIDE, count - first);
     float* input = (float*)room_for(Purpose::INPUT, w.columns * sizeof(float));
     int8_t* rows = (int8_t*)room_for(Purpose::PANEL_ROWS, SIDE * padded);
@@ -122,7 +119,7 @@ void linear_int8_avx512_vnni(const Matrix& w, const void* x, FloatType type, int
     for (int64_t k = 0; k < fours; k += SIDE)
       transpose((const uint32_t*)rows + k, fours, some, inputs + (first * fours + k * SIDE), SIDE);
   });
-  in_parallel(threads, up(w.rows, WIDE) / WIDE, count * w.rows * w.columns, [&](int64_t block) {
+  in_parallel(threads, rounded_up(w.rows, WIDE) / WIDE, count * w.rows * w.columns, [&](int64_t block) {
     const int64_t begin = block * WIDE, wide = std::min(WIDE, w.rows - begin);
     const uint32_t* panel = packed(w, begin, wide, padded);
     float scales[WIDE] = {}, biases[WIDE] = {};
@@ -132,7 +129,7 @@ void linear_int8_avx512_vnni(const Matrix& w, const void* x, FloatType type, int
     }
     int32_t* sums = (int32_t*)room_for(Purpose::PANEL_SUMS, TOGETHER * WIDE * sizeof(int32_t));
     for (int64_t m = 0; m < count; m += TOGETHER) {
-      const int64_t end = std::min(count, m + TOGETHER), rows = up(end - m, HIGH);
+      const int64_t end = std::min(count, m + TOGETHER), rows = rounded_up(end - m, HIGH);
       for (int64_t i = 0; i < rows; i++)
         std::fill(sums + i * WIDE, sums + (i + 1) * WIDE, -ZERO * rounded[m + i].sum);
       for (int64_t k = 0; k < fours; k += FOURS)

@@ -92,46 +92,7 @@ struct Plain {
   }
 };
 
-// What a block of a row's codes stand for, with their signs, in the order of RUN.
-template <int Coding>
-void expand_plainly(const Planes<Coding>& planes, int8_t* to) {
-  using P = Planes<Coding>;
-  const int64_t here = std::min(planes.columns - planes.first, BLOCK);
-  uint8_t even[BLOCK / 2] = {}, odd[BLOCK / 2] = {};
-  if constexpr (P::four) {
-    const uint8_t* p = (const uint8_t*)planes.fours();
-    for (int64_t i = 0; i < here / 2; i++) {
-      even[i] = p[i] & 15;
-      odd[i] = p[i] >> 4;
-    }
-  }
-  if constexpr (P::two) {
-    const uint8_t* p = (const uint8_t*)planes.twos();
-    for (int64_t half = 0, quarter = here / 4; half < 2; half++)
-      for (int64_t i = 0; i < quarter; i++) {
-        even[half * quarter + i] |= (uint8_t)((p[i] >> 2 * half & 3) << P::shift_two);
-        odd[half * quarter + i] |= (uint8_t)((p[i] >> (4 + 2 * half) & 3) << P::shift_two);
-      }
-  }
-  if constexpr (P::one) {
-    const uint8_t* p = (const uint8_t*)planes.ones();
-    for (int64_t i = 0; i < here / 2; i++) {
-      even[i] |= (uint8_t)((p[i / 8] >> i % 8 & 1) << P::shift_one);
-      odd[i] |= (uint8_t)((p[here / 16 + i / 8] >> i % 8 & 1) << P::shift_one);
-    }
-  }
-  for (int64_t k = 0; k < BLOCK / 2; k++) {
-    int8_t* const run = to + 2 * k / RUN * RUN + k % (RUN / 2);
-    const auto level = [](uint8_t code) {
-      if constexpr (is_nonlinear(Coding)) code = levels_of(Coding)[code];
-      return (int8_t)(code - offset_of(Coding));
-    };
-    run[0] = level(even[k]);
-    run[RUN / 2] = level(odd[k]);
-  }
-}
-
-// The codes of a block of `high` rows so, [high, BLOCK].
+// The codes of a block of `high` rows as `expand_plainly` writes them, [high, BLOCK].
 template <class V>
 void expand(const Matrix& w, int64_t row, int64_t high, int64_t first, int8_t* to) {
   with_coding(w.coding, [&](auto coding) { V::template expand<coding>(w, row, high, first, to); });

@@ -22,17 +22,20 @@ namespace {
 struct Set {
   const char* name;
   const Kernels* kernels;
-  // Whether there are kernels that take two columns at a time, see pairs.h.
-  bool pairs = false;
-  // See many.h, gram.h and attention.h; null where there is none.
+  // What the processor must have besides what those need; null where that is all.
+  bool (*runs_here)() = nullptr;
+  // The kernels that take two columns at a time and can take this matrix and so many inputs, see pairs.h; null where
+  // there are none.
+  const Pairs* (*pairs)(const Matrix& matrix, int64_t count) = nullptr;
+  // See sparse.h, written.h, many.h, gram.h and attention.h; null where there is none.
+  decltype(&sparse_avx512_bf16) sparse = nullptr;
+  decltype(&write_codes_avx512_bf16) write_codes = nullptr;
   decltype(&linear_avx512_bf16) many = nullptr;
   decltype(&gram_avx512_bf16) gram = nullptr;
   decltype(&attention_avx512_bf16) attention = nullptr;
   decltype(&attention_gradient_avx512_bf16) attention_gradient = nullptr;
   // See many.h; null where PyTorch's own product of integers is as fast, or faster.
   decltype(&linear_int8_avx2) int8 = nullptr;
-  // What must hold besides, for tiles.
-  bool (*allowed)() = nullptr;
 };
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -44,17 +47,31 @@ void linear_int8_avx512(const Matrix& matrix, const void* x, FloatType type, int
 }
 #endif
 
+#if defined(__x86_64__) && defined(__GNUC__)
+bool bfloat16_runs_here() {
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
+}
+
+#if defined(__linux__)
+bool tiles_run_here() { return bfloat16_runs_here() && amx_runs_here(); }
+#endif
+#endif
+
 // From fastest to slowest.
 const Set sets[] = {
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(__linux__)
-    {"amx_bf16", &kernels_avx512, true, linear_amx_bf16, gram_amx_bf16, nullptr, nullptr, nullptr,
-     amx_runs_here},
+    {"amx_bf16", &kernels_avx512, tiles_run_here, pairs_of_amx, sparse_avx512_bf16, write_codes_avx512_bf16,
+     linear_amx_bf16, gram_amx_bf16},
 #endif
-    {"avx512_bf16", &kernels_avx512, true, linear_avx512_bf16, gram_avx512_bf16,
-     attention_avx512_bf16, attention_gradient_avx512_bf16, linear_int8_avx512_vnni},
-    {"avx512", &kernels_avx512, false, nullptr, nullptr, nullptr, nullptr, linear_int8_avx512},
-    {"avx2", &kernels_avx2, false, nullptr, nullptr, nullptr, nullptr, linear_int8_avx2},
+    {"avx512_bf16", &kernels_avx512, bfloat16_runs_here, pairs_of_avx512_bf16, sparse_avx512_bf16,
+     write_codes_avx512_bf16, linear_avx512_bf16, gram_avx512_bf16, attention_avx512_bf16,
+     attention_gradient_avx512_bf16, linear_int8_avx512_vnni},
+    {"avx512", &kernels_avx512, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+     linear_int8_avx512},
+    {"avx2", &kernels_avx2, nullptr, pairs_of_avx2, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+     linear_int8_avx2},
 #endif
     {"portable", &kernels_portable},
 };
@@ -76,11 +93,7 @@ bool runs_here(const Set& set) {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return false;
-  if (!set.pairs) return true;
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vbmi") ||
-      !__builtin_cpu_supports("avx512vbmi2") || !__builtin_cpu_supports("avx512vnni"))
-    return false;
-  return !set.allowed || set.allowed();
+  return !set.runs_here || set.runs_here();
 #else
   return false;
 #endif
@@ -94,12 +107,8 @@ const Set* fastest() {
 
 const Set* chosen = fastest();
 
-// Inputs from which on tiles are faster, measured by benchmarks/cpu_kernels.py.
-constexpr int64_t TILES_INT8 = 5, TILES_GROUPED = 5, TILES_BFLOAT16 = 3, TILES_SPARSE = 9;
-
-// The same for codes that become bfloat16 first; and inputs up to which that is preferred to products of many, for
-// being faster or, of codes in groups, for rounding no weight.
-constexpr int64_t WIDENED_INT8 = 10, WIDENED_GROUPED = 8;
+// Inputs up to which codes that become bfloat16 first are preferred to products of many, for being faster or, of codes
+// in groups, for rounding no weight.
 int64_t most_widened(const Matrix& matrix) {
   return matrix.format == INT8 && matrix.columns >= 2048 ? 24 : 16;
 }
@@ -201,74 +210,12 @@ void* room_for(Purpose purpose, int64_t bytes) {
   return (void*)(((uintptr_t)room.data() + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES);
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
-namespace {
-
-// Products that need tiles, and from how many inputs on they are faster.
-const Pairs* tiles_for(const Matrix& matrix, int64_t count) {
-#if defined(__linux__)
-  if (!chosen->allowed || matrix.columns % 32) return nullptr;
-  switch (matrix.format) {
-    case INT8: return count >= TILES_INT8 ? &tiles_int8 : nullptr;
-    case GROUPED:
-      if (matrix.columns / matrix.groups % 32) return nullptr;
-      return count >= TILES_GROUPED ? &tiles_grouped : nullptr;
-    case DENSE_BFLOAT16: return count >= TILES_BFLOAT16 ? &tiles_bfloat16 : nullptr;
-    case SPARSE8:
-    case SPARSE4: return count >= TILES_SPARSE ? &tiles_sparse : nullptr;
-    case DENSE_FLOAT32:
-    case DENSE_FLOAT16: return nullptr;
-  }
-  __builtin_trap();
-#else
-  return nullptr;
-#endif
-}
-
-}  // namespace
-#endif
-
 const Pairs* pairs_for(const Matrix& matrix, int64_t count) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (!chosen->pairs) return nullptr;
-  if (const Pairs* tiles = tiles_for(matrix, count)) return tiles;
-  switch (matrix.format) {
-    case INT8: return count < WIDENED_INT8 ? &pairs_int8 : &widened_int8;
-    case GROUPED: {
-      const int64_t size = matrix.columns / matrix.groups;
-      if (size % BLOCK && (size % 16 || BLOCK % size)) return nullptr;
-      return count < WIDENED_GROUPED ? &pairs_grouped : &widened_grouped;
-    }
-    case DENSE_BFLOAT16: return &pairs_bfloat16;
-    case DENSE_FLOAT32:
-    case DENSE_FLOAT16:
-    case SPARSE8:
-    case SPARSE4: return nullptr;
-  }
-  __builtin_trap();
-#else
-  return nullptr;
-#endif
+  return chosen->pairs ? chosen->pairs(matrix, count) : nullptr;
 }
-
-namespace {
-
-bool widened([[maybe_unused]] const Pairs* pairs) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  return pairs == &widened_int8 || pairs == &widened_grouped;
-#else
-  return false;
-#endif
-}
-
-}  // namespace
 
 decltype(&sparse_avx512_bf16) interleaved_for(const Matrix& matrix) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  return chosen->pairs && matrix.format == SPARSE4 ? sparse_avx512_bf16 : nullptr;
-#else
-  return nullptr;
-#endif
+  return matrix.format == SPARSE4 ? chosen->sparse : nullptr;
 }
 
 EXPORTED const char* spq_instruction_set() { return chosen->name; }
@@ -361,9 +308,7 @@ EXPORTED Status spq_dequantize(const Matrix* matrix, int64_t first, int64_t last
   in_parallel(threads, (count + ROWS - 1) / ROWS, count * matrix->columns, [&](int64_t block) {
     const int64_t start = first + block * ROWS, end = std::min(start + ROWS, last);
     char* const rows = (char*)out + (start - first) * bytes;
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (chosen->pairs && type == BFLOAT16 && write_codes_avx512_bf16(*matrix, start, end, rows)) return;
-#endif
+    if (chosen->write_codes && type == BFLOAT16 && chosen->write_codes(*matrix, start, end, rows)) return;
     kernels().dequantize(*matrix, start, end, rows, type);
   });
   return DONE;

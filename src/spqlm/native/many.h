@@ -26,6 +26,15 @@ struct Rounded {
   int32_t sum;
 };
 
+// The scale of an input whose largest magnitude this is; no smaller than what division bears.
+static inline float step_of(float largest) {
+  const float step = largest / 127.0f, smallest = 0x1p-126f;
+  return step < smallest ? smallest : step;
+}
+
+// The next multiple of a unit.
+static inline int64_t rounded_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+
 // y [count, rows] = x [count, columns], each input rounded to int8 at a scale of its own, times a matrix in
 // int8, transposed, plus its bias; x and y are of `type`. codes and rounded: room for the inputs, a multiple
 // of INT8_INPUTS of them, each of a multiple of INT8_COLUMNS codes of up to two bytes. No more columns than

@@ -19,6 +19,9 @@ struct Pairs {
 // 2^-15 of that.
 extern const Pairs pairs_int8, pairs_grouped;
 
+// The same of codes in groups, for processors with AVX2.
+extern const Pairs pairs_grouped_avx2;
+
 // The same for several inputs: codes times scales, and inputs, are rounded to bfloat16.
 extern const Pairs widened_int8, widened_grouped;
 
@@ -32,6 +35,14 @@ extern const Pairs tiles_int8, tiles_grouped, tiles_bfloat16, tiles_sparse;
 // Those of the chosen instruction set for so many inputs, at most MOST_INPUTS, if it has them and they
 // can take this matrix; else null.
 const Pairs* pairs_for(const Matrix& matrix, int64_t count);
+
+// The same of one instruction set.
+const Pairs* pairs_of_avx2(const Matrix& matrix, int64_t count);
+const Pairs* pairs_of_avx512_bf16(const Matrix& matrix, int64_t count);
+const Pairs* pairs_of_amx(const Matrix& matrix, int64_t count);
+
+// Whether codes become bfloat16 first.
+bool widened(const Pairs* pairs);
 
 // Room for what goes with a block's numbers, beside them or behind all blocks.
 constexpr int64_t BESIDE = 34;

@@ -1,9 +1,17 @@
-// Sums of vectors; included below the target of the file that uses it.
+// Sums of vectors, and the largest in one; included below the target of the file that uses it.
 #pragma once
 
 #include <immintrin.h>
 
+#include <algorithm>
+
 namespace {
+
+inline float largest_in(__m256 v) {
+  float held[8];
+  _mm256_storeu_ps(held, v);
+  return *std::max_element(held, held + 8);
+}
 
 // The sum of each of four vectors.
 inline __m128 sums_of(__m256 a, __m256 b, __m256 c, __m256 d) {
