@@ -6,12 +6,10 @@ import socket
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import spqlm
 from spqlm import ranks
 from spqlm.calibration.sensitivity import collect_sensitivities, whole_model
-from spqlm.checkpoint.manifest import read_manifest
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe
 from tests.pipeline.test_memory import weights
@@ -81,15 +79,24 @@ def test_two_processes_do_what_one_does(source, tmp_path, recipe):
         assert states[0].keys() == states[1].keys()
         assert all((states[0][key] == states[1][key]).all() for key in states[0])
         assert sorted(p.name for p in (tmp_path / name).iterdir()) == ["cache", "out"]
-    # Sums of gradients are added in another order than by one process, and in the same each time.
-    assert weights(tmp_path / "two" / "out") == weights(tmp_path / "again" / "out")
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two/out"))
-    assert {n: t.shape for n, t in one.items()} == {n: t.shape for n, t in two.items()}
-    for name, tensor in one.items():
-        alike = torch.isclose(tensor.float(), two[name].float(), rtol=1e-3, atol=1e-5)
-        assert alike.float().sum() >= 0.99 * alike.numel(), name
-    losses = [read_manifest(tmp_path / name).predicted_loss for name in ("one", "two/out")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    # Sums of gradients are in float64, so the order in which they are added does not show.
+    assert weights(tmp_path / "two" / "out") == weights(tmp_path / "one")
+    assert weights(tmp_path / "again" / "out") == weights(tmp_path / "one")
+
+
+def test_sums_of_gradients_are_those_of_one_process(source, tmp_path):
+    windows = torch.randint(3, 200, (7, 40), generator=torch.Generator().manual_seed(0))
+
+    def work(rank):
+        view = ModelView(spqlm.load(source))
+        found = collect_sensitivities(view, windows, [named.name for named in view.linears()])
+        return {name: (item.norms.numpy(), item.output.numpy()) for name, item in found.items()}
+
+    alone = work(0)
+    for found in in_processes(2, tmp_path / "cache", work):
+        assert found.keys() == alone.keys()
+        for name, numbers in found.items():
+            assert all((one == two).all() for one, two in zip(numbers, alone[name], strict=True))
 
 
 def test_each_does_a_share_of_the_windows(source, tmp_path):

@@ -54,7 +54,7 @@ class Observer:
 
     Attributes:
         norms: ‖g‖² of each token so far, float32 [windows, context].
-        squares: Σ g_i² so far, float32 [out]; None before the first gradient.
+        squares: Σ g_i² so far, float64 [out]; None before the first gradient.
         largest: magnitude of what entered so far, [].
         window: that runs now.
     """
@@ -86,7 +86,8 @@ class Observer:
         squares = gradient.detach().flatten(0, -2).to(torch.float32, copy=True).square_()
         self.norms[self.window, slice(None) if tokens is None else tokens] = squares.sum(1)
         if self.squares is None:
-            self.squares = torch.zeros_like(squares[0])
+            # In float64, so that the order of windows does not show, nor who ran them.
+            self.squares = torch.zeros_like(squares[0], dtype=torch.float64)
         self.squares += squares.sum(0)
 
     @property
@@ -106,7 +107,8 @@ class Observer:
         """Of all windows; `name` is for the message."""
         if self.squares is None:
             raise ValueError(f"no gradient reached {name!r}")
-        return Sensitivity(self.norms, self.squares / self.norms.numel(), self.inputs)
+        output = (self.squares / self.norms.numel()).to(self.norms.dtype)
+        return Sensitivity(self.norms, output, self.inputs)
 
 
 # Brings the gradient of each window's loss to every observer, by full name, whose `window` says
