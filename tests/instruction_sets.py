@@ -26,6 +26,4 @@ def chosen(name: str):
 def in_fixed_point(library, form: str) -> bool:
     """Whether the chosen set takes inputs in bfloat16 so, times codes of this format (pairs.h)."""
     kernels = native.instruction_set(library)
-    if kernels.endswith("_bf16"):
-        return form.startswith(("int", "nl"))
-    return kernels == "avx2" and form in GROUPED
+    return form in ("int8", *GROUPED) and (kernels == "avx2" or kernels.endswith("_bf16"))

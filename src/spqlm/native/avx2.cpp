@@ -34,11 +34,7 @@ struct Avx2 {
   static F set(float value) { return _mm256_set1_ps(value); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-  static float sum(F a) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-  }
+  static float sum(F a) { return sum_of(a); }
   static void sums(F a, F b, F c, F d, float* out) { _mm_storeu_ps(out, sums_of(a, b, c, d)); }
   static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 

@@ -20,6 +20,7 @@ bool in_blocks(const Matrix& matrix) {
 }  // namespace
 
 const Pairs* pairs_of_avx2(const Matrix& matrix, int64_t) {
+  if (matrix.format == INT8) return &pairs_int8_avx2;
   return matrix.format == GROUPED && in_blocks(matrix) ? &pairs_grouped_avx2 : nullptr;
 }
 

@@ -19,8 +19,8 @@ struct Pairs {
 // 2^-15 of that.
 extern const Pairs pairs_int8, pairs_grouped;
 
-// The same of codes in groups, for processors with AVX2.
-extern const Pairs pairs_grouped_avx2;
+// The same, for processors with AVX2.
+extern const Pairs pairs_int8_avx2, pairs_grouped_avx2;
 
 // The same for several inputs: codes times scales, and inputs, are rounded to bfloat16.
 extern const Pairs widened_int8, widened_grouped;
