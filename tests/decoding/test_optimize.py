@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -359,3 +360,24 @@ def test_a_model_that_cannot_decode_natively_is_left_alone_and_told_why(
     assert optimize(model) is model
     assert type(model) is kind
     assert reason in caplog.text
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("kind", "attention", "looked_at"),
+    [("dense", "sdpa", True), ("int8", "sdpa", False), ("int8", "eager", True)],
+)
+def test_operations_are_looked_at_where_pytorch_multiplies_matrices(
+    monkeypatch, kind, attention, looked_at
+):
+    """That costs a third of a short prompt; compressed layers need no such help."""
+    model = tiny_model() if kind == "dense" else copy.deepcopy(compressed("int8", True))
+    model = optimize(model.to(torch.bfloat16))
+    model.set_attn_implementation(attention)
+    entered = []
+    monkeypatch.setattr(
+        decoding, "widened_products", lambda dtype: entered.append(dtype) or nullcontext()
+    )
+    with torch.inference_mode():
+        model(input_ids=PROMPT)
+    assert entered == ([torch.bfloat16] if looked_at else [])

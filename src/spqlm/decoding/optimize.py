@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -20,6 +20,7 @@ from spqlm.decoding.session import Session, one_more
 from spqlm.errors import SpqError
 from spqlm.kernels.widening import FEW, widened_products
 from spqlm.model.mixins import Mixin, add_mixin, remove_mixin
+from spqlm.modules.linear import Compressed
 from spqlm.native.decoder import MOST_SEQUENCES
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Optimized(Mixin, PreTrainedModel):
         elif not plain and input_ids is not None and len(input_ids) <= MOST_SEQUENCES:
             past_key_values = _with_growing_layers(self, past_key_values, use_cache)
         many = input_ids is not None and input_ids.numel() >= FEW
-        with widened_products(self.dtype) if many else nullcontext():
+        with widened_products(self.dtype) if many and _multiplied_by_torch(self) else nullcontext():
             return super().forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -90,6 +91,22 @@ class Optimized(Mixin, PreTrainedModel):
                 logits_to_keep=logits_to_keep,
                 **kwargs,
             )
+
+
+def _multiplied_by_torch(model: PreTrainedModel) -> bool:
+    """Whether matrices in half precision are: dense ones, or those of eager attention.
+
+    Compressed layers widen what they multiply themselves.
+    """
+    if getattr(model.config, "_attn_implementation", None) == "eager":
+        return True
+    own = (
+        parameter
+        for module in model.modules()
+        if not isinstance(module, Compressed | nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    )
+    return any(p.ndim > 1 and p.dtype in (torch.bfloat16, torch.float16) for p in own)
 
 
 def _check(input_ids: Tensor) -> None:
