@@ -27,6 +27,8 @@ struct Set {
   // The kernels that take two columns at a time and can take this matrix and so many inputs, see pairs.h; null where
   // there are none.
   const Pairs* (*pairs)(const Matrix& matrix, int64_t count) = nullptr;
+  // See many.h; null where PyTorch's own product of integers is as fast, or faster.
+  decltype(&linear_int8_avx2) int8 = nullptr;
   // See sparse.h, written.h, many.h, gram.h and attention.h; null where there is none.
   decltype(&sparse_avx512_bf16) sparse = nullptr;
   decltype(&write_codes_avx512_bf16) write_codes = nullptr;
@@ -34,8 +36,6 @@ struct Set {
   decltype(&gram_avx512_bf16) gram = nullptr;
   decltype(&attention_avx512_bf16) attention = nullptr;
   decltype(&attention_gradient_avx512_bf16) attention_gradient = nullptr;
-  // See many.h; null where PyTorch's own product of integers is as fast, or faster.
-  decltype(&linear_int8_avx2) int8 = nullptr;
 };
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -45,9 +45,7 @@ void linear_int8_avx512(const Matrix& matrix, const void* x, FloatType type, int
   const bool vnni = __builtin_cpu_supports("avx512vnni");
   (vnni ? linear_int8_avx512_vnni : linear_int8_avx2)(matrix, x, type, count, y, codes, rounded, threads);
 }
-#endif
 
-#if defined(__x86_64__) && defined(__GNUC__)
 bool bfloat16_runs_here() {
   return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
          __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
@@ -62,16 +60,14 @@ bool tiles_run_here() { return bfloat16_runs_here() && amx_runs_here(); }
 const Set sets[] = {
 #if defined(__x86_64__) && defined(__GNUC__)
 #if defined(__linux__)
-    {"amx_bf16", &kernels_avx512, tiles_run_here, pairs_of_amx, sparse_avx512_bf16, write_codes_avx512_bf16,
+    {"amx_bf16", &kernels_avx512, tiles_run_here, pairs_of_amx, nullptr, sparse_avx512_bf16, write_codes_avx512_bf16,
      linear_amx_bf16, gram_amx_bf16},
 #endif
-    {"avx512_bf16", &kernels_avx512, bfloat16_runs_here, pairs_of_avx512_bf16, sparse_avx512_bf16,
-     write_codes_avx512_bf16, linear_avx512_bf16, gram_avx512_bf16, attention_avx512_bf16,
-     attention_gradient_avx512_bf16, linear_int8_avx512_vnni},
-    {"avx512", &kernels_avx512, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
-     linear_int8_avx512},
-    {"avx2", &kernels_avx2, nullptr, pairs_of_avx2, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
-     linear_int8_avx2},
+    {"avx512_bf16", &kernels_avx512, bfloat16_runs_here, pairs_of_avx512_bf16, linear_int8_avx512_vnni,
+     sparse_avx512_bf16, write_codes_avx512_bf16, linear_avx512_bf16, gram_avx512_bf16, attention_avx512_bf16,
+     attention_gradient_avx512_bf16},
+    {"avx512", &kernels_avx512, nullptr, nullptr, linear_int8_avx512},
+    {"avx2", &kernels_avx2, nullptr, pairs_of_avx2, linear_int8_avx2},
 #endif
     {"portable", &kernels_portable},
 };
