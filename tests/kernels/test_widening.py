@@ -59,6 +59,35 @@ def test_a_product_is_the_one_in_float32_rounded_once(old_processor, dtype, mode
     assert torch.equal(found, wanted)
 
 
+@HALF
+@pytest.mark.parametrize("columns", [1, 4, 7])
+def test_a_large_matrix_is_widened_in_pieces(old_processor, monkeypatch, dtype, columns):
+    """There and back: an output projection would take a gigabyte."""
+    monkeypatch.setattr(widening, "PIECE_BYTES", 4 * 48 * columns)
+    weight = random(90, 48, dtype=dtype, seed=1)
+    made, original = [], torch.Tensor.to
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda t, *given: made.append(original(t, *given)) or made[-1]
+    )
+
+    def there_and_back(x, weight):
+        x = x.clone().requires_grad_()
+        y = functional.linear(x, weight)
+        y.backward(torch.ones_like(y))
+        return y.detach(), x.grad
+
+    x = random(11, 48, dtype=dtype)
+    with widened_products(dtype):
+        found = there_and_back(x, weight)
+        with torch.inference_mode():
+            assert torch.equal(functional.linear(x, weight), found[0])
+    assert weight.shape not in [t.shape for t in made] and len(made) > 90 // columns
+    monkeypatch.undo()
+    for one, other in zip(found, there_and_back(x.float(), weight.float()), strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one, other.to(dtype), atol=2e-2, rtol=1e-2)
+
+
 def test_few_rows_and_float32_are_left_alone(old_processor, monkeypatch):
     with widened_products(torch.bfloat16):
         for x in (random(7, 16, dtype=torch.bfloat16), random(9, 16, dtype=torch.float32)):

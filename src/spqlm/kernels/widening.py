@@ -23,6 +23,9 @@ FEW = 8
 MOST_WIDENED = 1 << 30
 """Bytes of a model's floats in float32; models with more stay as they are."""
 
+PIECE_BYTES = 64 * 2**20
+"""Of a matrix in float32 at a time: an output projection of many tokens would take a gigabyte."""
+
 _aten = torch.ops.aten
 # Which argument is the left side; the right one follows. The first two come from inference mode.
 _LEFT = {
@@ -56,6 +59,8 @@ class _Widened(TorchDispatchMode):
         kwargs = kwargs or {}
         if _worthwhile(func, args):
             dtype, wide = args[0].dtype, arithmetic(args[0].dtype)
+            if _large(func, args, wide):
+                return _in_pieces(func, args[0], args[1], wide)
             args, kwargs = _changed((args, kwargs), dtype, wide)
             return _changed(func(*args, **kwargs), wide, dtype)
         return func(*args, **kwargs)
@@ -64,6 +69,40 @@ class _Widened(TorchDispatchMode):
 def _changed(tree: Any, before: torch.dtype, after: torch.dtype) -> Any:
     change = lambda t: t.to(after) if t.dtype == before else t  # noqa: E731
     return tree_map_only(Tensor, change, tree)
+
+
+# Products of two matrices and nothing else, and which dimension of the right one has the outputs.
+_OUTPUTS = {_aten.linear.default: 0, _aten.mm.default: 1}
+
+
+def _large(func: Any, args: Any, wide: torch.dtype) -> bool:
+    if func not in _OUTPUTS or len(args) != 2:
+        return False
+    right: Tensor = args[1]
+    return right.ndim == 2 and right.numel() * wide.itemsize > PIECE_BYTES
+
+
+def _in_pieces(func: Any, left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
+    """As much of the right side in the wide dtype at a time as `PIECE_BYTES` hold."""
+    side = _OUTPUTS[func]
+    outputs, inputs = right.shape[side], right.shape[1 - side]
+    if side == 1 and inputs > outputs and right.is_contiguous():
+        return _sum_of_pieces(left, right, wide)
+    some = max(1, PIECE_BYTES // (inputs * wide.itemsize))
+    widened = left.to(wide)
+    found = left.new_empty(*left.shape[:-1], outputs)
+    for out, piece in zip(found.split(some, -1), right.split(some, side), strict=True):
+        out.copy_(func(widened, piece.to(wide)))
+    return found
+
+
+def _sum_of_pieces(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
+    """The same over inputs, where a piece of the outputs would lie in many places."""
+    some = max(1, PIECE_BYTES // (right.shape[1] * wide.itemsize))
+    total = left.new_zeros(len(left), right.shape[1], dtype=wide)
+    for part, piece in zip(left.split(some, 1), right.split(some), strict=True):
+        total.addmm_(part.to(wide), piece.to(wide))
+    return total.to(left.dtype)
 
 
 def _worthwhile(func: Any, args: Any) -> bool:
