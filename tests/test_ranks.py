@@ -10,6 +10,7 @@ import torch
 import spqlm
 from spqlm import ranks
 from spqlm.calibration.sensitivity import collect_sensitivities, whole_model
+from spqlm.checkpoint.manifest import read_manifest
 from spqlm.model.view import ModelView
 from spqlm.recipe import Recipe
 from tests.pipeline.test_memory import weights
@@ -82,6 +83,8 @@ def test_two_processes_do_what_one_does(source, tmp_path, recipe):
     # Sums of gradients are in float64, so the order in which they are added does not show.
     assert weights(tmp_path / "two" / "out") == weights(tmp_path / "one")
     assert weights(tmp_path / "again" / "out") == weights(tmp_path / "one")
+    losses = [read_manifest(tmp_path / name).predicted_loss for name in ("one", "two/out")]
+    assert losses[0] == losses[1]
 
 
 def test_sums_of_gradients_are_those_of_one_process(source, tmp_path):

@@ -8,6 +8,7 @@ from tests.helpers import tiny_model
 from tests.stored_weights import int4, int8
 from torch.nn import functional
 
+from spqlm.formats.q8_0 import Q80
 from spqlm.kernels import product as products
 from spqlm.kernels import widening
 from spqlm.kernels.product import linear
@@ -164,6 +165,24 @@ def test_compressed_layers_multiply_many_rows_in_float32(old_processor, monkeypa
     ):
         assert found.dtype == dtype
         torch.testing.assert_close(found, wanted.to(dtype), rtol=2e-3, atol=1e-4)
+
+
+@HALF
+@pytest.mark.parametrize(("rows", "widened"), [(7, False), (20, True)])
+def test_formats_without_kernels_widen_many_rows_by_themselves(
+    old_processor, monkeypatch, dtype, rows, widened
+):
+    weight = Q80().empty(40, 64, dtype)
+    for tensor in weight.tensors().values():
+        tensor.zero_()
+    entered = []
+    monkeypatch.setattr(
+        products, "widened_products", lambda kept: entered.append(kept) or widened_products(kept)
+    )
+    with torch.inference_mode():
+        found = linear(random(rows, 64, dtype=dtype), weight, None)
+    assert found.dtype == dtype and not found.any()
+    assert entered == ([dtype] if widened else [])
 
 
 @HALF

@@ -18,7 +18,7 @@ from spqlm.decoding.growing_cache import GrowingLayer
 from spqlm.decoding.program import Unsuitable, build
 from spqlm.decoding.session import Session, one_more
 from spqlm.errors import SpqError
-from spqlm.kernels.widening import FEW, widened_products
+from spqlm.kernels.widening import FEW, arithmetic, widened_products
 from spqlm.model.mixins import Mixin, add_mixin, remove_mixin
 from spqlm.modules.linear import Compressed
 from spqlm.native.decoder import MOST_SEQUENCES
@@ -79,7 +79,8 @@ class Optimized(Mixin, PreTrainedModel):
         elif not plain and input_ids is not None and len(input_ids) <= MOST_SEQUENCES:
             past_key_values = _with_growing_layers(self, past_key_values, use_cache)
         many = input_ids is not None and input_ids.numel() >= FEW
-        with widened_products(self.dtype) if many and _multiplied_by_torch(self) else nullcontext():
+        widened = many and arithmetic(self.dtype) != self.dtype and _multiplied_by_torch(self)
+        with widened_products(self.dtype) if widened else nullcontext():
             return super().forward(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

@@ -11,6 +11,7 @@ this when it runs. docs/kernel-measurements.md says why.
 
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from spqlm.formats import StoredWeight
 from spqlm.kernels import operation
 from spqlm.kernels.gpu import kernels_for
 from spqlm.kernels.weights import matrix_of
-from spqlm.kernels.widening import arithmetic
+from spqlm.kernels.widening import FEW, arithmetic, widened_products
 
 FEW_ROWS = 16
 """Up to here the kernels for few rows are the faster ones."""
@@ -109,7 +110,11 @@ def _product(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
 
 def _run(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
     found = fast_product(x, weight, bias)
-    return weight.product(x, bias) if found is None else found
+    if found is not None:
+        return found
+    many = x.is_cpu and x.numel() >= FEW * x.shape[-1] and not native.transformed()
+    with widened_products(x.dtype) if many else nullcontext():
+        return weight.product(x, bias)
 
 
 def _run_factors(x: Tensor, weights: Sequence[StoredWeight], bias: Tensor | None) -> Tensor:
