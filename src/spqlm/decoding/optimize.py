@@ -44,8 +44,9 @@ class Optimized(Mixin, PreTrainedModel):
         """As the model's own, which does whatever is not one more token of each sequence."""
         if input_ids is not None:
             _check(input_ids)
+        compiling = torch.compiler.is_compiling()
         plain = (
-            torch.compiler.is_compiling()
+            compiling
             or inputs_embeds is not None
             or labels is not None
             or torch.is_grad_enabled()
@@ -78,7 +79,8 @@ class Optimized(Mixin, PreTrainedModel):
                 session.reset()
         elif not plain and input_ids is not None and len(input_ids) <= MOST_SEQUENCES:
             past_key_values = _with_growing_layers(self, past_key_values, use_cache)
-        many = input_ids is not None and input_ids.numel() >= FEW
+        # What a processor has is asked by an operator that Dynamo cannot trace.
+        many = not compiling and input_ids is not None and input_ids.numel() >= FEW
         widened = many and arithmetic(self.dtype) != self.dtype and _multiplied_by_torch(self)
         with widened_products(self.dtype) if widened else nullcontext():
             return super().forward(
