@@ -69,8 +69,11 @@ def best_scales(weight: Tensor, codes: Tensor, scale: Tensor, hessian: Tensor) -
     system = torch.stack([summed(some @ rows) for some, rows in parts], 1)
     diagonal = system.diagonal(dim1=1, dim2=2)
     ridge = RIDGE * diagonal + (diagonal == 0)
-    found = torch.linalg.solve(system + torch.diag_embed(ridge), summed(weight @ hessian))
+    # By Cholesky: LU of a batch is wrong in several threads of MKL (pytorch/pytorch#141358).
+    lower, failed = torch.linalg.cholesky_ex(system + torch.diag_embed(ridge))
+    found = torch.cholesky_solve(summed(weight @ hessian).unsqueeze(2), lower).squeeze(2)
     usable = (diagonal > 0) & torch.isfinite(found) & (found.abs() <= LARGEST_SCALE)
+    usable &= failed[:, None] == 0
     return round_scale(torch.where(usable, found, scale))
 
 

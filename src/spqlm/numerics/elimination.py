@@ -47,7 +47,8 @@ def elimination_order(
         scores = _scores(weight, inverted, channels).masked_fill(~left, torch.inf)
         leaving = scores.argsort(stable=True)[: min(step, count - len(order))]
         columns = _columns(leaving, channels)
-        solved = torch.linalg.solve(inverted[columns][:, columns], inverted[columns])
+        lower = torch.linalg.cholesky(inverted[columns][:, columns])
+        solved = torch.cholesky_solve(inverted[columns], lower)
         weight.addmm_(weight[:, columns], solved, alpha=-1)
         inverted.addmm_(inverted[:, columns], solved, alpha=-1)
         # Exactly gone; what rounding leaves there must not be divided by.
@@ -61,14 +62,18 @@ def elimination_order(
 
 
 def _scores(weight: Tensor, inverted: Tensor, channels: int) -> Tensor:
-    """Twice the price of each unit, with every other one refitted: Σ_i w_u ([H⁻¹]_uu)⁻¹ w_uᵀ."""
+    """Twice the price of each unit, with every other one refitted: Σ_i w_u ([H⁻¹]_uu)⁻¹ w_uᵀ.
+
+    It is |L⁻¹ w_uᵀ|², where [H⁻¹]_uu = L Lᵀ.
+    """
     if channels == 1:
         return weight.square().sum(0) / inverted.diagonal()
     units = weight.shape[1] // channels
     blocks = inverted.unflatten(0, (units, channels)).unflatten(2, (units, channels))
     own = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     parts = weight.unflatten(1, (units, channels)).permute(1, 2, 0)
-    return (parts * torch.linalg.solve(own, parts)).sum((1, 2))
+    lower = torch.linalg.cholesky(own)
+    return torch.linalg.solve_triangular(lower, parts, upper=False).square().sum((1, 2))
 
 
 def _columns(units: Tensor, channels: int) -> Tensor:
