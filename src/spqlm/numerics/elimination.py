@@ -64,7 +64,8 @@ def elimination_order(
 def _scores(weight: Tensor, inverted: Tensor, channels: int) -> Tensor:
     """Twice the price of each unit, with every other one refitted: Σ_i w_u ([H⁻¹]_uu)⁻¹ w_uᵀ.
 
-    It is |L⁻¹ w_uᵀ|², where [H⁻¹]_uu = L Lᵀ.
+    It is |L⁻¹ w_uᵀ|², where [H⁻¹]_uu = L Lᵀ. Not by LU, which is wrong for a batch in several
+    threads of MKL (pytorch/pytorch#141358).
     """
     if channels == 1:
         return weight.square().sum(0) / inverted.diagonal()

@@ -63,6 +63,7 @@ def group_saliency(
         return rows * (grouped.square() * diagonal).mean(2)
     count = grouped.shape[1]
     blocks = inverted.reshape(count, group_size, count, group_size).diagonal(dim1=0, dim2=2)
+    # Not by LU, which is wrong for a batch in several threads of MKL (pytorch/pytorch#141358).
     metric = torch.cholesky_inverse(torch.linalg.cholesky(blocks.permute(2, 0, 1))).float()
     return 0.5 * rows * torch.einsum("rgi,gij,rgj->rg", grouped, metric, grouped).clamp_min(0)
 
