@@ -77,3 +77,18 @@ def test_some_architectures_have_another_reader(file, monkeypatch):
     assert reads_by_blocks(file)
     monkeypatch.setattr(gguf_blocks, "is_gguf_arch_supported", lambda name: name == "llama")
     assert not reads_by_blocks(file)
+
+
+def test_a_vocabulary_is_not_decoded_with_every_piece(file, monkeypatch):
+    usual, stated = reader.load_gguf_checkpoint, []
+
+    def seen(path, return_tensors=False, *others, **named):
+        stated.append((return_tensors, {*gguf.GGUFReader(path).fields}))
+        return usual(path, return_tensors, *others, **named)
+
+    monkeypatch.setattr(reader, "load_gguf_checkpoint", seen)
+    monkeypatch.setattr(gguf_blocks, "TOGETHER", 0)
+    load_model(file)
+    assert sum(tensors for tensors, _ in stated) > 3
+    assert {("tokenizer.ggml.tokens" in keys) != tensors for tensors, keys in stated} == {True}
+    assert all("general.architecture" in keys for _, keys in stated)
