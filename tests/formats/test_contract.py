@@ -16,6 +16,7 @@ from spqlm.formats._pieces import PIECE, fit_in_pieces
 from spqlm.formats.base import Rounding
 from spqlm.kernels import product
 from spqlm.kernels.weights import GROUPED, consistent
+from spqlm.numerics import gptq
 from spqlm.numerics.metric import Metric
 
 # Fields that have no default, and more than one choice of others; else the defaults.
@@ -80,6 +81,24 @@ def fitted(
     form: Format, shape: tuple[int, int], rounding: Rounding = "gptq", piece: int = PIECE
 ) -> StoredWeight:
     return fit_in_pieces(form, random(*shape), metric_of(shape), rounding, piece)
+
+
+
+def test_formats_that_are_tried_on_one_weight_share_the_factor_of_its_metric(monkeypatch):
+    factorised, usual = [], gptq._cholesky
+
+    def counted(hessian, share, *, reverse=False):
+        factorised.append(reverse)
+        return usual(hessian, share, reverse=reverse)
+
+    monkeypatch.setattr(gptq, "_cholesky", counted)
+    shape = (33, 64)
+    metric = metric_of(shape)
+    rounded = [case.values[0] for case in CASES if case.values[1] == shape]
+    for form in rounded:
+        if form.name != "low_rank":  # its factors are weights with metrics of their own
+            form.fit(random(*shape), metric, "gptq")
+    assert len(rounded) > 10 and sum(factorised) == 1
 
 
 def exact(weight: StoredWeight) -> Tensor:

@@ -252,6 +252,7 @@ class GroupSparse(Format):
             self.bits,
             zero_point=self.zero,
             damping=metric.damping,
+            factor=metric.factor,
         )
         return pack(codes, scale, zero, keep, self.bits)
 

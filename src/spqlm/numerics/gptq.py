@@ -213,7 +213,13 @@ def round_groups(
     return codes.add_(grid.levels[0]).to(torch.int8), found
 
 
-def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = DAMPING) -> Tensor:
+def round_int8(
+    weight: Tensor,
+    hessian: Tensor,
+    scale: Tensor,
+    damping: float = DAMPING,
+    factor: Tensor | None = None,
+) -> Tensor:
     """8-bit codes at given scales.
 
     Args:
@@ -221,11 +227,12 @@ def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor, damping: float = 
         hessian: metric of errors [columns, columns].
         scale: [rows] or [1].
         damping: see `damped`.
+        factor: of the damped H, see `inverse_factor`, where it is at hand.
 
     Returns:
         int8 [rows, columns].
     """
-    factor, _ = inverse_factor(hessian, damping)
+    factor = inverse_factor(hessian, damping)[0] if factor is None else factor
     affine = Affine(scale.to(torch.float32).expand(len(weight)).contiguous())
     grid = even_grid(8, in_order.BLOCK)
     codes = sweep(weight, factor, in_order.BLOCK, lambda *_: (grid, affine))

@@ -185,6 +185,7 @@ def round_kept(
     *,
     zero_point: bool = False,
     damping: float = DAMPING,
+    factor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Round the kept groups; columns to the right make up for roundings and for dropped groups.
 
@@ -198,6 +199,7 @@ def round_kept(
         bits: 4 or 8.
         zero_point: whether groups get an offset too.
         damping: see `gptq.damped`.
+        factor: of the damped H, see `gptq.inverse_factor`, where it is at hand.
 
     Returns:
         int8 codes [rows, columns], float32 scales [rows, groups], and zeros like them or None.
@@ -214,7 +216,7 @@ def round_kept(
         kept = keep[:, piece.start // group_size].expand(piece.stop - piece.start, -1)
         return grid, Affine(scales[-1][:, 0], zeros[-1][:, 0], kept)
 
-    factor = inverse_factor(hessian, damping)[0]
+    factor = inverse_factor(hessian, damping)[0] if factor is None else factor
     codes = sweep(weight, factor, group_size, round_piece).add_(grid.levels[0]).to(torch.int8)
     found = torch.cat(scales, 1)
     check_scales(found)
