@@ -83,7 +83,6 @@ def fitted(
     return fit_in_pieces(form, random(*shape), metric_of(shape), rounding, piece)
 
 
-
 def test_formats_that_are_tried_on_one_weight_share_the_factor_of_its_metric(monkeypatch):
     factorised, usual = [], gptq._cholesky
 
