@@ -81,7 +81,8 @@ def two_of_four(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
 
 
 def four_bits(weight: Tensor, hessian: Tensor, damping: float) -> Tensor:
-    codes, scale = gptq.round_groups(weight, hessian, GROUP, 4, damping)
+    factor, _ = gptq.inverse_factor(hessian, damping)
+    codes, scale = gptq.round_groups(weight, factor, GROUP, 4)
     return integer.dequantize_groups(codes, scale)
 
 

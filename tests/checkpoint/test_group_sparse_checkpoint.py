@@ -10,7 +10,7 @@ from spqlm.checkpoint.quantizer import attach
 from spqlm.errors import CheckpointError
 from spqlm.formats import group_sparse
 from spqlm.modules.ops import with_weight
-from spqlm.numerics import group_pruning
+from spqlm.numerics import gptq, group_pruning
 
 DOWN = "model.layers.1.mlp.down_proj"
 
@@ -23,7 +23,8 @@ def to_group_sparse(
     hessian, alike = torch.eye(columns), torch.ones(len(weight))
     saliency = group_pruning.group_saliency(weight, hessian, alike, group_size, "joint")
     keep = group_pruning.choose_groups(saliency, 0.5, "free")
-    codes, scale, zeros = group_pruning.round_kept(weight, hessian, keep, 4, zero_point=zero)
+    factor, _ = gptq.inverse_factor(hessian)
+    codes, scale, zeros = group_pruning.round_kept(weight, factor, keep, 4, zero_point=zero)
     return with_weight(module, group_sparse.pack(codes, scale, zeros, keep, 4))
 
 

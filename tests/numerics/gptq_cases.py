@@ -9,7 +9,20 @@ from spqlm.numerics import gptq, integer
 
 ROWS = 16
 
-round_int4 = functools.partial(gptq.round_groups, bits=4)
+
+def round_groups(
+    weight: Tensor, hessian: Tensor, group_size: int, bits: int, damping: float = gptq.DAMPING
+) -> tuple[Tensor, Tensor]:
+    """In a metric that is not factorised."""
+    return gptq.round_groups(weight, gptq.inverse_factor(hessian, damping)[0], group_size, bits)
+
+
+def round_int8(weight: Tensor, hessian: Tensor, scale: Tensor) -> Tensor:
+    """The same with the usual damping."""
+    return gptq.round_int8(weight, gptq.inverse_factor(hessian)[0], scale)
+
+
+round_int4 = functools.partial(round_groups, bits=4)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -1,16 +1,16 @@
 import pytest
 import torch
-from tests.numerics.gptq_cases import correlated, cost, exact, random
+from tests.numerics.gptq_cases import correlated, cost, exact, random, round_groups
 from torch import Tensor
 
-from spqlm.numerics import descent, gptq, in_order, integer
+from spqlm.numerics import descent, in_order, integer
 
 ROWS, COLUMNS, GROUP = 12, 48, 16
 
 
 def rounded(bits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weight, hessian = random(ROWS, COLUMNS), correlated(COLUMNS).float()
-    codes, scale = gptq.round_groups(weight, hessian, GROUP, bits)
+    codes, scale = round_groups(weight, hessian, GROUP, bits)
     return weight, codes, scale, hessian
 
 

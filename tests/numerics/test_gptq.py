@@ -10,7 +10,9 @@ from tests.numerics.gptq_cases import (
     plain_groups,
     plain_int8,
     random,
+    round_groups,
     round_int4,
+    round_int8,
     to_nearest,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,7 +33,7 @@ def test_without_correlations_it_is_rounding_to_nearest(group_size, factor):
         cost(nearest - weight, torch.eye(192)), rel=1e-4
     )
     per_row = integer.absmax_scale(weight, per_channel=True)
-    codes = gptq.round_int8(weight, torch.eye(192) * factor, per_row)
+    codes = round_int8(weight, torch.eye(192) * factor, per_row)
     assert torch.equal(codes, integer.quantize(weight, per_row))
 
 
@@ -39,7 +41,7 @@ def test_without_correlations_it_is_rounding_to_nearest(group_size, factor):
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_blocks_change_nothing(columns, group_size, bits):
     weight, hessian = random(ROWS, columns), correlated(columns)
-    codes, scale = gptq.round_groups(weight, hessian, group_size, bits)
+    codes, scale = round_groups(weight, hessian, group_size, bits)
     expected_codes, expected_scale = plain_groups(weight, hessian, group_size, bits, gptq.DAMPING)
     assert codes.dtype == torch.int8
     assert scale.dtype == torch.float32
@@ -54,7 +56,7 @@ def test_blocks_change_nothing(columns, group_size, bits):
 def test_blocks_change_nothing_in_eight_bits(columns, per_channel):
     weight, hessian = random(ROWS, columns), correlated(columns)
     scale = integer.absmax_scale(weight, per_channel=per_channel)
-    codes = gptq.round_int8(weight, hessian, scale)
+    codes = round_int8(weight, hessian, scale)
     same = (codes == plain_int8(weight, hessian, scale, gptq.DAMPING)).all(1)
     assert codes.dtype == torch.int8
     assert int(same.sum()) >= ROWS - 2  # 16 times the ties of four bits
@@ -76,7 +78,7 @@ def test_the_weighted_error_of_eight_bits_is_less_than_to_nearest():
     weight, hessian = random(ROWS, 256), correlated(256)
     scale = integer.absmax_scale(weight, per_channel=True)
     spread = scale[:, None].double()
-    found = gptq.round_int8(weight, hessian, scale) * spread - weight
+    found = round_int8(weight, hessian, scale) * spread - weight
     nearest = integer.quantize(weight, scale) * spread - weight
     assert cost(found, hessian) < 0.8 * cost(nearest, hessian)
 
@@ -84,7 +86,7 @@ def test_the_weighted_error_of_eight_bits_is_less_than_to_nearest():
 def test_codes_stay_in_range_where_corrections_push_weights_out():
     weight, hessian = random(ROWS, 64), correlated(64)
     scale = integer.absmax_scale(weight, per_channel=True) / 4  # far too small
-    codes = gptq.round_int8(weight, hessian, scale)
+    codes = round_int8(weight, hessian, scale)
     assert int(codes.abs().amax()) == 127
     codes, _ = round_int4(weight, torch.ones(64, 64) * 1e3, 32)
     assert int(codes.min()) >= -8
@@ -95,15 +97,15 @@ def test_codes_stay_in_range_where_corrections_push_weights_out():
 def test_scales_in_the_models_dtype_mean_what_they_mean_in_float32(dtype):
     weight, hessian = random(ROWS, 64), correlated(64)
     scale = integer.absmax_scale(weight, per_channel=True)
-    codes = gptq.round_int8(weight, hessian, scale)
-    assert torch.equal(gptq.round_int8(weight, hessian, scale.to(dtype)), codes)
+    codes = round_int8(weight, hessian, scale)
+    assert torch.equal(round_int8(weight, hessian, scale.to(dtype)), codes)
 
 
 def test_arguments_are_not_changed():
     weight, hessian = random(ROWS, 64), correlated(64).float()
     before = weight.clone(), hessian.clone()
     round_int4(weight, hessian, 32)
-    gptq.round_int8(weight, hessian, torch.tensor([0.05]))
+    round_int8(weight, hessian, torch.tensor([0.05]))
     assert torch.equal(weight, before[0])
     assert torch.equal(hessian, before[1])
 
@@ -133,7 +135,7 @@ def test_a_sweep_waits_for_its_result_alone(columns):
     weight, hessian = random(8, columns), correlated(columns).float()
     factor, _ = gptq.inverse_factor(hessian)
     with Waits() as groups:
-        gptq.round_groups(weight, hessian, 32, 4, factor=factor)
+        gptq.round_groups(weight, factor, 32, 4)
     assert groups.count == 1  # whether there are scales for all of it
 
     def round_piece(columns, piece, importance):
@@ -152,4 +154,4 @@ def test_weights_without_a_scale_are_refused_behind_the_sweep(value):
     weight = random(4, 64)
     weight[1, 40] = value
     with pytest.raises(ValueError, match="scales must be finite and at most"):
-        gptq.round_groups(weight, correlated(64), 32, 4)
+        round_groups(weight, correlated(64), 32, 4)

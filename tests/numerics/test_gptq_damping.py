@@ -5,7 +5,16 @@ import signal
 
 import pytest
 import torch
-from tests.numerics.gptq_cases import ROWS, correlated, cost, exact, random, round_int4, to_nearest
+from tests.numerics.gptq_cases import (
+    ROWS,
+    correlated,
+    cost,
+    exact,
+    random,
+    round_int4,
+    round_int8,
+    to_nearest,
+)
 
 from spqlm.numerics import gptq, integer
 
@@ -61,7 +70,7 @@ def test_dead_channels_are_rounded_to_nearest_and_do_not_disturb_the_rest():
     other = weight.clone()
     other[:, ~alive] *= 0.1
     per_row = torch.full((ROWS,), 0.03)
-    first, second = (gptq.round_int8(w, hessian, per_row) for w in (weight, other))
+    first, second = (round_int8(w, hessian, per_row) for w in (weight, other))
     assert torch.equal(first[:, alive], second[:, alive])
 
 
@@ -133,7 +142,7 @@ def test_a_metric_that_is_not_finite_is_refused(bad):
     hessian[3, 5] = bad
     for rounding in (
         functools.partial(round_int4, group_size=32),
-        functools.partial(gptq.round_int8, scale=torch.ones(1)),
+        functools.partial(round_int8, scale=torch.ones(1)),
     ):
         with pytest.raises(ValueError, match="NaN or Inf"):
             rounding(weight, hessian)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spqlm.numerics.gptq import damped, row_losses
+from spqlm.numerics.gptq import damped, inverse_factor, row_losses
 from spqlm.numerics.group_pruning import (
     choose_groups,
     group_saliency,
@@ -83,7 +83,8 @@ def test_the_share_goes_and_no_row_is_emptied(sparsity, pattern, seed):
 def test_what_is_kept_makes_up_for_what_goes(bits, zero_point):
     weight, hessian, alike = random(3, ROWS, COLUMNS), correlated(), torch.ones(ROWS)
     keep = choose_groups(group_saliency(weight, hessian, alike, SIZE, "joint"), 0.5, "free")
-    codes, scale, zero = round_kept(weight, hessian, keep, bits, zero_point=zero_point)
+    factor, _ = inverse_factor(hessian)
+    codes, scale, zero = round_kept(weight, factor, keep, bits, zero_point=zero_point)
     assert (zero is not None) == zero_point
     if bits == 4:
         assert int(codes.min()) >= -8 and int(codes.max()) <= 7
@@ -96,7 +97,8 @@ def test_what_is_kept_makes_up_for_what_goes(bits, zero_point):
 def test_with_every_group_kept_8_bits_lose_next_to_nothing():
     weight, hessian = random(3, ROWS, COLUMNS), correlated()
     keep = torch.ones(ROWS, COLUMNS // SIZE, dtype=torch.bool)
-    codes, scale, _ = round_kept(weight, hessian, keep, 8)
+    factor, _ = inverse_factor(hessian)
+    codes, scale, _ = round_kept(weight, factor, keep, 8)
     error = restored(codes, scale, None, keep) - weight
     assert float(error.abs().max()) < 0.02 * float(weight.abs().max())
 
@@ -106,7 +108,8 @@ def test_a_group_of_zeros_is_no_trouble(zero_point):
     weight = random(3, ROWS, COLUMNS)
     weight[:, :SIZE] = 0
     keep = torch.ones(ROWS, COLUMNS // SIZE, dtype=torch.bool)
-    codes, scale, zero = round_kept(weight, torch.eye(COLUMNS), keep, 4, zero_point=zero_point)
+    factor, _ = inverse_factor(torch.eye(COLUMNS))
+    codes, scale, zero = round_kept(weight, factor, keep, 4, zero_point=zero_point)
     found = restored(codes, scale, zero, keep)
     assert bool(torch.isfinite(found).all()) and float(found[:, :SIZE].abs().max()) < 1e-4
 

@@ -143,9 +143,7 @@ class Grouped(Format):
             scale = integer.search_group_scale(weight, hessian.diagonal(), size, self.bits)
             codes = integer.quantize_groups(weight, scale, self.bits)
             return GroupedWeight(self, self.pack(codes), scale)
-        codes, scale = gptq.round_groups(
-            weight, hessian, size, self.bits, metric.damping, metric.factor
-        )
+        codes, scale = gptq.round_groups(weight, metric.factor, size, self.bits)
         if rounding == "descent":
             damped = gptq.damped(hessian, metric.damping)
             codes, scale = improve_groups(weight, codes, scale, damped, self.bits)

@@ -246,13 +246,7 @@ class GroupSparse(Format):
             damping=metric.damping,
         )
         codes, scale, zero = group_pruning.round_kept(
-            refitted,
-            metric.hessian,
-            keep,
-            self.bits,
-            zero_point=self.zero,
-            damping=metric.damping,
-            factor=metric.factor,
+            refitted, metric.factor, keep, self.bits, zero_point=self.zero
         )
         return pack(codes, scale, zero, keep, self.bits)
 

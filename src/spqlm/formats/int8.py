@@ -114,7 +114,7 @@ class Int8(Format):
         if rounding == "nearest":
             return self.nearest(weight)
         scale = self._scale(weight)
-        codes = gptq.round_int8(weight, metric.hessian, scale, metric.damping, metric.factor)
+        codes = gptq.round_int8(weight, metric.factor, scale)
         return Int8Weight(self, codes, scale)
 
     def nearest(self, weight: Tensor) -> Int8Weight:

@@ -173,22 +173,15 @@ def sweep(
 
 
 def round_groups(
-    weight: Tensor,
-    hessian: Tensor,
-    group_size: int,
-    bits: int,
-    damping: float = DAMPING,
-    factor: Tensor | None = None,
+    weight: Tensor, factor: Tensor, group_size: int, bits: int
 ) -> tuple[Tensor, Tensor]:
     """Codes and scales of groups; a group's scale is searched when its turn comes.
 
     Args:
         weight: [rows, columns]; `group_size` divides columns.
-        hessian: metric of errors [columns, columns].
+        factor: of the metric of errors, see `inverse_factor`, [columns, columns].
         group_size: columns that share a scale.
         bits: of a code, 2 to 7.
-        damping: see `damped`.
-        factor: of the damped H, see `inverse_factor`, where it is at hand.
 
     Returns:
         int8 codes [rows, columns] in `code_range(bits)` and float32 scales [rows, groups].
@@ -196,7 +189,6 @@ def round_groups(
     Raises:
         ValueError: a weight is not finite, or too large for a scale.
     """
-    factor = inverse_factor(hessian, damping)[0] if factor is None else factor
     grid, scales = even_grid(bits, group_size), []
 
     def round_piece(columns: Tensor, piece: slice, importance: Tensor) -> tuple[Grid, Affine]:
@@ -213,26 +205,17 @@ def round_groups(
     return codes.add_(grid.levels[0]).to(torch.int8), found
 
 
-def round_int8(
-    weight: Tensor,
-    hessian: Tensor,
-    scale: Tensor,
-    damping: float = DAMPING,
-    factor: Tensor | None = None,
-) -> Tensor:
+def round_int8(weight: Tensor, factor: Tensor, scale: Tensor) -> Tensor:
     """8-bit codes at given scales.
 
     Args:
         weight: [rows, columns].
-        hessian: metric of errors [columns, columns].
+        factor: of the metric of errors, see `inverse_factor`, [columns, columns].
         scale: [rows] or [1].
-        damping: see `damped`.
-        factor: of the damped H, see `inverse_factor`, where it is at hand.
 
     Returns:
         int8 [rows, columns].
     """
-    factor = inverse_factor(hessian, damping)[0] if factor is None else factor
     affine = Affine(scale.to(torch.float32).expand(len(weight)).contiguous())
     grid = even_grid(8, in_order.BLOCK)
     codes = sweep(weight, factor, in_order.BLOCK, lambda *_: (grid, affine))

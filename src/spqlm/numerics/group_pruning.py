@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spqlm.numerics.blocks import Grid, even_grid
-from spqlm.numerics.gptq import DAMPING, damped, inverse, inverse_factor, sweep
+from spqlm.numerics.gptq import DAMPING, damped, inverse, sweep
 from spqlm.numerics.in_order import Affine
 from spqlm.numerics.integer import (
     absmax_scale,
@@ -178,14 +178,7 @@ def prune_groups(
 
 
 def round_kept(
-    weight: Tensor,
-    hessian: Tensor,
-    keep: Tensor,
-    bits: int,
-    *,
-    zero_point: bool = False,
-    damping: float = DAMPING,
-    factor: Tensor | None = None,
+    weight: Tensor, factor: Tensor, keep: Tensor, bits: int, *, zero_point: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Round the kept groups; columns to the right make up for roundings and for dropped groups.
 
@@ -194,12 +187,10 @@ def round_kept(
 
     Args:
         weight: [rows, columns].
-        hessian: metric of errors [columns, columns].
+        factor: of the metric of errors, see `gptq.inverse_factor`, [columns, columns].
         keep: bool [rows, groups]; groups divides columns.
         bits: 4 or 8.
         zero_point: whether groups get an offset too.
-        damping: see `gptq.damped`.
-        factor: of the damped H, see `gptq.inverse_factor`, where it is at hand.
 
     Returns:
         int8 codes [rows, columns], float32 scales [rows, groups], and zeros like them or None.
@@ -216,7 +207,6 @@ def round_kept(
         kept = keep[:, piece.start // group_size].expand(piece.stop - piece.start, -1)
         return grid, Affine(scales[-1][:, 0], zeros[-1][:, 0], kept)
 
-    factor = inverse_factor(hessian, damping)[0] if factor is None else factor
     codes = sweep(weight, factor, group_size, round_piece).add_(grid.levels[0]).to(torch.int8)
     found = torch.cat(scales, 1)
     check_scales(found)
