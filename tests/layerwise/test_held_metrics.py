@@ -1,10 +1,13 @@
 """Metrics of some weights of a layer at a time."""
 
+import weakref
+
 import pytest
 import torch
 from tests.helpers import tiny_model
 
 from spqlm.calibration.sensitivity import collect_sensitivities
+from spqlm.layerwise import held_metrics
 from spqlm.layerwise.held_metrics import HeldMetrics, groups_within, matrix_bytes
 from spqlm.layerwise.loop import LayerLoop
 from spqlm.layerwise.metrics import layer_metrics, split
@@ -52,6 +55,28 @@ def test_metrics_are_those_of_all_weights_together(view, frozen):
             assert set(held.by_weighting[0]) == {named.name for named in leaves}
             with pytest.raises(KeyError):
                 held.by_weighting[0]["another"]
+
+
+def test_memory_of_metrics_goes_back_before_the_next_ones_take_theirs(view, monkeypatch):
+    windows = torch.randint(0, 64, (4, 16))
+    [layer, *_] = view.layers
+    sensitivities = collect_sensitivities(view, windows, [named.name for named in layer.leaves])
+    earlier, given_back = [], []
+
+    def trim():
+        given_back.append([found() is None for found in earlier])
+
+    monkeypatch.setattr(held_metrics, "trim", trim)
+    with bounded(moments=0):
+        step = next(iter(LayerLoop(view, windows, "test", frozen=True)))
+        held = HeldMetrics(step, sensitivities, split(len(windows), 0.5))
+        for [named] in held.groups(layer.leaves):
+            for metrics in held.by_weighting:
+                assert metrics[named.name].factor.isfinite().all()
+                earlier.append(weakref.ref(metrics[named.name]))
+    assert len(given_back) == len(layer.leaves)
+    assert [len(gone) for gone in given_back] == [2 * n for n in range(len(layer.leaves))]
+    assert all(all(gone) for gone in given_back)
 
 
 def test_a_weight_without_metrics_is_not_forgotten(view):

@@ -6,7 +6,7 @@ from spqlm.calibration.sensitivity import Sensitivity
 from spqlm.layerwise.drift import Drift
 from spqlm.layerwise.loop import Step
 from spqlm.layerwise.metrics import Weighting, layer_metrics
-from spqlm.model.mapped import moments_limit
+from spqlm.model.mapped import moments_limit, trim
 from spqlm.model.view import Named
 from spqlm.numerics.metric import Metric
 from spqlm.numerics.threads import at_once
@@ -119,6 +119,7 @@ class HeldMetrics:
             if group is None:
                 raise KeyError(name)
             self._held = []  # before the next ones take their memory
+            trim()
             wanted = {other: self._sensitivities[other] for other in group}
             self._held = layer_metrics(
                 self._step, wanted, self._weightings, noise=self._noise, stay=True
