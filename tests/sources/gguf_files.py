@@ -50,7 +50,6 @@ def write(path, model, keys=(), extra=(), dropped="nothing", quantized=None):
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     writer.add_rope_dimension_count(16)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_token_list([f"token {number}" for number in range(config.vocab_size)])
     for key, value in dict(keys).items():
         kind = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
         kind[type(value)](f"{architecture}.{key}", value)

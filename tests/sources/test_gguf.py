@@ -1,9 +1,12 @@
+import struct
+
 import gguf
 import numpy as np
 import pytest
 import torch
 from tests.helpers import logits, tiny_model
 from tests.sources.gguf_files import write
+from transformers import modeling_gguf_pytorch_utils as transformers_reader
 
 from spqlm.errors import SpqError
 from spqlm.sources import gguf_reader
@@ -136,12 +139,58 @@ def test_blocks_are_unpacked_by_rows_to_the_same_values(shape, monkeypatch):
     assert found.dtype == expected.dtype and np.array_equal(found, expected)
 
 
+ARRAYS = {
+    "strings": ["", "a", "ünïcödé", "a" * 300],
+    "integers": [3, -1, 2**31 - 1],
+    "floats": [0.5, -2.0],
+    "truths": [True, False],
+    "nested": [["a", "b"], ["c"]],
+}
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "arrays.gguf", "llama")
+    for name, values in ARRAYS.items():
+        writer.add_array(f"llama.{name}", values)
+    writer.add_token_list(ARRAYS["strings"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return tmp_path / "arrays.gguf"
+
+
+def test_arrays_are_read_to_the_same_values(arrays):
+    plain = gguf.GGUFReader(arrays)
+    with quick_gguf_reader():
+        quick = gguf.GGUFReader(arrays)
+        tokens = transformers_reader.read_field(quick, "tokenizer.ggml.tokens")
+    assert tokens == ARRAYS["strings"]
+    assert quick.fields.keys() == plain.fields.keys()
+    for name, field in plain.fields.items():
+        other = quick.fields[name]
+        assert other.types == field.types and other.offset == field.offset
+        assert other.contents() == field.contents()
+        for index, place in zip(other.data, field.data, strict=True):
+            assert other.parts[index].dtype == field.parts[place].dtype
+
+
+def test_a_file_that_ends_within_an_array_is_refused(arrays):
+    whole = arrays.read_bytes()
+    for length in range(60, len(whole) - 64):
+        arrays.write_bytes(whole[:length])
+        with quick_gguf_reader(), pytest.raises((ValueError, IndexError, struct.error)):
+            gguf.GGUFReader(arrays)
+
+
 def test_files_are_read_by_plain_arrays_to_the_same_values(tmp_path, model):
     write(tmp_path / "model.gguf", model)
     usual = gguf.GGUFReader
     with quick_gguf_reader():
         quick = gguf.GGUFReader(tmp_path / "model.gguf")
         assert gguf.GGUFReader(tmp_path / "model.gguf") is quick
+        found = transformers_reader.load_gguf_checkpoint(tmp_path / "model.gguf")
+    assert found == transformers_reader.load_gguf_checkpoint(tmp_path / "model.gguf")
     assert gguf.GGUFReader is usual and type(quick.data) is np.ndarray
     plain = gguf.GGUFReader(tmp_path / "model.gguf")
     assert quick.fields.keys() == plain.fields.keys()

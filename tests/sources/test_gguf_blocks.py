@@ -77,19 +77,3 @@ def test_some_architectures_have_another_reader(file, monkeypatch):
     assert reads_by_blocks(file)
     monkeypatch.setattr(gguf_blocks, "is_gguf_arch_supported", lambda name: name == "llama")
     assert not reads_by_blocks(file)
-
-
-def test_a_vocabulary_is_not_decoded_with_every_piece(file, monkeypatch):
-    usual, stated = reader.load_gguf_checkpoint, []
-
-    def seen(path, return_tensors=False, *others, **named):
-        tokens = gguf.GGUFReader(path).fields["tokenizer.ggml.tokens"]
-        stated.append((return_tensors, len(tokens.data)))
-        return usual(path, return_tensors, *others, **named)
-
-    monkeypatch.setattr(reader, "load_gguf_checkpoint", seen)
-    monkeypatch.setattr(gguf_blocks, "TOGETHER", 0)
-    load_model(file)
-    assert sum(tensors for tensors, _ in stated) > 3
-    assert all((tokens == 0) == tensors for tensors, tokens in stated)
-    assert not all(tensors for tensors, _ in stated)

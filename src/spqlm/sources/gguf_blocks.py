@@ -20,11 +20,11 @@ from transformers.integrations.gguf.reader import GgufHeader
 from transformers.integrations.gguf.utils import is_gguf_arch_supported
 
 from spqlm.progress import track
-from spqlm.sources.gguf_reader import unpack, without_vocabulary
+from spqlm.sources.gguf_reader import unpack
 from spqlm.sources.offloaded import kept
 
-# Bytes of float32 that are unpacked together, unless one layer has more: each time the reader looks
-# for the model's names of all tensors, too.
+# Bytes of float32 that are unpacked together, unless one layer has more: each time the reader goes
+# through the file's vocabulary, too.
 TOGETHER = 2**28
 FLOAT32 = 4
 # Embedding and head: as they are in the file but for their type, whatever the architecture.
@@ -65,8 +65,7 @@ def by_blocks() -> Iterator[list[str]]:
             reader.tqdm = lambda tensors, wanted=together, **_: [
                 tensor for tensor in tensors if tensor.name in wanted
             ]
-            with without_vocabulary(path):
-                found = load(path, True, *others, **named)
+            found = load(path, True, *others, **named)
             for name in [*found["tensors"]]:
                 # Experts come in float32, whatever was asked for.
                 state[name] = kept(name, found["tensors"].pop(name).to(named.get("torch_dtype")))
